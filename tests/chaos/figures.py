@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 VARIABLE: Final = "CHAOS_FIGURES"
 MAX_REASON_LENGTH = 500
+ERROR_LINE: Final = re.compile(r"E  |[ |]+\w*(Error|Group)\b.*: ")
+"""The lines in pytest's output that say what failed, also within a group of errors."""
 MARKERS: Final = {
     "make chaos": ("<!-- figures -->", "<!-- end of figures -->"),
     **{
@@ -133,7 +136,7 @@ class Figures:
 
     def record_failure(self, test: str, output: str) -> None:
         """Record a failed test, with the error lines of pytest's output."""
-        reason = [line.removeprefix("E").strip() for line in output.splitlines() if line.startswith("E  ")]
+        reason = [line.strip("E|+ ") for line in output.splitlines() if ERROR_LINE.match(line)]
         self._write({"failed": test, "reason": " ".join(reason)[:MAX_REASON_LENGTH]})
 
     def _write(self, line: dict[str, Any]) -> None:

@@ -179,6 +179,7 @@ class SteadyLoad:
                 await asyncio.sleep(REPEATS_AFTER)
         task_id = uuid.UUID(response.json()["id"])
         self.harness.ledger.reports.setdefault(task_id, [])
+        self.harness.ledger.accepted_inputs.add(body["input"])
         self.harness.sent += 1
         return task_id
 
