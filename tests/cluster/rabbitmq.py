@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ import httpx
 from taskherd.dev import processes, rabbitmq
 from taskherd.dev.rabbitmq import RabbitBinaries, RabbitNode
 from taskherd.dev.sources import Missing
+from taskherd.errors import Unavailable
 from tests.cluster.network import CLIENTS, CLUSTER, Machine, Network, network_of
 
 NODES: Final = 3
@@ -24,6 +25,7 @@ AMQP_PORT: Final = 5672
 EPMD_PORT: Final = 4369
 DIST_PORT: Final = 25672
 MANAGEMENT_PORT: Final = 15672
+MAX_STARTS: Final = 3
 STARTS_WITHIN: Final = 120.0
 HEALTHY_WITHIN: Final = 180.0
 CONFIGURATION: Final = Path(__file__).parents[2] / "deploy" / "cluster" / "rabbitmq.conf"
@@ -54,9 +56,17 @@ class MachineNode(RabbitNode):
         return self._cluster.url_of(self.address)
 
     def start(self) -> None:
-        """Start the node with its data, if it has any, and wait until it accepts AMQP connections."""
+        """Start the node with its data, if it has any, and wait until it accepts AMQP connections.
+
+        A node that ends while it starts is started again, as systemd and Docker do: 4.0.5 with Khepri sometimes looks
+        for exchange types before it has registered them.
+        """
+        for _ in range(MAX_STARTS - 1):
+            self.launch()
+            with suppress(Unavailable):
+                return self.until_started()
         self.launch()
-        self.until_started()
+        return self.until_started()
 
     def launch(self) -> None:
         """Start the processes, without waiting."""
