@@ -34,8 +34,15 @@ async def measure(run: Run) -> str:
         run.log(
             f"consuming: {with_patch[-1]:.1f} µs of CPU per message with the patch of aiormq, {without[-1]:.1f} without"
         )
+    writing, library = [], []
+    for _ in range(PAIRS):
+        library.append((await _run_peer(run.services, "publish", "aiormq"))["cpu"])
+        writing.append((await _run_peer(run.services, "publish", ""))["cpu"])
+        run.log(f"publishing: {writing[-1]:.1f} µs of CPU per message, {library[-1]:.1f} without the patches of aiormq")
     saved = median(a - b for a, b in zip(without, with_patch, strict=True))
-    handled = {names: await _handled(run.services, names) for names in ("aiormq", "aiormq pamqp", "pamqp", "")}
+    handled = {
+        names: await _run_peer(run.services, "count", names) for names in ("aiormq", "aiormq pamqp", "pamqp", "")
+    }
     run.log(f"with one undecodable property among {patched.MESSAGES} messages: {handled}")
     of = f"of {patched.MESSAGES}"
     undecodable = "with one undecodable property among them"
@@ -46,6 +53,12 @@ async def measure(run: Run) -> str:
                 f"µs of CPU per message to consume and acknowledge, medians of {PAIRS} pairs ({saved:.1f} saved)",
                 f"{median(with_patch):.1f}",
                 f"{median(without):.1f}",
+            ),
+            (
+                "`frame_writer`",
+                f"µs of CPU per message to publish {patched.GROUP} together with confirms, medians of {PAIRS} pairs",
+                f"{median(writing):.1f}",
+                f"{median(library):.1f}",
             ),
             (
                 "`pamqp_patches`, with aiormq's own reader",
@@ -80,15 +93,15 @@ async def _cpu(services: BenchmarkServices, unpatched: str) -> float:
         await asyncio.to_thread(process.wait, 40)
 
 
-async def _handled(services: BenchmarkServices, unpatched: str) -> dict[str, int]:
+async def _run_peer(services: BenchmarkServices, what: str, unpatched: str) -> dict[str, float]:
     await services.clear_queues()
     process = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-m", CONSUMING.module, "count"],
+        [sys.executable, "-m", CONSUMING.module, what],
         env={**services.environment(), "BENCH_UNPATCHED": unpatched},
         stdout=subprocess.PIPE,
         check=True,
         timeout=2 * patched.TIMEOUT,
     )
-    outcome: dict[str, int] = json.loads(process.stdout)
+    outcome: dict[str, float] = json.loads(process.stdout)
     return outcome

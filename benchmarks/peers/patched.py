@@ -1,4 +1,4 @@
-"""taskherd's consumer without a worker, with all patches of libraries or without some of them."""
+"""taskherd's consumer without a worker, or its publisher, with all patches of libraries or without some of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import time
 import warnings
 from importlib import metadata
 from typing import TYPE_CHECKING, Final
@@ -22,6 +23,7 @@ from benchmarks.harness.workload import PREFIX
 from taskherd.broker import dead_letters
 from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.consumer import Consumer
+from taskherd.broker.publisher import OutgoingMessage, Publisher, PublishOutcome
 from taskherd.broker.subscription import Source
 from taskherd.broker.topology import TopologyNames
 from taskherd.errors import Unavailable
@@ -42,6 +44,12 @@ BATCH_DELAY: Final = 0.1
 """Seconds that a batch waits for deliveries, so that the undecodable one arrives before the first ack."""
 
 TIMEOUT: Final = 60.0
+
+GROUP: Final = 64
+GROUPS: Final = 200
+"""Number of messages that are published together, and how often."""
+BODY: Final = 400
+"""Bytes of such a message."""
 _QUEUE = f"{PREFIX}.undecodable"
 _REJECTED = f"{PREFIX}.undecodable.rejected"
 
@@ -79,6 +87,23 @@ async def drain(url: str) -> None:
                 raise AssertionError(message)
         await consumer.ack(batch)
         done += len(batch)
+
+
+async def publish(url: str) -> dict[str, float]:
+    """Publish messages in groups with confirms; return the µs of CPU that each takes in this process."""
+    connection = SupervisedConnection(url, "bench")
+    connection.start()
+    publisher = Publisher(connection)
+    names = TopologyNames(PREFIX)
+    group = [OutgoingMessage(names.work, "unbound", bytes(BODY), correlation_id="c" * 32) for _ in range(GROUP)]
+    await publisher.publish_many(group)
+    began = time.process_time()
+    for _ in range(GROUPS):
+        outcomes = await publisher.publish_many(group)
+        assert all(outcome is PublishOutcome.CONFIRMED for outcome in outcomes)
+    cpu = (time.process_time() - began) / (GROUP * GROUPS)
+    await connection.close()
+    return {"cpu": cpu * 1e6}
 
 
 async def count_handled(url: str) -> dict[str, int]:
@@ -149,11 +174,13 @@ def _messages(queue: str) -> Backlog:
 
 
 def main() -> None:
-    """Consume the queue with a meter, or print the counts with an undecodable message as JSON."""
+    """Consume the queue with a meter, or print what publishing costs or the counts with an undecodable message."""
     unpatch(os.environ.get("BENCH_UNPATCHED", "").split())
     url = os.environ["BENCH_AMQP_URL"]
     if "count" in sys.argv:
         print(json.dumps(uvloop.run(count_handled(url))))
+    elif "publish" in sys.argv:
+        print(json.dumps(uvloop.run(publish(url))))
     else:
         meter.watch(lambda: (done, 0))
         uvloop.run(drain(url))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskherd.domain.commands import Pause
-from taskherd.worker.command_order import WaitingCommand, next_commands
+from taskherd.worker.command_order import MAX_OF_ACTOR, WaitingCommand, next_commands
 
 ALICE, BOB, CAROL = (UUID(int=number) for number in (1, 2, 3))
 
@@ -41,6 +41,16 @@ def test_actors_take_turns() -> None:
     assert ids(next_commands(queue, 6)) == [0, 2_000, 2_001, 1, 2_002, 2]
 
 
+def test_a_batch_for_several_actors_has_few_commands_of_each() -> None:
+    """An actor with many fills a batch only while nobody else waits or has sent a command a moment ago."""
+    many = [waiting(ALICE, number, number) for number in range(1_000)]
+    assert len(next_commands(many, 100)) == 100
+    assert len(next_commands(many, 100, shared=True)) == MAX_OF_ACTOR
+    assert len(next_commands([*many, waiting(BOB, 2_000, 2_000)], 100)) == MAX_OF_ACTOR + 1
+    actors = [waiting(UUID(int=10 + number), number, number) for number in range(200)]
+    assert len(next_commands(actors, 100)) == 100
+
+
 def test_the_commands_for_a_task_keep_their_order_across_actors() -> None:
     """A command waits for an older one for the same task, whoever sent it."""
     queue = [waiting(ALICE, 1, 1), waiting(ALICE, 2, 2), waiting(BOB, 2, 3), waiting(BOB, 3, 4)]
@@ -64,15 +74,16 @@ def test_possible_poison_is_executed_alone() -> None:
 @given(
     st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 30), st.booleans()), max_size=60),
     st.integers(1, 20),
+    st.sampled_from(({}, {"shared": True})),
 )
 def test_every_command_is_executed_once_and_in_order_per_task(
-    rows: list[tuple[int, int, int, bool]], limit: int
+    rows: list[tuple[int, int, int, bool]], limit: int, options: dict[str, bool]
 ) -> None:
     """Whatever waits, batches are not empty, have unique tasks and ids, and empty the queue in order per task."""
     queue = [waiting(UUID(int=actor), task, each, poison=poison) for actor, task, each, poison in rows]
     left, executed = queue, list[WaitingCommand]()
     while left:
-        batch = next_commands(left, limit)
+        batch = next_commands(left, limit, **options)
         assert 0 < len(batch) <= limit
         for key in ("task_id", "command_id"):
             counts = Counter(getattr(each.command, key) for each in batch)

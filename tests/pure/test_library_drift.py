@@ -26,6 +26,7 @@ REPLACED = {
         "pamqp.frame:unmarshal": "a806373358614d8b",
         "pamqp.frame:frame_parts": "c5b9a3e2708db48e",
         "pamqp.commands:Basic.Deliver": "d6371e95963eba19",
+        "pamqp.commands:Basic.Ack": "ba4865f85717bc13",
     },
     "broker/patches/delivery_dispatcher.py": {
         "aiormq.channel:Channel._get_frame": "4f38e4d6cf651f47",
@@ -34,6 +35,19 @@ REPLACED = {
         "aiormq.channel:Channel._read_content": "ec52c7fc67b12be4",
         "aiormq.channel:Channel.basic_consume": "14f0c24e5a60340b",
         "aiormq.abc:DeliveredMessage": "a562db4964a4c2b8",
+    },
+    "broker/patches/frame_writer.py": {
+        "aiormq.channel:Channel.basic_publish": "9e3725b65ec9067c",
+        "aiormq.channel:Channel._on_return_frame": "2adac7182c806274",
+        "aiormq.channel:Channel._on_confirm_frame": "370e05804aa96f92",
+        "aiormq.channel:Channel._confirm_delivery": "72ba722c4c786758",
+        "aiormq.channel:Channel.lock": "8ec27b351a38a1b5",
+        "aiormq.channel:Returning": "2ce5c236fa19b6ad",
+        "aiormq.abc:ChannelFrame": "2d60b2843dd96dcc",
+        "aiormq.connection:Connection.__writer": "711f6c00cd9799a3",
+        "pamqp.commands:Basic.Publish": "af2ec19c26866677",
+        "pamqp.commands:Basic.Properties": "74d58a49f884f41e",
+        "pamqp.encode:field_table": "552a40bb974f2ea6",
     },
     "broker/patches/pamqp_patches.py": {
         "pamqp.header:ContentHeader": "fcd9c0aa6378d8b1",
@@ -66,11 +80,6 @@ EXTENDED = {
     "broker/consumer.py": {
         "aiormq.channel:Channel.basic_ack": "43e43480733f7227",
         "aiormq.channel:Channel._on_cancel_frame": "05ee42683dca1e6c",
-    },
-    "broker/publisher.py": {
-        "aiormq.channel:Channel.basic_publish": "9e3725b65ec9067c",
-        "aiormq.channel:Channel._on_return_frame": "2adac7182c806274",
-        "aiormq.channel:Channel._on_confirm_frame": "370e05804aa96f92",
     },
     "store/sessions.py": {
         "sqlalchemy.dialects.postgresql.asyncpg:AsyncAdapt_asyncpg_connection._prepare": "7414fc2593c999f6",

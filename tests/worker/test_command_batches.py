@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from typing import Any
 
+from taskherd.worker.command_order import MAX_OF_ACTOR
 from tests.harness.worker import ALICE, ORGANIZATION, TIMEOUT, VERSION, WorkerHarness, make_command, running_worker
 
 BOB = uuid.UUID("00000000-0000-4000-8000-0000000000a2")
@@ -44,6 +45,20 @@ async def test_an_actor_with_one_command_does_not_wait_for_anothers_thousand(ext
         replies = await replies_of([*first, bob])
     assert all(reply["ok"] for reply in replies)
     assert answered.index("bob") < 500
+
+
+async def test_a_batch_with_a_command_of_another_actor_is_small(external: WorkerHarness) -> None:
+    """The transaction that has Bob's create has few of Alice's, though hundreds wait; all have the time of theirs."""
+    await external.database.execute(SECOND_OWNER)
+    futures = [await external.post(create(ALICE, f"Step {number} of many")) for number in range(300)]
+    small = create(BOB, "One small thing")
+    futures.append(await external.post(small))
+    async with running_worker(external):
+        replies = await replies_of(futures)
+    assert all(reply["ok"] for reply in replies)
+    times = {row["command_id"]: row["created_at"] for row in await external.database.fetch("TABLE command_log")}
+    together = list(times.values()).count(times[uuid.UUID(small["command_id"])])
+    assert 1 <= together <= MAX_OF_ACTOR + 1
 
 
 async def test_each_command_of_a_batch_is_judged_by_itself(external: WorkerHarness) -> None:

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
-MAX_SLOTS: Final = 64
-"""Maximum number of commands of batches and actions of one process that wait for a reply."""
+MAX_SLOTS: Final = 200
+"""Maximum number of commands of batches and actions of one process that wait for a reply: two batches of a worker's."""
 FEW_SLOTS: Final = 4
 """That number while single commands are sent too."""
 QUIET: Final = 0.5

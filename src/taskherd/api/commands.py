@@ -136,8 +136,10 @@ def _record_of(api: ApiContext, command: Command, body: bytes) -> Callable[[], A
             row = await command_log.recorded(api.reader, command.command_id)
         except (Unavailable, Retry, Misconfigured):
             return None
+        if row is None:
+            return None
         executed = decode_command(body)
-        if row is None or isinstance(executed, InvalidMessage):
+        if isinstance(executed, InvalidMessage):
             return None
         if row["digest"] != digest(executed):
             return Reply(refused_reply(COMMAND_ID_REUSED), {})

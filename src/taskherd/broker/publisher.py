@@ -7,12 +7,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 from aiormq.exceptions import DeliveryError, PublishError
-from pamqp.commands import Basic
 
 from taskherd.broker.connection import REQUEST_TIMEOUT, SupervisedConnection, map_errors
+from taskherd.broker.patches.frame_writer import writer_of
 from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -21,9 +20,9 @@ if TYPE_CHECKING:
     from aiormq.channel import Channel
     from pamqp.common import FieldTable
 
+    from taskherd.broker.patches.frame_writer import Confirm, Writer
+
 JSON = "application/json"
-PERSISTENT = 2
-"""The AMQP delivery mode of messages that survive a restart of the broker."""
 MAX_IN_FLIGHT = 256
 """Maximum number of messages that wait for their confirm at the same time."""
 MAX_BYTES_IN_FLIGHT = 8 * 1024 * 1024
@@ -62,6 +61,11 @@ class _Confirms:
     latest_at: float = 0.0
     missing: int = 0
 
+    def note(self, confirm: Confirm) -> None:
+        """Note the time of a confirm, also one of a message that was returned."""
+        if not confirm.cancelled() and isinstance(confirm.exception(), PublishError | None):
+            self.latest_at = asyncio.get_running_loop().time()
+
 
 class Publisher:
     """A publisher on ``connection``, which must not be used for consuming.
@@ -81,8 +85,10 @@ class Publisher:
         self._user = connection.user if identified else None
         self._prepare: Callable[[Channel], Awaitable[None]] | None = None
         self._channel: Channel | None = None
+        self._writer: Writer | None = None
         self._opening = asyncio.Lock()
         self._slots = asyncio.Semaphore(MAX_IN_FLIGHT)
+        self._collecting = asyncio.Lock()
         self._confirms = _Confirms()
 
     def on_own_channel(self, prepare: Callable[[Channel], Awaitable[None]]) -> Publisher:
@@ -116,28 +122,76 @@ class Publisher:
     async def send(self, message: OutgoingMessage) -> PublishOutcome:
         """Publish ``message`` and wait for the confirm. Raise ``Unavailable`` if none arrives in time."""
         async with self._slots:
+            writer = await self._open_writer()
             began = asyncio.get_running_loop().time()
-            channel = await self._open_channel()
-            try:
-                with map_errors("publishing"):
-                    async with asyncio.timeout(REQUEST_TIMEOUT):
-                        published = await _publish(channel, message, self._user)
-            except Unavailable as error:
-                if isinstance(error.__cause__, TimeoutError):
-                    self._drop_if_stuck(began)
-                raise
-            self._confirms.latest_at = asyncio.get_running_loop().time()
-            return published
+            return await self._outcome(self._start(writer, message), began)
 
     async def publish_many(self, messages: Sequence[OutgoingMessage]) -> list[PublishOutcome | Unavailable]:
-        """Publish ``messages`` concurrently, in order, and return the outcome of each, in the same order."""
+        """Publish ``messages`` together, in order, and return the outcome of each, in the same order."""
         outcomes: list[PublishOutcome | Unavailable] = []
         for chunk in _chunks(messages):
-            for outcome in await asyncio.gather(*map(self.send, chunk), return_exceptions=True):
-                if not isinstance(outcome, (PublishOutcome, Unavailable)):
-                    raise outcome
-                outcomes.append(outcome)
+            await self._acquire_slots(len(chunk))
+            outcomes += await self._send_together(chunk)
         return outcomes
+
+    async def _acquire_slots(self, count: int) -> None:
+        """Acquire several slots. Only one caller does at a time, or two could wait for each other's."""
+        async with self._collecting:
+            acquired = 0
+            try:
+                while acquired < count:
+                    await self._slots.acquire()
+                    acquired += 1
+            except BaseException:
+                self._release_slots(acquired)
+                raise
+
+    def _release_slots(self, count: int) -> None:
+        for _ in range(count):
+            self._slots.release()
+
+    async def _send_together(self, messages: Sequence[OutgoingMessage]) -> list[PublishOutcome | Unavailable]:
+        """Send messages, each of which has a slot until it is confirmed: one that is stuck holds only its own."""
+        confirms: list[Confirm] = []
+        try:
+            writer = await self._open_writer()
+            began = asyncio.get_running_loop().time()
+            for message in messages:
+                confirms.append(self._start(writer, message))
+                confirms[-1].add_done_callback(lambda _: self._slots.release())
+            await asyncio.wait(confirms)
+            return [await self._outcome_or_error(confirm, began) for confirm in confirms]
+        except Unavailable as error:
+            return [error] * len(messages)
+        finally:
+            self._release_slots(len(messages) - len(confirms))
+            for confirm in confirms:
+                confirm.cancel()
+
+    def _start(self, writer: Writer, message: OutgoingMessage) -> Confirm:
+        confirm = writer.publish(message, self._user)
+        confirm.add_done_callback(self._confirms.note)
+        return confirm
+
+    async def _outcome_or_error(self, confirm: Confirm, began: float) -> PublishOutcome | Unavailable:
+        try:
+            return await self._outcome(confirm, began)
+        except Unavailable as error:
+            return error
+
+    async def _outcome(self, confirm: Confirm, began: float) -> PublishOutcome:
+        try:
+            await confirm
+        except PublishError:
+            return PublishOutcome.UNROUTED
+        except DeliveryError as error:
+            raise Unavailable("publishing: the broker refused the message") from error
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, TimeoutError):
+                self._drop_if_stuck(began)
+            with map_errors("publishing"):
+                raise
+        return PublishOutcome.CONFIRMED
 
     async def close(self) -> None:
         """Close the channel, but not the connection, within ``REQUEST_TIMEOUT``."""
@@ -145,14 +199,16 @@ class Publisher:
         if channel is not None:
             await _close(channel)
 
-    async def _open_channel(self) -> Channel:
-        if self._channel is not None and not self._channel.is_closed:
-            return self._channel
-        async with self._opening:
-            if self._channel is None or self._channel.is_closed:
-                self._channel = await self._open_new_channel()
-                self._confirms.missing = 0
-            return self._channel
+    async def _open_writer(self) -> Writer:
+        """Return the writer to the channel, which is opened if need be."""
+        if self._channel is None or self._channel.is_closed:
+            async with self._opening:
+                if self._channel is None or self._channel.is_closed:
+                    channel = await self._open_new_channel()
+                    self._channel, self._writer = channel, writer_of(channel, REQUEST_TIMEOUT)
+                    self._confirms.missing = 0
+        assert self._writer is not None
+        return self._writer
 
     async def _open_new_channel(self) -> Channel:
         channel = await self._connection.channel(confirms=True)
@@ -186,38 +242,7 @@ def _chunks(messages: Sequence[OutgoingMessage]) -> Iterator[Sequence[OutgoingMe
         yield messages[start:]
 
 
-async def _publish(channel: Channel, message: OutgoingMessage, user: str | None) -> PublishOutcome:
-    try:
-        await channel.basic_publish(
-            message.body,
-            exchange=message.exchange,
-            routing_key=message.routing_key,
-            properties=properties_of(message, user),
-            mandatory=message.mandatory,
-            wait=False,
-        )
-    except PublishError:
-        return PublishOutcome.UNROUTED
-    except DeliveryError as error:
-        raise Unavailable("publishing: the broker refused the message") from error
-    return PublishOutcome.CONFIRMED
-
-
 async def _close(channel: Channel) -> None:
     with suppress(Unavailable), map_errors("closing a channel"):
         async with asyncio.timeout(REQUEST_TIMEOUT):
             await channel.close()
-
-
-def properties_of(message: OutgoingMessage, user: str | None = None) -> Basic.Properties:
-    """Return the AMQP properties of a message that ``user`` publishes."""
-    return Basic.Properties(
-        content_type=message.content_type,
-        headers=message.headers,
-        delivery_mode=PERSISTENT,
-        correlation_id=message.correlation_id,
-        reply_to=message.reply_to,
-        expiration=None if message.expiration is None else str(max(1, round(message.expiration * 1000))),
-        message_id=uuid4().hex,
-        user_id=user,
-    )

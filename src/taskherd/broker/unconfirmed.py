@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from taskherd import retry
 from taskherd.broker.connection import REQUEST_TIMEOUT, SupervisedConnection, map_errors
-from taskherd.broker.publisher import properties_of
+from taskherd.broker.patches.frame_writer import writer_of
 from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
     from aiormq.channel import Channel
 
+    from taskherd.broker.patches.frame_writer import Writer
     from taskherd.broker.publisher import OutgoingMessage
 
 MAX_WAITING: Final = 1_000
 """Default maximum number of messages in memory; the oldest are dropped."""
+
+MAX_TOGETHER: Final = 100
+"""Maximum number of messages that are sent with one write: the replies to a batch of commands."""
 
 
 class UnconfirmedPublisher:
@@ -42,6 +46,7 @@ class UnconfirmedPublisher:
         self._waiting: deque[OutgoingMessage] = deque(maxlen=max_waiting)
         self._offered = asyncio.Event()
         self._channel: Channel | None = None
+        self._writer: Writer | None = None
         self._stopping = False
 
     def offer(self, message: OutgoingMessage) -> None:
@@ -62,21 +67,24 @@ class UnconfirmedPublisher:
             self._offered.clear()
             while self._waiting:
                 try:
-                    await self._send_once(self._waiting.popleft())
+                    await self._send_waiting()
                     failures = 0
                 except Unavailable as error:
                     failures += 1
                     self._on_error(str(error))
                     await asyncio.sleep(retry.delay(failures))
 
-    async def _send_once(self, message: OutgoingMessage) -> None:
+    async def _send_waiting(self) -> None:
+        """Send what waits with one write, up to ``MAX_TOGETHER``; if it cannot be sent, the oldest is dropped."""
         if self._channel is None or self._channel.is_closed:
-            self._channel = await self._connection.channel()
+            try:
+                self._channel = await self._connection.channel()
+            except Unavailable:
+                self._waiting.popleft()
+                raise
+            self._writer = writer_of(self._channel, REQUEST_TIMEOUT)
+        messages = [self._waiting.popleft() for _ in range(min(MAX_TOGETHER, len(self._waiting)))]
+        assert self._writer is not None
         with map_errors("publishing without a confirm"):
             async with asyncio.timeout(REQUEST_TIMEOUT):
-                await self._channel.basic_publish(
-                    message.body,
-                    exchange=message.exchange,
-                    routing_key=message.routing_key,
-                    properties=properties_of(message),
-                )
+                await self._writer.write(messages)

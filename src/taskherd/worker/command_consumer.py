@@ -31,6 +31,7 @@ from taskherd.worker.reconcile import reconcile
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
+    from uuid import UUID
 
     from taskherd.broker.consumer import Consumer
     from taskherd.broker.delivery import Delivery
@@ -43,6 +44,9 @@ log = structlog.get_logger(__name__)
 
 MAX_COMMANDS = 100
 """Maximum number of commands that are executed in one transaction."""
+
+SHARED_FOR = 0.5
+"""Seconds after a command of another actor for which the batches of one with many stay small."""
 
 MAX_WAITING = 2_000
 """Maximum number of unacked commands: an actor's turn comes among those."""
@@ -60,20 +64,30 @@ class CommandConsumer:
         self._context = context
         self._relay = relay
         self._waiting: list[WaitingCommand] = []
+        self._latest_actor: UUID | None = None
+        self._shared_until = 0.0
 
     async def run(self) -> None:
         """Execute commands until consuming has stopped and the buffer is empty."""
+        loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
             scheduler = BatchScheduler(group)
             while await self._receive():
                 await scheduler.wait_slot(self._ready, MAX_GROW)
                 if self._consumer.buffered:
                     await self._receive()
-                batch = next_commands(self._waiting, MAX_COMMANDS)
+                batch = next_commands(self._waiting, MAX_COMMANDS, shared=loop.time() < self._shared_until)
                 chosen = {id(each.delivery) for each in batch}
                 self._waiting = [each for each in self._waiting if id(each.delivery) not in chosen]
                 if batch:
                     await scheduler.submit(_footprint(batch), partial(self._handle, batch))
+
+    def _note_actor(self, actor: UUID) -> None:
+        """Note the actor of a command; several actors send commands if it is not that of the one before."""
+        if actor != self._latest_actor:
+            if self._latest_actor is not None:
+                self._shared_until = asyncio.get_running_loop().time() + SHARED_FOR
+            self._latest_actor = actor
 
     def _ready(self) -> int:
         """Return the number of commands that wait to be executed."""
@@ -102,6 +116,7 @@ class CommandConsumer:
                 self._context.metrics.commands.labels("unknown", "invalid").inc()
                 yield delivery, command
             else:
+                self._note_actor(command.actor_id)
                 self._waiting.append(WaitingCommand(delivery, command))
 
     async def _handle(self, batch: Sequence[WaitingCommand], _previous: asyncio.Task[None] | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from taskherd.domain.commands import Command
 
 
+MAX_OF_ACTOR: Final = 16
+"""Maximum number of commands of one actor in a batch that others wait for, too: a small batch is executed sooner."""
+
+
 class WaitingCommand(NamedTuple):
     """A decoded command and its delivery."""
 
@@ -20,8 +24,10 @@ class WaitingCommand(NamedTuple):
     command: Command
 
 
-def next_commands(waiting: Sequence[WaitingCommand], limit: int) -> list[WaitingCommand]:
+def next_commands(waiting: Sequence[WaitingCommand], limit: int, *, shared: bool = False) -> list[WaitingCommand]:
     """Return up to ``limit`` of the waiting commands, which are in the order received, to execute together.
+
+    Of one actor there are at most ``MAX_OF_ACTOR`` if commands of several wait, or if ``shared``: others send some too.
 
     First come the oldest command of every actor, then the second oldest, and so on, so that an actor with one command
     does not wait for another's thousand. Of the commands for one task, and of those with one command id, only the
@@ -37,8 +43,9 @@ def next_commands(waiting: Sequence[WaitingCommand], limit: int) -> list[Waiting
             turns[command.actor_id] += 1
         tasks.add(command.task_id)
         ids.add(command.command_id)
+    most = MAX_OF_ACTOR if shared or len(turns) > 1 else limit
     ordered.sort()
-    chosen = [waiting[index] for _, index in ordered[:limit]]
+    chosen = [waiting[index] for turn, index in ordered[:limit] if turn < most]
     if chosen and chosen[0].delivery.possible_poison:
         return chosen[:1]
     return [each for each in chosen if not each.delivery.possible_poison]

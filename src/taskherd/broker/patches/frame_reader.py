@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import asyncio
 
 SUPPORTED: Final = VersionRange("aiormq", first=(7, 2, 4), end=(7, 3))
-LOSS: Final = "consuming takes about 70 µs more CPU per message"
+LOSS: Final = "consuming and publishing take about 70 µs more CPU per message"
 
 TAG_PREFIX = "taskherd."
 """Prefix of the consumer tags whose deliveries are assembled here."""
@@ -45,6 +45,9 @@ _OVERHEAD = 8
 
 _START = Struct(">BHI")
 _METHOD, _HEADER, _BODY, _END = 1, 2, 3, 0xCE
+_ACK = Basic.Ack.index.to_bytes(4)
+_ACK_LENGTH = 21
+_TAG_AND_FLAG = Struct(">QB")
 _DELIVER = Basic.Deliver.index.to_bytes(4)
 _TAG_PREFIX_BYTES = TAG_PREFIX.encode()
 _SIZE = Struct(">Q")
@@ -149,6 +152,9 @@ class _PartialDelivery:
 
 
 def _decoded(frame: bytes) -> Any:
+    if len(frame) == _ACK_LENGTH and frame[0] == _METHOD and frame[7:11] == _ACK:  # a confirm: there are many
+        tag, multiple = _TAG_AND_FLAG.unpack_from(frame, 11)
+        return Basic.Ack(tag, bool(multiple & 1))
     try:
         return pamqp.frame.unmarshal(frame)[2]
     except (PAMQPException, IndexError) as error:
