@@ -152,11 +152,15 @@ def step(verb: str, argument: str) -> "str | None":  # noqa: PLR0915
             params = {"sessionId": state["session"], "mode": "form", "message": first, "requestedSchema": schema}
             send({"id": f"ask-{first}", "method": "elicitation/create", "params": params})
             answer_of(first)
-        case "request":
+        case "request" | "post":
             method, _, given = rest.partition(" ")
             fields = {"sessionId": state["session"], **json.loads(given)}
             send({"id": f"ask-{first}", "method": method, "params": fields})
-            answer_of(first)
+            if verb == "request":
+                answer_of(first)
+        case "show":
+            content = [{"type": "terminal", "terminalId": rest}]
+            update("tool_call_update", toolCallId=first, content=content)
         case "wait":
             wait((FOLDER / argument).exists)
         case "hang":

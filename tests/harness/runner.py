@@ -180,8 +180,7 @@ class RunnerHarness:
 
     def marked(self, task_id: uuid.UUID, root: Path | None = None) -> set[int]:
         """Return the pids of all living processes of the task, including its shims."""
-        marker = f"TASKHERD_RUN_FOLDER={root or self.root}/{task_id}/".encode()
-        return {pid for pid in _processes() if is_alive(pid) and marker in _environment(pid)}
+        return marked_by(f"{root or self.root}/{task_id}/")
 
     def kill(self, pid: int) -> None:
         """Kill a process with SIGKILL."""
@@ -192,6 +191,12 @@ class RunnerHarness:
         """Return ``started.json`` of a run: pids and start times of shim and agent."""
         record: dict[str, Any] = json.loads((self.state(task_id) / f"run-{build_number}/started.json").read_text())
         return record
+
+
+def marked_by(prefix: str) -> set[int]:
+    """Return the pids of all living processes of runs in folders that begin like this, including the shims."""
+    marker = f"TASKHERD_RUN_FOLDER={prefix}".encode()
+    return {pid for pid in _processes() if is_alive(pid) and marker in _environment(pid)}
 
 
 async def eventually(condition: Callable[[], Any], seconds: float = TIMEOUT) -> None:

@@ -30,7 +30,8 @@ from taskherd.runner.journal import Journal
 from taskherd.runner.outbox import Budget, Outbox
 from taskherd.runner.reporter import Reporter, SequenceGenerator
 from taskherd.runner.workspaces import processes
-from taskherd.runner.workspaces.folders import TaskFolder
+from taskherd.runner.workspaces.folders import RunFolder, TaskFolder
+from taskherd.runner.workspaces.terminals import TerminalCommand, end_all, make_terminal_spec
 from tests.harness.runner import eventually
 
 KILLER = 65_533
@@ -73,12 +74,7 @@ class AcpRun:
         self.journal.accept(WorkspaceStart.model_validate(request))
         self.journal.gives_prompt = not given
         self.task.write_prompt(prompt, self.uid)
-        spec = processes.RunSpec(
-            argv=self.argv, cwd=self.task.work, env=self.env, uid=self.uid, killer_uid=KILLER,
-            grace=self.run.grace, timeout=None, memory=None, cpu=None, cgroup=None, protocol=True,
-            stdin={"pipe": None, "none": Path(os.devnull), "prompt": self.task.prompt}[self.run.stdin_kind],
-        )  # fmt: skip
-        handle = await processes.start(self.task.run(self.build), spec)
+        handle = await processes.start(self.task.run(self.build), self._spec())
         self.follow(handle)
 
     def follow(self, handle: processes.ShimHandle) -> None:
@@ -260,10 +256,21 @@ class AcpRun:
                 log_budget=LogBudget(LogRates(2**30, 2**20)),
                 work=self.task.work,
                 workdir=self.task.work,
+                start_command=self._start_command,
                 interrupt_agent=lambda: None if self.session is None or self.exits else self.session.interrupt(),
                 stop_agent=self.end,
             )
         )
+
+    def _spec(self) -> processes.RunSpec:
+        stdin = {"pipe": None, "none": Path(os.devnull), "prompt": self.task.prompt}[self.run.stdin_kind]
+        return processes.RunSpec(
+            argv=self.argv, cwd=self.task.work, env=self.env, uid=self.uid, killer_uid=KILLER, stdin=stdin,
+            grace=self.run.grace, timeout=None, memory=None, cpu=None, cgroup=None, protocol=True,
+        )  # fmt: skip
+
+    def _start_command(self, folder: RunFolder, command: TerminalCommand) -> processes.ShimHandle:
+        return processes.spawn(folder, make_terminal_spec(self._spec(), command, lambda argv, _: argv))
 
     async def _save(self) -> None:
         journals.write(self.task.journal, self.journal.model_dump_json().encode())
@@ -295,3 +302,4 @@ async def acp_run(root: Path, *traits: str, **run: Any) -> AsyncIterator[AcpRun]
                 handle.stop()
                 await handle.wait()
                 handle.close()
+            end_all(folder)

@@ -504,3 +504,36 @@ if IS_ROOT:
         with pytest.raises(AssertionError, match=r".") as failure:
             await harness.start(prefix=prefix, **settings)
         assert problem.replace("{closed}", str(closed)) in str(failure.value)
+
+
+COMMAND_BESIDE = """
+tell() { printf '%s\\n' "{\\"jsonrpc\\":\\"2.0\\",$1}"; }
+look() { id -u > $1.user; ls / > $1.root; cat /proc/self/cgroup > $1.cgroup; }
+look agent
+read line; tell '"id":0,"result":{"protocolVersion":1}'
+read line; tell '"id":1,"result":{"sessionId":"s"}'
+read line
+command='look() { id -u > $1.user; ls / > $1.root; cat /proc/self/cgroup > $1.cgroup; }; look command; sleep 300 &'
+tell '"id":"c","method":"terminal/create","params":{"sessionId":"s","command":"'"$command"'"}'
+read line
+tell '"id":"w","method":"terminal/wait_for_exit","params":{"terminalId":"terminal-0"}'
+read line; echo "$line" > ended
+while read line; do :; done
+"""
+
+
+@every_mode
+async def test_a_command_beside_an_agent_is_held_as_the_agent_is(
+    harness: RunnerHarness, start: Callable[[], Any], mode: Mode
+) -> None:
+    """A command that runs through the runner has the agent's user, root and cgroup, and its end spares it."""
+    await start()
+    task_id = await shell(harness, mode, COMMAND_BESIDE, agent="acp", client_terminals=True)
+    work = harness.work(task_id)
+    await eventually((work / "ended").exists, 60)
+    assert '"exitCode":0' in (work / "ended").read_text()
+    for name in ("user", "root", "cgroup"):
+        assert (work / f"command.{name}").read_text() == (work / f"agent.{name}").read_text()
+    assert len(harness.marked(task_id)) >= 2
+    assert (await harness.worker.command("task.delete", task_id))["ok"]
+    await eventually(lambda: not harness.marked(task_id), 60)

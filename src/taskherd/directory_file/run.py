@@ -131,7 +131,7 @@ OnLossField = Annotated[OnLoss, BeforeValidator(_from_short_form)]
 StalledAfter = Annotated[Seconds, Field(ge=0, le=30 * _DAY)]
 
 
-_ONLY_ACP = {"approvals", "complete_after_turn", "turn_timeout", "client_files", "mcp_servers"}
+_ONLY_ACP = {"approvals", "complete_after_turn", "turn_timeout", "client_files", "client_terminals", "mcp_servers"}
 
 
 class RunConfig(TemplateModel):
@@ -190,6 +190,9 @@ class RunConfig(TemplateModel):
     )
     client_files: Literal["none", "read", "write"] = Field(
         "none", description="``acp``: files in ``work`` that the agent may read and write through the runner."
+    )
+    client_terminals: bool = Field(
+        default=False, description="``acp``: whether the agent may run commands in ``work`` through the runner."
     )
     mcp_servers: Literal["none", "taskherd"] = Field(
         "none", description="``acp``: ``taskherd``: the agent is given the MCP server ``taskherd mcp``."

@@ -35,7 +35,7 @@ def become_agent(spec: Mapping[str, Any], streams: tuple[int, int, int], problem
         for target, descriptor in enumerate(streams):
             os.dup2(descriptor, target)
         _prepare(spec)
-        os.execvpe(program, spec["argv"], {**os.environ, **spec["linker_env"]})  # noqa: S606 - what this is for
+        os.execvpe(program, spec["argv"], {**os.environ, **spec["own_env"]})  # noqa: S606 - what this is for
     except OSError as error:
         name = error.filename if isinstance(error.filename, str) else program
         message = f"[Errno {error.errno}] {error.strerror}: {program if name.endswith(f'/{program}') else name!r}"

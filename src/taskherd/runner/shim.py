@@ -272,15 +272,12 @@ class Shim:
         return self._childless
 
     def _kill(self, pids: set[int]) -> None:
-        """Kill all of the agent's cgroup, of its user, and all descendants: frozen first, so that none can fork."""
-        if cgroup := self._spec["cgroup"]:
-            try:
-                with open(f"{cgroup}/cgroup.kill", "w", encoding="ascii") as file:
-                    file.write("1")
-            except OSError:
-                pass
-        if self._spec["uid"]:
-            self._kill_user()
+        """Kill all of the agent's cgroup, of its user, and all descendants: frozen first, so that none can fork.
+
+        Of a command beside an agent only the descendants are killed.
+        """
+        if not self._spec["beside_agent"]:
+            self._kill_others()
         for _ in range(_FREEZE_ROUNDS):
             send_signal(pids, signal.SIGSTOP)
             now = descendants(os.getpid())
@@ -289,8 +286,16 @@ class Shim:
             pids = pids | now
         send_signal(pids, signal.SIGKILL)
 
-    def _kill_user(self) -> None:
-        """Kill all processes of the agent's user, as ``privileges.kill_all`` does."""
+    def _kill_others(self) -> None:
+        """Kill all processes of the agent's cgroup, and of its own user, as ``privileges.kill_all`` does."""
+        if cgroup := self._spec["cgroup"]:
+            try:
+                with open(f"{cgroup}/cgroup.kill", "w", encoding="ascii") as file:
+                    file.write("1")
+            except OSError:
+                pass
+        if not self._spec["uid"]:
+            return
         program = f"{os.path.dirname(os.path.abspath(__file__))}/privileges.py"
         users = str(self._spec["uid"]), str(self._spec["killer_uid"])
         for _ in range(_KILL_ATTEMPTS):

@@ -79,7 +79,7 @@ async def probe_acp(trial: Trial) -> list[Finding]:
 
 
 async def _handshake(trial: Trial, client: AcpClient) -> list[Finding]:
-    params = handshake.initialize_params(trial.run.client_files)
+    params = handshake.initialize_params(trial.run)
     initialized = await client.call("initialize", params)
     if initialized.error is not None:
         words = f"it refused `initialize`: {handshake.describe_error(initialized.error)}"

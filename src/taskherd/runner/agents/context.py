@@ -23,7 +23,8 @@ from taskherd.runner.journal import InputDelivery, Journal
 from taskherd.runner.outbox import Checkpoint, Outbox
 from taskherd.runner.reporter import Reporter
 from taskherd.runner.workspaces.folders import RunFolder
-from taskherd.runner.workspaces.processes import ExitRecord
+from taskherd.runner.workspaces.processes import ExitRecord, ShimHandle
+from taskherd.runner.workspaces.terminals import TerminalCommand
 
 MAX_STATUS = 160
 """Maximum length, in characters, of a status message that is made from an agent's output."""
@@ -98,6 +99,8 @@ class AgentContext:
     """The task's folder ``work``."""
     workdir: Path
     """The agent's working directory."""
+    start_command: Callable[[RunFolder, TerminalCommand], ShimHandle]
+    """Start a command beside the agent, in a new run folder, with its user, sandbox and cgroup; ``OSError`` if not."""
     mcp_servers: Sequence[dict[str, Any]] = ()
     """The MCP servers that an agent is given, as ACP describes them."""
     interrupt_agent: Callable[[], None] = _do_nothing

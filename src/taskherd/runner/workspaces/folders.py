@@ -20,6 +20,7 @@ ROOT/
         stdin/          lines of a protocol for the agent's stdin (line_feeder.py)
         output/         output of the agent, in segments named by their start offset
         log/            its stderr, if its stdout carries a protocol
+        terminals/      a folder like this one for each command that it runs through the runner
         exit.json       how the agent ended
 ```
 
@@ -81,6 +82,19 @@ class RunFolder:
         return self.path / "stdin"
 
     @property
+    def terminals(self) -> Path:
+        """Folder with the runs of the commands that the agent runs through the runner."""
+        return self.path / "terminals"
+
+    def terminal(self, number: int) -> RunFolder:
+        """Return the folder of the run of one of these commands."""
+        return RunFolder(self.terminals / str(number))
+
+    def list_terminals(self) -> list[RunFolder]:
+        """Return the folders of these runs that are on this disk."""
+        return [RunFolder(path) for path in self.terminals.glob("*")]
+
+    @property
     def exit(self) -> Path:
         """The exit record."""
         return self.path / "exit.json"
@@ -92,8 +106,12 @@ class RunFolder:
 
     def recreate(self) -> None:
         """Replace the folder by a new, empty one."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        self.remove()
         self.path.mkdir(mode=0o700)
+
+    def remove(self) -> None:
+        """Remove the folder, as far as that is possible."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +236,7 @@ class TaskFolder:
     def remove_runs(self) -> None:
         """Remove the folders of all runs."""
         for run in self.list_runs():
-            shutil.rmtree(run.path, ignore_errors=True)
+            run.remove()
 
     def remove_work(self) -> None:
         """Remove the agent's files and the runs. Raise ``OSError`` if a file cannot be removed."""

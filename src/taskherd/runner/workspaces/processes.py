@@ -11,7 +11,7 @@ import select
 import signal
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +105,7 @@ class ExitRecord:
             case _ if self.why is ExitReason.OUT_OF_MEMORY:
                 return "The agent ran out of memory (`limits.memory` in the template) and was killed."
             case _ if self.signal is not None:
-                return f"The agent was killed by signal {self.signal} ({_signal_name(self.signal)})."
+                return f"The agent was killed by signal {self.signal} ({signal_name(self.signal)})."
             case _:
                 return f"The agent ended with exit status {self.code}."
 
@@ -132,6 +132,12 @@ class RunSpec:
     """Whether ``argv`` runs bubblewrap, which runs the agent in ``cwd``."""
     protocol: bool = False
     """Whether stdin and stdout carry lines of a protocol: kept until they are read, and apart from stderr."""
+    own_env: Mapping[str, str] = field(default_factory=dict)
+    """Variables of the program alone: its shim, which may be root, is not given them."""
+    beside_agent: bool = False
+    """Whether this is a command beside an agent, whose user and cgroup it shares: its end must not end all of them."""
+    segment_bytes: int | None = None
+    """Size of an output file in bytes; None: ``SEGMENT_BYTES``."""
 
 
 class ShimHandle:
@@ -161,6 +167,12 @@ class ShimHandle:
         poll.register(self._descriptor, select.POLLIN)
         return self._folder.exit.exists() or bool(poll.poll(0))
 
+    def collect(self) -> ExitRecord | None:
+        """Return how the run ended, or None while its shim runs."""
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        return self._collect_exit() if poll.poll(0) else None
+
     async def wait(self) -> ExitRecord:
         """Wait until the shim has exited, kill processes that it left, and return how the run ended."""
         loop = asyncio.get_running_loop()
@@ -189,9 +201,7 @@ async def start(folder: RunFolder, spec: RunSpec) -> ShimHandle:
         OSError: a file could not be written or the shim could not be spawned.
         Unavailable: the agent could not be started, or the shim did not start it in time.
     """
-    folder.recreate()
-    folder.spec.write_bytes(marshal.dumps(_spec_record(spec)))
-    handle = ShimHandle(folder, _spawn(folder, spec.env))
+    handle = spawn(folder, spec)
     exit_wait = asyncio.create_task(handle.wait())
     try:
         async with asyncio.timeout(START_TIMEOUT):
@@ -211,6 +221,13 @@ async def start(folder: RunFolder, spec: RunSpec) -> ShimHandle:
         await asyncio.wait({exit_wait})
     handle.agent_started = True
     return handle
+
+
+def spawn(folder: RunFolder, spec: RunSpec) -> ShimHandle:
+    """Start a shim in a new run folder; it has not started its agent yet. Raise ``OSError`` if that fails."""
+    folder.recreate()
+    folder.spec.write_bytes(marshal.dumps(_spec_record(spec)))
+    return ShimHandle(folder, _spawn(folder, spec.env))
 
 
 def _spawn(folder: RunFolder, env: Mapping[str, str]) -> int:
@@ -239,8 +256,9 @@ def _spec_record(spec: RunSpec) -> dict[str, Any]:
     return {
         "argv": list(spec.argv),
         "cwd": "/" if spec.sandboxed else str(spec.cwd),
-        "linker_env": {name: value for name, value in spec.env.items() if _is_for_linker(name)},
+        "own_env": {**{name: value for name, value in spec.env.items() if _is_for_linker(name)}, **spec.own_env},
         "uid": spec.uid,
+        "beside_agent": spec.beside_agent,
         "killer_uid": spec.killer_uid,
         "sandboxed": spec.sandboxed,
         "protocol": spec.protocol,
@@ -250,7 +268,7 @@ def _spec_record(spec: RunSpec) -> dict[str, Any]:
         "cpu": spec.cpu,
         "cgroup": str(spec.cgroup) if spec.cgroup else None,
         "stdin": str(spec.stdin) if spec.stdin else None,
-        "segment_bytes": SEGMENT_BYTES,
+        "segment_bytes": spec.segment_bytes or SEGMENT_BYTES,
         "max_segments": MAX_SEGMENTS,
         "stdin_pipe_bytes": STDIN_PIPE_BYTES,
     }
@@ -276,7 +294,7 @@ async def adopt(folder: RunFolder) -> ShimHandle | None:
     with suppress(TimeoutError):
         async with asyncio.timeout(START_TIMEOUT):
             while has_shim(folder):
-                handle = _open_verified(folder)
+                handle = open_running(folder)
                 if handle is not None:
                     return handle
                 await asyncio.sleep(
@@ -285,7 +303,7 @@ async def adopt(folder: RunFolder) -> ShimHandle | None:
     return None
 
 
-def _open_verified(folder: RunFolder) -> ShimHandle | None:
+def open_running(folder: RunFolder) -> ShimHandle | None:
     """Return a handle of the recorded shim if the process with its pid has the recorded start time, else None."""
     try:
         record = json.loads(folder.started.read_text())
@@ -365,7 +383,8 @@ def _startup_error(folder: RunFolder) -> str:
     return "its shim was never started"
 
 
-def _signal_name(number: int) -> str:
+def signal_name(number: int) -> str:
+    """Return the name of a signal, such as SIGTERM."""
     try:
         return signal.Signals(number).name
     except ValueError:

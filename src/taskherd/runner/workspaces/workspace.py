@@ -20,12 +20,13 @@ from taskherd.runner.agents.kinds import follower_class
 from taskherd.runner.agents.log_budget import LogBudget
 from taskherd.runner.agents.session import AgentSession
 from taskherd.runner.journal import Phase
-from taskherd.runner.workspaces import processes
+from taskherd.runner.workspaces import processes, terminals
 from taskherd.runner.workspaces.launch_plan import plan_launch
 from taskherd.runner.workspaces.run_spec import make_run_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
+    from pathlib import Path
     from uuid import UUID
 
     from taskherd.directory_file.run import RunConfig
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
     from taskherd.runner.journal import Journal
     from taskherd.runner.outbox import Outbox
     from taskherd.runner.reporter import Reporter
-    from taskherd.runner.workspaces.folders import TaskFolder
+    from taskherd.runner.workspaces.folders import RunFolder, TaskFolder
     from taskherd.runner.workspaces.processes import ExitRecord, ShimHandle
+    from taskherd.runner.workspaces.terminals import TerminalCommand
 
 log = structlog.get_logger(__name__)
 
@@ -274,7 +276,11 @@ class TaskWorkspace:
         """End all processes of the task that its isolation can tell from others. Return the number of those left."""
         start = self._journal.start
         number = start.build_number if start is not None else 0
-        return await asyncio.to_thread(self._context.isolation.end, self._journal.task_id, number)
+        return await asyncio.to_thread(self._end_all, number)
+
+    def _end_all(self, build_number: int) -> int:
+        left = sum(terminals.end_all(run) for run in self._folder.list_runs())
+        return max(left, self._context.isolation.end(self._journal.task_id, build_number))
 
     def _has_finished(self) -> bool:
         """Return whether the latest agent in this folder had done what it was given: it waited, or exited with 0."""
@@ -314,6 +320,18 @@ class TaskWorkspace:
         session = journal.stream_session or ""
         return make_run_spec(run, request, self._context, self._folder, uid=uid, port=journal.port, session=session)
 
+    def _start_command(self, folder: RunFolder, command: TerminalCommand) -> ShimHandle:
+        """Start a command beside the agent. Raise ``OSError`` if that fails."""
+        start, sandbox = self._journal.start, self._context.isolation.sandbox
+        assert start is not None
+        run = template.parse(start.run)
+
+        def wrap(argv: Sequence[str], cwd: Path) -> Sequence[str]:
+            return argv if run.sandbox == "none" else sandbox.wrap(argv, self._folder, cwd, run.network)
+
+        agent = self._spec(run, start, self._journal.agent_uid)
+        return processes.spawn(folder, terminals.make_terminal_spec(agent, command, wrap))
+
     def _mcp_servers(self, run: RunConfig) -> list[dict[str, Any]]:
         """Return the MCP servers for an agent that is given some, as ACP describes them."""
         start = self._journal.start
@@ -346,6 +364,7 @@ class TaskWorkspace:
             log_budget=LogBudget(self._context.log_rates),
             work=self._folder.work,
             workdir=self._folder.work / run.workdir,
+            start_command=self._start_command,
             mcp_servers=self._mcp_servers(run),
             interrupt_agent=self._interrupt_agent,
             stop_agent=self._stop_agent,

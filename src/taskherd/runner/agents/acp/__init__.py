@@ -5,6 +5,6 @@
 - ``handshake``: from ``initialize`` to an open session
 - ``conversation``: what an agent tells becomes log entries and the state's message
 - ``permissions``, ``elicitation``: what an agent asks; ``people`` passes it to a person
-- ``files``: files that the agent reads and writes through its client
+- ``files``, ``terminals``: files that the agent reads and writes through its client, and commands that it runs
 - ``follower``: puts them together; its rules stand at its top
 """

@@ -29,6 +29,7 @@ class TurnCancellation:
         if not self._parts.turn.cancelled:
             self._parts.turn.cancelled = True
             self._parts.requests.cancel_all()
+            self._parts.terminals.end_turn()
             self.notify()
             self._parts.report_state()
 

@@ -1,4 +1,4 @@
-"""The methods that an agent may call of its client: permissions, forms, and files if the template allows them."""
+"""The methods that an agent may call of its client: permissions, forms, and what the template allows."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from taskherd.runner.agents.acp.connection import INVALID_PARAMS, METHOD_NOT_FOU
 if TYPE_CHECKING:
     from taskherd.runner.agents.acp.connection import AgentCall
     from taskherd.runner.agents.acp.requests import AgentRequests, Respond
+    from taskherd.runner.agents.acp.terminals import Terminals
     from taskherd.runner.agents.context import AgentContext
 
 
 class ClientMethods:
     """The methods of the runner as a client of one agent."""
 
-    def __init__(self, context: AgentContext, agent_requests: AgentRequests, respond: Respond) -> None:
+    def __init__(
+        self, context: AgentContext, agent_requests: AgentRequests, terminals: Terminals, respond: Respond
+    ) -> None:
         self._context = context
         self._requests = agent_requests
+        self._terminals = terminals
         self._respond = respond
 
     def handle(self, call: AgentCall, session: str | None) -> None:
@@ -36,6 +40,8 @@ class ClientMethods:
                 self._access(call)
             case "fs/write_text_file" if allowed == "write":
                 self._access(call)
+            case method if method.startswith("terminal/") and self._context.run.client_terminals:
+                self._terminals.handle(call)
             case _:
                 self._respond.refuse(call.id, METHOD_NOT_FOUND, f"Method not found: {call.method[:100]}")
 

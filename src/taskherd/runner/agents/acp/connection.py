@@ -80,7 +80,7 @@ class Connection:
         self.calls: dict[int, dict[str, Any]] = {int(key): value for key, value in checkpoint.get("calls", {}).items()}
         """Our open calls, by id: ``method``, ``deadline`` in seconds since the epoch, and ``line``."""
         self.lines: dict[int, dict[str, Any]] = {int(key): value for key, value in checkpoint.get("lines", {}).items()}
-        """Lines that are not acknowledged: ``answers`` (the id of the agent's request), ``deadline``."""
+        """Lines that are not acknowledged: ``answers`` (the id of the agent's request), ``result``, ``deadline``."""
         self._next_id: int = checkpoint.get("next_id", 0)
         self._next_line: int = checkpoint.get("next_line", 0)
         self._given: list[RpcId] = checkpoint.get("given", [])
@@ -130,9 +130,14 @@ class Connection:
         """Record a notification."""
         self._record({"method": method, "params": params}, {"deadline": self.deadline(WRITE_TIMEOUT)})
 
-    def answer(self, request: RpcId, result: dict[str, Any] | None) -> int:
-        """Record the answer to a request of the agent, and return its line."""
-        about = {"deadline": self.deadline(WRITE_TIMEOUT), "answers": request}
+    def answer(self, request: RpcId, result: dict[str, Any] | None, *, keep: bool = False) -> int:
+        """Record the answer to a request of the agent, and return its line.
+
+        ``keep``: the next runner gives a lost answer again. The checkpoint holds it until it was given.
+        """
+        about: dict[str, Any] = {"deadline": self.deadline(WRITE_TIMEOUT), "answers": request}
+        if keep:
+            about["result"] = result
         return self._record({"id": request, "result": result}, about)
 
     def refuse(self, request: RpcId, code: int, message: str) -> None:

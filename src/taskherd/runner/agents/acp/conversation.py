@@ -15,6 +15,8 @@ from taskherd.messages.texts import canonical_data
 from taskherd.runner.agents.words import last_with_words
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from taskherd.domain.reports import LogEntry
     from taskherd.runner.reporter import Reporter
 
@@ -28,6 +30,8 @@ MAX_DETAILED: Final = 8
 """Maximum number of tool calls, the latest, whose contents are remembered for further updates."""
 MAX_LOCATIONS: Final = 10
 MAX_PLAN: Final = 50
+MAX_SHOWN_TERMINALS: Final = 2
+"""Maximum number of commands of a tool call whose output the log shows, of each at most ``MAX_CALL_TEXT`` bytes."""
 MAX_DIFF: Final = 6 * 1024
 """Maximum number of characters of each side of a diff."""
 MAX_PATH: Final = 500
@@ -111,6 +115,13 @@ class Conversation:
             lines += [f"+{line}" for line in diff["new"].splitlines()]
         return "\n".join(lines)
 
+    def show_terminal(self, terminal: str, read: Callable[[], str]) -> None:
+        """Show what a command of the agent wrote, which has ended, in the tool calls that refer to it."""
+        for call in self._calls.values():
+            if call.get("terminals", {}).get(terminal, "") is None:
+                call["terminals"][terminal] = read()
+                self._change(call)
+
     def apply(self, update: object) -> None:
         """Apply a session update; those that show nothing in a log are ignored."""
         match update:
@@ -176,6 +187,8 @@ class Conversation:
             call["locations"] = [{"path": place.path[:MAX_PATH], "line": place.line} for place in places]
         if update.content is not None:
             call["text"], call["diffs"] = _content_of(update.content)
+            known = call.get("terminals", {})
+            call["terminals"] = {each: known.get(each) for each in _terminals_of(update.content)}
         self._change(call)
         while len(self._calls) > MAX_CALLS:
             del self._calls[next(iter(self._calls))]
@@ -183,6 +196,7 @@ class Conversation:
             if old["entry"] not in self._changed:
                 old.pop("text", None)
                 old.pop("diffs", None)
+                old.pop("terminals", None)
                 old.pop("locations", None)
 
     def _apply_plan(self, update: schema.AgentPlanUpdate) -> None:
@@ -218,6 +232,7 @@ def _call_entry(reporter: Reporter, call: dict[str, Any]) -> LogEntry:
     lines += [f"changes {diff['path']}" for diff in call.get("diffs", ())]
     if call.get("text"):
         lines.append(call["text"])
+    lines += filter(None, call.get("terminals", {}).values())
     data: dict[str, Any] = {"kind": call["kind"]}
     if call.get("locations"):
         data["locations"] = [
@@ -271,6 +286,12 @@ def _content_of(content: list[Any]) -> tuple[str, list[dict[str, Any]]]:
             case _:
                 continue
     return _cut("\n".join(texts), MAX_CALL_TEXT), diffs
+
+
+def _terminals_of(content: list[Any]) -> list[str]:
+    """Return the ids of the first commands to which a tool call's content refers."""
+    ids = [part.terminal_id for part in content if isinstance(part, schema.TerminalToolCallContent)]
+    return [each for each in ids if len(each) <= MAX_ID][:MAX_SHOWN_TERMINALS]
 
 
 def _text_of(content: Any) -> str:

@@ -1,4 +1,4 @@
-"""Files that an agent reads and writes through its client, confined to its working folder.
+"""Files that an agent reads and writes through its client, confined to the task's folder.
 
 Each folder on the path is opened relative to the one before it, and no link is followed: what the agent puts there
 cannot lead the runner elsewhere, however it changes meanwhile.
@@ -10,7 +10,10 @@ import os
 import stat
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MAX_FILE_BYTES: Final = 1024 * 1024
 """Maximum size of a file that is read or written, in bytes."""
@@ -70,14 +73,28 @@ def write_text(root: Path, path: str, content: str, uid: int | None) -> None:
         os.close(parent)
 
 
-def _open_parent(root: Path, path: str, *, create: bool, uid: int | None) -> tuple[int, str]:
-    """Return a descriptor of the folder of a file, and the file's name."""
+def check_folder(root: Path, path: str) -> None:
+    """Check that a folder is there, in ``root``, without any link on the way. Raise ``NotAllowed``."""
+    os.close(_open_folder(root, path, _relative_parts(root, path), create=False, uid=None))
+
+
+def _relative_parts(root: Path, path: str) -> tuple[str, ...]:
     pure = PurePosixPath(path)
     if "\0" in path or not pure.is_absolute() or ".." in pure.parts or not pure.is_relative_to(root):
         raise NotAllowed(f"{path!r} is not in the task's folder {root}")
-    *folders, name = pure.relative_to(root).parts or ("",)
+    return pure.relative_to(root).parts
+
+
+def _open_parent(root: Path, path: str, *, create: bool, uid: int | None) -> tuple[int, str]:
+    """Return a descriptor of the folder of a file, and the file's name."""
+    *folders, name = _relative_parts(root, path) or ("",)
     if not name:
         raise NotAllowed(f"{path!r} is a folder")
+    return _open_folder(root, path, folders, create=create, uid=uid), name
+
+
+def _open_folder(root: Path, path: str, folders: Sequence[str], *, create: bool, uid: int | None) -> int:
+    """Return a descriptor of the last of the folders on a path."""
     parent = -1
     try:
         parent = os.open(root, _FOLDER)
@@ -96,7 +113,7 @@ def _open_parent(root: Path, path: str, *, create: bool, uid: int | None) -> tup
         if parent >= 0:
             os.close(parent)
         raise NotAllowed(f"{path}: {error.strerror}") from None
-    return parent, name
+    return parent
 
 
 def _check_regular(path: str, descriptor: int) -> None:

@@ -29,6 +29,7 @@ from taskherd.runner.agents.acp.opening import SessionOpening
 from taskherd.runner.agents.acp.parts import Parts
 from taskherd.runner.agents.acp.recorder import Recorder
 from taskherd.runner.agents.acp.requests import AgentRequests
+from taskherd.runner.agents.acp.terminals import Terminals
 from taskherd.runner.agents.acp.turns import Turn
 from taskherd.runner.agents.acp.usage import UsageMeter
 from taskherd.runner.agents.context import (
@@ -85,6 +86,13 @@ class AcpFollower:
         earlier = context.outbox.checkpoint.get("usage") or {}
         self._usage = UsageMeter(checkpoint.get("usage", {}), earlier)
         self._opening = SessionOpening(context, self._conversation, self._call, checkpoint)
+        self._terminals = Terminals(
+            checkpoint.get("terminals", {}),
+            context=context,
+            respond=self._connection,
+            conversation=self._conversation,
+            turn=self._turn,
+        )
         self._recorder = Recorder(
             context,
             self._connection,
@@ -102,6 +110,7 @@ class AcpFollower:
             usage=self._usage,
             opening=self._opening,
             turn=self._turn,
+            terminals=self._terminals,
             recorder=self._recorder,
         )
         self._cancellation = TurnCancellation(self._parts)
@@ -133,6 +142,7 @@ class AcpFollower:
                 group.create_task(self._begin())
         finally:
             self._is_detached = True
+            self._terminals.close()
             await self._notify()
 
     async def deliver(self, text: str, record_attempt: RecordAttempt) -> None:
@@ -199,10 +209,13 @@ class AcpFollower:
         self._withdraw_unknown(self._connection.unrecorded)
         for line, lost in self._connection.lost_lines().items():
             request = lost.get("answers")
-            if request is not None and not self._requests.answer_again(line):
+            if request is not None and "result" in lost:
+                self._connection.answer(request, lost["result"], keep=True)
+            elif request is not None and not self._requests.answer_again(line):
                 self._connection.refuse(request, INTERNAL_ERROR, "taskherd was restarted while it handled this request")
         if self._turn.number is not None and self._turn.number not in self._connection.calls:
             self._turn.end()
+            self._terminals.end_turn()
             self._recorder.set_state(AgentState.IDLE, "")
         self._is_recovered = True
         self._recorder.commit()
@@ -244,6 +257,8 @@ class AcpFollower:
             await self._acknowledge()
             if self._requests.expire():
                 self._parts.report_state()
+            if self._terminals.advance():
+                self._recorder.commit()
             self._recorder.flush(in_turn=self._turn.is_open)
             await self._check_deadlines()
             await self._notify()
@@ -307,6 +322,7 @@ class AcpFollower:
         block = {"type": "text", "text": text}
         params = {"sessionId": self._opening.session, "prompt": [block]}
         number = self._connection.call("session/prompt", params, self._context.run.turn_timeout)
+        self._terminals.begin_turn()
         self._turn.begin(number)
         self._conversation.begin_turn(text)
         self._parts.report_state()
@@ -348,6 +364,7 @@ class AcpFollower:
             **self._opening.checkpoint(),
             **self._turn.checkpoint(),
             **self._messages.checkpoint(),
+            "terminals": self._terminals.checkpoint(),
             "usage": self._usage.checkpoint(),
         }
 

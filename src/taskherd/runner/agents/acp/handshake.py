@@ -12,15 +12,17 @@ from taskherd import __version__
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from taskherd.directory_file.run import RunConfig
+
 PROTOCOL_VERSION: Final = 1
 Continuation: TypeAlias = Literal["session/resume", "session/load", "session/new"]
 
 
-def initialize_params(client_files: str) -> dict[str, Any]:
-    """Return the parameters of ``initialize``: what the runner offers as a client."""
+def initialize_params(run: RunConfig) -> dict[str, Any]:
+    """Return the parameters of ``initialize``: what the runner offers as a client, as far as the template allows it."""
     capabilities = {
-        "fs": {"readTextFile": client_files != "none", "writeTextFile": client_files == "write"},
-        "terminal": False,
+        "fs": {"readTextFile": run.client_files != "none", "writeTextFile": run.client_files == "write"},
+        "terminal": run.client_terminals,
         "elicitation": {"form": {}},
     }
     return {

@@ -30,7 +30,7 @@ class MessageHandler:
         """``fail`` gives the agent up, for a reason."""
         self._parts = parts
         self._fail = fail
-        self._client = ClientMethods(parts.context, parts.requests, parts.connection)
+        self._client = ClientMethods(parts.context, parts.requests, parts.terminals, parts.connection)
         self._bad_lines: int = checkpoint.get("bad_lines", 0)
         self._bad_line_logged: bool = checkpoint.get("bad_line_logged", False)
 
@@ -110,6 +110,7 @@ class MessageHandler:
             last_words=parts.conversation.last_words,
         )
         parts.turn.end()
+        parts.terminals.end_turn()
         parts.recorder.set_state(state, message)
 
     def _handle_bad_line(self, line: BadLine) -> None:

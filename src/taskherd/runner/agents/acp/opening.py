@@ -42,7 +42,7 @@ class SessionOpening:
 
     def begin(self) -> None:
         """Call ``initialize``."""
-        self._call("initialize", handshake.initialize_params(self._context.run.client_files))
+        self._call("initialize", handshake.initialize_params(self._context.run))
 
     def fail(self, reason: str) -> None:
         """Give up; the first reason counts."""

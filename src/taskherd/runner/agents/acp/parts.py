@@ -9,6 +9,7 @@ from taskherd.runner.agents.acp.conversation import Conversation
 from taskherd.runner.agents.acp.opening import SessionOpening
 from taskherd.runner.agents.acp.recorder import Recorder
 from taskherd.runner.agents.acp.requests import AgentRequests
+from taskherd.runner.agents.acp.terminals import Terminals
 from taskherd.runner.agents.acp.turns import Turn
 from taskherd.runner.agents.acp.usage import UsageMeter
 from taskherd.runner.agents.context import AgentContext
@@ -25,6 +26,7 @@ class Parts:
     usage: UsageMeter
     opening: SessionOpening
     turn: Turn
+    terminals: Terminals
     recorder: Recorder
 
     def report_state(self) -> None:

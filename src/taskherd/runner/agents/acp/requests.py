@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     class Respond(Protocol):
         """Records responses to the agent."""
 
-        def answer(self, request: RpcId, result: dict[str, Any] | None) -> int:
-            """Record a result, and return its line."""
+        def answer(self, request: RpcId, result: dict[str, Any] | None, *, keep: bool = False) -> int:
+            """Record a result, and return its line; with ``keep`` the next runner gives it again if it was lost."""
 
         def refuse(self, request: RpcId, code: int, message: str) -> None:
             """Record an error."""
