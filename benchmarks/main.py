@@ -110,6 +110,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, metavar="N", default=3, help="rounds of each row, at least 3")
     parser.add_argument("--write", action=argparse.BooleanOptionalAction, help="write the results (unless --quick)")
     parser.add_argument("--arrays", action="store_true", help="profile: send reports in arrays of 100")
+    parser.add_argument("--acp", action="store_true", help="agents: agents that speak ACP instead of stdio ones")
     parser.add_argument("--minutes", type=float, metavar="N", default=HOUR, help="sustained: duration (60)")
     parser.add_argument("--rate", type=int, metavar="N", default=1_000, help="sustained: reports per second (1000)")
     parser.add_argument("--checkout", type=Path, metavar="DIR", help="compare, steady: the other checkout")
@@ -132,6 +133,7 @@ async def run(arguments: argparse.Namespace) -> None:
         arrays=arguments.arrays,
         minutes=arguments.minutes,
         rate=arguments.rate,
+        acp=arguments.acp,
         checkout=arguments.checkout and arguments.checkout.resolve(),
         pairs=arguments.pairs,
     )

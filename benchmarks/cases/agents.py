@@ -1,4 +1,4 @@
-"""200 agents on one runner: the cost of runner, worker and API, and whether heartbeats are missed."""
+"""200 agents on one runner, of one kind: the cost of runner, worker and API, and whether heartbeats are missed."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ import httpx
 import orjson
 import psutil
 
+from benchmarks.harness import acp_agent
 from benchmarks.harness.seed import OWNER, VERSION
 from benchmarks.harness.services import TOPOLOGY_NAMES, connected
 from taskherd.api.http import user_tokens
@@ -47,6 +48,8 @@ CONCURRENT_CREATES: Final = 8
 START_TIMEOUT: Final = 600.0
 SCRIPT: Final = 'i=0; while :; do i=$((i+1)); echo "step $i"; sleep 2; done'
 """The agents' program: a line every two seconds, each of which is activity and a log entry."""
+STDIO: Final = {"agent": "stdio", "command": ["sh", "-c", SCRIPT], "idle_after": "30s"}
+ACP: Final = {"agent": "acp", "command": [sys.executable, "-I", "-S", acp_agent.__file__]}
 
 
 @dataclass(slots=True)
@@ -107,7 +110,8 @@ async def measure(run: Run) -> str:
     services = run.services
     await services.prepare_tasks(1)
     token, stored = user_tokens.generate()
-    run_options = {"pool": "default", "command": ["sh", "-c", SCRIPT], "idle_after": "30s", "grace": "1s"}
+    kind = ACP if run.options.acp else STDIO
+    run_options = {"pool": "default", "grace": "1s", **kind}
     async with connected(services.database_url) as connection:
         await connection.execute(
             "UPDATE template_versions SET run = $1 WHERE id = $2", orjson.dumps(run_options).decode(), VERSION

@@ -23,6 +23,7 @@ class Options:
     arrays: bool
     minutes: float
     rate: int
+    acp: bool
     checkout: Path | None
     pairs: int
 

@@ -136,6 +136,13 @@ def step(verb: str, argument: str) -> "str | None":  # noqa: PLR0915
             kind, _, title = rest.partition(" ")
             ask(first, title, kind)
             answer_of(first)
+        case "ask-until":
+            number = 0
+            while not (FOLDER / first).exists():
+                ask(str(number), f"{rest} {number}", "execute")
+                answer_of(str(number))
+                number += 1
+                step("usage", f"{number} {number}.5")
         case "ask-only":
             ask(first, rest, "edit")
         case "ask-options":

@@ -37,6 +37,11 @@ class ModelServer:
                 return counts
         return {}
 
+    async def spans(self) -> list[tuple[float, float]]:
+        """Return when each request of an agent's turns began and ended, in seconds since the epoch, in order."""
+        async with httpx.AsyncClient() as client:
+            return sorted((begin, end) for begin, end in (await client.get(f"{self.url}/spans")).json())
+
 
 @pytest.fixture
 def agent_path() -> str:

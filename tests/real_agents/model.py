@@ -5,7 +5,8 @@ call of the tool Bash; the tool's result is answered with ``The command printed:
 ``You said: …``. The server keeps no state: what Claude Code sends contains the whole conversation. Requests without
 tools (titles, summaries, quota checks) get a short answer that no test looks for.
 
-``GET /requests`` returns how often each route was called, by ``METHOD PATH``.
+``GET /requests`` returns how often each route was called, by ``METHOD PATH``; ``GET /spans`` when the agent's turns
+called the model, which is what a test of states compares them with.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import uvicorn
@@ -37,6 +40,7 @@ _PIECE = 12
 """Characters of one streamed piece of text."""
 
 counts: Counter[str] = Counter()
+spans: list[tuple[float, float]] = []
 
 
 def blocks(message: Message) -> list[Block]:
@@ -138,23 +142,39 @@ async def unknown(_request: Request) -> Response:
     return JSONResponse({"type": "error", "error": {"type": "not_found_error", "message": "Not found"}}, 404)
 
 
-class CountRequests:
-    """ASGI middleware that counts the requests."""
+async def list_spans(_request: Request) -> Response:
+    """Return when each request with tools began and ended, in seconds since the epoch; an open one is left out."""
+    return JSONResponse(spans)
+
+
+class RecordRequests:
+    """ASGI middleware that counts the requests, and notes the time of those that are part of an agent's turn."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Count a request and pass it on."""
+        """Record a request and pass it on."""
         if scope["type"] == "http":
             counts[f"{scope['method']} {scope['path']}"] += 1
-        await self._app(scope, receive, send)
+        begin, body = time.time(), bytearray()
+
+        async def receive_recorded() -> Any:
+            message = await receive()
+            body.extend(message.get("body", b""))
+            return message
+
+        await self._app(scope, receive_recorded, send)
+        with suppress(ValueError, AttributeError):  # what is no JSON object is no request to a model
+            if json.loads(body).get("tools"):
+                spans.append((begin, time.time()))
 
 
-app = CountRequests(
+app = RecordRequests(
     Starlette(
         routes=[
             Route("/requests", requests),
+            Route("/spans", list_spans),
             Route("/v1/messages", create_message, methods=["POST"]),
             Route("/v1beta/models/{name}:{method}", gemini.generate, methods=["POST"]),
             Route("/v1/responses", openai.responses, methods=["POST"]),

@@ -124,6 +124,11 @@ class AcpRun:
         """Send the agent an input. Return an error message, or None."""
         return await self._deliver_once(uuid4(), text)
 
+    def inputs(self) -> TaskInputs:
+        """Return what delivers the inputs, as of a runner that has just started."""
+        reporter = self._reporter()
+        return TaskInputs(self.journal, start_reporter=lambda _: reporter, save=self._save, count=lambda *_: None)
+
     async def deliver(self, text: str, record_attempt: RecordAttempt) -> str | None:
         """Deliver an input as ``TaskWorkspace.deliver`` does."""
         assert self.session is not None
@@ -276,10 +281,7 @@ class AcpRun:
         journals.write(self.task.journal, self.journal.model_dump_json().encode())
 
     async def _deliver_once(self, input_id: UUID, text: str) -> str | None:
-        inputs = TaskInputs(
-            self.journal, start_reporter=lambda _: self._reporter(), save=self._save, count=lambda *_: None
-        )
-        return await inputs.deliver_once(self, input_id, text)  # type: ignore[arg-type]
+        return await self.inputs().deliver_once(self, input_id, text)  # type: ignore[arg-type]
 
     async def _record_exit(self, agent_exit: processes.ExitRecord) -> None:
         self.exits.append(agent_exit)

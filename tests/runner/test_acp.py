@@ -4,16 +4,23 @@ import asyncio
 import json
 import re
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from taskherd.runner.agents.acp import cancelling, connection
 from taskherd.runner.agents.acp.connection import Connection
 from taskherd.runner.agents.acp.conversation import Conversation
+from taskherd.runner.agents.acp.follower import AcpFollower
+from taskherd.runner.journal import InputDelivery
 from tests.harness.runner import eventually, is_alive
 from tests.runner.acp import acp_run
 
 pytestmark = pytest.mark.timeout(120)
+
+
+def _die(*_: object, **__: object) -> None:
+    raise OSError("the runner is killed here")
 
 
 def steps(*each: str) -> str:
@@ -368,6 +375,61 @@ async def test_an_agent_that_ends_at_once_was_given_its_prompt(tmp_path: Path, m
         await run.until_ended()
         assert run.journal.was_given("exit: 0")
         assert [delivery.value for delivery in run.journal.inputs.values()] == ["delivered"]
+
+
+async def test_a_prompt_whose_delivery_was_interrupted_is_reported_as_no_input(tmp_path: Path) -> None:
+    """The worker knows no input with its id; the inputs that it knows are reported as failed."""
+    async with acp_run(tmp_path) as run:
+        await run.start("line: one")
+        await run.until_state("idle", "one")
+        await eventually(lambda: run.journal.was_given("line: one"))
+        (prompt_id,), input_id = run.journal.inputs, uuid4()
+        for each in (prompt_id, input_id):
+            run.journal.record_input(each, InputDelivery.DELIVERING)
+        assert run.inputs().fail_interrupted()
+        assert [report["input_id"] for report in run.reports("task.input")] == [str(input_id)]
+
+
+@pytest.mark.parametrize("instant", ["runner.agents.acp.connection.Connection.submit", "runner.outbox.Outbox.append"])
+async def test_a_prompt_that_was_never_given_is_given_by_the_next_runner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instant: str
+) -> None:
+    """Its runner dies before the prompt is recorded, or before it is submitted: nothing else would ever give it."""
+    async with acp_run(tmp_path) as run:
+        with monkeypatch.context() as patch:
+            send = AcpFollower._send_prompt
+
+            def die(follower: AcpFollower, text: str) -> int:
+                patch.setattr(f"taskherd.{instant}", _die)
+                return send(follower, text)
+
+            patch.setattr(AcpFollower, "_send_prompt", die)
+            await run.start("line: one")
+            await eventually(lambda: InputDelivery.DELIVERING in run.journal.inputs.values())
+            await eventually(lambda: run.follower._is_detached)
+        await run.take_over()
+        await run.until_state("idle", "one")
+        assert run.received_methods().count("session/prompt") == 1
+        assert [each["content"].strip() for each in run.entries()] == ["line: one", "one"]
+        await eventually(lambda: run.journal.was_given("line: one"))
+
+
+async def test_a_prompt_counts_as_given_if_only_its_line_was_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent ends between the acknowledgement of the line and the record that its prompt was given."""
+
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(AcpFollower, "_wait_written", never)
+    prompt = steps("wait: go", "exit: 0")
+    async with acp_run(tmp_path) as run:
+        await run.start(prompt)
+        await eventually(lambda: "session/prompt" in run.received_methods() and not run.follower._connection.lines)
+        run.touch("go")
+        await run.until_ended()
+        assert run.journal.was_given(prompt)
 
 
 async def test_an_agent_that_has_answered_its_prompt_was_given_it(

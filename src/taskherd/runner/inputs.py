@@ -97,9 +97,13 @@ class TaskInputs:
         self._accepted.set()
 
     def fail_interrupted(self) -> bool:
-        """Report inputs whose delivery an earlier runner did not finish as failed. Return whether there are any."""
-        inputs = self._journal.inputs
-        interrupted = [input_id for input_id in inputs if inputs[input_id] is InputDelivery.DELIVERING]
+        """Report inputs whose delivery an earlier runner did not finish as failed. Return whether there are any.
+
+        Not so the prompt: the worker knows no such input, and the agent's follower finds out what became of it.
+        """
+        inputs, prompt_id = self._journal.inputs, self._journal.prompt_id
+        unfinished = [input_id for input_id in inputs if inputs[input_id] is InputDelivery.DELIVERING]
+        interrupted = [input_id for input_id in unfinished if input_id != prompt_id]
         for input_id in interrupted:
             self._journal.record_input(input_id, InputDelivery.FAILED)
             if self._journal.start is not None:

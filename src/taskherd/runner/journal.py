@@ -11,7 +11,7 @@ import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal, TypeAlias, assert_never
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -87,6 +87,8 @@ class Journal(BaseModel):
         match request:
             case WorkspaceStart():
                 self.accept_build("start", request.build_number)
+                if self.prompt_id is not None:
+                    self.inputs.pop(self.prompt_id, None)
                 self.start, self.port, self.exit_reported, self.ready_reported = request, None, False, False
                 self.interrupted, self.ended_because = False, None
             case WorkspaceStop():
@@ -122,6 +124,11 @@ class Journal(BaseModel):
     def workspace_is_up(self) -> bool:
         """True while the workspace is up."""
         return self.transition == "start" and self.phase is Phase.DONE
+
+    @property
+    def prompt_id(self) -> UUID | None:
+        """The id under which the prompt of the latest start is among ``inputs``; the worker knows no such input."""
+        return None if self.start is None else uuid5(self.start.build_id, "prompt")
 
     def was_given(self, prompt: str) -> bool:
         """Return whether the prompt that an agent in this folder was given last is this one."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeAlias
-from uuid import UUID, uuid5
+from uuid import UUID
 
 from taskherd.directory_file.run import RunConfig
 from taskherd.domain.reports import AgentState, Health, InterruptOutcome, Lifecycle, LogEntry, LogSource
@@ -126,20 +126,26 @@ class AgentContext:
 
     async def post_prompt(self) -> str | None:
         """Deliver the prompt as the first input, at most once. Return an error message, or None."""
-        start = self.journal.start
-        if start is None or not self.prompt:
+        prompt_id = self.journal.prompt_id
+        if prompt_id is None or not self.prompt:
             return None
-        prompt_id = uuid5(start.build_id, "prompt")
         error = await self.deliver_once(prompt_id, self.prompt)
         if self.journal.inputs.get(prompt_id) is InputDelivery.DELIVERED:
             self.journal.record_prompt()
             await self.save()
         return error
 
+    def recover_prompt(self, *, is_given: bool) -> None:
+        """Record what became of the prompt, if its runner died meanwhile; it is given again if need be."""
+        prompt_id, inputs = self.journal.prompt_id, self.journal.inputs
+        if is_given:
+            self.conclude_prompt()
+        elif prompt_id is not None and inputs.get(prompt_id) is InputDelivery.DELIVERING:
+            del inputs[prompt_id]
+
     def conclude_prompt(self) -> None:
         """Record that the agent was given its prompt, if it ended before that was noted."""
-        start = self.journal.start
-        prompt_id = uuid5(start.build_id, "prompt") if start is not None else None
+        prompt_id = self.journal.prompt_id
         if prompt_id is not None and self.journal.inputs.get(prompt_id) is InputDelivery.DELIVERING:
             self.journal.record_input(prompt_id, InputDelivery.DELIVERED)
             self.journal.record_prompt()

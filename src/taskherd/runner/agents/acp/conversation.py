@@ -93,6 +93,10 @@ class Conversation:
         self._message, self._plan, self._last = None, None, ""
         self._change({"entry": self._allocate(), "input": text})
 
+    def take_back_turn(self) -> None:
+        """Let the next input take the place of the latest entry, which is that of an input that was never given."""
+        self._next -= 1
+
     def add_notice(self, text: str) -> None:
         """Add a notice by the runner."""
         self._message = None

@@ -184,13 +184,15 @@ class AcpFollower:
         ended = self._connection.acknowledged()
         for line, is_written in ended.items():
             self._requests.acknowledge(line, written=is_written)
+        given: int | None = None if turn is None else turn["line"]
+        was_given = given is not None and given not in self._connection.lines and ended.get(given, True)
         while self._connection.reader.has_more:
             before = self._connection.reader.offset
             for message in self._connection.receive():
                 self._messages.handle(message)
             if self._connection.reader.offset == before:
                 break
-        if turn is not None and (ended.get(turn["line"]) or not self._turn.is_open):
+        if was_given or (turn is not None and not self._turn.is_open):
             self._context.conclude_prompt()
         self._requests.withdraw_all()
         self._conversation.end_turn()
@@ -206,17 +208,21 @@ class AcpFollower:
 
     def _recover(self) -> None:
         """Deal with what an earlier runner recorded and did not submit, or submitted and did not record."""
+        lost_lines = self._connection.lost_lines()
+        if self._turn.number is not None and self._turn.number not in self._connection.calls:
+            self._turn.take_back()
+            self._conversation.take_back_turn()
+            self._terminals.end_turn()
+            if self._turn.begun:  # else the prompt is given again
+                self._recorder.set_state(AgentState.IDLE, "")
+        self._context.recover_prompt(is_given=self._turn.begun > 0)
         self._withdraw_unknown(self._connection.unrecorded)
-        for line, lost in self._connection.lost_lines().items():
+        for line, lost in lost_lines.items():
             request = lost.get("answers")
             if request is not None and "result" in lost:
                 self._connection.answer(request, lost["result"], keep=True)
             elif request is not None and not self._requests.answer_again(line):
                 self._connection.refuse(request, INTERNAL_ERROR, "taskherd was restarted while it handled this request")
-        if self._turn.number is not None and self._turn.number not in self._connection.calls:
-            self._turn.end()
-            self._terminals.end_turn()
-            self._recorder.set_state(AgentState.IDLE, "")
         self._is_recovered = True
         self._recorder.commit()
 

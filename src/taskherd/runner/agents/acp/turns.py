@@ -30,10 +30,13 @@ class Turn:
         """Whether the agent was asked to end it."""
         self.rejected: str = checkpoint.get("rejected", "")
         """The title of the request that was rejected last while it was in flight; empty if none was."""
+        self.begun: int = checkpoint.get("turns", 0)
+        """How many turns this build's agent has begun."""
 
     def checkpoint(self) -> dict[str, Any]:
         """Return what the next runner needs."""
-        return {"turn": self.number, "cancelled": self.cancelled, "rejected": self.rejected}
+        own = {"turns": self.begun, "cancelled": self.cancelled, "rejected": self.rejected}
+        return {"turn": self.number, **own}
 
     @property
     def is_open(self) -> bool:
@@ -43,6 +46,12 @@ class Turn:
     def begin(self, number: int) -> None:
         """Note that a prompt is in flight."""
         self.number, self.cancelled, self.rejected = number, False, ""
+        self.begun += 1
+
+    def take_back(self) -> None:
+        """Note that the prompt in flight was never given."""
+        self.end()
+        self.begun -= 1
 
     def end(self) -> None:
         """Note that no turn is in flight any more."""
