@@ -473,12 +473,12 @@ async def test_each_command_prints_json(api_harness: ApiHarness) -> None:
     shell = Shell(api_harness)
     assert set(typer.main.get_group(task_app).list_commands(None)) == {  # type: ignore[arg-type]
         *("create", "list", "show", "send", "interrupt", "pause", "resume", "delete", "explain", "events", "wait"),
-        *("watch", "logs", "label", "requests", "answer"),
+        *("watch", "logs", "label", "requests", "answer", "deleted"),
     }
     for words in (
         *(("create", "x"), ("list",), ("show", "one"), ("logs", "one"), ("explain", "one"), ("events", "one")),
         *(("send", "one", "Hello"), ("interrupt", "one"), ("wait", "one", "--until", "active")),
-        *(("requests", "one"), ("pause", "one"), ("label", "one", "a=b"), ("delete", "one")),
+        *(("requests", "one"), ("pause", "one"), ("label", "one", "a=b"), ("delete", "one"), ("deleted",)),
     ):
         assert await shell.json(*words) is not None
 
