@@ -135,7 +135,7 @@ async def test_a_list_without_a_limit_is_truncated(start_api: StartApi) -> None:
 
 
 async def test_a_large_list_is_compressed_for_clients_that_accept_it(api_harness: ApiHarness) -> None:
-    """The bytes on the wire are gzip, the tag is weak, and a 304 follows for both forms; one task stays plain."""
+    """The bytes on the wire are gzip, the tag is weak in both forms, and a 304 follows; one task stays plain."""
     for number in range(4):
         await api_harness.create(name=f"packed-{number}")
     alice = api_harness.alice
@@ -145,9 +145,10 @@ async def test_a_large_list_is_compressed_for_clients_that_accept_it(api_harness
     assert gzip.decompress(wire) == plain.content
     assert int(response.headers["Content-Length"]) == len(wire) < len(plain.content) / 2
     assert response.headers["Content-Encoding"] == "gzip"
-    assert response.headers["ETag"] == f"W/{plain.headers['ETag']}"
+    assert response.headers["ETag"] == plain.headers["ETag"]
+    assert plain.headers["ETag"].startswith('W/"')
     assert response.headers["Vary"] == plain.headers["Vary"] == "Accept-Encoding"
-    for tag in (plain.headers["ETag"], response.headers["ETag"]):
+    for tag in (plain.headers["ETag"], plain.headers["ETag"].removeprefix("W/")):
         for encoding in ("gzip", "identity"):
             unchanged = await alice.get("/tasks", headers={"Accept-Encoding": encoding, "If-None-Match": tag})
             assert (unchanged.status_code, unchanged.content) == (304, b"")

@@ -39,27 +39,22 @@ def accepts_gzip(header: str) -> bool:
 async def negotiate(response: BufferedResponse, headers: Mapping[str, str]) -> BufferedResponse:
     """Return the response as this client gets it.
 
-    A compressed one has a weak tag, and so has a 304 that may be about one: the bytes are others than those of the
-    plain response, to which the strong tag belongs.
+    Its tag is weak, compressed or not, as that of a 304 about it: a strong one would say that the bytes are the same.
     """
-    sent = {**response.headers, "Vary": "Accept-Encoding"}
-    if not accepts_gzip(headers.get("accept-encoding", "")):
-        return replace(response, headers=sent)
+    sent = {**_with_weak_tag(response.headers), "Vary": "Accept-Encoding"}
     body = response.body
-    if not body:
-        return replace(response, headers=_with_weak_tag(sent))
-    if len(body) < MIN_COMPRESSED:
+    if len(body) < MIN_COMPRESSED or not accepts_gzip(headers.get("accept-encoding", "")):
         return replace(response, headers=sent)
     packed = _pack(body) if len(body) < THREAD_FROM else await asyncio.to_thread(_pack, body)
     if len(packed) >= len(body):
         return replace(response, headers=sent)
-    return replace(response, body=packed, headers={**_with_weak_tag(sent), "Content-Encoding": "gzip"})
+    return replace(response, body=packed, headers={**sent, "Content-Encoding": "gzip"})
 
 
 def _pack(body: bytes) -> bytes:
     return zlib.compress(body, _LEVEL, _GZIP)
 
 
-def _with_weak_tag(headers: dict[str, str]) -> dict[str, str]:
+def _with_weak_tag(headers: Mapping[str, str]) -> dict[str, str]:
     tag = headers.get("ETag")
-    return headers if tag is None or tag.startswith("W/") else {**headers, "ETag": f"W/{tag}"}
+    return {**headers} if tag is None or tag.startswith("W/") else {**headers, "ETag": f"W/{tag}"}
