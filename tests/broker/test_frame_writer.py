@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from dataclasses import replace
 
 import pytest
@@ -110,6 +111,24 @@ async def test_a_late_confirm_is_ignored(
         return confirm.exception() is None
 
     await until(confirmed, lambda is_confirmed: is_confirmed)
+
+
+async def test_a_confirm_that_never_comes_is_no_error_of_the_event_loop(
+    names: TopologyNames, proxied: tuple[TcpProxy, str], connect_to: ConnectTo
+) -> None:
+    """Nobody waits for a confirm that is late, so nothing is told of it when its channel closes."""
+    proxy, url = proxied
+    channel = await connect_to(url, "publish").channel(confirms=True)
+    errors: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["message"]))
+    proxy.freeze()
+    with pytest.raises(TimeoutError):
+        await FrameWriter(channel, 0.2).publish(OutgoingMessage(names.reports, "k", b"late"), None)
+    proxy.cut()
+    await asyncio.wait({channel.closing})
+    await asyncio.sleep(0)
+    gc.collect()
+    assert errors == []
 
 
 async def test_a_closed_channel_fails_every_missing_confirm(

@@ -173,7 +173,8 @@ class FrameWriter:
             self._expiry.cancel()
         reason = None if closing.cancelled() else closing.exception()
         error = reason if isinstance(reason, Exception) else ConnectionError("the connection was lost")
-        _fail(self._channel.confirmations.values(), error)
+        missing = [each for each in self._channel.confirmations.values() if not isinstance(each, Returning)]
+        _fail(missing, error)  # nobody waits for the others: they were late, or their messages were returned
         self._channel.confirmations.clear()
 
     def _fail_pending(self, error: Exception) -> None:
