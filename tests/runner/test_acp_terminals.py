@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from taskherd.runner.agents.acp import terminals
 from taskherd.runner.agents.acp.connection import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, RESOURCE_NOT_FOUND
+from taskherd.runner.workspaces.folders import RunFolder
 from tests.harness.runner import RunnerHarness, eventually, marked_by
 from tests.runner.acp import AcpRun, acp_run
 from tests.runner.test_acp_runner import acp_task
@@ -214,16 +216,21 @@ def _die(*_: object) -> None:
     raise OSError("the runner is killed here")
 
 
+def _die_once_started(_terminals: object, _terminal: object, folder: RunFolder) -> None:
+    if folder.started.exists():  # a shim that has not come so far is killed, and its command refused
+        _die()
+
+
 @pytest.mark.parametrize(
-    ("instant", "given"),
+    ("instant", "die", "given"),
     [
-        ("taskherd.runner.agents.acp.terminals.Terminals._start", INTERNAL_ERROR),
-        ("taskherd.runner.agents.acp.terminals.Terminals._answer_start", CREATED),
-        ("taskherd.runner.agents.acp.connection.Connection.submit", CREATED),
+        ("taskherd.runner.agents.acp.terminals.Terminals._start", _die, INTERNAL_ERROR),
+        ("taskherd.runner.agents.acp.terminals.Terminals._answer_start", _die_once_started, CREATED),
+        ("taskherd.runner.agents.acp.connection.Connection.submit", _die, CREATED),
     ],
 )
 async def test_a_runner_that_dies_at_the_start_of_a_command_starts_it_at_most_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instant: str, given: object
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instant: str, die: Callable[..., None], given: object
 ) -> None:
     """Killed before the start, before it is known, or before the agent was told: it is run at most once."""
     async with acp_run(tmp_path, client_terminals=True) as run:
@@ -232,7 +239,7 @@ async def test_a_runner_that_dies_at_the_start_of_a_command_starts_it_at_most_on
         await eventually(lambda: "session/prompt" in run.received_methods())
         await eventually(lambda: not run.follower._connection.lines)
         with monkeypatch.context() as patch:
-            patch.setattr(instant, _die)
+            patch.setattr(instant, die)
             run.touch("go")
             await eventually(lambda: kept(run))
             if given is not INTERNAL_ERROR:
