@@ -23,6 +23,9 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "board.md"
 CANNOT = "cannot"
 READY = "document.querySelector('.page[data-ready]')"
 
+STILL, MAX_LOOKS = 3, 500
+"""How often in a row an element must be in the same place before it is pressed, and how often that is looked at."""
+
 
 @dataclass
 class Person:
@@ -32,19 +35,27 @@ class Person:
     count: int = 0
 
     async def click(self, selector: str, text: str = "") -> None:
-        """Wait for an element that shows this text, scroll to it, and press the mouse where it really is."""
+        """Wait for an element with this text that stays where it is, covered by nothing, and press the mouse there."""
         found = (
             f"[...document.querySelectorAll({json.dumps(selector)})].find((each) => !each.disabled"
             f" && each.getClientRects().length && each.innerText.trim().startsWith({json.dumps(text)}))"
         )
         await self.page.tab.until(found)
         middle = "{left, top, width, height}) => [left + width / 2, top + height / 2]"
-        x, y = await self.page.tab.evaluate(f"""((element) => {{
-            element.scrollIntoView({{ block: "center", behavior: "instant" }});
-            const place = (({middle})(element.getBoundingClientRect());
-            if (!element.contains(document.elementFromPoint(...place))) throw new Error("something covers it");
+        x, y = await self.page.tab.evaluate(f"""(async () => {{
+            let place = [], before = [];
+            for (let still = 0, looks = 0; still < {STILL}; looks++) {{
+                if (looks === {MAX_LOOKS}) throw new Error("it moves all the time");
+                const element = {found};
+                element?.scrollIntoView({{ block: "center", behavior: "instant" }});
+                place = element ? (({middle})(element.getBoundingClientRect()) : [];
+                if (element && !element.contains(document.elementFromPoint(...place))) place = ["covered"];
+                still = Number(place[0]) >= 0 && String(place) === String(before) ? still + 1 : 0;
+                before = place;
+                await new Promise((look) => setTimeout(look, 20));
+            }}
             return place;
-        }})({found})""")
+        }})()""")
         for kind in ("mousePressed", "mouseReleased"):
             mouse = {"type": kind, "x": x, "y": y, "button": "left", "clickCount": 1}
             await self.page.tab.call("Input.dispatchMouseEvent", **mouse)
