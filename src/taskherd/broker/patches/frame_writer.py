@@ -131,7 +131,7 @@ class FrameWriter:
             self._flush_soon()
 
     async def _write_pending(self) -> None:
-        """Write what waits now, except for what nobody waits for. Nothing is counted as sent unless it was."""
+        """Write the pending messages but those whose callers have given up. Only what was written counts as sent."""
         channel = self._channel
         self._pending = [each for each in self._pending if not each.confirm.done()]
         size = len(self._pending)
@@ -174,7 +174,7 @@ class FrameWriter:
         reason = None if closing.cancelled() else closing.exception()
         error = reason if isinstance(reason, Exception) else ConnectionError("the connection was lost")
         missing = [each for each in self._channel.confirmations.values() if not isinstance(each, Returning)]
-        _fail(missing, error)  # nobody waits for the others: they were late, or their messages were returned
+        _fail(missing, error)  # the others timed out, or their messages were returned
         self._channel.confirmations.clear()
 
     def _fail_pending(self, error: Exception) -> None:

@@ -31,7 +31,7 @@ _POLL_INTERVAL: Final = 0.02
 
 @dataclass(frozen=True, slots=True)
 class TerminalCommand:
-    """A command, its working directory, and the variables that it has besides the agent's."""
+    """A command, its working directory, and the variables that it has in addition to the agent's."""
 
     argv: Sequence[str]
     cwd: Path

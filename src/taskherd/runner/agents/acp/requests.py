@@ -20,10 +20,10 @@ from taskherd.domain.request_values import OptionKind, RequestKind, RequestState
 from taskherd.domain.value import replace
 from taskherd.messages.reports import encode_report
 from taskherd.messages.texts import sanitize_detail, sanitize_title
-from taskherd.runner.agents.acp import elicitation, permissions, unanswered_request
+from taskherd.runner.agents.acp import elicitation, pending_request, permissions
 from taskherd.runner.agents.acp.closed_requests import ClosedRequests
 from taskherd.runner.agents.acp.connection import INVALID_PARAMS
-from taskherd.runner.agents.acp.unanswered_request import UnansweredRequest
+from taskherd.runner.agents.acp.pending_request import PendingAcpRequest
 from taskherd.runner.agents.context import AnswerOutcome
 
 if TYPE_CHECKING:
@@ -78,11 +78,10 @@ class AgentRequests:
         self._approvals = approvals
         self._reporter = reporter
         now = reporter.now()
-        waiting = [unanswered_request.load(record, now) for record in checkpoint.get("open", ())]
-        self._open: dict[UUID, UnansweredRequest] = {each.request.request_id: each for each in waiting}
-        self._answered: dict[int, tuple[UnansweredRequest, dict[str, Any]]] = {
-            line: (unanswered_request.load(record, now), result)
-            for line, result, record in checkpoint.get("answers", ())
+        waiting = [pending_request.load(record, now) for record in checkpoint.get("open", ())]
+        self._open: dict[UUID, PendingAcpRequest] = {each.request.request_id: each for each in waiting}
+        self._answered: dict[int, tuple[PendingAcpRequest, dict[str, Any]]] = {
+            line: (pending_request.load(record, now), result) for line, result, record in checkpoint.get("answers", ())
         }
         """By the line of the answer that the agent may not have been given yet: the closed request, and the result."""
         self._closed = ClosedRequests(checkpoint.get("closed", ()))
@@ -128,7 +127,7 @@ class AgentRequests:
         detail = self._conversation.describe(tool.tool_call_id)
         if tool.raw_input is not None and described.input is None:
             detail = f"{_NOT_SHOWN}\n{detail}".rstrip()
-        asked = UnansweredRequest(
+        asked = PendingAcpRequest(
             self._reporter.request_report(
                 request_id=uuid4(),
                 kind=RequestKind.APPROVAL,
@@ -168,7 +167,7 @@ class AgentRequests:
             options=question.options,
             expires_at=self._expiry(),
         )
-        self._ask(UnansweredRequest(request, call.id, question.field, question.is_boolean))
+        self._ask(PendingAcpRequest(request, call.id, question.field, question.is_boolean))
 
     def answer(self, request_id: UUID, option_id: str | None, text: str | None) -> AnswerOutcome:
         """Record a person's answer. A text beside an option is no part of it; the worker sends that as an input.
@@ -234,7 +233,7 @@ class AgentRequests:
             self._conversation.add_notice(f"this was rejected, because no answer came in time: {asked.request.title}")
         return bool(due)
 
-    def _ask(self, asked: UnansweredRequest) -> None:
+    def _ask(self, asked: PendingAcpRequest) -> None:
         """Open a request for people; with too many open ones, reject it."""
         if len(self._open) >= MAX_OPEN:
             self._reject(asked, f"{MAX_OPEN} requests are open already")
@@ -242,14 +241,14 @@ class AgentRequests:
         self._open[asked.request.request_id] = asked
         self._unreported.append(asked.request)
 
-    def _reject(self, asked: UnansweredRequest, why: str) -> None:
+    def _reject(self, asked: PendingAcpRequest, why: str) -> None:
         """Reject a request that is not passed on to people."""
         self._turn.rejected = asked.request.title
         advice = f" {_DECIDE}" if asked.field is None else ""
         self._conversation.add_notice(f"this was rejected, because {why}: {asked.request.title}{advice}")
         self._respond.answer(asked.rpc, asked.rejection)
 
-    def _decide(self, asked: UnansweredRequest, decision: permissions.Decision) -> None:
+    def _decide(self, asked: PendingAcpRequest, decision: permissions.Decision) -> None:
         """Answer a request by the policy."""
         if not decision.allows:
             self._turn.rejected = asked.request.title
@@ -257,12 +256,12 @@ class AgentRequests:
         option_id = decision.option_id if asked.takes(decision.option_id, None) else None  # or its id cannot be told
         self._close(asked, permissions.outcome(decision.option_id), RequestState.ANSWERED, option_id=option_id)
 
-    def _note_rejection(self, asked: UnansweredRequest, option_id: str | None) -> None:
+    def _note_rejection(self, asked: PendingAcpRequest, option_id: str | None) -> None:
         if any(option.id == option_id and option.kind in _REJECTING for option in asked.request.options):
             self._turn.rejected = asked.request.title
 
     def _close(
-        self, asked: UnansweredRequest, result: dict[str, Any], state: RequestState, **answer: str | None
+        self, asked: PendingAcpRequest, result: dict[str, Any], state: RequestState, **answer: str | None
     ) -> None:
         """Record the answer to a request, which is reported as closed once the agent was given it."""
         self._open.pop(asked.request.request_id, None)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class UnansweredRequest:
+class PendingAcpRequest:
     """A request that waits for its answer, or for the acknowledgement that the agent was given it."""
 
     request: AgentRequest
@@ -54,10 +54,10 @@ class UnansweredRequest:
         """The result that decides nothing, because the turn was cancelled."""
         return permissions.CANCELLED if self.field is None else elicitation.CANCELLED
 
-    def with_request(self, **changes: Any) -> UnansweredRequest:
+    def with_request(self, **changes: Any) -> PendingAcpRequest:
         """Return a copy with some fields of the request changed."""
         changed = replace(self.request, **changes)
-        return UnansweredRequest(changed, self.rpc, self.field, self.is_boolean, self.rejecting)
+        return PendingAcpRequest(changed, self.rpc, self.field, self.is_boolean, self.rejecting)
 
     def dump(self) -> dict[str, Any]:
         """Return what the next runner needs."""
@@ -70,8 +70,8 @@ class UnansweredRequest:
         }
 
 
-def load(record: Mapping[str, Any], now: datetime) -> UnansweredRequest:
+def load(record: Mapping[str, Any], now: datetime) -> PendingAcpRequest:
     """Return the request that ``dump`` wrote."""
     request = decode_stored_report(record["report"], now)
     assert isinstance(request, AgentRequest)
-    return UnansweredRequest(request, record["rpc"], record["field"], record["is_boolean"], record["rejecting"])
+    return PendingAcpRequest(request, record["rpc"], record["field"], record["is_boolean"], record["rejecting"])
