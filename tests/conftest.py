@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from typing import TYPE_CHECKING
 
 import aio_pika
-import asyncpg
 import pytest
 from hypothesis import HealthCheck, settings
 
 from taskherd.dev.services import Services, start
 from tests.harness.pgbouncer import StartPgBouncer, running_pgbouncer
+
+if TYPE_CHECKING:
+    from tests.harness.databases import Databases
 
 EXCHANGES = ("reports", "commands", "claims", "events", "wakeups", "work", "dead")
 QUEUES = ("reports", "commands", "claims", "dead", "work.default")
@@ -51,24 +52,19 @@ def services(announce: Callable[[str], None]) -> Iterator[Services]:
 
 
 @pytest.fixture(scope="session")
-async def template_database(services: Services) -> AsyncIterator[str]:
-    """Yield the name of a migrated database that is copied for each test."""
-    from taskherd.store import migrate  # noqa: PLC0415 - only tests that use a database load the migrations
+async def databases(services: Services) -> AsyncIterator[Databases]:
+    """Yield the databases of the whole run."""
+    from tests.harness.databases import open_databases  # noqa: PLC0415 - only tests that use a database load the migrations
 
-    name = f"taskherd_template_{uuid.uuid4().hex[:8]}"
-    await _execute(services.database_url, f'CREATE DATABASE "{name}"')
-    await asyncio.to_thread(migrate.upgrade, _with_database(services.database_url, name))
-    yield name
-    await _execute(services.database_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+    async with open_databases(services.database_url) as opened:
+        yield opened
 
 
 @pytest.fixture
-async def database_url(services: Services, template_database: str) -> AsyncIterator[str]:
+async def database_url(databases: Databases) -> AsyncIterator[str]:
     """Yield the URL of a migrated database for this test alone."""
-    name = f"taskherd_test_{uuid.uuid4().hex[:8]}"
-    await _execute(services.database_url, f'CREATE DATABASE "{name}" TEMPLATE "{template_database}" STRATEGY FILE_COPY')
-    yield _with_database(services.database_url, name)
-    await _execute(services.database_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+    async with databases.lend() as url:
+        yield url
 
 
 @pytest.fixture
@@ -94,15 +90,3 @@ async def amqp_prefix(amqp_url: str) -> AsyncIterator[str]:
             await channel.queue_delete(f"{prefix}.{queue}", timeout=10)
         for exchange in EXCHANGES:
             await channel.exchange_delete(f"{prefix}.{exchange}", timeout=10)
-
-
-def _with_database(url: str, name: str) -> str:
-    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
-
-
-async def _execute(url: str, statement: str) -> None:
-    connection = await asyncpg.connect(url, timeout=10, command_timeout=30)
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close(timeout=5)

@@ -10,23 +10,22 @@ import pytest
 
 from taskherd.dev.services import Services
 from tests.board.pages import Board
-from tests.conftest import EXCHANGES, QUEUES, _execute, _with_database
+from tests.conftest import EXCHANGES, QUEUES
 from tests.harness.api import open_api_harness
 from tests.harness.browser import find_chromium, run_browser
+from tests.harness.databases import Databases
 
 
 @pytest.fixture(scope="module")
-async def board(services: Services, template_database: str, announce: Callable[[str], None]) -> AsyncIterator[Board]:
+async def board(services: Services, databases: Databases, announce: Callable[[str], None]) -> AsyncIterator[Board]:
     """Run an API, a worker and a browser on a database and queues of their own."""
-    name, prefix = f"taskherd_test_{uuid.uuid4().hex[:8]}", f"t{uuid.uuid4().hex[:8]}"
-    await _execute(services.database_url, f'CREATE DATABASE "{name}" TEMPLATE "{template_database}"')
-    url = _with_database(services.database_url, name)
+    prefix = f"t{uuid.uuid4().hex[:8]}"
     async with (
+        databases.lend() as url,
         open_api_harness(url, services.amqp_url, prefix, agent_lost_after=3_600) as harness,
         run_browser(find_chromium(announce)) as browser,
     ):
         yield Board(harness, browser)
-    await _execute(services.database_url, f'DROP DATABASE "{name}" WITH (FORCE)')
     async with await aio_pika.connect(services.amqp_url, timeout=10) as connection:
         channel = await connection.channel()
         for queue in QUEUES:

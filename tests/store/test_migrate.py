@@ -208,6 +208,13 @@ async def test_tasks_of_earlier_releases_are_listed_and_counted(empty_url: str) 
         await connection.close(timeout=5)
 
 
+def test_the_revisions_are_those_of_alembic() -> None:
+    """The revisions that are read from the names of files, without Alembic, are one line that ends at its head."""
+    directory = ScriptDirectory.from_config(migrate.alembic_config())
+    assert migrate.revisions() == [script.revision for script in directory.walk_revisions()][::-1]
+    assert migrate.revisions()[-1] == directory.get_current_head()
+
+
 async def test_the_previous_release_is_migrated_while_it_runs(empty_url: str) -> None:
     """While the newest revision is applied, a worker's writes neither fail nor get lost."""
     directory = ScriptDirectory.from_config(migrate.alembic_config())

@@ -6,13 +6,10 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.util.exc import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -21,6 +18,9 @@ from taskherd.backoff import Backoff
 from taskherd.errors import Misconfigured, Retry
 from taskherd.store.engine import dispose, open_engine, sqlstate, transaction
 from taskherd.store.tables import SCHEMA_VERSION_TABLE
+
+if TYPE_CHECKING:  # only a migration needs Alembic; to import it takes a worker that starts a sixth of its time
+    from alembic.config import Config
 
 ATTEMPTS: Final = 10
 """Maximum number of attempts to lock the tables."""
@@ -79,10 +79,19 @@ class SchemaState:
 
 def alembic_config() -> Config:
     """Return an Alembic configuration for the revisions inside this package."""
+    from alembic.config import Config  # noqa: PLC0415
+
     config = Config()
     config.set_main_option("script_location", "taskherd.store:migrations")
     config.set_main_option("path_separator", "os")
     return config
+
+
+@cache
+def revisions() -> list[str]:
+    """Return the revisions of this release, oldest first: the numbers with which the names of their files begin."""
+    files = (Path(__file__).parent / "migrations" / "versions").glob("[0-9]*_*.py")
+    return sorted(file.name.partition("_")[0] for file in files)
 
 
 async def state(connection: AsyncConnection) -> SchemaState:
@@ -91,15 +100,15 @@ async def state(connection: AsyncConnection) -> SchemaState:
 
 
 def _state(connection: Connection) -> SchemaState:
-    actual = MigrationContext.configure(connection, opts={"version_table": SCHEMA_VERSION_TABLE}).get_current_revision()
-    directory = ScriptDirectory.from_config(alembic_config())
-    expected = directory.get_current_head() or ""
+    expected = revisions()[-1]
+    actual = None
+    if connection.scalar(text("SELECT to_regclass(:table)"), {"table": SCHEMA_VERSION_TABLE}):
+        actual = connection.scalar(text(f"SELECT version_num FROM {SCHEMA_VERSION_TABLE}"))
     if actual is None:
         return SchemaState(None, expected, SchemaStatus.MISSING)
     if actual == expected:
         return SchemaState(actual, expected, SchemaStatus.CURRENT)
-    revisions = {script.revision for script in directory.walk_revisions()}
-    return SchemaState(actual, expected, SchemaStatus.OLD if actual in revisions else SchemaStatus.NEW)
+    return SchemaState(actual, expected, SchemaStatus.OLD if actual in revisions() else SchemaStatus.NEW)
 
 
 def upgrade(database_url: str, revision: str = HEAD) -> SchemaState:
@@ -176,6 +185,9 @@ async def _set_local(connection: AsyncConnection, **timeouts: float) -> None:
 
 
 def _run(connection: Connection, revision: str) -> SchemaState:
+    from alembic import command  # noqa: PLC0415
+    from alembic.util.exc import CommandError  # noqa: PLC0415
+
     before = _state(connection)
     if before.status is SchemaStatus.NEW:
         raise Misconfigured("database_url", before.advice)
