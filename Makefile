@@ -13,7 +13,8 @@ help: ## list the targets
 $(READY): requirements.lock pyproject.toml .ci/bootstrap
 	@sh .ci/bootstrap
 
-check: lint pure ## check format, lint, types, imports, dead code, dependencies, and run the pure tests; no services, half a minute
+check: $(READY) ## check format, lint, types, imports, dead code, dependencies, and run the pure tests; no services, half a minute
+	@$(MAKE) --no-print-directory -j2 lint pure
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -28,6 +29,8 @@ lint: $(READY)
 pure: $(READY)
 	$(BIN)/pytest -q tests/pure
 
+# Bytecode is kept whatever the environment says: the tests start hundreds of processes.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(READY) ## run all tests except the long chaos campaigns, on real RabbitMQ and PostgreSQL; about a quarter of an hour
 	$(BIN)/pytest -q -m "not chaos and not cluster and not agents" -n 3 --dist loadfile --no-loadscope-reorder tests
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -24,6 +25,12 @@ QUEUES = ("reports", "commands", "claims", "dead", "work.default")
 
 settings.register_profile("taskherd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("taskherd")  # how long an example takes says how busy the machine is
+
+
+def pytest_collection_finish() -> None:
+    """Exclude what was imported from the garbage collector, which else looks at a million objects again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import os
 
-import uvloop
-
 from benchmarks.harness import meter, sampler
 from taskherd.observability import logs
 from taskherd.settings import load
-from taskherd.worker.app import Worker
+from taskherd.worker.app import Worker, run
 
 
 def main() -> None:
@@ -31,7 +29,7 @@ def main() -> None:
 
     meter.watch(read)
     with sampler.sampling(os.environ.get("BENCH_SAMPLES", "")):
-        uvloop.run(worker.run())
+        run(worker)
 
 
 if __name__ == "__main__":

@@ -28,13 +28,12 @@ TASKS = 24
 ENTRIES = 90
 LAUNCH = """
 import sys
-import uvloop
-from taskherd.worker.app import Worker
+from taskherd.worker.app import Worker, run
 from taskherd.observability import logs
 from taskherd.settings import load
 settings = load()
 logs.configure("info", "json", secrets=settings.secrets)
-uvloop.run(Worker(settings, sys.argv[1]).run())
+run(Worker(settings, sys.argv[1]))
 """
 
 

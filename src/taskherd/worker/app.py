@@ -81,7 +81,13 @@ def main(settings: Settings) -> None:
     if missing:
         raise Misconfigured(missing[0], "must be set for a worker")
     logs.configure(settings.log_level, settings.log_format, secrets=settings.secrets)
-    uvloop.run(Worker(settings).run())
+    run(Worker(settings))
+
+
+def run(worker: Worker) -> None:
+    """Run a worker to whom this process belongs until SIGTERM or SIGINT."""
+    _tune_gc()
+    uvloop.run(worker.run())
 
 
 class Worker:
@@ -215,7 +221,6 @@ class Worker:
             self._clock.correct(await database_clock.read(connection))
 
     async def _work(self) -> None:
-        _tune_gc()
         self._connections.start(unconfirmed=True)
         for consumer in (self._commands, self._claims, self._reports):
             consumer.start()
