@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
-from taskherd.broker.connection import ConnectionHooks, SupervisedConnection
+from taskherd.broker.connection import ConnectionHooks, SupervisedConnection, map_errors
 from taskherd.errors import Unavailable
 from tests.broker.conftest import ConnectTo
 from tests.harness.tcp_proxy import TcpProxy
@@ -92,3 +93,26 @@ async def test_a_broker_that_opens_no_channel_loses_the_connection(
         while connection._connection in (frozen, None):  # noqa: ASYNC110 - it has no event for this
             await asyncio.sleep(0.02)
     await connection.channel()
+
+
+@pytest.mark.parametrize("steps", range(40))
+async def test_a_cancellation_is_not_lost(amqp_url: str, connect_to: ConnectTo, steps: int) -> None:
+    """However far a task is when it is cancelled: it ends, though aiormq may raise another error instead."""
+    connection = connect_to(amqp_url, "cancelled")
+    await connection.wait_up()
+
+    async def use_channels() -> None:
+        while True:
+            with suppress(Unavailable):
+                async with connection.temporary_channel() as channel:
+                    with map_errors("declaring"):
+                        await channel.queue_declare(exclusive=True, timeout=10)
+
+    for rounds in range(3):
+        task = asyncio.create_task(use_channels())
+        for _ in range(20 * rounds + steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=10)
+        assert done, f"cancelled after {steps} steps of round {rounds}, it went on"
+        assert task.cancelled()

@@ -179,7 +179,8 @@ async def test_work_queues_are_declared_soon_after_a_failure(
     harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a failure, as before the exchange of work requests exists, a worker tries again within seconds."""
-    work_queues = WorkQueues(harness.worker._context, harness.worker._connections.consume)
+    connections = harness.worker._connections
+    work_queues = WorkQueues(harness.worker._context, connections.consume, connections.declare)
     failures = [Unavailable("no exchange yet"), Unavailable("no exchange yet")]
     declared = asyncio.Event()
 

@@ -24,7 +24,8 @@ async def test_connections_have_the_names_of_their_processes(harness: WorkerHarn
         await process.change_feed.poll()
         await harness.until_metric(1, "taskherd_drained")
         named = await asyncio.to_thread(rabbit.ctl, "list_connections", "client_properties")
-        for name in (*(f"{worker} {purpose}" for purpose in ("consume", "publish", "unconfirmed")), f"{api} consume"):
+        purposes = ("consume", "publish", "unconfirmed", "declare")
+        for name in (*(f"{worker} {purpose}" for purpose in purposes), f"{api} consume"):
             assert f'"{name}"' in named, named
         rows = await harness.database.fetch(
             "SELECT application_name FROM pg_stat_activity WHERE datname = current_database()"

@@ -44,3 +44,20 @@ async def test_a_worker_declares_only_what_is_missing(external: WorkerHarness, u
         assert (await external.ask(hello))["ok"]
         await external.until_metric(1, "taskherd_drained")
     await external.channel.queue_delete(f"{external.prefix}.work.r-one", timeout=10)
+
+
+async def test_the_connection_for_declarations_may_break(external: WorkerHarness, services: Services) -> None:
+    """RabbitMQ closes the connection of a declaration that a hung node holds up; the worker goes on consuming."""
+    rabbit = services.rabbit
+    assert rabbit is not None
+    async with running_worker(external) as worker:
+        await external.until_metric(1, "taskherd_drained")
+        listed = await asyncio.to_thread(rabbit.ctl, "list_connections", "pid", "client_properties")
+        (process,) = [line.split()[0] for line in listed.splitlines() if f"worker {worker._id} declare" in line]
+        await asyncio.to_thread(rabbit.ctl, "close_connection", process, "a binding took too long")
+        await external.until_metric(1, "taskherd_reconnects_total", connection="declare")
+        assert (await external.ask({"type": "runner.hello", "runner": "r-late", "pool": "default"}))["ok"]
+        assert await external.queue_counts("work.r-late") == (0, 0)
+        for connection in ("consume", "publish"):
+            assert external.metric("taskherd_reconnects_total", connection=connection) == 0
+    await external.channel.queue_delete(f"{external.prefix}.work.r-late", timeout=10)

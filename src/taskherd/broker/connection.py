@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,9 @@ from taskherd.errors import Misconfigured, Unavailable
 from taskherd.settings.urls import amqp_hosts, with_host
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
+    from aiormq.abc import AbstractChannel
     from yarl import URL
 
 REQUEST_TIMEOUT = 5.0
@@ -43,21 +44,32 @@ def map_errors(action: str) -> Iterator[None]:
 
     Two of them are peculiar to aiormq: a bare ``Exception`` or ``RuntimeError`` for a request that was pending when
     the connection ended, and a ``CancelledError`` from a future although the task was not cancelled (``cancelling()``
-    is 0).
+    is 0). The other way round, aiormq may raise any of them, or nothing, where the task was cancelled: it ends here.
     """
+    task = asyncio.current_task()
     try:
         yield
     except asyncio.CancelledError as error:
-        task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
         raise Unavailable(f"{action}: the connection was lost") from error
-    except TimeoutError as error:
-        raise Unavailable(f"{action}: no answer in time") from error
     except Exception as error:
-        if isinstance(error, _CONNECTION_ERRORS) or type(error) in _BARE_ERRORS:
-            raise Unavailable(f"{action}: {str(error) or type(error).__name__}") from error
-        raise
+        if not isinstance(error, _CONNECTION_ERRORS) and type(error) not in _BARE_ERRORS:
+            raise
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError from error
+        if isinstance(error, TimeoutError):
+            raise Unavailable(f"{action}: no answer in time") from error
+        raise Unavailable(f"{action}: {str(error) or type(error).__name__}") from error
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+async def close_channel(channel: AbstractChannel) -> None:
+    """Close a channel. If that fails, the connection is lost or hangs, and with it the channel."""
+    with suppress(Unavailable), map_errors("closing a channel"):
+        async with asyncio.timeout(REQUEST_TIMEOUT):
+            await channel.close()
 
 
 def _ignore(*_: str) -> None:
@@ -184,6 +196,15 @@ class SupervisedConnection:
         assert isinstance(underlay, Channel)
         return underlay
 
+    @asynccontextmanager
+    async def temporary_channel(self) -> AsyncIterator[Channel]:
+        """Open a channel for the block; its end requeues what was not acknowledged. Raise as ``channel`` does."""
+        channel = await self.channel()
+        try:
+            yield channel
+        finally:
+            await close_channel(channel)
+
     async def drop_if_hung(self, within: float = CHECK_TIMEOUT) -> None:
         """Abort the connection if the broker does not answer a request on it ``within`` so many seconds.
 
@@ -288,9 +309,11 @@ async def _wait_lost(connection: Connection) -> str:
 async def _discard(connection: Connection, socket: Socket, *, graceful: bool = False) -> None:
     if not graceful:
         socket.abort()
-    with suppress(Unavailable), map_errors("closing"):
-        async with asyncio.timeout(_CLOSE_TIMEOUT):
-            await connection.close()
-    socket.abort()
+    try:
+        with suppress(Unavailable), map_errors("closing"):
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
+                await connection.close()
+    finally:
+        socket.abort()
     if not connection.is_closed:
         await connection.close()  # the transport is gone; without this, aio-pika would close it when it is collected

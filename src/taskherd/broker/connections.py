@@ -1,4 +1,4 @@
-"""The broker connections of a process, for consuming and publishing, with their logs, metrics and readiness."""
+"""The broker connections of a process, each for one purpose, with their logs, metrics and readiness."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ def _log_loss(name: str, reason: str) -> None:
 
 
 class BrokerConnections:
-    """The connections of one process: for consuming, for publishing, and for publishing without confirms.
+    """The connections of one process: for consuming, for publishing, for publishing without confirms and for declaring.
 
-    The last one is connected only if it is used, and nothing waits for it.
+    The last two are connected only if they are used, and the process is ready without them. Declarations have their
+    own, because RabbitMQ closes the connection of one that it cannot make while a node hangs.
     """
 
     def __init__(
@@ -52,9 +53,9 @@ class BrokerConnections:
         hooks = ConnectionHooks(on_up=self._up, on_down=self._down, on_refused=self._refused)
         self.consume = SupervisedConnection(amqp_url, f"{process} consume", hooks)
         self.publish = SupervisedConnection(amqp_url, f"{process} publish", hooks)
-        self.unconfirmed = SupervisedConnection(
-            amqp_url, f"{process} unconfirmed", ConnectionHooks(on_up=self._count_up, on_down=_log_loss)
-        )
+        quiet = ConnectionHooks(on_up=self._count_up, on_down=_log_loss)
+        self.unconfirmed = SupervisedConnection(amqp_url, f"{process} unconfirmed", quiet)
+        self.declare = SupervisedConnection(amqp_url, f"{process} declare", quiet)
         self._metrics = metrics
         self._readiness = readiness
         self._on_down = on_disconnect
@@ -62,17 +63,22 @@ class BrokerConnections:
         for name in ("consume", "publish"):
             metrics.reconnects.labels(name)  # Prometheus misses the first increment of a new series
 
-    def start(self, *, unconfirmed: bool = False) -> None:
+    def start(self, *, unconfirmed: bool = False, declare: bool = False) -> None:
         """Start connecting in the background."""
         self.consume.start()
         self.publish.start()
-        if unconfirmed:
-            self._metrics.reconnects.labels("unconfirmed")  # as above
-            self.unconfirmed.start()
+        for name, connection, used in (
+            ("unconfirmed", self.unconfirmed, unconfirmed),
+            ("declare", self.declare, declare),
+        ):
+            if used:
+                self._metrics.reconnects.labels(name)  # as above
+                connection.start()
 
     async def close(self) -> None:
         """Close all connections."""
-        await asyncio.gather(self.consume.close(), self.publish.close(), self.unconfirmed.close())
+        connections = (self.consume, self.publish, self.unconfirmed, self.declare)
+        await asyncio.gather(*(connection.close() for connection in connections))
 
     def _count_up(self, name: str) -> None:
         if name in self._connected_before:

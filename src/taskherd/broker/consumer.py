@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from taskherd import retry
 from taskherd.broker import topology
-from taskherd.broker.connection import REQUEST_TIMEOUT, SupervisedConnection, map_errors
+from taskherd.broker.connection import REQUEST_TIMEOUT, SupervisedConnection, close_channel
 from taskherd.broker.subscription import Source, Subscription
 from taskherd.errors import Misconfigured, Unavailable
 
@@ -185,7 +185,7 @@ class Consumer:
         try:
             return min([await topology.consumer_count(channel, source.queue) for source in self._sources])
         finally:
-            await _close(channel)
+            await close_channel(channel)
 
     async def _wait_quiet(self) -> None:
         """Wait until no delivery arrives for ``QUIET`` seconds, at most ``MAX_QUIET_ROUNDS`` times that."""
@@ -216,7 +216,7 @@ class Consumer:
         try:
             return await self._prepare(channel)
         finally:
-            await _close(channel)
+            await close_channel(channel)
 
     async def _start_keepers(self) -> None:
         wanted = {source.queue: source for source in self._sources}
@@ -281,7 +281,7 @@ class Consumer:
             kept = [each for each in self._buffer if each.epoch != subscription.epoch]
             self._buffer.clear()
             self._buffer.extend(kept)
-        await _close(subscription.channel)
+        await close_channel(subscription.channel)
 
     def _receiver(self, epoch: int, queue: str) -> Receive:
         def receive(delivery: Delivery) -> None:
@@ -312,9 +312,3 @@ def _failures_after(began: float, failures: int) -> int:
     """Return the number of failures in a row, after one that ``began`` at this time of the loop's clock."""
     lifetime = asyncio.get_running_loop().time() - began
     return 0 if lifetime > 2 * REQUEST_TIMEOUT else failures + 1
-
-
-async def _close(channel: AbstractChannel) -> None:
-    with suppress(Unavailable), map_errors("closing a channel"):
-        async with asyncio.timeout(REQUEST_TIMEOUT):
-            await channel.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +110,7 @@ async def publish_dead_letters(publisher: Publisher, pending: list[OutgoingMessa
 
 async def read(connection: SupervisedConnection, names: TopologyNames, limit: int) -> list[QueuedMessage]:
     """Return up to ``limit`` dead letters, oldest first, and leave them in the queue. May raise ``Unavailable``."""
-    async with _temporary_channel(connection) as channel:
+    async with connection.temporary_channel() as channel:
         return [_queued(message) for message in [each async for each in _get(channel, names.dead, limit)]]
 
 
@@ -123,7 +122,7 @@ async def purge(
     limit: int,
 ) -> int:
     """Remove the selected dead letters among the first ``limit``, or all without ``select``; return their number."""
-    async with _temporary_channel(connection) as channel:
+    async with connection.temporary_channel() as channel:
         if select is None:
             with map_errors("purging"):
                 return (await channel.queue_purge(names.dead)).message_count or 0
@@ -149,7 +148,7 @@ async def replay(
     May raise ``Unavailable``.
     """
     count, unrouted = 0, []
-    async with _temporary_channel(connection) as channel:
+    async with connection.temporary_channel() as channel:
         async for message in _get(channel, names.dead, limit):
             queued = _queued(message)
             target = target_of(queued)
@@ -196,18 +195,6 @@ def _sendable(headers: Mapping[str, Any]) -> FieldTable:
     except (TypeError, ValueError, OverflowError, ArithmeticError):
         return {}
     return table if size <= MAX_PRODUCER_HEADERS else {}
-
-
-@asynccontextmanager
-async def _temporary_channel(connection: SupervisedConnection) -> AsyncIterator[AbstractChannel]:
-    """Open a channel for the block. Closing it requeues all unacknowledged messages."""
-    channel = await connection.channel()
-    try:
-        yield channel
-    finally:
-        with map_errors("closing a channel"):
-            async with asyncio.timeout(REQUEST_TIMEOUT):
-                await channel.close()
 
 
 async def _get(channel: AbstractChannel, queue: str, limit: int) -> AsyncIterator[DeliveredMessage]:

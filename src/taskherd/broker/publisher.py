@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from aiormq.exceptions import DeliveryError, PublishError
 
-from taskherd.broker.connection import REQUEST_TIMEOUT, SupervisedConnection, map_errors
+from taskherd.broker.connection import REQUEST_TIMEOUT, SupervisedConnection, close_channel, map_errors
 from taskherd.broker.patches.frame_writer import writer_of
 from taskherd.errors import Unavailable
 
@@ -197,7 +196,7 @@ class Publisher:
         """Close the channel, but not the connection, within ``REQUEST_TIMEOUT``."""
         channel, self._channel = self._channel, None
         if channel is not None:
-            await _close(channel)
+            await close_channel(channel)
 
     async def _open_writer(self) -> Writer:
         """Return the writer to the channel, which is opened if need be."""
@@ -216,7 +215,7 @@ class Publisher:
             try:
                 await self._prepare(channel)
             except BaseException:
-                await _close(channel)
+                await close_channel(channel)
                 raise
         return channel
 
@@ -240,9 +239,3 @@ def _chunks(messages: Sequence[OutgoingMessage]) -> Iterator[Sequence[OutgoingMe
         size += len(message.body)
     if start < len(messages):
         yield messages[start:]
-
-
-async def _close(channel: Channel) -> None:
-    with suppress(Unavailable), map_errors("closing a channel"):
-        async with asyncio.timeout(REQUEST_TIMEOUT):
-            await channel.close()

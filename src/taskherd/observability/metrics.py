@@ -250,7 +250,7 @@ class Metrics:
         self.database_up = self._gauge("database_up", "1 if the last PostgreSQL query succeeded.")
         self.reconnects = self._counter(
             "reconnects",
-            "Connections to RabbitMQ made again after a loss, by connection: consume, publish or unconfirmed.",
+            "Connections to RabbitMQ made again after a loss, by connection: consume, publish, unconfirmed or declare.",
             "connection",
         )
         self.pool_in_use = self._gauge(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -76,9 +75,5 @@ class Hellos:
 
 async def _check(connection: SupervisedConnection, names: TopologyNames, queues: list[str]) -> None:
     """Check that these queues exist, and the exchange of claims: before workers declare that, none answers a claim."""
-    channel = await connection.channel()
-    try:
+    async with connection.temporary_channel() as channel:
         await topology.check(channel, [names.claims], queues)
-    finally:
-        with suppress(Exception):
-            await channel.close()

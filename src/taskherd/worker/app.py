@@ -119,7 +119,11 @@ class Worker:
         self._wakeup_publisher = UnconfirmedPublisher(self._connections.unconfirmed, max_waiting=1)
         self._wakeups = Wakeups(self._wakeup_publisher, self._names.wakeups)
         self._topology = Topology(
-            self._connections.consume, self._names, settings.report_partitions, self._on_declare_error
+            self._connections.consume,
+            self._connections.declare,
+            self._names,
+            settings.report_partitions,
+            self._on_declare_error,
         )
         self._reports = self._make_consumer(self._report_sources, settings.prefetch)
         self._commands = self._make_consumer(self._command_source, MAX_WAITING)
@@ -129,7 +133,7 @@ class Worker:
         self.probe = Probe(self._publisher, self._replies, self.metrics, self._clock.now, self._check_consuming)
         self._report_consumer = ReportConsumer(self._reports, self._context, self._relay, self.probe)
         self._command_consumer = CommandConsumer(self._commands, self._context, self._relay)
-        self._work_queues = WorkQueues(self._context, self._connections.consume)
+        self._work_queues = WorkQueues(self._context, self._connections.consume, self._connections.declare)
         self._claim_consumer = ClaimConsumer(self._claims, self._context, self._relay, self._work_queues)
         self._sweeper = Sweeper(self._id, self._context, self._relay, self.probe, self._clock.correct)
         self._ops = OpsServer(self.metrics, self._readiness)
@@ -221,7 +225,7 @@ class Worker:
             self._clock.correct(await database_clock.read(connection))
 
     async def _work(self) -> None:
-        self._connections.start(unconfirmed=True)
+        self._connections.start(unconfirmed=True, declare=True)
         for consumer in (self._commands, self._claims, self._reports):
             consumer.start()
         settings = self._settings

@@ -1,25 +1,22 @@
 """Declare exchanges and queues without holding up consuming.
 
 A declaration waits while a node of RabbitMQ's cluster hangs, for a minute and more, and a passive check does not. So
-before it consumes, a worker checks and declares only what is missing; once after each connection, in the background, it
-declares all, which also repairs bindings.
+before it consumes, a worker checks and declares only what is missing; once after each connection, in the background and
+on a connection of its own, it declares all, which also repairs bindings.
 """
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from taskherd import retry
 from taskherd.broker import topology
-from taskherd.broker.connection import REQUEST_TIMEOUT
 from taskherd.errors import Misconfigured, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
-    from taskherd.broker import AbstractChannel
     from taskherd.broker.connection import SupervisedConnection
     from taskherd.broker.topology import TopologyNames
 
@@ -29,13 +26,23 @@ class Topology:
 
     def __init__(
         self,
-        connection: SupervisedConnection,
+        checking: SupervisedConnection,
+        declaring: SupervisedConnection,
         names: TopologyNames,
         partitions: int,
         on_error: Callable[[str], None],
     ) -> None:
-        """Create the object; ``run`` starts the background part."""
-        self._connection = connection
+        """Create the object; ``run`` starts the background part.
+
+        Args:
+            checking: the connection on which is checked what exists: the one that will consume from it.
+            declaring: the connection on which is declared; RabbitMQ may close it while a node hangs.
+            names: the names of exchanges and queues.
+            partitions: the number of partitions of the reports.
+            on_error: called with each error in the background.
+        """
+        self._checking = checking
+        self._connection = declaring
         self._names = names
         self._partitions = partitions
         self._on_error = on_error
@@ -55,14 +62,14 @@ class Topology:
             Misconfigured: an exchange or queue exists with other properties.
         """
         exchanges = [*self._names.exchanges] + ([self._names.report_hash] if self._partitions > 1 else [])
-        async with open_channel(self._connection) as channel:
+        async with self._checking.temporary_channel() as channel:
             has_exchanges = await topology.exist(channel, exchanges)
             if has_exchanges and await topology.exist(channel, queues=[queue]):
                 return
         if not has_exchanges:
             await self.declare_once()
             return
-        async with open_channel(self._connection) as channel:
+        async with self._connection.temporary_channel() as channel:
             await topology.declare_queue(channel, self._names, queue, self._partitions)
 
     async def run(self) -> None:
@@ -82,16 +89,5 @@ class Topology:
 
     async def declare_once(self) -> None:
         """Declare all. Raise as ``ensure`` does."""
-        async with self._declaring, open_channel(self._connection) as channel:
+        async with self._declaring, self._connection.temporary_channel() as channel:
             await topology.declare(channel, self._names, self._partitions)
-
-
-@asynccontextmanager
-async def open_channel(connection: SupervisedConnection) -> AsyncIterator[AbstractChannel]:
-    """Open a channel for the block. Raise ``Unavailable`` if not connected."""
-    channel = await connection.channel()
-    try:
-        yield channel
-    finally:
-        with suppress(Exception):
-            await asyncio.wait_for(channel.close(), REQUEST_TIMEOUT)

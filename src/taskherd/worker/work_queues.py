@@ -13,7 +13,6 @@ from taskherd.broker import topology
 from taskherd.errors import Misconfigured, Retry, Unavailable
 from taskherd.store import runners
 from taskherd.store.engine import transaction
-from taskherd.worker.topology import open_channel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,10 +40,11 @@ MAX_FORGOTTEN = 20
 class WorkQueues:
     """Declares the queues of all pools and runners, and those of runners that say hello."""
 
-    def __init__(self, context: WorkerContext, connection: SupervisedConnection) -> None:
-        """Create the object; ``run`` starts the periodic part."""
+    def __init__(self, context: WorkerContext, checking: SupervisedConnection, declaring: SupervisedConnection) -> None:
+        """Create the object; ``run`` starts the periodic part. The connections are as those of ``Topology``."""
         self._context = context
-        self._connection = connection
+        self._checking = checking
+        self._connection = declaring
         self._declared: set[str] = set()
 
     async def run(self) -> None:
@@ -120,19 +120,19 @@ class WorkQueues:
 
     async def _ensure(self, target: str) -> None:
         """Declare the queue of ``target`` if it is missing. A check waits for no hung node, as a declaration does."""
-        async with open_channel(self._connection) as channel:
+        async with self._checking.temporary_channel() as channel:
             if await topology.exist(channel, queues=[self._context.names.work_queue(target)]):
                 return
         await self._declare(target)
 
     async def _declare(self, target: str) -> None:
-        async with open_channel(self._connection) as channel:
+        async with self._connection.temporary_channel() as channel:
             await topology.declare_work_queue(channel, self._context.names, target)
         self._declared.add(target)
 
     async def _delete_idle(self, target: str) -> bool:
         """Delete a queue without a consumer. Return False if it has one; True if it is gone."""
-        async with open_channel(self._connection) as channel:
+        async with self._connection.temporary_channel() as channel:
             deleted = await topology.delete_idle_work_queue(channel, self._context.names, target)
         if deleted:
             self._declared.discard(target)
