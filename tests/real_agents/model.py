@@ -33,6 +33,7 @@ Message: TypeAlias = dict[str, Any]
 
 BEFORE_TOOL = "I run the command."
 _REMINDER = re.compile(r"<system-reminder>.*?</system-reminder>", re.DOTALL)
+_INTERRUPTED = re.compile(r"\[Request interrupted by user[^]]*\]")
 _RUN = re.compile(r"run: (?P<command>.+)", re.DOTALL)
 _PROBE = "x\b"
 """The keys that AgentAPI types before a message; on a busy machine Claude Code takes them for a part of it."""
@@ -50,10 +51,10 @@ def blocks(message: Message) -> list[Block]:
 
 
 def user_text(message: Message) -> str:
-    """Return what the user wrote: a message's text without the reminders that Claude Code adds."""
+    """Return what the user wrote last: a message's text after an interrupt, without what Claude Code adds."""
     texts = (block["text"] for block in blocks(message) if block["type"] == "text")
     kept = (_REMINDER.sub("", text).replace(_PROBE, "").strip() for text in texts)
-    return "\n".join(text for text in kept if text)
+    return _INTERRUPTED.split("\n".join(text for text in kept if text))[-1].strip()
 
 
 def result_text(block: Block) -> str:
@@ -66,11 +67,11 @@ def answer(body: dict[str, Any]) -> list[Block]:
     """Return the content blocks with which the script answers a request."""
     if not any(tool.get("name") == "Bash" for tool in body.get("tools") or ()):
         return [{"type": "text", "text": '{"title": "A scripted conversation"}'}]
-    users = [message for message in body["messages"] if message["role"] == "user"]
-    results = [block for block in blocks(users[-1]) if block["type"] == "tool_result"]
-    if results:
+    last = [message for message in body["messages"] if message["role"] == "user"][-1]
+    results = [block for block in blocks(last) if block["type"] == "tool_result"]
+    said = user_text(last)
+    if results and not said:  # else the tool's turn was interrupted, and this is the next input
         return [{"type": "text", "text": f"The command printed: {result_text(results[-1]).strip()}"}]
-    said = user_text(users[-1])
     if match := _RUN.search(said):
         call = {"command": match["command"].strip(), "description": "Run the command of the script"}
         name = f"toolu_{len(body['messages']):04d}"
