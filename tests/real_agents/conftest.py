@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
 import tempfile
+import uuid
 from asyncio import create_subprocess_exec
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -18,6 +20,7 @@ import pytest
 from tests.harness.runner import RunnerHarness, RunnerSubprocess, eventually_async, runner_harness
 from tests.harness.worker import worker_harness
 from tests.real_agents.environment import environment
+from tests.real_agents.protocol import ProtocolRecord
 
 MODEL = "tests.real_agents.model"
 NOBODY = 65_534
@@ -89,6 +92,15 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture
+def record(folder: Path) -> ProtocolRecord:
+    """Return a record of what passes between the test's runner and its agent, for a PATH wrapped with it."""
+    written = folder / "record"
+    written.mkdir()
+    written.chmod(0o777)
+    return ProtocolRecord(written)
+
+
+@pytest.fixture
 async def harness(database_url: str, amqp_url: str, amqp_prefix: str, folder: Path) -> AsyncIterator[RunnerHarness]:
     """Yield a worker with its own database and queues, and no runner yet."""
     async with (
@@ -116,6 +128,15 @@ async def acp_runner(
     return harness
 
 
+@pytest.fixture
+async def recorded_runner(
+    harness: RunnerHarness, model: ModelServer, acp_path: str, record: ProtocolRecord, monkeypatch: pytest.MonkeyPatch
+) -> RunnerHarness:
+    """Return such a harness whose agent is recorded."""
+    await start_runner(harness, model, record.wrap(acp_path), monkeypatch)
+    return harness
+
+
 async def start_runner(
     harness: RunnerHarness, model: ModelServer, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> RunnerSubprocess:
@@ -126,3 +147,13 @@ async def start_runner(
     user = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups") if os.geteuid() == 0 else ()
     (harness.folder / f"runner-{len(harness.runners)}.log").touch()
     return await harness.start(prefix=user)
+
+
+async def answer(harness: RunnerHarness, task_id: uuid.UUID, kind: str) -> None:
+    """Answer the task's open request as a person does, with its option of a kind."""
+    (request,) = harness.worker.document(task_id)["requests"]
+    query = "SELECT report::text FROM agent_requests WHERE request_id = $1"
+    options = json.loads(await harness.worker.database.fetchval(query, request["id"]))["options"]
+    (option_id,) = [option["id"] for option in options if option["kind"] == kind]
+    given = {"request_id": request["id"], "option_id": option_id}
+    assert (await harness.worker.command("task.answer", task_id, **given))["ok"]

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -9,6 +11,7 @@ import pytest
 from acp import schema
 
 from tests.harness.runner import eventually
+from tests.real_agents.protocol import changes_in
 from tests.runner.acp import acp_run
 from tests.runner.acp_scenarios import SCENARIOS, scenario_of
 
@@ -73,6 +76,17 @@ def test_each_scenario_was_recorded() -> None:
     assert {scenario_of(path) for path in TRANSCRIPTS} == SCENARIOS.keys()
 
 
+def works_in(transcript: Path) -> list[bool]:
+    """Return when the recorded agent was at work: in its turns, except while a person was asked."""
+    changes = changes_in(json.loads(line) for line in transcript.read_text().splitlines())
+    return [change.works if scenario_of(transcript) == "person" else change.in_turn for change in changes]
+
+
+def without_repeats(values: Iterable[bool]) -> list[bool]:
+    """Return the values without those that repeat the one before."""
+    return [value for value, _ in groupby(values)]
+
+
 @pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=lambda path: path.stem)
 async def test_a_recorded_agent_is_followed(tmp_path: Path, transcript: Path) -> None:
     """What a real agent wrote, byte by byte, leads to the turns, answers, states and usage of when it was recorded."""
@@ -83,6 +97,8 @@ async def test_a_recorded_agent_is_followed(tmp_path: Path, transcript: Path) ->
         forgets = transcript.stem.startswith("gemini-cli") and "resume" in transcript.stem
         assert [("cannot continue" in text) for text in run.texts("notice")] == [True] * forgets
         await eventually(lambda: run.usage() == USAGE[transcript.stem])
+        works = without_repeats(state == "working" for state, _ in run.states())
+        assert works == without_repeats(works_in(transcript))
         if transcript.stem == f"{CODEX}-person":  # a rejection ends its turn
             assert run.state == ("idle", "The agent ended its turn because this was rejected: echo never > never")
 
