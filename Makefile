@@ -41,7 +41,7 @@ agents: $(READY) ## run real agents from npm and PyPI, and AgentAPI (AGENTAPI=pr
 	@mkdir -p .agents && cp tests/real_agents/npm/*.json .agents/
 	npm install --silent --no-fund --no-audit --prefix .agents
 	@$(BIN)/python -m venv .agents/mini && .agents/mini/bin/pip install -q --require-hashes -r tests/real_agents/python/mini-swe-agent.txt
-	@if command -v $(PYTHON_3_12) > /dev/null; then $(PYTHON_3_12) -m venv .agents/aider-chat && \
+	@if $(PYTHON_3_12) --version > /dev/null 2>&1; then $(PYTHON_3_12) -m venv .agents/aider-chat && \
 		.agents/aider-chat/bin/pip install -q --require-hashes -r tests/real_agents/python/aider-chat.txt; fi
 	AGENTAPI=$(AGENTAPI) CLAUDE=$(CURDIR)/.agents/node_modules/.bin \
 	PYTHON_AGENTS=$(CURDIR)/.agents/mini/bin:$(CURDIR)/.agents/aider-chat/bin $(BIN)/pytest -q -m agents --timeout 300 $(or $(TEST),tests/real_agents)

@@ -13,17 +13,21 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from tests.harness.runner import RunnerHarness, RunnerSubprocess, eventually_async, runner_harness
+from tests.harness.runner import RunnerHarness, RunnerSubprocess, eventually, eventually_async, runner_harness
+from tests.harness.templates import shipped_run
 from tests.harness.worker import worker_harness
 from tests.real_agents.environment import environment
 from tests.real_agents.protocol import ProtocolRecord
 
 MODEL = "tests.real_agents.model"
 NOBODY = 65_534
+START_TIMEOUT = 150.0
+"""Seconds within which an agent must open its session, also on a busy machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,20 @@ async def start_runner(
     user = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups") if os.geteuid() == 0 else ()
     (harness.folder / f"runner-{len(harness.runners)}.log").touch()
     return await harness.start(prefix=user)
+
+
+async def create_task(harness: RunnerHarness, template: str, prompt: str, **changed: Any) -> uuid.UUID:
+    """Create a task of a shipped template that allows everything unless ``changed`` says otherwise; await its start."""
+    await harness.template({**shipped_run(f"{template}.yaml"), "approvals": {"default": "allow"}, **changed})
+    task_id = await harness.worker.create(input=prompt)
+    await until_started(harness, task_id)
+    return task_id
+
+
+async def until_started(harness: RunnerHarness, task_id: uuid.UUID) -> None:
+    """Wait until the agent's session is open, for which OpenCode computes for several seconds on an idle machine."""
+    starting = {None, "pending", "initializing", "paused"}
+    await eventually(lambda: harness.worker.document(task_id).get("status") not in starting, START_TIMEOUT)
 
 
 async def answer(harness: RunnerHarness, task_id: uuid.UUID, kind: str) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
 from uuid import UUID
 
 import psutil
 import pytest
 
 from tests.harness.runner import RunnerHarness, eventually
-from tests.harness.templates import shipped_run
-from tests.real_agents.conftest import ModelServer, answer, start_runner
+from tests.real_agents.conftest import ModelServer, answer, create_task, start_runner, until_started
 from tests.real_agents.protocol import PROGRAMS
 
 pytestmark = [pytest.mark.agents, pytest.mark.timeout(300)]
@@ -28,18 +26,12 @@ SESSIONS = ("claude-code", "codex", "opencode")
 FOREVER = "run: tail -f /dev/null"
 
 
-async def start_task(harness: RunnerHarness, template: str, prompt: str, **changed: Any) -> UUID:
-    """Create a task of a shipped template that allows everything, unless ``changed`` says otherwise."""
-    await harness.template({**shipped_run(f"{template}.yaml"), "approvals": {"default": "allow"}, **changed})
-    return await harness.worker.create(input=prompt)
-
-
 async def pause_and_resume(harness: RunnerHarness, task_id: UUID) -> None:
     """Pause a task, and resume it."""
     assert (await harness.worker.command("task.pause", task_id))["ok"]
     await harness.until_status(task_id, "paused")
     assert (await harness.worker.command("task.resume", task_id))["ok"]
-    await harness.until_status(task_id, "active")
+    await until_started(harness, task_id)
 
 
 def running(harness: RunnerHarness, task_id: UUID, command: str) -> bool:
@@ -57,7 +49,7 @@ async def test_a_tool_runs_as_the_policy_says(
     """A command runs if the policy allows it, and otherwise the turn ends without it; either is told to the task."""
     harness = acp_runner
     prompt = "run: echo it is done > result; cat result"
-    task_id = await start_task(harness, template, prompt, approvals={"default": policy})
+    task_id = await create_task(harness, template, prompt, approvals={"default": policy})
     await harness.until_state(task_id, "idle", "The command printed: it is done" if is_run else REJECTED[template])
     assert (harness.work(task_id) / "project/result").exists() == is_run
     assert (await harness.worker.command("task.delete", task_id))["ok"]
@@ -70,7 +62,7 @@ async def test_a_turn_outlives_its_runner(
 ) -> None:
     """The runner is killed in a turn; the next one follows the same process, and sees the turn's end."""
     harness = acp_runner
-    task_id = await start_task(harness, template, "run: sleep 8; echo it is done > result; cat result")
+    task_id = await create_task(harness, template, "run: sleep 8; echo it is done > result; cat result")
     await harness.until_state(task_id, "working", "sleep 8")
     agent = harness.agent(task_id)["agent"]
     await harness.runners[0].kill()
@@ -89,7 +81,7 @@ async def test_a_turn_outlives_its_runner(
 async def test_an_agent_continues_its_session(acp_runner: RunnerHarness, template: str) -> None:
     """A resumed task continues its session, or its log says that it cannot."""
     harness = acp_runner
-    task_id = await start_task(harness, template, "Good morning")
+    task_id = await create_task(harness, template, "Good morning")
     await harness.until_state(task_id, "idle", "You said: Good morning")
     await pause_and_resume(harness, task_id)
     assert (await harness.worker.command("task.send", task_id, input="Good night"))["ok"]
@@ -105,7 +97,7 @@ async def test_a_request_outlives_its_runner(
     """The runner is killed while a person thinks; the same process gets the answer from the next one, and goes on."""
     harness = acp_runner
     prompt = "run: echo it is done > result; cat result"
-    task_id = await start_task(harness, template, prompt, approvals={"default": "ask"})
+    task_id = await create_task(harness, template, prompt, approvals={"default": "ask"})
     await eventually(lambda: harness.worker.document(task_id).get("requests_open"), 120)
     agent = harness.agent(task_id)["agent"]
     await harness.runners[0].kill()
@@ -119,7 +111,7 @@ async def test_a_request_outlives_its_runner(
 async def test_a_turn_is_interrupted_and_steered(acp_runner: RunnerHarness, template: str) -> None:
     """An interrupt ends a turn and what it runs, and so does a steer, which then begins another; the process stays."""
     harness = acp_runner
-    task_id = await start_task(harness, template, FOREVER)
+    task_id = await create_task(harness, template, FOREVER)
     await harness.until_state(task_id, "working", "tail -f")
     agent = harness.agent(task_id)["agent"]
     assert (await harness.worker.command("task.interrupt", task_id))["ok"]
@@ -136,7 +128,7 @@ async def test_a_turn_is_interrupted_and_steered(acp_runner: RunnerHarness, temp
 async def test_an_agent_is_killed(acp_runner: RunnerHarness, template: str) -> None:
     """An agent that is killed in a turn has failed, and leaves nothing; resumed, it is given its prompt again."""
     harness = acp_runner
-    task_id = await start_task(
+    task_id = await create_task(
         harness, template, "run: [ -e begun ] || { touch begun; tail -f begun; }; echo it is done"
     )
     await eventually((harness.work(task_id) / "project/begun").exists)
@@ -152,5 +144,7 @@ async def test_an_agent_is_killed(acp_runner: RunnerHarness, template: str) -> N
 async def test_a_turn_completes_a_task_if_the_template_says_so(acp_runner: RunnerHarness, template: str) -> None:
     """With ``complete_after_turn`` the end of the prompt's turn is that of the task's work."""
     harness = acp_runner
-    task_id = await start_task(harness, template, "run: echo it is done > result; cat result", complete_after_turn=True)
+    task_id = await create_task(
+        harness, template, "run: echo it is done > result; cat result", complete_after_turn=True
+    )
     await harness.until_state(task_id, "complete", "The command printed: it is done")

@@ -11,8 +11,7 @@ from uuid import UUID
 import pytest
 
 from tests.harness.runner import RunnerHarness, eventually
-from tests.harness.templates import shipped_run
-from tests.real_agents.conftest import ModelServer, answer
+from tests.real_agents.conftest import ModelServer, answer, create_task
 from tests.real_agents.protocol import PROGRAMS, ProtocolRecord
 from tests.real_agents.states import LONGEST_LAG, Sample, judge, sampled
 
@@ -30,11 +29,6 @@ class Sampling:
     model: ModelServer
     record: ProtocolRecord
     capsys: pytest.CaptureFixture[str]
-
-    async def start(self, template: str, policy: str, prompt: str) -> UUID:
-        """Create a task of a shipped template."""
-        await self.harness.template({**shipped_run(f"{template}.yaml"), "approvals": {"default": policy}})
-        return await self.harness.worker.create(input=prompt)
 
     @asynccontextmanager
     async def judged(self, task_id: UUID, name: str) -> AsyncIterator[list[Sample]]:
@@ -66,7 +60,7 @@ async def sampling(
 async def test_the_state_is_that_of_the_turn(sampling: Sampling, template: str) -> None:
     """It is ``working`` exactly while a turn runs: with a tool, without one, and one that is steered."""
     harness = sampling.harness
-    task_id = await sampling.start(template, "allow", "run: sleep 3; echo it is done > result; cat result")
+    task_id = await create_task(harness, template, "run: sleep 3; echo it is done > result; cat result")
     async with sampling.judged(task_id, f"{template}, turns") as samples:
         await harness.until_state(task_id, "idle", "The command printed: it is done")
         await passed(samples)
@@ -85,7 +79,8 @@ async def test_the_state_is_that_of_the_turn(sampling: Sampling, template: str) 
 async def test_the_state_is_idle_while_a_person_is_asked(sampling: Sampling, template: str) -> None:
     """It is ``idle`` while a request is open; one is allowed, and one rejected."""
     harness = sampling.harness
-    task_id = await sampling.start(template, "ask", "run: sleep 3; echo it is done > result; cat result")
+    prompt = "run: sleep 3; echo it is done > result; cat result"
+    task_id = await create_task(harness, template, prompt, approvals={"default": "ask"})
     async with sampling.judged(task_id, f"{template}, requests") as samples:
         await eventually(lambda: harness.worker.document(task_id).get("requests_open"), 120)
         await passed(samples)

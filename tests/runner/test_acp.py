@@ -14,7 +14,7 @@ from taskherd.runner.agents.acp.conversation import Conversation
 from taskherd.runner.agents.acp.follower import AcpFollower
 from taskherd.runner.journal import InputDelivery
 from tests.harness.runner import eventually, is_alive
-from tests.runner.acp import acp_run
+from tests.runner.acp import AcpRun, acp_run
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -210,6 +210,29 @@ async def test_an_interrupt_ends_the_turn(tmp_path: Path) -> None:
             await run.until_state("idle", "go on")
 
 
+async def test_an_interrupt_ends_a_prompt_that_is_just_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits until that turn is in flight: otherwise the turn would begin after the interrupt, and go on."""
+    save, is_recorded = AcpRun._save, asyncio.Event()
+
+    async def save_slowly(run: AcpRun) -> None:
+        if InputDelivery.DELIVERING in run.journal.inputs.values():
+            await is_recorded.wait()
+        await save(run)
+
+    monkeypatch.setattr(AcpRun, "_save", save_slowly)
+    async with acp_run(tmp_path) as run:
+        await run.start("hang")
+        await eventually(lambda: InputDelivery.DELIVERING in run.journal.inputs.values())
+        assert run.state[0] == "working"
+        assert run.follower.is_at_work
+        interrupt = asyncio.create_task(run.follower.interrupt())
+        await asyncio.wait({interrupt}, timeout=0.2)
+        is_recorded.set()
+        assert await interrupt == "stopped"
+        await run.until_state("idle", "interrupted")
+        assert not run.follower.is_at_work
+
+
 @pytest.mark.parametrize("traits", [(), ("ignore-sigint",), ("ignore-sigint", "ignore-sigterm")])
 async def test_an_interrupt_always_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, traits: tuple[str, ...]
@@ -226,6 +249,23 @@ async def test_an_interrupt_always_ends(
         assert not is_alive(agent)
         assert run.reports("agent.exit")[-1]["why"] == "interrupted"
         await run.until_state("idle", "Resume the task")
+
+
+async def test_an_input_that_waits_is_not_counted_as_given_to_an_agent_that_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runner records nothing of it, so that the worker keeps it for the next agent."""
+    monkeypatch.setattr(cancelling, "CANCEL_TIMEOUT", 0.5)
+    monkeypatch.setattr(cancelling, "INTERRUPT_TIMEOUT", 0.5)
+    async with acp_run(tmp_path, "ignore-cancel", "ignore-sigint", "ignore-sigterm") as run:
+        await run.start("hang")
+        await run.until_state("working")
+        await eventually(lambda: run.journal.was_given("hang"))
+        waits = asyncio.create_task(run.send("line: two"))
+        assert await run.follower.interrupt() == "stopped"
+        await run.until_ended()
+        assert await waits is not None
+        assert [*run.journal.inputs] == [run.journal.prompt_id]
 
 
 async def test_a_turn_has_a_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

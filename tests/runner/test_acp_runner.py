@@ -74,3 +74,15 @@ async def test_a_resumed_task_continues_its_session(harness: RunnerHarness) -> N
     await eventually_async(
         lambda: harness.output(task_id), lambda texts: [text.strip() for text in texts] == ["hello", "again"]
     )
+
+
+async def test_an_active_task_shows_that_its_prompt_is_to_be_given(harness: RunnerHarness) -> None:
+    """It is never active without a state: an input would be sent then that waits for the end of the prompt's turn."""
+    await harness.start()
+    task_id = await acp_task(harness, prompt="wait: go\nline: It works.")
+    await harness.until_status(task_id, "active")
+    assert harness.worker.state(task_id)["state"] == "working"
+    assert (await harness.worker.command("task.send", task_id, input="line: instead", interrupt=True))["ok"]
+    await harness.until_state(task_id, "idle", "instead")
+    shown = [event["task"] for event in harness.worker.events_of(task_id)]
+    assert all(task["current_state"] for task in shown if task["status"] == "active")

@@ -13,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from taskherd.domain.reports import AgentState, Health, InterruptOutcome
@@ -118,6 +119,8 @@ class AcpFollower:
         self._messages = MessageHandler(self._parts, checkpoint, self._ending.fail)
         self._is_recovered = False
         """True once it is known what an earlier runner has given the agent."""
+        self._has_begun = False
+        """True once the agent was given its prompt, if there is one for it."""
         self._is_detached = False
         """True once ``follow`` has ended: another follower may go on from the checkpoint."""
         self._changed = asyncio.Condition()
@@ -159,8 +162,8 @@ class AcpFollower:
 
     @property
     def is_at_work(self) -> bool:
-        """Whether a turn is in flight."""
-        return self._turn.is_open
+        """Whether a turn is in flight, or the prompt is still to be given."""
+        return self._turn.is_open or not self._has_begun
 
     def answer(self, request_id: UUID, option_id: str | None, text: str | None) -> AnswerOutcome:
         """Give the agent the answer to a request, at most once; a report says what became of it.
@@ -175,7 +178,13 @@ class AcpFollower:
         return outcome
 
     async def interrupt(self) -> InterruptOutcome:
-        """End the turn in flight, in the end by ending the agent. Raise ``NotInterrupted``."""
+        """End the turn in flight, in the end by ending the agent. Raise ``NotInterrupted``.
+
+        That of a prompt which is just given counts, too.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(cancelling.CANCEL_TIMEOUT):
+                await self._until(lambda: self._has_begun or self._turn.is_open or self._is_detached)
         return await self._cancellation.interrupt()
 
     def conclude(self, agent_exit: ExitRecord) -> None:
@@ -313,13 +322,16 @@ class AcpFollower:
             self._opening.begin()
         await self._until(lambda: self._opening.session is not None)
         if not context.journal.ready_reported:
+            if context.prompt:  # before the task is active, or it would take inputs for that moment
+                self._recorder.report_state(in_turn=True)
             context.reporter.ready()
             context.journal.ready_reported = True
             await context.save()
         error = await context.post_prompt()
+        self._has_begun = True
         if error:
             self._conversation.add_notice(f"prompt delivery failed: {error}")
-        elif not self._recorder.state:
+        if not self._turn.is_open and self._recorder.state in {"", AgentState.WORKING}:
             self._recorder.set_state(AgentState.IDLE, "")
         self._recorder.commit()
 
