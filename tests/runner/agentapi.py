@@ -17,8 +17,8 @@ compares the two:
 The message selects the behaviour: ``work`` takes two steps with a pause between them, ``slow`` answers the post only
 after the turn, as the transport ``acp`` does, ``redraw`` redraws the screen after the turn, ``error`` sends an
 agent_error, ``cut`` breaks all streams, ``die`` ends the agent with an error, and ``/exit`` ends it without one;
-``long`` works until Escape is typed (a message of type ``raw``, which is accepted at any time), and ``stubborn``
-whatever is typed.
+``refused`` is rejected at first, ``long`` works until Escape is typed (a message of type ``raw``, which is accepted at
+any time), and ``stubborn`` whatever is typed.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ PAUSE = 0.4
 """Seconds of stability in the middle of a turn."""
 TYPING = 0.2
 """Seconds until the agent reacts to a posted message; more than 1 in the real one."""
+REFUSALS = 3
+"""How often ``refused`` is rejected as if the agent worked."""
 ENDING = 0.1
 """Seconds that the agent takes to end."""
 EXIT_STATUSES = {"/exit": 0, "die": 1}
@@ -62,6 +64,7 @@ class AgentApi:
         self.status = "running"
         self.streams: list[asyncio.StreamWriter] = []
         self.posting = asyncio.Lock()
+        self.refusals = 0
         self.typed: list[str] = []
         """What was written to the terminal as it is."""
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -167,7 +170,9 @@ class AgentApi:
         text = body["content"].strip()
         if not text:
             return problem("message must not be empty")
-        if self.status != "stable":
+        is_refused = text == "refused" and self.refusals < REFUSALS
+        self.refusals += is_refused
+        if self.status != "stable" or is_refused:
             return problem("message can only be sent when the agent is waiting for user input")
         async with self.posting:
             turn = await self.type(text)

@@ -30,6 +30,13 @@ async def create_agentapi_task(harness: RunnerHarness, prompt: str = "hello", **
     return await harness.worker.create(input=prompt)
 
 
+def shown_states(harness: RunnerHarness, task_id: uuid.UUID) -> list[str]:
+    """Return the states that the task showed while it was active, each change once."""
+    shown = [event["task"] for event in harness.worker.events_of(task_id) if event["task"]["status"] == "active"]
+    states = [(task["current_state"] or {}).get("state", "none") for task in shown]
+    return [state for state, last in zip(states, ["", *states], strict=False) if state != last]
+
+
 async def send(harness: RunnerHarness, task_id: uuid.UUID, text: str) -> str:
     """Send an input, wait until it is delivered, and return its id."""
     reply = await harness.worker.command("task.send", task_id, input=text)
@@ -57,13 +64,15 @@ async def test_brief_stability_does_not_mean_idle(harness: RunnerHarness) -> Non
     await harness.start()
     task_id = await create_agentapi_task(harness, "work", idle_after=4)
     await harness.until_state(task_id, "idle", "Did: work")
-    states = [
-        event["task"]["current_state"]["state"]
-        for event in harness.worker.events_of(task_id)
-        if event["task"]["current_state"]
-    ]
-    changes = [state for state, last in zip(states, ["", *states], strict=False) if state != last]
-    assert changes in (["working", "idle"], ["idle", "working", "idle"])
+    assert shown_states(harness, task_id) == ["working", "idle"]
+
+
+async def test_a_task_whose_prompt_is_still_to_be_given_is_at_work(harness: RunnerHarness) -> None:
+    """It is never active and idle before: an input would be sent then that waits for the end of the prompt's turn."""
+    await harness.start()
+    task_id = await create_agentapi_task(harness, "refused")
+    await harness.until_state(task_id, "idle", "Did: refused")
+    assert shown_states(harness, task_id) == ["working", "idle"]
 
 
 async def test_input_is_delivered_once_it_is_echoed(harness: RunnerHarness) -> None:

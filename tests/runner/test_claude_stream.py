@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from taskherd.runner.agents.event_stream.claude import ClaudeStream
+from taskherd.runner.journal import InputDelivery
 from tests.harness.runner import eventually
 from tests.runner.acp import AcpRun, acp_run
 
@@ -128,6 +130,43 @@ async def test_an_interrupt_ends_it(tmp_path: Path) -> None:
         assert await run.session.follower.interrupt() == "stopped"
         await run.until_ended()
         assert run.state[0] == "idle"
+        assert [report["why"] for report in run.reports("agent.exit")] == ["interrupted"]
+
+
+async def test_an_agent_is_ready_when_it_shows_what_it_is_about_to_do(tmp_path: Path) -> None:
+    """It works before its task is active: an input would be sent in that moment, and could go before the prompt."""
+    async with acp_run(tmp_path, **STREAM) as run:
+        drive(run)
+        await run.start("say: Fine.")
+        await run.until_state("idle", "Fine.")
+        (ready,) = [report for report in run.reports("agent.lifecycle") if report["lifecycle"] == "ready"]
+        first, *_ = run.reports("app.status")
+        assert first["state"] == "working"
+        assert first["seq"] < ready["seq"]
+
+
+async def test_an_interrupt_ends_a_prompt_that_is_just_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits until that turn is in flight: otherwise the turn would begin after the interrupt, and go on."""
+    save, is_recorded = AcpRun._save, asyncio.Event()
+
+    async def save_slowly(run: AcpRun) -> None:
+        if InputDelivery.DELIVERING in run.journal.inputs.values():
+            await is_recorded.wait()
+        await save(run)
+
+    monkeypatch.setattr(AcpRun, "_save", save_slowly)
+    async with acp_run(tmp_path, **STREAM) as run:
+        drive(run)
+        await run.start(steps("tool: Bash make", "wait: never"))
+        await eventually(lambda: InputDelivery.DELIVERING in run.journal.inputs.values())
+        assert run.session is not None
+        assert run.session.follower.is_at_work
+        interrupt = asyncio.create_task(run.session.follower.interrupt())
+        await asyncio.wait({interrupt}, timeout=0.2)
+        assert not interrupt.done()
+        is_recorded.set()
+        assert await interrupt == "stopped"
+        await run.until_ended()
         assert [report["why"] for report in run.reports("agent.exit")] == ["interrupted"]
 
 

@@ -24,7 +24,8 @@ async def test_an_unreachable_agentapi_is_reported_once_the_post_is_over() -> No
     """While a post is under way nothing is reported; afterwards the next failure is, once, and so is the recovery."""
     reported: list[Health] = []
     journal = SimpleNamespace(port=1, ready_reported=True)
-    context = SimpleNamespace(journal=journal, checkpoint={}, reporter=SimpleNamespace(health=reported.append))
+    run, reporter = SimpleNamespace(post_prompt=False), SimpleNamespace(health=reported.append)
+    context = SimpleNamespace(journal=journal, checkpoint={}, run=run, reporter=reporter)
     async with httpx.AsyncClient() as client:
         follower = AgentApiFollower(cast("Any", context), client)
         post: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -44,7 +45,8 @@ async def test_an_unreachable_agentapi_is_reported_once_the_post_is_over() -> No
 
 def follower_of(respond: Callable[[httpx.Request], httpx.Response]) -> AgentApiFollower:
     """Return a follower of an agent whose AgentAPI responds like this."""
-    context = SimpleNamespace(journal=SimpleNamespace(port=1, ready_reported=True), checkpoint={})
+    journal, run = SimpleNamespace(port=1, ready_reported=True), SimpleNamespace(post_prompt=False)
+    context = SimpleNamespace(journal=journal, checkpoint={}, run=run)
     client = httpx.AsyncClient(base_url="http://127.0.0.1:1", transport=httpx.MockTransport(respond))
     return AgentApiFollower(cast("Any", context), client)
 

@@ -111,6 +111,10 @@ class AgentApiFollower(FollowerWithoutRequests):
         self._posted: tuple[str, int, asyncio.Event] | None = None
         """The text being posted, the highest message id before it, and the event to set when the message is echoed."""
         self._posts: set[asyncio.Task[httpx.Response]] = set()
+        self._has_begun = asyncio.Event()
+        """Set once the agent was given its prompt, if there is one to post."""
+        if not (context.run.post_prompt and context.prompt):
+            self._has_begun.set()
 
     async def follow(self) -> None:
         """Report what the agent does, until cancelled."""
@@ -140,14 +144,15 @@ class AgentApiFollower(FollowerWithoutRequests):
 
     @property
     def is_at_work(self) -> bool:
-        """Whether the agent's screen changes, or a message is being posted."""
-        return not self._stable.is_set() or self._posted is not None
+        """Whether the agent's screen changes, a message is being posted, or the prompt is still to be given."""
+        return not self._stable.is_set() or self._posted is not None or not self._has_begun.is_set()
 
     async def interrupt(self) -> InterruptOutcome:
         """Type Escape, and wait until the screen is stable; end an agent that goes on. Raise ``NotInterrupted``."""
         context = self._context
         with suppress(TimeoutError):
             async with asyncio.timeout(REACTION_TIMEOUT):
+                await self._has_begun.wait()  # or its turn would begin after the interrupt
                 await self._status_known.wait()  # a second Escape means something else to some agents
                 if not self.is_at_work:
                     return InterruptOutcome.ENDED
@@ -178,12 +183,16 @@ class AgentApiFollower(FollowerWithoutRequests):
                 context.reporter.lifecycle(Lifecycle.START_TIMEOUT)
                 context.reporter.health(Health.UNHEALTHY)
                 await self._reached.wait()
+            if not self._has_begun.is_set():  # before the task is active, or it would be sent inputs
+                self._set_working()
             context.reporter.ready()
             context.reporter.health(Health.HEALTHY)
             context.journal.ready_reported = True
             await context.save()
         if context.run.post_prompt:
             error = await context.post_prompt()
+            self._stable_since = asyncio.get_running_loop().time()
+            self._has_begun.set()
             if error:
                 self._report_error(f"Prompt delivery failed: {error}")
 
@@ -290,9 +299,7 @@ class AgentApiFollower(FollowerWithoutRequests):
             case "running":
                 self._stable.clear()
                 self._stable_since = 0.0
-                if self._state != AgentState.WORKING:
-                    self._state = AgentState.WORKING
-                    self._report([], self._guess(AgentState.WORKING, "The agent is working."))
+                self._set_working()
             case "stable":
                 if not self._stable.is_set():
                     self._stable_since = asyncio.get_running_loop().time()
@@ -301,17 +308,25 @@ class AgentApiFollower(FollowerWithoutRequests):
                 return  # a newer AgentAPI may send other statuses
         self._status_known.set()
 
+    def _set_working(self) -> None:
+        if self._state != AgentState.WORKING:
+            self._state = AgentState.WORKING
+            self._report([], self._guess(AgentState.WORKING, "The agent is working."))
+
     async def _flush_regularly(self) -> None:
         """Report changed messages at regular intervals, and whether the agent has become idle."""
         while True:
             await asyncio.sleep(FLUSH_EVERY)
             await self._wait_allowed()
             self._flush()
-            since = self._stable_since
-            now = asyncio.get_running_loop().time()
-            if self._stable.is_set() and now - since >= self._context.run.idle_after and self._state != AgentState.IDLE:
+            if self._is_quiet and self._state != AgentState.IDLE:
                 self._state = AgentState.IDLE
                 self._report([], self._guess(AgentState.IDLE, shorten(self._latest)))
+
+    @property
+    def _is_quiet(self) -> bool:
+        quiet = asyncio.get_running_loop().time() - self._stable_since
+        return self._has_begun.is_set() and self._stable.is_set() and quiet >= self._context.run.idle_after
 
     async def _wait_allowed(self) -> None:
         """Wait until more may be reported; AgentAPI's events wait in the connection meanwhile."""

@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -87,6 +88,8 @@ class EventStreamFollower(FollowerWithoutRequests):
         self._reported: tuple[str, str] = tuple(checkpoint.get("reported", ("", "")))
         self._status_at = 0.0
         self._delivery = asyncio.Lock()
+        self._has_begun = asyncio.Event()
+        """Set once the agent was given its prompt, if there is one for it."""
 
     async def follow(self) -> None:
         """Report what the agent does, until cancelled."""
@@ -94,6 +97,9 @@ class EventStreamFollower(FollowerWithoutRequests):
         self._recover()
         self._report_start()
         if not context.journal.ready_reported:
+            if context.prompt and not self._stream.state:  # before the task is active, or it would be sent inputs
+                self._stream.state = AgentState.WORKING
+                self._commit()
             context.reporter.ready()
             context.journal.ready_reported = True
             await context.save()
@@ -125,12 +131,17 @@ class EventStreamFollower(FollowerWithoutRequests):
 
     @property
     def is_at_work(self) -> bool:
-        """Whether a turn has begun and not ended."""
-        return self._stream.in_turn
+        """Whether a turn has begun and not ended, or the prompt is still to be given."""
+        return self._stream.in_turn or not self._has_begun.is_set()
 
     async def interrupt(self) -> InterruptOutcome:
-        """Send SIGINT, which ends the agent; a resume continues its session. Raise ``NotInterrupted``."""
+        """Send SIGINT, which ends the agent; a resume continues its session. Raise ``NotInterrupted``.
+
+        The turn of a prompt that is just given counts, too.
+        """
         context = self._context
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._has_begun.wait(), REACTION_TIMEOUT)
         if not self.is_at_work:
             return InterruptOutcome.ENDED
         await mark_interrupted(context, interrupted=True)
@@ -153,6 +164,7 @@ class EventStreamFollower(FollowerWithoutRequests):
 
     def conclude(self, agent_exit: ExitRecord) -> None:
         """Report the agent's last output, and how it ended."""
+        self._has_begun.set()
         agent_exit = as_interrupted(self._context, agent_exit)
         self._report_start()
         while self._reader.has_more and self._read():
@@ -192,11 +204,13 @@ class EventStreamFollower(FollowerWithoutRequests):
         """Give the agent the prompt as its first message."""
         context = self._context
         if context.run.stdin_kind != "pipe":
+            self._has_begun.set()
             return
         error = await context.post_prompt()
+        self._has_begun.set()
         if error:
             self._stream.add(LogSource.OUTPUT, f"taskherd: prompt delivery failed: {error}", LogKind.NOTICE)
-        if not self._stream.state:
+        if not self._stream.in_turn and self._stream.state in {"", AgentState.WORKING}:
             self._stream.state = AgentState.IDLE
         self._commit()
 
