@@ -83,7 +83,7 @@ async def test_guessing_does_not_shut_out_valid_tokens_behind_the_same_address(
     The guesses beyond the limit cost no lookups.
     """
     monkeypatch.setattr(authenticator, "CACHE_TTL", 0.01)
-    async with start_api(api_rate_limit=1, api_rate_burst=10) as api_harness:
+    async with start_api(api_rate_limit=0.01, api_rate_burst=15) as api_harness:
         unused = await token_for(api_harness.worker.urls[0], "carol")
         counted = lookups(api_harness)
         statuses = [(await api_harness.anonymous.get("/users/me", headers=guess())).status_code for _ in range(30)]
