@@ -49,7 +49,7 @@ agents: $(READY) ## run real agents from npm and PyPI, and AgentAPI (AGENTAPI=pr
 demo: $(READY) ## run the whole system on this machine for a minute; STAY=1 keeps it up, to look at the board
 	@$(BIN)/python -m examples.demo
 
-bare: ## run demo and tests on a bare Debian 13 in a chroot (needs root); TEST=tests/dev selects tests, WAYS= and more in .ci/bare
+bare: ## run demo and tests on a bare Debian 13 in a root of its own (needs root); TEST=tests/dev selects tests, WAYS= and more in .ci/bare
 	@sh .ci/bare
 
 dev: $(READY) ## run private RabbitMQ and PostgreSQL, a worker, the API and a runner until Ctrl-C
