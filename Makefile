@@ -13,7 +13,7 @@ help: ## list the targets
 $(READY): requirements.lock pyproject.toml .ci/bootstrap
 	@sh .ci/bootstrap
 
-check: $(READY) ## check format, lint, types, imports, dead code, dependencies, and run the pure tests; no services, half a minute
+check: $(READY) ## check format, lint, types, imports, dead code, dependencies, and run the pure tests; no services, a minute or two
 	@$(MAKE) --no-print-directory -j2 lint pure
 
 lint: $(READY)
@@ -31,7 +31,7 @@ pure: $(READY)
 
 # Bytecode is kept whatever the environment says: the tests start hundreds of processes.
 test: export PYTHONDONTWRITEBYTECODE =
-test: $(READY) ## run all tests except the long chaos campaigns, on real RabbitMQ and PostgreSQL; about a quarter of an hour
+test: $(READY) ## run all tests except the long chaos campaigns, on real RabbitMQ and PostgreSQL; twenty to thirty minutes on two cores
 	$(BIN)/pytest -q -m "not chaos and not cluster and not agents" -n 3 --dist loadfile --no-loadscope-reorder tests
 
 # npm install, which checks the lock's hashes as npm ci does: npm 11 refuses a lock without OpenCode's builds for other systems.
