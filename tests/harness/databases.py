@@ -80,10 +80,7 @@ class Databases:
     async def lend(self) -> AsyncIterator[str]:
         """Yield the URL of a migrated database that nobody else uses; its name has never been used before."""
         name = f"taskherd_test_{uuid.uuid4().hex[:8]}"
-        if self.empty:
-            # Under a new name nothing that an earlier test left running finds it.
-            await execute(self._server_url, f'ALTER DATABASE "{self.empty.pop()}" RENAME TO "{name}"')
-        else:
+        if not (self.empty and await self._renamed(self.empty.pop(), name)):
             await execute(self._server_url, f'CREATE DATABASE "{name}" TEMPLATE "{self._template}" STRATEGY FILE_COPY')
         try:
             yield with_database(self._server_url, name)
@@ -92,6 +89,18 @@ class Databases:
                 self.empty.append(name)
             else:
                 await execute(self._server_url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    async def _renamed(self, name: str, to: str) -> bool:
+        """Rename an empty database, so that nothing which an earlier test left running finds it.
+
+        If something has connected again meanwhile, remove it and return False.
+        """
+        try:
+            await execute(self._server_url, f'ALTER DATABASE "{name}" RENAME TO "{to}"')
+        except asyncpg.ObjectInUseError:
+            await execute(self._server_url, f'DROP DATABASE "{name}" WITH (FORCE)')
+            return False
+        return True
 
     async def _emptied(self, name: str) -> bool:
         """Empty the database; return False if it cannot be used again."""

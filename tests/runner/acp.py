@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import pytest
+
 from taskherd.directory_file.run import RunConfig
 from taskherd.domain.reports import AgentRequest, Transition
 from taskherd.messages.reports import decode_stored_report
@@ -26,7 +28,7 @@ from taskherd.runner.agents.kinds import follower_class
 from taskherd.runner.agents.log_budget import LogBudget, LogRates
 from taskherd.runner.agents.session import AgentSession
 from taskherd.runner.inputs import TaskInputs
-from taskherd.runner.journal import Journal
+from taskherd.runner.journal import InputDelivery, Journal
 from taskherd.runner.outbox import Budget, Outbox
 from taskherd.runner.reporter import Reporter, SequenceGenerator
 from taskherd.runner.workspaces import processes
@@ -285,6 +287,19 @@ class AcpRun:
 
     async def _record_exit(self, agent_exit: processes.ExitRecord) -> None:
         self.exits.append(agent_exit)
+
+
+def hold_prompt(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Hold up each input, so the prompt too, that is just given; return the event that lets it go."""
+    save, is_recorded = AcpRun._save, asyncio.Event()
+
+    async def save_slowly(run: AcpRun) -> None:
+        if InputDelivery.DELIVERING in run.journal.inputs.values():
+            await is_recorded.wait()
+        await save(run)
+
+    monkeypatch.setattr(AcpRun, "_save", save_slowly)
+    return is_recorded
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ from taskherd.runner.agents.acp.conversation import Conversation
 from taskherd.runner.agents.acp.follower import AcpFollower
 from taskherd.runner.journal import InputDelivery
 from tests.harness.runner import eventually, is_alive
-from tests.runner.acp import AcpRun, acp_run
+from tests.runner.acp import acp_run, hold_prompt
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -212,14 +212,7 @@ async def test_an_interrupt_ends_the_turn(tmp_path: Path) -> None:
 
 async def test_an_interrupt_ends_a_prompt_that_is_just_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It waits until that turn is in flight: otherwise the turn would begin after the interrupt, and go on."""
-    save, is_recorded = AcpRun._save, asyncio.Event()
-
-    async def save_slowly(run: AcpRun) -> None:
-        if InputDelivery.DELIVERING in run.journal.inputs.values():
-            await is_recorded.wait()
-        await save(run)
-
-    monkeypatch.setattr(AcpRun, "_save", save_slowly)
+    is_recorded = hold_prompt(monkeypatch)
     async with acp_run(tmp_path) as run:
         await run.start("hang")
         await eventually(lambda: InputDelivery.DELIVERING in run.journal.inputs.values())

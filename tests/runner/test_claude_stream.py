@@ -11,7 +11,7 @@ import pytest
 from taskherd.runner.agents.event_stream.claude import ClaudeStream
 from taskherd.runner.journal import InputDelivery
 from tests.harness.runner import eventually
-from tests.runner.acp import AcpRun, acp_run
+from tests.runner.acp import AcpRun, acp_run, hold_prompt
 
 AGENT = Path(__file__).parents[1] / "harness" / "claude_agent.py"
 RECORDING = Path(__file__).parent / "recordings" / "claude-code-2.1.197-stdio.jsonl"
@@ -147,14 +147,7 @@ async def test_an_agent_is_ready_when_it_shows_what_it_is_about_to_do(tmp_path: 
 
 async def test_an_interrupt_ends_a_prompt_that_is_just_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It waits until that turn is in flight: otherwise the turn would begin after the interrupt, and go on."""
-    save, is_recorded = AcpRun._save, asyncio.Event()
-
-    async def save_slowly(run: AcpRun) -> None:
-        if InputDelivery.DELIVERING in run.journal.inputs.values():
-            await is_recorded.wait()
-        await save(run)
-
-    monkeypatch.setattr(AcpRun, "_save", save_slowly)
+    is_recorded = hold_prompt(monkeypatch)
     async with acp_run(tmp_path, **STREAM) as run:
         drive(run)
         await run.start(steps("tool: Bash make", "wait: never"))

@@ -85,3 +85,15 @@ async def test_a_database_that_a_test_dropped_is_replaced(databases: Databases) 
         await execute(url.replace(name, "postgres"), f'DROP DATABASE "{name}" WITH (FORCE)')
     async with databases.lend() as following, connected(following) as connection:
         assert await connection.fetchval("SELECT count(*) FROM taskherd_schema") == 1
+
+
+async def test_a_database_that_is_in_use_again_is_replaced(databases: Databases) -> None:
+    """What an earlier test left running may connect again before the next one begins."""
+    async with databases.lend() as url:
+        pass
+    async with connected(url) as returned, databases.lend() as following:
+        assert following != url
+        with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
+            await returned.execute(ORGANIZATIONS.format(1))
+        async with connected(following) as connection:
+            assert await connection.fetchval("SELECT count(*) FROM organizations") == 0

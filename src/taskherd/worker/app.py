@@ -85,7 +85,7 @@ def main(settings: Settings) -> None:
 
 
 def run(worker: Worker) -> None:
-    """Run a worker to whom this process belongs until SIGTERM or SIGINT."""
+    """Run a worker to which this process belongs until SIGTERM or SIGINT."""
     _tune_gc()
     uvloop.run(worker.run())
 

@@ -42,11 +42,11 @@ class Topology:
             on_error: called with each error in the background.
         """
         self._checking = checking
-        self._connection = declaring
+        self._declaring = declaring
         self._names = names
         self._partitions = partitions
         self._on_error = on_error
-        self._declaring = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._due = asyncio.Event()
         self._due.set()
 
@@ -69,7 +69,7 @@ class Topology:
         if not has_exchanges:
             await self.declare_once()
             return
-        async with self._connection.temporary_channel() as channel:
+        async with self._declaring.temporary_channel() as channel:
             await topology.declare_queue(channel, self._names, queue, self._partitions)
 
     async def run(self) -> None:
@@ -89,5 +89,5 @@ class Topology:
 
     async def declare_once(self) -> None:
         """Declare all. Raise as ``ensure`` does."""
-        async with self._declaring, self._connection.temporary_channel() as channel:
+        async with self._lock, self._declaring.temporary_channel() as channel:
             await topology.declare(channel, self._names, self._partitions)

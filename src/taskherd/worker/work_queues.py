@@ -44,7 +44,7 @@ class WorkQueues:
         """Create the object; ``run`` starts the periodic part. The connections are as those of ``Topology``."""
         self._context = context
         self._checking = checking
-        self._connection = declaring
+        self._declaring = declaring
         self._declared: set[str] = set()
 
     async def run(self) -> None:
@@ -126,13 +126,13 @@ class WorkQueues:
         await self._declare(target)
 
     async def _declare(self, target: str) -> None:
-        async with self._connection.temporary_channel() as channel:
+        async with self._declaring.temporary_channel() as channel:
             await topology.declare_work_queue(channel, self._context.names, target)
         self._declared.add(target)
 
     async def _delete_idle(self, target: str) -> bool:
         """Delete a queue without a consumer. Return False if it has one; True if it is gone."""
-        async with self._connection.temporary_channel() as channel:
+        async with self._declaring.temporary_channel() as channel:
             deleted = await topology.delete_idle_work_queue(channel, self._context.names, target)
         if deleted:
             self._declared.discard(target)
