@@ -121,6 +121,10 @@ async def test_usage_as_csv(api_harness: ApiHarness) -> None:
         ({"by": "color"}, "by"),
         ({"by": "day,"}, "by"),
         ({"format": "xml"}, "format"),
+        ({"from": ""}, "from"),
+        ({"to": ""}, "to"),
+        ({"by": ""}, "by"),
+        ({"format": ""}, "format"),
     ],
 )
 async def test_what_is_asked_wrongly(api_harness: ApiHarness, query: dict[str, str], field: str) -> None:

@@ -38,9 +38,7 @@ _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 """How a text begins that spreadsheets take for a formula. https://owasp.org/www-community/attacks/CSV_Injection"""
 
 
-def _date(text: str) -> date | None:
-    if not text:
-        return None
+def _date(text: str) -> date:
     with suppress(ValueError):
         if _DATE_TEXT.fullmatch(text):
             return date.fromisoformat(text)
@@ -48,16 +46,16 @@ def _date(text: str) -> date | None:
 
 
 def _dimensions(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(text.split(","))) if text else ("day",)
+    names = tuple(dict.fromkeys(text.split(",")))
     if not usage_queries.DIMENSIONS.keys() >= set(names):
         raise ValueError(f"Expected names of this list, separated by commas: {', '.join(usage_queries.DIMENSIONS)}.")
     return names
 
 
 def _format(text: str) -> str:
-    if text not in ("", *_FORMATS):
+    if text not in _FORMATS:
         raise ValueError("Expected json or csv.")
-    return text or _FORMATS[0]
+    return text
 
 
 _NAME: Final = f"({'|'.join(usage_queries.DIMENSIONS)})"
