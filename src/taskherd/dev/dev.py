@@ -232,14 +232,16 @@ def _agents(data: Path) -> Path:
 def interruptible(announce: Callable[[str], None]) -> Iterator[None]:
     """Raise KeyboardInterrupt on the first SIGINT or SIGTERM and ignore further ones, so that the cleanup completes.
 
-    ``announce`` is called with a line when that happens. In an event loop the exception is raised between two
+    ``announce`` is called with a line when that happens, unless the signal came while the same stream was written to,
+    which refuses a second line in the middle of the first. In an event loop the exception is raised between two
     callbacks: raised within one it could end any task, also one inside a library that another task then waits for.
     """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        announce("stopping")
+        with suppress(RuntimeError):
+            announce("stopping")
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
