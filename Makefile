@@ -32,7 +32,7 @@ pure: $(READY)
 # Bytecode is kept whatever the environment says: the tests start hundreds of processes.
 test: export PYTHONDONTWRITEBYTECODE =
 test: $(READY) ## run all tests except the long chaos campaigns, on real RabbitMQ and PostgreSQL; twenty to thirty minutes on two cores
-	$(BIN)/pytest -q -m "not chaos and not cluster and not agents" -n 3 --dist loadfile --no-loadscope-reorder tests
+	$(BIN)/pytest -q -m "not chaos and not cluster and not agents" -n 4 --dist loadfile --no-loadscope-reorder tests
 
 # npm install, which checks the lock's hashes as npm ci does: npm 11 refuses a lock without OpenCode's builds for other systems.
 # Aider does not run on Python 3.13, so it needs PYTHON_3_12.
