@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import socket
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -122,8 +123,8 @@ class Endpoints:
         """Return the result of the first successful ``attempt``, and the endpoint that it was for.
 
         Raises:
-            Unavailable: all failed with one of ``errors`` or did not answer in time; the message has each reason.
-            Exception: the error of the only endpoint, if there is no other.
+            Unavailable: no endpoint could be reached; the message names each one with the reason.
+            Exception: the only endpoint answered with this error, one of ``errors``, which the caller may classify.
         """
         expected: tuple[type[Exception], ...] = (*errors, TimeoutError)
         failures: list[tuple[str, Exception]] = []
@@ -151,9 +152,10 @@ class Endpoints:
                     self._host_order.succeeded(host)
                     self._address_order.succeeded(endpoint)
                     return result, endpoint
-        if len(failures) == 1 and not isinstance(failures[0][1], TimeoutError):
-            raise failures[0][1]
-        raise Unavailable("; ".join(f"{where}: {self._reason(error)}" for where, error in failures))
+        last = failures[-1][1]
+        if len(failures) == 1 and not isinstance(last, (OSError, Unavailable)):
+            raise last
+        raise Unavailable("; ".join(f"{where}: {self._reason(error)}" for where, error in failures)) from last
 
     def mark_failed(self, endpoint: Endpoint) -> None:
         """Try the endpoint after all others from now on: connecting to it failed, or a connection to it was lost."""
@@ -171,5 +173,7 @@ class Endpoints:
     def _reason(self, error: Exception) -> str:
         if isinstance(error, TimeoutError) and not str(error):
             return f"no answer within {self._limit:g} s"
+        if isinstance(error, ConnectionError) and error.errno:
+            return os.strerror(error.errno)
         lines = str(error).splitlines()
         return (lines[0] if lines else type(error).__name__)[:_MAX_REASON]

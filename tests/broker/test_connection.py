@@ -14,7 +14,7 @@ from tests.harness.tcp_proxy import TcpProxy
 
 
 async def test_a_connection_waits_for_an_unreachable_broker(free_port: int) -> None:
-    """Without a broker, only requests for a channel fail, the hook receives the reason, and closing is immediate."""
+    """Without a broker, only requests for a channel fail and say why, as the hook is told; closing is immediate."""
     refused: list[str] = []
     called = asyncio.Event()
 
@@ -27,10 +27,11 @@ async def test_a_connection_waits_for_an_unreachable_broker(free_port: int) -> N
     )
     connection.start()
     await asyncio.wait_for(called.wait(), 30)
-    with pytest.raises(Unavailable):
+    named = rf"^RabbitMQ can't be reached \(test\): 127\.0\.0\.1:{free_port}: "
+    with pytest.raises(Unavailable, match=named) as raised:
         await connection.wait_up(0.1)
     assert not connection.is_up
-    assert "secret" not in refused[0]
+    assert "secret" not in refused[0] + str(raised.value)
     await asyncio.wait_for(connection.close(), 30)
 
 

@@ -39,6 +39,14 @@ def test_a_missing_setting_is_named_with_an_example() -> None:
     assert "TASKHERD_AMQP_URL: not set; expected amqp://" in result.stderr
 
 
+def test_a_database_that_cannot_be_reached_is_named() -> None:
+    """The one line of the error has the server's address, and never the password."""
+    env = {"TASKHERD_DATABASE_URL": "postgresql://u:s3cr3t@127.0.0.1:1/x"}
+    result = CliRunner().invoke(app, ["db", "current"], env=env)
+    error = "taskherd: PostgreSQL can't be reached: 127.0.0.1:1: Connection refused\n"
+    assert (result.exit_code, result.stderr) == (1, error)
+
+
 def test_an_unknown_variable_is_warned_about() -> None:
     """A misspelled variable causes a warning on stderr with the nearest name; the command still runs."""
     result = CliRunner().invoke(app, ["config", "-o", "json"], env={"TASKHERD_AGENT_LOST_AFTR": "5s"})

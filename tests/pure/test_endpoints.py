@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Sequence
 
+import asyncpg
 import pytest
 
 from taskherd.endpoints import MAX_ADDRESSES, Endpoint, Endpoints, Host
@@ -28,8 +30,7 @@ class Servers:
         if endpoint.address in self.hung:
             await asyncio.Event().wait()
         if endpoint.address in self.refusing:
-            message = "connection refused"
-            raise ConnectionRefusedError(message)
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed")
         return endpoint.address
 
     async def connect(self, endpoints: Endpoints) -> list[str]:
@@ -100,7 +101,7 @@ async def test_a_name_that_does_not_resolve_costs_its_limit() -> None:
     assert len(servers.tried) == MAX_ADDRESSES
     assert "hung.example:1: no answer within 0.05 s" in str(raised.value)
     assert "unknown.example:1: Name or service not known" in str(raised.value)
-    assert "many.example:1 (192.0.2.100): connection refused" in str(raised.value)
+    assert "many.example:1 (192.0.2.100): Connection refused" in str(raised.value)
 
 
 async def test_a_caller_that_gives_up_first_continues_elsewhere_next_time() -> None:
@@ -111,15 +112,26 @@ async def test_a_caller_that_gives_up_first_continues_elsewhere_next_time() -> N
     assert await servers.connect(endpoints) == [GOOD.name]
 
 
-async def test_the_error_of_an_only_server_is_its_own() -> None:
-    """A single server's error is raised unchanged, so that it can be classified; a bug ends the search."""
+async def test_the_answer_of_an_only_server_is_its_own() -> None:
+    """What a single server answered is raised unchanged, so that it can be classified; a bug ends the search."""
     endpoints, servers = Endpoints([GOOD], LIMIT), Servers(refusing=[GOOD.name])
-    with pytest.raises(ConnectionRefusedError):
-        await servers.connect(endpoints)
+
+    async def attempt(_: Endpoint) -> None:
+        raise asyncpg.InvalidPasswordError
+
+    with pytest.raises(asyncpg.InvalidPasswordError):
+        await endpoints.connect(attempt, (asyncpg.PostgresError,))
     with pytest.raises(ConnectionRefusedError):
         await Endpoints([GOOD, OTHER], LIMIT).connect(servers.attempt, (KeyError,))
+
+
+async def test_a_server_that_cannot_be_reached_is_named() -> None:
+    """One that refuses connections or does not answer is named with the reason, also if it is the only one."""
+    endpoints, servers = Endpoints([GOOD], LIMIT), Servers(refusing=[GOOD.name])
+    with pytest.raises(Unavailable, match=r"^192\.0\.2\.2:2: Connection refused$"):
+        await servers.connect(endpoints)
     servers.hung = {GOOD.name}
-    with pytest.raises(Unavailable, match=r"192.0.2.2:2: no answer within 0.05 s"):
+    with pytest.raises(Unavailable, match=r"^192\.0\.2\.2:2: no answer within 0\.05 s$"):
         await servers.connect(endpoints)
 
 

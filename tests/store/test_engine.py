@@ -65,9 +65,9 @@ async def test_a_plan_from_before_a_migration_is_retried(engine: AsyncEngine) ->
 
 
 async def test_a_refused_connection_is_unavailable() -> None:
-    """A server that does not listen is an outage, not a bug."""
-    engine = open_engine("postgresql://nobody@127.0.0.1:1/none", size=1, application_name="taskherd-tests")
-    with pytest.raises(Unavailable):
+    """A server that does not listen is an outage, not a bug, and named without the password."""
+    engine = open_engine("postgresql://nobody:s3cr3t@127.0.0.1:1/none", size=1, application_name="taskherd-tests")
+    with pytest.raises(Unavailable, match=r"^PostgreSQL can't be reached: 127\.0\.0\.1:1: Connection refused$"):
         async with transaction(engine):
             raise AssertionError
     await dispose(engine)

@@ -143,6 +143,7 @@ class SupervisedConnection:
         self._endpoints = endpoints_of(url, first_host)
         self._hooks = hooks or ConnectionHooks()
         self._up = asyncio.Event()
+        self._refusal = ""
         self._connection: Connection | None = None
         self._socket: Socket | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -172,7 +173,7 @@ class SupervisedConnection:
             async with asyncio.timeout(timeout):
                 await self._up.wait()
         except TimeoutError as error:
-            raise Unavailable(f"RabbitMQ can't be reached ({self.name})") from error
+            raise self._unreachable() from error
 
     async def channel(self, *, confirms: bool = False) -> Channel:
         """Open and return an aiormq channel. Raise ``Unavailable`` if not connected.
@@ -182,7 +183,7 @@ class SupervisedConnection:
         await self.wait_up()
         connection = self._connection
         if connection is None:
-            raise Unavailable(f"RabbitMQ can't be reached ({self.name})")
+            raise self._unreachable()
         try:
             with map_errors("opening a channel"):
                 async with asyncio.timeout(REQUEST_TIMEOUT):
@@ -244,8 +245,10 @@ class SupervisedConnection:
             try:
                 self._connection, self._socket = await self._connect()
             except Unavailable as error:
-                self._hooks.on_refused(self.name, str(error))
+                self._refusal = str(error)
+                self._hooks.on_refused(self.name, self._refusal)
             else:
+                self._refusal = ""
                 self._up.set()
                 self._hooks.on_up(self.name)
                 reason = await _wait_lost(self._connection)
@@ -253,6 +256,10 @@ class SupervisedConnection:
             lifetime = asyncio.get_running_loop().time() - began
             failures = 0 if lifetime > 2 * REQUEST_TIMEOUT else failures + 1
             await asyncio.sleep(retry.delay(failures))
+
+    def _unreachable(self) -> Unavailable:
+        reason = f": {self._refusal}" if self._refusal else ""
+        return Unavailable(f"RabbitMQ can't be reached ({self.name}){reason}")
 
     async def _mark_down(self, reason: str) -> None:
         connection, socket = self._connection, self._socket

@@ -17,7 +17,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from taskherd.endpoints import Endpoint, Endpoints, Resolve, resolve
-from taskherd.errors import Misconfigured
+from taskherd.errors import Misconfigured, Unavailable
 from taskherd.settings import urls
 from taskherd.store.sessions import Pooling, SessionFactory, pooling_of
 
@@ -89,14 +89,17 @@ class Connector:
 
         Raises:
             Misconfigured: the session lacks settings, see ``store.sessions``.
-            OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError: the only server failed.
-            Unavailable: it did not answer in time, or several servers failed; the message has the reason for each.
+            asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError: the answer of an only server.
+            Unavailable: no server could be reached; the message has the reason for each.
         """
 
         async def attempt(endpoint: Endpoint) -> Any:
             return await self.sessions.connect(**{**self._options, **_address_options(endpoint)})
 
-        connection, endpoint = await self._endpoints.connect(attempt, FAILURES)
+        try:
+            connection, endpoint = await self._endpoints.connect(attempt, FAILURES)
+        except Unavailable as error:
+            raise Unavailable(f"PostgreSQL can't be reached: {error}") from error
         self._connected[connection] = endpoint
         return connection
 
