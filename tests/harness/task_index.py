@@ -30,7 +30,12 @@ WHERE i.term = '' AND NOT EXISTS (SELECT FROM task_index_changes AS c WHERE c.ta
 
 
 async def index_violations(connection: asyncpg.Connection) -> list[str]:
-    """Return what is wrong with the index and with the totals, while nothing changes."""
+    """Return what is wrong with the index and with the totals, all read at one moment: a worker may apply changes."""
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        return await _violations(connection)
+
+
+async def _violations(connection: asyncpg.Connection) -> list[str]:
     expected = {row["id"]: _expected(row) for row in await connection.fetch(TASKS)}
     found = {row[0]: (*row[1:-1], orjson.loads(row[-1] or "[]")) for row in await connection.fetch(INDEXED)}
     wrong = [
