@@ -12,11 +12,15 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from taskherd.api.read_routing import ReadRouting
 from taskherd.cli.diagnostics.database import check_standby
 from taskherd.cli.diagnostics.findings import FindingState
 from taskherd.dev.postgres import PostgresNode
+from taskherd.errors import Misconfigured, Unavailable
+from taskherd.observability.metrics import Metrics
 from taskherd.settings import Settings
 from taskherd.store import migrate
+from taskherd.store.read_pool import ReadPool
 from tests.harness.api import TIMEOUT, ApiHarness, open_api_harness
 from tests.harness.replication import StandbyNode, execute, running_pair
 from tests.harness.sse import sse_client
@@ -228,6 +232,28 @@ async def test_a_standby_that_rejects_reads_fails_none(opened: OpenHarness, pair
             await api.get(task["id"])
             assert not (await _standby_note(api))["ok"]
         assert _reads(api, "standby") == 0
+
+
+async def test_a_comparison_begun_before_a_rejection_ends_no_suspension(pair: Pair) -> None:
+    """If the standby rejects a read while it is compared, what the comparison finds does not bring it back."""
+    primary, standby = (ReadPool(node.url, size=1, application_name="taskherd-tests") for node in pair)
+    routing = ReadRouting(primary, standby, 60.0, Metrics(), asyncio.get_running_loop().time)
+    caller = uuid.uuid4()
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            while not routing.allows_standby(caller):
+                await routing.sample_once(standby)
+        for error in (Unavailable("the standby is gone"), Misconfigured("database_read_url", "privileges")):
+            comparison = asyncio.create_task(routing.sample_once(standby))
+            await asyncio.sleep(0)
+            assert not comparison.done()
+            routing.suspend(error)
+            await comparison
+            assert routing.problem == str(error)
+            assert not routing.allows_standby(caller)
+    finally:
+        await primary.close()
+        await standby.close()
 
 
 async def test_a_primary_is_no_standby(opened: OpenHarness, pair: Pair) -> None:

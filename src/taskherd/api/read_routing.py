@@ -108,6 +108,7 @@ class ReadRouting:
         self._now = now
         self._marks = ReadMarks()
         self._suspended_until = float("-inf")
+        self._suspensions = 0
         self._database: replication.DatabaseId | None = None
         """The primary's database, None until it is known."""
         self.progress = ReplicationProgress()
@@ -135,8 +136,9 @@ class ReadRouting:
         self._metrics.api_reads.labels(server).inc()
 
     def suspend(self, error: Exception) -> None:
-        """Use the primary until the standby answers the next comparison; after a ``Misconfigured`` for longer."""
+        """Use the primary until a comparison begun from now on succeeds; after a ``Misconfigured`` for longer."""
         self.progress.forget()
+        self._suspensions += 1
         if isinstance(error, Misconfigured):
             self._suspended_until = self._now() + MIN_SUSPENSION
         self._note(str(error))
@@ -150,8 +152,8 @@ class ReadRouting:
             await asyncio.sleep(SAMPLE_INTERVAL)
 
     async def sample_once(self, standby: ReadPool) -> None:
-        """Compare both positions once, and update the lag, unless the standby is suspended."""
-        started = self._now()
+        """Compare both positions once, and update the lag, unless the standby is suspended before or meanwhile."""
+        started, suspensions = self._now(), self._suspensions
         self._metrics.api_standby_lag.set(self.lag)
         if started < self._suspended_until:
             return
@@ -161,6 +163,8 @@ class ReadRouting:
         for result in (written, replayed):
             if isinstance(result, BaseException) and not isinstance(result, FAILURES):
                 raise result
+        if self._suspensions != suspensions:
+            return
         problem = self._find_problem(written, replayed)
         sample = Sample(started, written.position) if isinstance(written, replication.WalPosition) else None
         shown = replayed.position if problem is None and isinstance(replayed, replication.WalPosition) else None
