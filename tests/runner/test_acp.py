@@ -13,7 +13,7 @@ from taskherd.runner.agents.acp.connection import Connection
 from taskherd.runner.agents.acp.conversation import Conversation
 from taskherd.runner.agents.acp.follower import AcpFollower
 from taskherd.runner.journal import InputDelivery
-from tests.harness.runner import eventually, is_alive
+from tests.harness.runner import TIMEOUT, eventually, is_alive
 from tests.runner.acp import acp_run, hold_prompt
 
 pytestmark = pytest.mark.timeout(120)
@@ -430,16 +430,21 @@ async def test_a_prompt_that_was_never_given_is_given_by_the_next_runner(
     """Its runner dies before the prompt is recorded, or before it is submitted: nothing else would ever give it."""
     async with acp_run(tmp_path) as run:
         with monkeypatch.context() as patch:
-            send = AcpFollower._send_prompt
+            send, died = AcpFollower._send_prompt, asyncio.Event()
 
-            def die(follower: AcpFollower, text: str) -> int:
-                patch.setattr(f"taskherd.{instant}", _die)
+            def die(*_: object, **__: object) -> None:
+                died.set()
+                _die()
+
+            def send_and_die(follower: AcpFollower, text: str) -> int:
+                patch.setattr(f"taskherd.{instant}", die)
                 return send(follower, text)
 
-            patch.setattr(AcpFollower, "_send_prompt", die)
+            patch.setattr(AcpFollower, "_send_prompt", send_and_die)
             await run.start("line: one")
-            await eventually(lambda: InputDelivery.DELIVERING in run.journal.inputs.values())
-            await eventually(lambda: run.follower._is_detached)
+            async with asyncio.timeout(TIMEOUT):
+                await died.wait()
+            assert InputDelivery.DELIVERING in run.journal.inputs.values()
         await run.take_over()
         await run.until_state("idle", "one")
         assert run.received_methods().count("session/prompt") == 1

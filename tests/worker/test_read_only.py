@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -33,13 +35,22 @@ async def until_ready(port: int) -> None:
             await asyncio.sleep(0.05)
 
 
+@asynccontextmanager
+async def _connected(url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(url, timeout=5, command_timeout=10)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
 async def test_a_read_only_database_is_an_outage(
     external: WorkerHarness, services: Services, database_url: str, amqp_url: str, amqp_prefix: str
 ) -> None:
     """``/readyz`` of a worker is 503 and says why, that of an API stays 200; what was sent meanwhile is done later."""
     name = urlsplit(database_url).path[1:]
-    admin = await asyncpg.connect(services.database_url, timeout=5, command_timeout=10)
     async with (
+        _connected(services.database_url) as admin,
         running_worker(external) as worker,
         running_api(database_url, amqp_url, amqp_prefix) as api,
     ):
@@ -55,11 +66,10 @@ async def test_a_read_only_database_is_an_outage(
         assert check["ok"] is False
         assert (await readiness(worker.ops_port))[0] == 503
         await until_ready(api.ops_port)
-        assert external.metric("taskherd_database_up") == 0
+        await external.until_metric(0, "taskherd_database_up")
         assert not pausing.done()
         await admin.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
         assert (await asyncio.wait_for(pausing, TIMEOUT))["ok"]
         await external.until(lambda: external.state(task_id).get("message") == "Sent while read-only")
         await until_ready(worker.ops_port)
         assert not external.dead_letters
-    await admin.close()

@@ -247,7 +247,7 @@ class Metrics:
 
     def _declare_dependencies(self) -> None:
         self.broker_up = self._gauge("broker_up", "1 while both connections to RabbitMQ are up.")
-        self.database_up = self._gauge("database_up", "1 if the last PostgreSQL query succeeded.")
+        self.database_up = self._gauge("database_up", "1 if PostgreSQL took the writes of the last sweep.")
         self.reconnects = self._counter(
             "reconnects",
             "Connections to RabbitMQ made again after a loss, by connection: consume, publish, unconfirmed or declare.",
