@@ -18,9 +18,11 @@ from benchmarks.harness.api_databases import TASKHERD_API, fill, make_token, run
 from benchmarks.harness.http_load import LoadPlan, LoadResult, request
 from benchmarks.harness.run import Row
 from benchmarks.harness.seed import VERSION
+from benchmarks.harness.services import connected
 
 if TYPE_CHECKING:
     from benchmarks.harness.run import Run
+    from benchmarks.harness.services import BenchmarkServices
 
 CONCURRENCIES: Final = (1, 4, 64)
 MANY: Final = 64
@@ -48,15 +50,21 @@ async def measure(run: Run) -> None:
             for connections in CONCURRENCIES:
                 for module, port in ((TASKHERD_API, ours), (PEER, peer)):
                     plan = _plan(port, database.token, connections, seconds)
+                    await _answer_requests(run.services)
                     result = await asyncio.to_thread(http_load.run, plan)
                     results.setdefault((module, connections), []).append(result)
                     run.record(
                         f"round {number + 1}: {_NAMES[module]}: POST of a task, {connections} at a time: "
                         f"{result.description}"
                     )
-            alone, beside = await _beside_another(ours, (database.token, other_token), seconds)
+            await _answer_requests(run.services)
+            alone, beside, many = await _beside_another(ours, (database.token, other_token), seconds)
             pairs.append((alone, beside))
-            run.record(f"round {number + 1}: alone: {alone.description}; beside another user: {beside.description}")
+            run.record(
+                f"round {number + 1}: alone: {alone.description}; beside another user: {beside.description}; "
+                f"that user's {MANY} at a time: {many.description}"
+            )
+            await _answer_requests(run.services)
             await batches.measure(seconds)
     _add_rows(run, results)
     batches.add_rows(_NAMES[PEER], statistics.median(one.rate for one in results[PEER, 1]))
@@ -78,13 +86,21 @@ def _create_one(port: int, token: str) -> None:
         raise RuntimeError(message)
 
 
-async def _beside_another(port: int, tokens: tuple[str, str], seconds: float) -> tuple[LoadResult, LoadResult]:
-    """Measure the POSTs of the second user: alone, and while the first one posts many at a time."""
+async def _answer_requests(services: BenchmarkServices) -> None:
+    """End the start requests so far, as runners do: those of thousands of tasks would be sent again meanwhile."""
+    async with connected(services.database_url) as connection:
+        await connection.execute("DELETE FROM work_requests")
+
+
+async def _beside_another(
+    port: int, tokens: tuple[str, str], seconds: float
+) -> tuple[LoadResult, LoadResult, LoadResult]:
+    """Measure the POSTs of the second user alone, those while the first one posts many at a time, and these."""
     one = _plan(port, tokens[1], 1, seconds)
     alone = await asyncio.to_thread(http_load.run, one)
     many = _plan(port, tokens[0], MANY, seconds + http_load.WARM_UP)
-    beside, _ = await asyncio.gather(*(asyncio.to_thread(http_load.run, plan) for plan in (one, many)))
-    return alone, beside
+    beside, others = await asyncio.gather(*(asyncio.to_thread(http_load.run, plan) for plan in (one, many)))
+    return alone, beside, others
 
 
 def _plan(port: int, token: str, connections: int, seconds: float) -> LoadPlan:

@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import Any
 
-from taskherd.api import bulk_slots
+from taskherd.api import command_slots
 from taskherd.api.tasks import batches
 from tests.api.conftest import StartApi
 from tests.api.test_tasks import GOLDEN
@@ -183,7 +183,7 @@ async def test_running_tasks_beyond_the_maximum_are_refused_each_by_itself(start
 
 async def test_without_a_worker_every_result_is_a_503_and_a_repeat_is_safe(start_api: StartApi) -> None:
     """What was not confirmed in time says so in its own result; a repeat creates each task once."""
-    tasks = [entry(f"Patient task {number}") for number in range(bulk_slots.MAX_SLOTS + 40)]
+    tasks = [entry(f"Patient task {number}") for number in range(command_slots.MAX_BULK + 40)]
     async with start_api(worker=False, api_command_timeout=2) as api_harness:
         async with running_worker(api_harness.worker):
             await repeat(api_harness, tasks[:3], "patient")

@@ -22,8 +22,8 @@ from taskherd.api.actions import progress
 from taskherd.api.actions.executor import ActionExecutor
 from taskherd.api.agents import requests
 from taskherd.api.agents.report_publisher import ReportPublisher
-from taskherd.api.bulk_slots import BulkSlots
 from taskherd.api.change_feed import ChangeFeed
+from taskherd.api.command_slots import CommandSlots
 from taskherd.api.context import ApiContext
 from taskherd.api.fleet.snapshots import FleetSnapshots, QueueDepths
 from taskherd.api.http import asgi, server
@@ -147,7 +147,7 @@ class ApiProcess:
             action_streams=ConcurrencyLimit(progress.MAX_STREAMS, progress.MAX_STREAMS_OF_USER, progress.TOO_MANY),
             action_executor=ActionExecutor(settings.api_action_rate, settings.api_command_timeout),
             commands=commands,
-            bulk_slots=BulkSlots(now),
+            command_slots=CommandSlots(now),
             change_feed=self.change_feed,
             log_revisions=self._log_revisions,
             log_streams=ConcurrencyLimit(log_follow.MAX_STREAMS, log_follow.MAX_STREAMS_OF_USER, log_follow.TOO_MANY),

@@ -81,14 +81,13 @@ async def send_command(request: RequestContext, command: Command) -> CommandResu
         HTTPError: the refusal of the worker, or a 503 if no reply arrives in time.
     """
     request.log_fields = {"command_id": str(command.command_id), "task_id": str(command.task_id)}
-    request.api.bulk_slots.note_single()
+    deadline = asyncio.get_running_loop().time() + request.api.settings.api_command_timeout
     try:
-        result = await _call(request.api, command)
+        async with request.api.command_slots.single(command.actor_id, deadline):
+            result = await _call(request.api, command, deadline)
     except Unavailable as error:
         request.log_fields["reason"] = str(error)
         raise unavailable(NOT_CONFIRMED) from None
-    finally:
-        request.api.bulk_slots.note_single()
     if isinstance(result, CommandRefused):
         raise refusal(result, has_key=idempotency_key_of(request) is not None)
     return result
@@ -100,17 +99,17 @@ async def execute_in_bulk(api: ApiContext, command: Command) -> CommandResult | 
     Raises:
         Unavailable: no reply arrived in time.
     """
-    async with api.bulk_slots.slot():
+    async with api.command_slots.bulk():
         return await _call(api, command)
 
 
-async def _call(api: ApiContext, command: Command) -> CommandResult | CommandRefused:
+async def _call(api: ApiContext, command: Command, deadline: float | None = None) -> CommandResult | CommandRefused:
     body = encode_command(command)
     find_record = _record_of(api, command, body)
     loop = asyncio.get_running_loop()
     began = loop.time()
     try:
-        reply = await api.commands.call(command.type, body, find_record)
+        reply = await api.commands.call(command.type, body, find_record, deadline=deadline)
         if REPEATED_HEADER in reply.headers and loop.time() - began >= REPEAT_AFTER:
             reply = await find_record() or reply  # what was repeated may be this call, and not one of the caller's
     finally:

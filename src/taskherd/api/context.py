@@ -15,8 +15,8 @@ from taskherd.store.task_queries import TaskRef
 if TYPE_CHECKING:
     from taskherd.api.actions.executor import ActionExecutor
     from taskherd.api.agents.report_publisher import ReportPublisher
-    from taskherd.api.bulk_slots import BulkSlots
     from taskherd.api.change_feed import ChangeFeed
+    from taskherd.api.command_slots import CommandSlots
     from taskherd.api.fleet.snapshots import FleetSnapshots, QueueDepths
     from taskherd.api.http.authenticator import Authenticator, Caller
     from taskherd.api.http.client_address import ClientAddresses
@@ -59,7 +59,7 @@ class ApiContext:
     action_executor: ActionExecutor
     access: AccessMonitor
     commands: RepeatingClient
-    bulk_slots: BulkSlots
+    command_slots: CommandSlots
     reports: ReportPublisher
     change_feed: ChangeFeed
     log_revisions: LogRevisions

@@ -47,16 +47,22 @@ class RepeatingClient:
         self._repeating = 0
         self._checks: dict[str, asyncio.Task[None]] = {}
 
-    async def call(self, routing_key: str, body: bytes, recorded: Recorded | None = None) -> Reply:
+    async def call(
+        self, routing_key: str, body: bytes, recorded: Recorded | None = None, *, deadline: float | None = None
+    ) -> Reply:
         """Publish a message, again if need be, and return the first reply, or the one that ``recorded`` finds.
+
+        The call ends at ``deadline``, in seconds of the loop's clock, by default after the client's timeout.
 
         Raises:
             Unavailable: no reply arrived in time; the message may or may not have been processed, but is not any more.
         """
         self._set_waiting(self._waiting + 1)
         attempts: set[asyncio.Task[Reply]] = set()
+        if deadline is None:
+            deadline = asyncio.get_running_loop().time() + self._timeout
         try:
-            return await self._first_reply(routing_key, body, recorded, attempts)
+            return await self._first_reply(routing_key, body, recorded, attempts, deadline)
         finally:
             self._set_waiting(self._waiting - 1)
             for attempt in attempts:
@@ -71,10 +77,14 @@ class RepeatingClient:
         await asyncio.gather(*checks, return_exceptions=True)
 
     async def _first_reply(
-        self, routing_key: str, body: bytes, recorded: Recorded | None, attempts: set[asyncio.Task[Reply]]
+        self,
+        routing_key: str,
+        body: bytes,
+        recorded: Recorded | None,
+        attempts: set[asyncio.Task[Reply]],
+        deadline: float,
     ) -> Reply:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeout
 
         async def attempt() -> Reply | None:
             """Send the message over the next connection, which is checked if no reply comes to any attempt."""

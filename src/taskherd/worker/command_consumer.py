@@ -52,7 +52,7 @@ MAX_WAITING = 2_000
 """Maximum number of unacked commands: an actor's turn comes among those."""
 
 MAX_GROW = 0.02
-"""Seconds for which a batch that is smaller than the running one waits for more commands."""
+"""Seconds for which a batch of one actor that is smaller than the running one waits for more commands."""
 
 
 class CommandConsumer:
@@ -69,14 +69,13 @@ class CommandConsumer:
 
     async def run(self) -> None:
         """Execute commands until consuming has stopped and the buffer is empty."""
-        loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
             scheduler = BatchScheduler(group)
             while await self._receive():
-                await scheduler.wait_slot(self._ready, MAX_GROW)
+                await scheduler.wait_slot(self._ready, 0.0 if self._is_shared() else MAX_GROW)
                 if self._consumer.buffered:
                     await self._receive()
-                batch = next_commands(self._waiting, MAX_COMMANDS, shared=loop.time() < self._shared_until)
+                batch = next_commands(self._waiting, MAX_COMMANDS, shared=self._is_shared())
                 chosen = {id(each.delivery) for each in batch}
                 self._waiting = [each for each in self._waiting if id(each.delivery) not in chosen]
                 if batch:
@@ -88,6 +87,10 @@ class CommandConsumer:
             if self._latest_actor is not None:
                 self._shared_until = asyncio.get_running_loop().time() + SHARED_FOR
             self._latest_actor = actor
+
+    def _is_shared(self) -> bool:
+        """Return whether several actors send commands now."""
+        return asyncio.get_running_loop().time() < self._shared_until
 
     def _ready(self) -> int:
         """Return the number of commands that wait to be executed."""

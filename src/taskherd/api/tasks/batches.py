@@ -1,7 +1,7 @@
 """Create many tasks with one request: each is judged and answered as a create of its own would be.
 
-The commands are in flight together, as many as ``api.bulk_slots`` has slots. Each has the command id of its idempotency
-key, so repeating the request, or a part of it, creates nothing twice.
+The commands are in flight together, as many as ``api.command_slots`` has slots. Each has the command id of its
+idempotency key, so repeating the request, or a part of it, creates nothing twice.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from uuid import UUID, uuid4, uuid5
 
 import orjson
 
-from taskherd.api.bulk_slots import MAX_SLOTS
+from taskherd.api.command_slots import MAX_BULK
 from taskherd.api.commands import NOT_CONFIRMED, execute_in_bulk, idempotency_key_of, is_key, refusal
 from taskherd.api.http import bodies
 from taskherd.api.http.errors import HTTPError, invalid, unavailable
@@ -76,7 +76,7 @@ class _Batch:
         """Execute all creates, and return their results in order."""
         await self._find_executed()
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(MAX_SLOTS, len(self._entries))):
+            for _ in range(min(MAX_BULK, len(self._entries))):
                 group.create_task(self._run_entries())
         return self._results
 

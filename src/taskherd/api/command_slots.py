@@ -1,0 +1,118 @@
+"""Limit the commands in flight, so that nobody's commands make those of others wait for long.
+
+Commands that arrive together are executed together, and a process handles replies in the order in which they come: what
+one user sends makes what others wait for longer. So while single commands are sent, few of batches and actions are in
+flight, and while several users send single commands, few of each user. A process knows only its own users; between
+processes the worker lets users take turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+from taskherd.errors import Unavailable
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+MAX_BULK: Final = 200
+"""Maximum number of commands of batches and actions of one process that wait for a reply: two batches of a worker's."""
+FEW_BULK: Final = 4
+"""That number while single commands are sent too."""
+FEW_OF_USER: Final = 4
+"""Maximum number of single commands of one user that wait for a reply while those of other users are sent too."""
+QUIET: Final = 0.5
+"""Seconds after a command until the others are not limited any more."""
+
+
+class _Slots:
+    """Slots that are taken in turn; ``available`` returns how many there are now, always at least one."""
+
+    def __init__(self, available: Callable[[], float]) -> None:
+        self._available = available
+        self._used = 0
+        self._waiters: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def idle(self) -> bool:
+        return not self._used and not self._waiters
+
+    async def acquire(self) -> None:
+        if not self._waiters and self._used < self._available():
+            self._used += 1
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter  # the slot is counted by ``_wake``
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                self.release()
+            raise
+
+    def release(self) -> None:
+        """Give a slot back. While there are waiters a slot is in use, so this is called again."""
+        self._used -= 1
+        while self._waiters and self._used < self._available():
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                self._used += 1
+                waiter.set_result(None)
+
+
+class CommandSlots:
+    """The slots of one process; ``now`` is a monotonic clock in seconds."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._bulk = _Slots(lambda: FEW_BULK if self._now() < self._single_until else MAX_BULK)
+        self._users: dict[UUID, _Slots] = {}
+        """Those of users with a command that waits for a slot or for a reply."""
+        self._single_until = self._shared_until = float("-inf")
+
+    @asynccontextmanager
+    async def bulk(self) -> AsyncIterator[None]:
+        """Hold the slot of a command of a batch or an action while the block runs; wait for it in turn."""
+        await self._bulk.acquire()
+        try:
+            yield
+        finally:
+            self._bulk.release()
+
+    @asynccontextmanager
+    async def single(self, user: UUID, deadline: float) -> AsyncIterator[None]:
+        """Hold the slot of a single command of this user while the block runs; wait for it in turn.
+
+        Raises:
+            Unavailable: there was no slot until ``deadline``, in seconds of the loop's clock.
+        """
+        slots = self._users.setdefault(user, _Slots(self._available_to_user))
+        self._note_single()
+        try:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await slots.acquire()
+            except TimeoutError:
+                raise Unavailable("too many commands of the same user wait for replies") from None
+            try:
+                yield
+            finally:
+                self._note_single()
+                slots.release()
+        finally:
+            if slots.idle:
+                self._users.pop(user, None)
+
+    def _note_single(self) -> None:
+        """Leave room for others: a single command is sent, or was answered."""
+        until = self._now() + QUIET
+        self._single_until = until
+        if len(self._users) > 1:
+            self._shared_until = until
+
+    def _available_to_user(self) -> float:
+        return FEW_OF_USER if self._now() < self._shared_until else float("inf")

@@ -1,0 +1,183 @@
+"""The slots of commands: few beside those of others, many otherwise, each used by one command at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from uuid import UUID
+
+import pytest
+
+from taskherd.api.command_slots import FEW_BULK, FEW_OF_USER, MAX_BULK, QUIET, CommandSlots
+from taskherd.errors import Unavailable
+
+ALICE, BOB = UUID(int=1), UUID(int=2)
+MANY = 64
+
+
+class Load:
+    """Commands that hold their slots until they are released."""
+
+    def __init__(self, slot: Callable[[], AbstractAsyncContextManager[None]]) -> None:
+        self.slot = slot
+        self.running = 0
+        self.order: list[int] = []
+        self.released = asyncio.Semaphore(0)
+
+    async def run(self, number: int) -> None:
+        """Hold a slot until it is released."""
+        async with self.slot():
+            self.running += 1
+            self.order.append(number)
+            await self.released.acquire()
+            self.running -= 1
+
+    async def start(self, count: int) -> list[asyncio.Task[None]]:
+        """Start this many commands, and let each run as far as it can."""
+        tasks = [asyncio.create_task(self.run(number)) for number in range(count)]
+        await settle()
+        return tasks
+
+    async def release(self, count: int) -> None:
+        """End this many commands, and let others take their slots."""
+        for _ in range(count):
+            self.released.release()
+        await settle()
+
+
+class Clock:
+    """A clock that stands still, and slots that look at it."""
+
+    def __init__(self) -> None:
+        self.time = 1_000.0
+        self.slots = CommandSlots(lambda: self.time)
+
+    def bulk(self) -> Load:
+        """Return a load of commands in bulk."""
+        return Load(self.slots.bulk)
+
+    def of(self, user: UUID) -> Load:
+        """Return a load of single commands of a user."""
+        return Load(lambda: self.single(user))
+
+    def single(self, user: UUID, wait: float = 60.0) -> AbstractAsyncContextManager[None]:
+        """Return a slot for one command of a user."""
+        return self.slots.single(user, asyncio.get_running_loop().time() + wait)
+
+
+async def settle() -> None:
+    """Let every task run as far as it can."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_slots_are_used_in_turn() -> None:
+    """No more than all slots are in use, and commands get them in the order in which they came."""
+    load = Clock().bulk()
+    tasks = await load.start(MAX_BULK + 10)
+    assert load.running == MAX_BULK
+    await load.release(4)
+    assert load.running == MAX_BULK
+    assert load.order == list(range(MAX_BULK + 4))
+    await load.release(MAX_BULK + 6)
+    await asyncio.gather(*tasks)
+    assert load.order == list(range(MAX_BULK + 10))
+
+
+async def test_few_bulk_slots_are_used_beside_single_commands() -> None:
+    """After a single command slots become free until few are in use; once there was none for a while, all are used."""
+    clock = Clock()
+    load = clock.bulk()
+    tasks = await load.start(3 * MAX_BULK)
+    async with clock.single(ALICE):
+        await load.release(MAX_BULK)
+    assert load.running == FEW_BULK
+    clock.time += QUIET * 0.9
+    await load.release(1)
+    assert load.running == FEW_BULK
+    clock.time += QUIET * 0.2
+    await load.release(1)
+    assert load.running == MAX_BULK
+    await load.release(3 * MAX_BULK)
+    await asyncio.gather(*tasks)
+
+
+async def test_one_user_alone_has_no_limit() -> None:
+    """Single commands of one user wait for nobody, whatever their number."""
+    load = Clock().of(ALICE)
+    tasks = await load.start(MANY)
+    assert load.running == MANY
+    await load.release(MANY)
+    await asyncio.gather(*tasks)
+
+
+async def test_users_who_share_have_few_slots_each() -> None:
+    """Once another user sends a command, few of one with many are in flight, until there was none for a while."""
+    clock = Clock()
+    alice, bob = clock.of(ALICE), clock.of(BOB)
+    tasks = await alice.start(MANY)
+    tasks += await bob.start(1)
+    tasks += await alice.start(MANY)
+    assert (alice.running, bob.running) == (MANY, 1)
+    await alice.release(MANY)
+    await bob.release(1)
+    assert (alice.running, bob.running) == (FEW_OF_USER, 0)
+    assert alice.order == [*range(MANY), *range(FEW_OF_USER)]
+    clock.time += QUIET * 0.9
+    await alice.release(1)
+    assert alice.running == FEW_OF_USER
+    clock.time += QUIET * 0.2
+    await alice.release(1)
+    assert alice.running == MANY - 2
+    await alice.release(MANY)
+    await asyncio.gather(*tasks)
+
+
+async def test_a_command_waits_until_its_deadline() -> None:
+    """A command that gets no slot until its deadline is unavailable, and takes no slot with it."""
+    clock = Clock()
+    alice, bob = clock.of(ALICE), clock.of(BOB)
+    tasks = [*await bob.start(1), *await alice.start(FEW_OF_USER)]
+    with pytest.raises(Unavailable, match="too many commands of the same user wait"):
+        async with clock.single(ALICE, wait=0.01):
+            alice.order.append(MANY)
+    await alice.release(1)
+    async with clock.single(ALICE):
+        assert alice.order == list(range(FEW_OF_USER))
+    await alice.release(FEW_OF_USER)
+    await bob.release(1)
+    await asyncio.gather(*tasks)
+
+
+@pytest.mark.parametrize("kind", ["bulk", "single"])
+async def test_a_canceled_command_gives_its_slot_back(kind: str) -> None:
+    """Commands that are canceled while they wait, or when a slot was just given to them, take none with them."""
+    clock = Clock()
+    bob = clock.of(BOB)
+    tasks = await bob.start(1)
+    load, most = (clock.bulk(), FEW_BULK) if kind == "bulk" else (clock.of(ALICE), FEW_OF_USER)
+    tasks += (waiting := await load.start(most + 3))
+    assert load.running == most
+    waiting[most].cancel()
+    load.released.release()
+    for _ in range(3):
+        await asyncio.sleep(0)
+        waiting[most + 1].cancel()
+    await settle()
+    assert load.running == most
+    await load.release(most + 3)
+    await bob.release(1)
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert load.running == 0
+    async with load.slot():
+        assert load.order == [*range(most), most + 2]
+
+
+async def test_slots_of_users_are_forgotten() -> None:
+    """A process remembers nothing of users without a command in flight."""
+    clock = Clock()
+    for number in range(1_000):
+        async with clock.single(UUID(int=number)):
+            pass
+    assert not vars(clock.slots)["_users"]
