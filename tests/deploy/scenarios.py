@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from taskherd.dev import ports
-from tests.harness.runner import RunnerHarness, eventually, runner_harness
+from tests.harness.runner import RunnerHarness, runner_harness
 from tests.harness.scrapes import Scrape, ScrapedProcess, parse, series
 from tests.harness.tcp_proxy import TcpProxy
 from tests.harness.worker import WorkerHarness, build_report, make_report
@@ -97,9 +97,7 @@ async def end_is_not_recorded(stage: Stage) -> list[Recording]:
     task_id = await runners.task("say:up", "sleep")
     await runners.until_output(task_id, "up")
     await first.kill()
-    for pid in runners.marked(task_id):
-        runners.kill(pid)
-    await eventually(lambda: not runners.marked(task_id))
+    runners.kill_all(task_id)
     await runners.start()
     return [
         Recording("worker", before, await worker.until_value(1, "taskherd_agent_exits_total", why="lost", **CLAUDE))

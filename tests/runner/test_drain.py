@@ -62,13 +62,6 @@ async def until_stopping(harness: RunnerHarness, task_id: uuid.UUID) -> None:
     await eventually(lambda: journal(harness, task_id)["transition"] == "stop")
 
 
-def end_container(harness: RunnerHarness, *tasks: uuid.UUID) -> None:
-    """Kill all processes of these tasks, as the end of their runner's container does."""
-    while pids := {pid for task_id in tasks for pid in harness.marked(task_id)}:
-        for pid in pids:
-            harness.kill(pid)
-
-
 async def drain_unreported(runner: RunnerSubprocess) -> None:
     """Stop a runner that cannot reach the broker; the second signal ends its wait for it."""
     runner.process.send_signal(signal.SIGTERM)
@@ -171,7 +164,7 @@ async def test_a_drain_that_was_killed_is_finished_by_the_next_runner(harness: R
     for task_id in tasks:
         await until_stopping(harness, task_id)
     await first.kill()
-    end_container(harness, *tasks)
+    harness.kill_all(*tasks)
     second = await harness.start()
     await until_restarted(harness, *tasks)
     assert 'taskherd_runner_endings_total{reason="lost"} 0.0' in await second.metrics(), "it was being stopped"

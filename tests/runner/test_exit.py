@@ -94,9 +94,7 @@ async def test_an_agent_without_an_exit_record_is_lost(harness: RunnerHarness) -
     task_id = await shell(harness, "echo up; exec sleep 1000")
     await harness.until_output(task_id, "up")
     await first.kill()
-    for pid in harness.marked(task_id):
-        harness.kill(pid)
-    await eventually(lambda: harness.marked(task_id) == set())
+    harness.kill_all(task_id)
     await harness.start()
     assert await until_ended(harness, task_id) == {"why": "lost", "status": None, "signal": None, "words": "up"}
     await harness.until_state(task_id, "failed", "Resume the task to start it again.")

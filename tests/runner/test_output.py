@@ -108,8 +108,7 @@ async def test_a_full_disk_loses_only_output(harness: RunnerHarness) -> None:
         await eventually(lambda: not (disk / str(task_id)).exists())
         third = await harness.task("say:up", "sleep")
         await harness.until_output(third, "up")
-        for pid in harness.marked(third, disk):
-            harness.kill(pid)
+        harness.kill_all(third, root=disk)
     finally:
         for runner in harness.runners:
             await runner.kill()

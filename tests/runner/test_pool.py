@@ -193,8 +193,7 @@ async def test_tasks_of_a_permanently_lost_runner_move_to_another(impatient_harn
         await impatient_harness.until_output(task_id, "up")
     await impatient_harness.start("r2")
     await first.kill()
-    for pid in impatient_harness.marked(kept) | impatient_harness.marked(deleted):
-        impatient_harness.kill(pid)
+    impatient_harness.kill_all(kept, deleted)
     for task_id in (kept, deleted):
         await impatient_harness.until(partial(_is_lost, impatient_harness, task_id))
     assert (await impatient_harness.worker.command("task.delete", deleted))["ok"]

@@ -63,10 +63,7 @@ async def test_a_lost_exit_status_is_reported(harness: RunnerHarness) -> None:
     task_id = await harness.task("say:up", "sleep")
     await harness.until_output(task_id, "up")
     await first.kill()
-    harness.kill(harness.agent(task_id)["pid"])  # the shim first: it would record how the agent ended
-    for pid in harness.marked(task_id):
-        harness.kill(pid)
-    await eventually(lambda: harness.marked(task_id) == set())
+    harness.kill_all(task_id)
     await harness.start()
     await harness.until_state(task_id, "failed", "exit status is lost")
     await harness.until_status(task_id, "error")
