@@ -93,9 +93,10 @@ class Consumer:
         if self._supervisor is None:
             self._supervisor = asyncio.create_task(self._keep_subscribed(), name=f"consumer on {self._connection.name}")
 
-    async def next_batch(self, limit: int, wait: float) -> list[Delivery]:
+    async def next_batch(self, limit: int, wait: float, enough: int | None = None) -> list[Delivery]:
         """Return 1 to ``limit`` deliveries, in order: wait for the first one, then up to ``wait`` seconds for more.
 
+        With ``enough`` deliveries, by default ``limit``, it does not wait any longer.
         The result is empty only after ``stop``, when the buffer is empty.
         """
         while True:
@@ -103,10 +104,11 @@ class Consumer:
                 if self._stopping:
                     return []
                 await self._wait_buffered(1)
-            if len(self._buffer) < limit and wait > 0 and not self._stopping:
+            enough = limit if enough is None else min(enough, limit)
+            if len(self._buffer) < enough and wait > 0 and not self._stopping:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(wait):
-                        await self._wait_buffered(limit)
+                        await self._wait_buffered(enough)
             if self._buffer:  # a lost channel may have cleared it in the meantime
                 return [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
 

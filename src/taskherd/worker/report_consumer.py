@@ -26,6 +26,7 @@ from taskherd.messages.reports import decode_reports
 from taskherd.observability.failpoints import Failpoint
 from taskherd.observability.tracing import MAX_LINKS, extract
 from taskherd.store.engine import DataError
+from taskherd.worker import pacing
 from taskherd.worker.batch import MESSAGE_ERRORS, Batch
 from taskherd.worker.concurrency import BatchFootprint, BatchScheduler, isolate_possible_poison
 from taskherd.worker.dead_letters import dead_letter_of, untrusted_sender
@@ -94,6 +95,7 @@ class ReportConsumer:
         self._probe = probe
         self._scheduler: BatchScheduler | None = None
         self._received_until = MIN_TIME
+        self._pace: pacing.Pace
 
     @property
     def in_flight(self) -> int:
@@ -103,8 +105,9 @@ class ReportConsumer:
     async def run(self, limit: int, wait: float) -> None:
         """Process batches of up to ``limit`` deliveries until consuming has stopped and the buffer is empty.
 
-        ``wait`` is the time in seconds that a batch may take to fill.
+        ``wait`` is the time in seconds that a batch may take to fill; 0: as ``pacing`` says.
         """
+        self._pace = pacing.Pace(asyncio.get_running_loop().time)
         async with asyncio.TaskGroup() as group:
             self._scheduler = scheduler = BatchScheduler(group)
             while await self._consume_once(scheduler, limit, wait):
@@ -112,7 +115,11 @@ class ReportConsumer:
 
     async def _consume_once(self, scheduler: BatchScheduler, limit: int, wait: float) -> int:
         """Start to process the next batch and return its number of deliveries; 0 after the last one."""
-        deliveries = await self._consumer.next_batch(limit, wait)
+        if wait:
+            deliveries = await self._consumer.next_batch(limit, wait)
+        else:
+            deliveries = await self._consumer.next_batch(limit, self._pace.wait, pacing.ENOUGH)
+        self._pace.note(len(deliveries))
         for part in isolate_possible_poison(deliveries):
             self._context.failpoint(Failpoint.RECEIVE)
             decoded = self._decode(part)

@@ -1,0 +1,55 @@
+"""How long a batch waits, by the rate at which reports come."""
+
+from __future__ import annotations
+
+import pytest
+
+from taskherd.worker.pacing import MAX_WAIT, MIN_GAIN, Pace
+
+THRESHOLD = MIN_GAIN / MAX_WAIT
+"""Deliveries per second from which batches wait."""
+
+
+class Stream:
+    """Deliveries at a rate, in batches."""
+
+    def __init__(self) -> None:
+        self.time = 1_000.0
+        self.pace = Pace(lambda: self.time)
+
+    def run(self, rate: float, seconds: float, every: float = 0.01) -> float:
+        """Let deliveries come, and return how long the next batch waits."""
+        for _ in range(round(seconds / every)):
+            self.time += every
+            self.pace.note(round(rate * every))
+        return self.pace.wait
+
+
+def test_nothing_waits_at_first() -> None:
+    """The first batch of a worker does not wait, however many deliveries it has to expect."""
+    assert Stream().pace.wait == 0
+
+
+@pytest.mark.parametrize(
+    ("rate", "wait"), [(100, 0), (500, 0), (0.75 * THRESHOLD, 0), (1.5 * THRESHOLD, MAX_WAIT), (20_000, MAX_WAIT)]
+)
+@pytest.mark.parametrize("every", [0.01, 0.04, 0.2])
+def test_batches_wait_while_many_deliveries_come(rate: float, wait: float, every: float) -> None:
+    """Whatever the size of batches is, they wait if enough more are to be expected in that time."""
+    assert Stream().run(rate, 10, every) == wait
+
+
+def test_a_burst_is_forgotten() -> None:
+    """After a burst batches do not wait for long: its weight fades with the seconds."""
+    stream = Stream()
+    assert stream.run(5_000, 5) == MAX_WAIT
+    stream.time += 4
+    assert stream.pace.wait == 0
+
+
+def test_a_single_large_batch_is_no_rate_for_long() -> None:
+    """A backlog that was taken at once makes only the batches of the next second wait."""
+    stream = Stream()
+    stream.pace.note(1_000)
+    assert stream.pace.wait == MAX_WAIT
+    assert stream.run(100, 2) == 0
