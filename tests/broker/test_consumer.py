@@ -55,6 +55,31 @@ async def test_batches_keep_order_and_limits(
     assert bodies == [str(n).encode() for n in range(250)]
 
 
+async def test_a_batch_waits_until_it_has_enough(
+    names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo, consume_reports: ConsumeReports
+) -> None:
+    """A batch waits for more deliveries until it has enough, not until it has reached its limit."""
+    consumer = consume_reports(connect_to(amqp_url, "consume"))
+    await _publish(publisher, names, 2)
+    taking = asyncio.create_task(consumer.next_batch(100, 600, 5))
+    await until(_buffered(consumer), lambda buffered: buffered == 2)
+    assert not taking.done()
+    await _publish(publisher, names, 3)
+    async with asyncio.timeout(20):
+        batch = await taking
+    assert len(batch) == 5
+    assert await consumer.ack(batch)
+
+
+def _buffered(consumer: Consumer) -> Callable[[], Awaitable[int]]:
+    """Return a function that reads how many deliveries are buffered."""
+
+    async def read() -> int:
+        return consumer.buffered
+
+    return read
+
+
 async def test_only_acked_deliveries_are_removed(
     names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo, consume_reports: ConsumeReports
 ) -> None:
