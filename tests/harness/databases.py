@@ -65,6 +65,16 @@ _READ_BY_BLOCKS: Final = {"leases"}
 _COUNTED: Final = "SELECT sequencename FROM pg_sequences WHERE schemaname = 'public' AND last_value IS NOT NULL"
 
 
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
+    """Connect until the end of the block."""
+    connection = await asyncpg.connect(url, timeout=10, command_timeout=30)
+    try:
+        yield connection
+    finally:
+        await connection.close(timeout=5)
+
+
 class Databases:
     """The databases of one test run, on the server at ``server_url``."""
 

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 import asyncpg
 import pytest
 
-from tests.harness.databases import Databases, execute
+from tests.harness.databases import Databases, connected, execute
 
 OID = "SELECT oid FROM pg_database WHERE datname = current_database()"
 ORGANIZATIONS = """
 INSERT INTO organizations (id, name, display_name)
 SELECT gen_random_uuid(), 'org-' || n, '' FROM generate_series(1, {}) n
 """
-
-
-@asynccontextmanager
-async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
-    """Connect until the end of the block."""
-    connection = await asyncpg.connect(url, timeout=10, command_timeout=30)
-    try:
-        yield connection
-    finally:
-        await connection.close(timeout=5)
 
 
 @pytest.mark.parametrize("rows", [1, 20_000], ids=["a few rows", "many rows"])

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-import asyncpg
 import httpx
 
 from taskherd.dev.services import Services
 from tests.harness.api import running_api
+from tests.harness.databases import connected
 from tests.harness.worker import TIMEOUT, WorkerHarness, make_command, make_report, running_worker
 
 TERMINATE = """
@@ -35,22 +33,13 @@ async def until_ready(port: int) -> None:
             await asyncio.sleep(0.05)
 
 
-@asynccontextmanager
-async def _connected(url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(url, timeout=5, command_timeout=10)
-    try:
-        yield connection
-    finally:
-        await connection.close()
-
-
 async def test_a_read_only_database_is_an_outage(
     external: WorkerHarness, services: Services, database_url: str, amqp_url: str, amqp_prefix: str
 ) -> None:
     """``/readyz`` of a worker is 503 and says why, that of an API stays 200; what was sent meanwhile is done later."""
     name = urlsplit(database_url).path[1:]
     async with (
-        _connected(services.database_url) as admin,
+        connected(services.database_url) as admin,
         running_worker(external) as worker,
         running_api(database_url, amqp_url, amqp_prefix) as api,
     ):

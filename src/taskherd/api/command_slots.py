@@ -1,4 +1,4 @@
-"""Limit the commands in flight, so that nobody's commands make those of others wait for long.
+"""Limit the commands in flight, so that one user's commands do not hold up those of others.
 
 Commands that arrive together are executed together, and a process handles replies in the order in which they come: what
 one user sends makes what others wait for longer. So while single commands are sent, few of batches and actions are in

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import TYPE_CHECKING
 
 import structlog
@@ -95,7 +95,7 @@ class ReportConsumer:
         self._probe = probe
         self._scheduler: BatchScheduler | None = None
         self._received_until = MIN_TIME
-        self._pace: pacing.Pace
+        self._pace = pacing.Pace(monotonic)
 
     @property
     def in_flight(self) -> int:
@@ -107,7 +107,6 @@ class ReportConsumer:
 
         ``wait`` is the time in seconds that a batch may take to fill; 0: as ``pacing`` says.
         """
-        self._pace = pacing.Pace(asyncio.get_running_loop().time)
         async with asyncio.TaskGroup() as group:
             self._scheduler = scheduler = BatchScheduler(group)
             while await self._consume_once(scheduler, limit, wait):
