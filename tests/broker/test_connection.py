@@ -27,7 +27,7 @@ async def test_a_connection_waits_for_an_unreachable_broker(free_port: int) -> N
     )
     connection.start()
     await asyncio.wait_for(called.wait(), 30)
-    named = rf"^RabbitMQ can't be reached \(test\): 127\.0\.0\.1:{free_port}: "
+    named = rf"^RabbitMQ can't be reached \(test\): 127\.0\.0\.1:{free_port}: Connection refused$"
     with pytest.raises(Unavailable, match=named) as raised:
         await connection.wait_up(0.1)
     assert not connection.is_up

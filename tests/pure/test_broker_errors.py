@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 
 import pytest
-from aiormq.exceptions import AMQPConnectionError, ChannelInvalidStateError
+from aiormq.exceptions import AMQPConnectionError, ChannelInvalidStateError, ConnectionClosed
 
 from taskherd.broker.connection import map_errors
 from taskherd.errors import Unavailable
@@ -20,6 +21,8 @@ from taskherd.errors import Unavailable
         (TimeoutError(), "asking: no answer in time"),
         (RuntimeError("writer is closed"), "asking: writer is closed"),
         (Exception(), "asking: Exception"),
+        (AMQPConnectionError(errno.ECONNREFUSED, "Connect call failed ('::1', 9)"), "asking: Connection refused"),
+        (ConnectionClosed(320, "CONNECTION_FORCED - shutdown"), "asking: CONNECTION_FORCED - shutdown"),
         (asyncio.CancelledError(), "asking: the connection was lost"),
     ],
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -39,30 +41,39 @@ _BARE_ERRORS = (Exception, RuntimeError)
 
 
 @contextmanager
-def map_errors(action: str) -> Iterator[None]:
-    """Map every error that aio-pika raises while the broker is unreachable to ``Unavailable``.
+def map_errors(action: str = "") -> Iterator[None]:
+    """Map every error that aio-pika raises while the broker is unreachable to ``Unavailable``, after the action.
 
     Two of them are peculiar to aiormq: a bare ``Exception`` or ``RuntimeError`` for a request that was pending when
     the connection ended, and a ``CancelledError`` from a future although the task was not cancelled (``cancelling()``
     is 0). The other way round, aiormq may raise any of them, or nothing, where the task was cancelled: it ends here.
     """
     task = asyncio.current_task()
+    prefix = f"{action}: " if action else ""
     try:
         yield
     except asyncio.CancelledError as error:
         if task is None or task.cancelling():
             raise
-        raise Unavailable(f"{action}: the connection was lost") from error
+        raise Unavailable(f"{prefix}the connection was lost") from error
     except Exception as error:
         if not isinstance(error, _CONNECTION_ERRORS) and type(error) not in _BARE_ERRORS:
             raise
         if task is not None and task.cancelling():
             raise asyncio.CancelledError from error
         if isinstance(error, TimeoutError):
-            raise Unavailable(f"{action}: no answer in time") from error
-        raise Unavailable(f"{action}: {str(error) or type(error).__name__}") from error
+            raise Unavailable(f"{prefix}no answer in time") from error
+        raise Unavailable(f"{prefix}{_reason(error)}") from error
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+def _reason(error: Exception) -> str:
+    """Return why a request failed, without the number that aiormq's errors put first."""
+    if isinstance(error, ConnectionError) and error.errno is not None:
+        is_reply_code = error.errno not in errno.errorcode  # of AMQP
+        return (error.strerror or str(error)) if is_reply_code else os.strerror(error.errno)
+    return str(error) or type(error).__name__
 
 
 async def close_channel(channel: AbstractChannel) -> None:
@@ -109,7 +120,7 @@ class Socket(TransportFactory):
         """
         limit = asyncio.get_running_loop().call_later(REQUEST_TIMEOUT, self.abort)
         try:
-            with map_errors("connecting to RabbitMQ"):
+            with map_errors():  # the text comes after the address
                 yield
         except BaseException:
             self.abort()
