@@ -11,7 +11,6 @@ import atexit
 import os
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -25,6 +24,8 @@ CURRENT = MEASURED / "current"
 SUFFIX = ".part"
 EVERY = 0.5
 """Seconds between two writes."""
+LAST_WRITE_WITHIN = 2.0
+"""Seconds that the last write waits for another one to end."""
 
 
 def measure() -> None:
@@ -38,7 +39,7 @@ def measure() -> None:
     context = CURRENT.read_text(encoding="utf-8")
     process = _Process(coverage.Coverage(None, config_file=config, context=context))
     process.start()
-    os.register_at_fork(after_in_child=process.write_regularly)
+    os.register_at_fork(after_in_child=process.start_in_fork)
 
 
 class _Process:
@@ -47,24 +48,33 @@ class _Process:
     def __init__(self, measured: Coverage) -> None:
         self._measured = measured
         self._written = b""
+        self._ending = threading.Event()
+        self._writer = threading.Thread(target=self._write_regularly, daemon=True)
         self._exit = os._exit
 
     def start(self) -> None:
         self._measured.start()
-        atexit.register(self.write)
-        os._exit = self._write_and_exit
-        self.write_regularly()
+        atexit.register(self._end)
+        os._exit = self._end_and_exit
+        self._writer.start()
 
-    def write_regularly(self) -> None:
-        """Start the thread that writes; a fork has none."""
-        threading.Thread(target=self._loop, daemon=True).start()
+    def start_in_fork(self) -> None:
+        """Go on in a fork, which has no threads but the one that forked."""
+        self._ending = threading.Event()
+        self._writer = threading.Thread(target=self._write_regularly, daemon=True)
+        self._writer.start()
 
-    def _loop(self) -> None:
-        while True:
-            time.sleep(EVERY)
-            self.write()
+    def _write_regularly(self) -> None:
+        while not self._ending.wait(EVERY):
+            self._write()
 
-    def write(self) -> None:
+    def _end(self) -> None:
+        """End the thread, which would crash while the interpreter ends, and write for the last time."""
+        self._ending.set()
+        self._writer.join(LAST_WRITE_WITHIN)
+        self._write()
+
+    def _write(self) -> None:
         """Write down what was executed so far."""
         content = self._measured.get_data().dumps()
         if content != self._written:
@@ -74,8 +84,8 @@ class _Process:
             unfinished.write_bytes(content)
             unfinished.replace(target)
 
-    def _write_and_exit(self, status: int) -> NoReturn:
-        self.write()
+    def _end_and_exit(self, status: int) -> NoReturn:
+        self._end()
         self._exit(status)
 
 
