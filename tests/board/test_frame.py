@@ -30,7 +30,7 @@ async def test_one_sign_in_is_enough_for_all_tabs_until_somebody_signs_out(board
 
 
 CHURN = """(async () => {
-    const vendor = new URL("vendor/lit-html/", document.querySelector("script[type=module]").src);
+    const vendor = new URL("vendor/lit-html/", document.querySelector("script[src$='/app.js']").src);
     const { html, render } = await import(new URL("lit-html.js", vendor));
     const { repeat } = await import(new URL("directives/repeat.js", vendor));
     const list = document.createElement("ul");

@@ -18,6 +18,12 @@ SHIFTS = """new Promise((done) => {
     setTimeout(() => done([]), 500);
 })"""
 """What moved on the page so far, and by how much: the sum is Chromium's cumulative layout shift."""
+_RECORDING = """
+    window.asked = [];
+    const real = window.fetch;
+    window.fetch = (path, options) => asked.push([document.readyState, path]) && real(path, options);
+"""
+"""Records what a page asks for, and how far its document was then."""
 HOSTILE = "<img src=x onerror=alert(1)> `code` </script>"
 
 
@@ -48,6 +54,22 @@ async def test_home_reads_once_what_has_something_in_it(board: Board) -> None:
     assert sorted(await page.reads("/tasks?")) == ["owner:me status:active state:working"]
     assert len(await page.reads("/task-totals")) == 2  # before the stream stands, and after
     assert await page.reads("/requests") == []
+    assert await page.reads("/users/me") == [""]
+
+
+@pytest.mark.parametrize("scope", ["mine", "everyone"])
+async def test_what_is_asked_before_the_scripts_are_there_is_used(board: Board, scope: str) -> None:
+    """What the document's first script asks for is what the page then needs, of either scope, and not asked again."""
+    page = await board.open("/")
+    await page.tab.evaluate(f"localStorage.setItem('taskherd-home-scope', '{scope}')")
+    await page.tab.call("Page.addScriptToEvaluateOnNewDocument", source=_RECORDING)
+    await page.go("/")
+    await page.tab.until(f"{READY} && asked.length >= 4")
+    asked = [(at, path.partition("?")[0]) for at, path in await page.tab.evaluate("asked")]
+    early = [path for at, path in asked if at == "loading"]
+    assert early == ["/api/v2/users/me", "/api/v2/task-totals", "/api/v2/tasks/watch"]
+    assert [path for at, path in asked if at != "loading" and path in early] == ["/api/v2/task-totals"]
+    assert page.tab.errors == []
 
 
 async def test_each_section_shows_as_soon_as_its_own_lists_are_there(board: Board) -> None:

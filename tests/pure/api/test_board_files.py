@@ -42,6 +42,17 @@ def test_the_home_page_is_small() -> None:
     assert total <= MAX_HOME_BYTES, sizes
 
 
+def test_what_moves_for_ever_is_left_to_the_compositor() -> None:
+    """Endless animations change opacity and transform only: others style and paint the whole page again and again."""
+    sheets = "".join(path.read_text() for path in STATIC.glob("*.css"))
+    endless = set(re.findall(r"animation: *(\w+)[^;}]*\binfinite\b", sheets))
+    assert endless
+    for name in endless:
+        frames = re.search(rf"@keyframes {name} {{((?:[^{{}}]*{{[^}}]*}})*)", sheets)
+        assert frames is not None, name
+        assert set(re.findall(r"([\w-]+) *:", frames[1])) <= {"opacity", "transform"}, name
+
+
 def test_all_imports_are_relative_and_exist() -> None:
     """Modules import only files of the board, by relative paths, so that they need no build and no other host."""
     board = board_files()

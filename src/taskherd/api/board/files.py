@@ -111,10 +111,10 @@ class BoardFiles:
 
     def _render_shell(self, title: str, page: str) -> Body:
         assets = f"/assets/{self.version}"
-        early = self.modules("app.js", page)[1:]
+        early = [name for name in self.modules("app.js", page) if name not in ("app.js", page)]
         preload = "\n".join(f'<link rel="modulepreload" href="{assets}/{name}">' for name in early)
         html = self._contents["index.html"].decode()
-        for name, value in (("title", escape(title)), ("assets", assets), ("preload", preload)):
+        for name, value in (("title", escape(title)), ("assets", assets), ("preload", preload), ("page", page)):
             html = html.replace(f"{{{{{name}}}}}", value)
         return make_body(html.encode(), "text/html; charset=utf-8")
 

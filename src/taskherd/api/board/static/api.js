@@ -18,6 +18,11 @@ const UNREACHABLE = "The server cannot be reached.";
 
 /** @type {Map<string, {etag: string, value: any}>} */
 const cache = new Map();
+/**
+ * Requests that `boot.js` has begun with the token of then, by path; each is taken once.
+ * @type {Map<string, {response: Promise<Response>, stop: AbortController}>}
+ */
+const begun = /** @type {any} */ (window).taskherdBegun || new Map();
 let skew = 0;
 
 /** The server's time in milliseconds since the epoch, as far as its answers have told it. */
@@ -28,6 +33,8 @@ export function now() {
 /** Forget all that was read, as after signing out. */
 export function forget() {
   cache.clear();
+  for (const { stop } of begun.values()) stop.abort();
+  begun.clear();
 }
 session.onChange(forget);
 
@@ -106,12 +113,18 @@ export function open(path, options) {
  */
 async function request(method, path, { signal, headers = {}, body, stream = false }) {
   const token = session.token();
+  const early = method === "GET" && begun.get(path);
   let response, value;
   try {
-    response = await fetch(BASE + path, {
+    if (early) {
+      begun.delete(path);
+      if (signal?.aborted) early.stop.abort();
+      signal?.addEventListener("abort", () => early.stop.abort(), { once: true });
+    }
+    response = await (early ? early.response : fetch(BASE + path, {
       method, body, signal, cache: "no-store", credentials: "omit", redirect: "error",
       headers: { Accept: stream ? "text/event-stream" : "application/json", "Coder-Session-Token": token, ...headers },
-    });
+    }));
     if (response.ok && stream) value = response;
     else value = await parse(response);
   } catch (error) {

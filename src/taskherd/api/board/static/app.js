@@ -22,7 +22,7 @@ function frame() {
   const theme = localStorage.getItem(THEME_KEY) || "system";
   render(html`
     <header class="bar">
-      <a class="brand" href="/"><img src=${new URL("icon.svg", import.meta.url).pathname} alt="" width="20" height="20">taskherd</a>
+      <a class="brand" href="/"><svg viewBox="0 0 32 32" width="20" height="20" aria-hidden="true"><rect width="32" height="32" rx="8"/><g><circle cx="10.5" cy="11" r="3.2"/><circle cx="21.5" cy="11" r="3.2" opacity=".72"/><circle cx="10.5" cy="21.5" r="3.2" opacity=".72"/><circle cx="21.5" cy="21.5" r="3.2" opacity=".4"/></g></svg>taskherd</a>
       <nav aria-label="Pages">
         ${ROUTES.filter((each) => each.nav).map(({ name, nav }) => html`
           <a href=${nav?.href || ""} aria-current=${name === current ? "page" : nothing}>${nav?.label}</a>`)}

@@ -5,11 +5,23 @@ import { now } from "./api.js";
 const MINUTE = 60, HOUR = 60 * MINUTE, DAY = 24 * HOUR;
 const TICK = 5_000; // milliseconds between two looks at the clock
 
-const exactFormat = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "long" });
-const clockFormat = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
-const dayFormat = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" });
-const numberFormat = new Intl.NumberFormat();
-const compactFormat = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+// Each is made when it is first used: together they take as long as all other scripts of a page.
+const exactFormat = once(() => new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "long" }));
+const clockFormat = once(() => new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" }));
+const dayFormat = once(() => new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" }));
+const numberFormat = once(() => new Intl.NumberFormat());
+const compactFormat = once(() => new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 }));
+
+/**
+ * @template T
+ * @param {() => T} make
+ * @returns {() => T} returns what `make` returned at the first call
+ */
+function once(make) {
+  /** @type {T | undefined} */
+  let made;
+  return () => (made ??= make());
+}
 
 /**
  * How long a span is, in its largest unit: `12 s`, `4 min`, `3 h`, `5 d`.
@@ -46,7 +58,7 @@ export function ago(time) {
  * @param {string} time
  */
 export function exact(time) {
-  return exactFormat.format(new Date(time));
+  return exactFormat().format(new Date(time));
 }
 
 /**
@@ -56,13 +68,13 @@ export function exact(time) {
 export function clock(time) {
   const at = new Date(time);
   const today = new Date(now());
-  const text = clockFormat.format(at);
-  return at.toDateString() === today.toDateString() ? text : `${dayFormat.format(at)}, ${text}`;
+  const text = clockFormat().format(at);
+  return at.toDateString() === today.toDateString() ? text : `${dayFormat().format(at)}, ${text}`;
 }
 
 /** @param {number} value */
 export function count(value) {
-  return numberFormat.format(value);
+  return Number.isInteger(value) && value >= 0 && value < 1000 ? String(value) : numberFormat().format(value);
 }
 
 /**
@@ -79,7 +91,7 @@ export function plural(value, noun, nouns = `${noun}s`) {
  * @param {number} value
  */
 export function compact(value) {
-  return compactFormat.format(value);
+  return compactFormat().format(value);
 }
 
 /** @param {number} value */

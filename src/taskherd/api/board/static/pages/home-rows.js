@@ -1,12 +1,9 @@
 // @ts-check
 // The rows of Home: those that need a person, each with what can be done about it, and those of its other lists.
-import { inOrder } from "../answers.js";
 import * as api from "../api.js";
 import { submitOnEnter } from "../dialog.js";
 import { count, link } from "../format.js";
 import { badge, canResume, describe, dot, exitSays, firstLine, prose, title } from "../state.js";
-import { rich } from "../task/text.js";
-import { toolView } from "../task/tool-input.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 
@@ -30,33 +27,6 @@ const NUMBERS = /** @type {const} */ ([
  * @property {(id: string) => void} toggle opens or closes the text field of a row
  * @property {(id: string, method: "POST", path: string, body: any, said: string) => void} act does something about a row
  */
-
-/**
- * A request of an agent, with the answers to choose from or a field for one.
- * @param {Rows} page
- * @param {any} request
- * @param {string} became
- */
-export function requestRow(page, request, became) {
-  const { id, options } = request;
-  const task = { owner_name: request.owner_name, name: request.task_name };
-  const path = api.taskPath(task);
-  const answer = (/** @type {any} */ body, /** @type {string} */ said) =>
-    page.act(id, "POST", `${path}/requests/${id}/answer`, body, said);
-  const actions = options.length
-    ? inOrder(options).map(({ option, isMain }) => html`<button class=${isMain ? "button go" : "button"}
-        ?disabled=${page.busy.has(id)} @click=${() => answer({ option_id: option.id }, `${option.label}: sent to the agent`)}>${option.label}</button>`)
-    : html`<button class="button" aria-expanded=${page.open.has(id)} @click=${() => page.toggle(id)}>Answer…</button>`;
-  return html`<li class="need ask ${became ? "over" : ""}" data-id=${id} tabindex="-1">
-    <div class="what"><p class="title">${dot({ word: "", color: "waiting", live: !became, says: "", since: "" })}<span>${prose(request.title)}</span></p>
-      <p class="sub"><a href=${path}>${request.task_display_name || request.task_name}</a> · ${request.owner_name} · ${request.template_display_name || request.template_name}
-        · asked <time-ago at=${request.since}></time-ago>${request.expires_at ? html` · expires <time-ago at=${request.expires_at}></time-ago>` : nothing}</p>
-      ${became ? nothing : html`<div class="about">${toolView(request.tool)}
-        ${request.detail ? html`<details class="detail"><summary>Details</summary><div class="prose">${rich(request.detail)}</div></details>` : nothing}</div>`}</div>
-    <div class="acts">${became ? html`<span class="soft" role="status">${became}</span>` : actions}</div>
-    ${page.open.has(id) && !became ? reply(page, id, "Your answer", (text) => answer({ text }, "Answered")) : nothing}
-  </li>`;
-}
 
 /**
  * A task whose agent waits, or ended badly.
@@ -105,7 +75,7 @@ export function againLink(task) {
  * @param {string} label
  * @param {(text: string) => void} send
  */
-function reply(page, id, label, send) {
+export function reply(page, id, label, send) {
   const submit = (/** @type {SubmitEvent} */ event) => {
     event.preventDefault();
     const text = String(new FormData(/** @type {HTMLFormElement} */ (event.currentTarget)).get("text"));

@@ -9,7 +9,7 @@ import { count, plural } from "../format.js";
 import { bind } from "../keys.js";
 import { describe } from "../state.js";
 import { ASKED, ENDED, IDLE, PARTS, room } from "./home-lists.js";
-import { requestRow, rowsToCome, taskList, taskRow, totalsStrip } from "./home-rows.js";
+import { rowsToCome, taskList, taskRow, totalsStrip } from "./home-rows.js";
 import { SteadyList, inUse, onLeave } from "../steady.js";
 import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
@@ -20,6 +20,7 @@ const NEEDS_SHOWN = 12;
 const RECENT = 24 * 3600; // seconds after which a failure is history
 const MAX_KNOWN = 400;
 const TOTALS_EVERY = 2_000; // milliseconds between two reads of the totals
+const TOGETHER = 100; // milliseconds that a list waits for the others before it is drawn
 
 /** @typedef {"mine" | "everyone"} Scope */
 
@@ -37,6 +38,8 @@ class Home {
     /** @type {Map<string, any>} open requests by id */
     this.requests = new Map();
     this.hasMoreRequests = false;
+    /** @type {typeof import("./home-requests.js").requestRow} */
+    this.requestRow = () => html``; // until requests are read
     /** @type {any} */
     this.totals = null;
     /** @type {Scope} */
@@ -46,6 +49,7 @@ class Home {
     this.waiting = { idle: 0, bad: 0 }; // rows that were read and wait for those above them
     this.loaded = false; // whether all lists are there
     this.drawing = false;
+    this.drawTimer = 0;
     /** @type {{message: string, detail?: string} | null} */
     this.failed = null;
     this.needs = new SteadyList();
@@ -66,6 +70,7 @@ class Home {
     signal.addEventListener("abort", () => {
       this.feed.abort();
       clearTimeout(this.totalsTimer);
+      clearTimeout(this.drawTimer);
     });
     bind("Home", [
       { keys: "j", does: "Next that needs you", run: () => this.move(1) },
@@ -135,13 +140,16 @@ class Home {
       this.drawSoon();
       answers.push(...await Promise.all(parts.map((part) => this.read(part, signal))));
     };
-    await Promise.all([read(), this.loadTotals(signal).then(() => (signal.aborted ? undefined : read()))]);
-    if (signal.aborted) return;
-    const failed = answers.find((each) => !each.ok && each.status !== 400); // 400: the API is older than a term
-    this.failed = failed && !answers.some((each) => each.ok) ? failed : null;
-    this.loaded = true;
-    this.draw();
-    this.view.shown();
+    const again = this.loadTotals(signal).then(() => (signal.aborted ? undefined : read()));
+    for (const reading of [read(), again]) {
+      await reading;
+      if (signal.aborted) return;
+      const failed = answers.find((each) => !each.ok && each.status !== 400); // 400: the API is older than a term
+      this.failed = failed && !answers.some((each) => each.ok) ? failed : null;
+      this.loaded = true;
+      this.draw();
+      this.view.shown();
+    }
   }
 
   /**
@@ -150,12 +158,15 @@ class Home {
    */
   async read(part, signal) {
     const q = `${this.terms} ${part.q}`.trim();
-    const answer = await api.get(`${part.path}${q ? `&q=${encodeURIComponent(q)}` : ""}`, { signal });
+    const reading = api.get(`${part.path}${q ? `&q=${encodeURIComponent(q)}` : ""}`, { signal });
+    if (part === ASKED) ({ requestRow: this.requestRow } = await import("./home-requests.js"));
+    const answer = await reading;
     if (signal.aborted) return answer;
     this.late.delete(part);
     if (answer.ok && part === ASKED) this.takeRequests(answer.value);
     else if (answer.ok) answer.value.tasks.forEach((/** @type {any} */ task) => this.take(task));
-    this.drawSoon();
+    if (this.late.size) this.drawTimer ||= setTimeout(() => this.draw(), TOGETHER);
+    else this.drawSoon();
     return answer;
   }
 
@@ -180,7 +191,7 @@ class Home {
   /** @param {AbortSignal} signal */
   async loadTotals(signal) {
     const answer = await api.get(`/task-totals${this.terms ? `?q=${this.terms}` : ""}`, { signal });
-    if (!answer.ok || signal.aborted) return;
+    if (!answer.ok || signal.aborted || (answer.unchanged && this.totals)) return;
     this.totals = answer.value;
     this.drawSoon();
   }
@@ -252,6 +263,8 @@ class Home {
 
   draw() {
     this.drawing = false;
+    clearTimeout(this.drawTimer);
+    this.drawTimer = 0;
     if (this.view.signal.aborted) return;
     const needing = this.needing();
     const section = this.view.root.querySelector(".needs");
@@ -346,7 +359,7 @@ class Home {
     const row = this.rows?.get(id);
     if (!row) return nothing;
     const became = this.done.get(id) || (current ? "" : "No longer needs you");
-    if (row.kind === "request") return requestRow(this, row.request, became);
+    if (row.kind === "request") return this.requestRow(this, row.request, became);
     return taskRow(this, row, became);
   }
 
