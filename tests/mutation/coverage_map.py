@@ -44,7 +44,7 @@ SOURCE_READERS = (
 )
 """Tests that read source code or compare a generated document: that they fail says nothing about behaviour."""
 
-FOLDER_TIME_LIMIT = 45 * 60
+FOLDER_TIME_LIMIT = 75 * 60
 """Maximum time in seconds for the tests of one folder."""
 
 CONFIG = """[run]

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.isolation import MODES
 from tests.mutation.coverage_map import SOURCE_READERS, TestMap
+from tests.mutation.plugin import UNFIT
 from tests.mutation.room import ROOT
 from tests.mutation.selection import Selector, innermost, qualified_name
 from tests.mutation.source import Mutation
@@ -94,3 +96,9 @@ def test_every_test_that_is_left_out_exists(entry: str) -> None:
     file, _, test = entry.partition("::")
     assert (ROOT / file).exists()
     assert f"def {test}" in (ROOT / file).read_text() if test else True
+
+
+def test_what_is_left_out_in_a_sandbox_exists() -> None:
+    """Only modes of isolation that need what a sandbox refuses are left out."""
+    unfit = {mode.name for mode in MODES if UNFIT.search(f"tests/runner/test_isolation.py::test_x[{mode.name}-more]")}
+    assert unfit == {"users and bwrap", "cgroup", "ordinary user", "ordinary user, bwrap"}
