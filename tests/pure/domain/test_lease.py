@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import pytest
 
@@ -79,3 +81,25 @@ def test_a_later_heartbeat_of_another_agent_changes_the_task(core: Core) -> None
     after = folded(core, [heartbeat(seq=6, agent_id=SECOND)], state)
     assert view_of(core, state)["agent_id"] == str(FIRST)
     assert view_of(core, after)["agent_id"] == str(SECOND)
+
+
+def test_heartbeats_of_one_batch_are_combined_only_if_they_are_of_one_build_and_agent() -> None:
+    """Of several only the latest counts, unless one is of another build or agent: then all are folded one by one."""
+    alike, mixed, moved, one = (UUID(int=number) for number in range(4))
+
+    def beat(seq: int, number: int = 1, agent_id: UUID = FIRST) -> Report:
+        return heartbeat(number, seq=seq, agent_id=agent_id)
+
+    found = lease.summarize_heartbeats(
+        {
+            one: [beat(3)],
+            mixed: [beat(7), beat(2, number=2), beat(5)],
+            moved: [beat(1, agent_id=SECOND), beat(2), beat(3)],
+            alike: [beat(4), beat(9), beat(6)],
+        },
+        datetime(2026, 11, 27, 17, tzinfo=UTC),
+    )
+    assert [(each.task_id, each.seq, each.build_number, each.agent_id) for each in found] == [
+        (alike, 9, 1, FIRST),
+        (one, 3, 1, FIRST),
+    ]
