@@ -15,6 +15,7 @@ from taskherd.broker.delivery import Delivery
 from taskherd.broker.publisher import OutgoingMessage, Publisher
 from taskherd.broker.subscription import Source
 from taskherd.broker.topology import TopologyNames
+from taskherd.errors import Misconfigured, Unavailable
 from tests.broker.conftest import ConnectTo, ConsumeReports, until
 from tests.harness.tcp_proxy import TcpProxy
 from tests.library_versions import unsupported
@@ -255,5 +256,30 @@ async def test_a_queue_that_is_out_of_reach_holds_up_no_other(
         await publisher.publish(names.claims, "k", b"is back")
         [delivery] = await consumer.next_batch(10, 0)
         assert (delivery.body, delivery.queue) == (b"is back", names.claims)
+    finally:
+        await consumer.close()
+
+
+@pytest.mark.parametrize("problem", [Unavailable("a node hangs"), Misconfigured("queue", "has other arguments")])
+async def test_a_queue_that_cannot_be_ensured_is_tried_again(
+    names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo, problem: Exception
+) -> None:
+    """The problem with a queue is told, and once it is gone the queue is consumed, without any other being lost."""
+    problems, told = [problem], list[str]()
+
+    async def ensure() -> None:
+        if problems:
+            raise problems.pop()
+
+    async def prepare(_: AbstractChannel) -> list[Source]:
+        return [Source(names.reports, None, ensure)]
+
+    consumer = Consumer(connect_to(amqp_url, "consume"), prepare, prefetch=30, on_error=told.append)
+    consumer.start()
+    try:
+        await publisher.publish(names.reports, "k", b"at last")
+        [delivery] = await asyncio.wait_for(consumer.next_batch(10, 0), 30)
+        assert (delivery.body, await consumer.ack([delivery])) == (b"at last", True)
+        assert told == [str(problem)]
     finally:
         await consumer.close()

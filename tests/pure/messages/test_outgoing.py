@@ -332,6 +332,14 @@ def test_an_agent_token_identifies_its_task_and_build(task_id: UUID, number: int
     assert agent_tokens.verify_agent_token([key], f"{head}.{int(build) + 1}.{mac}") is None
 
 
+def test_an_agent_token_has_the_same_signature_in_every_release() -> None:
+    """Agents keep their tokens during an upgrade; ``openssl dgst -sha256 -hmac KEY`` makes the same signature."""
+    token = agent_tokens.agent_token(
+        "a key of at least 32 characters!!", UUID("7f0c2f5e-51d5-4a3b-9a50-0d7b2a6f1c11"), 12
+    )
+    assert token == "7f0c2f5e51d54a3b9a500d7b2a6f1c11.12.P7g7B8MBo4ahQscpUO2_ortASQicX1LdnYWVHGzvKYY"
+
+
 @pytest.mark.parametrize(
     "token", ["", ".", "é", f"{UUID(TASK).hex}.1.{'A' * 43}", f"{TASK}.1.{'A' * 43}", "a" * 10_000]
 )
