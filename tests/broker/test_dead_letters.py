@@ -174,11 +174,17 @@ async def test_a_dead_letter_that_cannot_be_replayed_stays(
     assert len(await read(connection, names)) == 1
 
 
+@pytest.mark.parametrize("routing_key", ["key", ""])
 async def test_a_message_dead_lettered_by_the_broker_is_listed_and_replayed(
-    names: TopologyNames, publisher: Publisher, connection: SupervisedConnection, run_command: RunCommand
+    *,
+    names: TopologyNames,
+    publisher: Publisher,
+    connection: SupervisedConnection,
+    run_command: RunCommand,
+    routing_key: str,
 ) -> None:
     """A message that the broker dead-lettered has its reason and origin from ``x-death``, and can be replayed."""
-    await publisher.publish(names.reports, "key", b"body", headers={"mine": 1})
+    await publisher.publish(names.reports, routing_key, b"body", headers={"mine": 1})
     channel = await connection.channel()
     message = await channel.basic_get(names.reports, timeout=5)
     await channel.basic_reject(message.delivery_tag or 0, requeue=False)
@@ -188,7 +194,7 @@ async def test_a_message_dead_lettered_by_the_broker_is_listed_and_replayed(
         letters = await read(connection, names)
     [letter] = letters
     assert (letter.reason, letter.body) == ("rejected", b"body")
-    assert letter.origin == Origin(names.reports, names.reports, "key")
+    assert letter.origin == Origin(names.reports, names.reports, routing_key)
     assert letter.time is not None
     assert abs(datetime.now(UTC) - letter.time) < timedelta(minutes=5)  # RabbitMQ's clock, in whole seconds
     assert orjson.loads((await run_command("replay", letter.id, "-o", "json")).stdout)["replayed"] == 1

@@ -18,7 +18,14 @@ from taskherd.domain.value import replace
 from taskherd.messages.commands import decode_command
 from taskherd.messages.decoding import InvalidMessage
 from taskherd.messages.json_array import split_json_array
-from taskherd.messages.reports import DecodedReport, DecodeResult, decode_reports, encode_report, join_reports
+from taskherd.messages.reports import (
+    DecodedReport,
+    DecodeResult,
+    decode_reports,
+    decode_stored_report,
+    encode_report,
+    join_reports,
+)
 from tests.pure.messages.samples import NOW, REPORTS, TASK, any_report, json_values
 
 HEARTBEAT = orjson.dumps({"type": "agent.heartbeat", "task_id": TASK, "seq": 1})
@@ -181,6 +188,12 @@ def test_an_array_is_split_into_its_elements(values: list[Any], wide: bool) -> N
     assert [json.loads(part) for part in parts] == values
 
 
+@pytest.mark.parametrize("body", [b"", b"1]", b"{1]", b'"a"]', b"[1", b"[1}", b"[1] 2]", b"[1]]"])
+def test_what_has_no_form_of_an_array_is_not_split(body: bytes) -> None:
+    """Both brackets are needed, and nothing may follow the last one."""
+    assert split_json_array(body) is None
+
+
 @pytest.mark.parametrize("fields", REPORTS, ids=lambda fields: str(fields["type"]))
 def test_a_type_may_contain_escapes(fields: dict[str, Any]) -> None:
     """Escape sequences in strings make no difference."""
@@ -307,3 +320,11 @@ def test_a_report_survives_a_round_trip(fields: dict[str, Any]) -> None:
     assert isinstance(unnumbered, DecodedReport)
     assert again.report == element.report
     assert replace(unnumbered.report, seq=element.report.seq) == element.report
+
+
+def test_a_stored_report_without_a_seq_gets_that_of_the_given_time() -> None:
+    """So that one stored by a release that did not write it is still read."""
+    element = one(HEARTBEAT)
+    assert isinstance(element, DecodedReport)
+    stored = encode_report(element.report, with_seq=False).decode()
+    assert decode_reports(stored.encode(), NOW) == [DecodedReport(decode_stored_report(stored, NOW), {})]
