@@ -24,6 +24,13 @@ _RECORDING = """
     window.fetch = (path, options) => asked.push([document.readyState, path]) && real(path, options);
 """
 """Records what a page asks for, and how far its document was then."""
+_SCROLLED = """
+    window.scrolled = [];
+    window.scrollTo = (x, y) => scrolled.push(y);
+    history.replaceState({ scroll: 7 }, "");
+"""
+"""Lets a page believe that somebody comes back to it, and records where it scrolls to."""
+_NEXT_FRAME = "new Promise((done) => requestAnimationFrame(() => done()))"
 HOSTILE = "<img src=x onerror=alert(1)> `code` </script>"
 
 
@@ -70,6 +77,19 @@ async def test_what_is_asked_before_the_scripts_are_there_is_used(board: Board, 
     assert early == ["/api/v2/users/me", "/api/v2/task-totals", "/api/v2/tasks/watch"]
     assert [path for at, path in asked if at != "loading" and path in early] == ["/api/v2/task-totals"]
     assert page.tab.errors == []
+
+
+async def test_home_restores_its_scroll_position_once(board: Board) -> None:
+    """Reading the totals again does not take somebody back who has scrolled on."""
+    page = await board.open("/")
+    await page.tab.call("Page.addScriptToEvaluateOnNewDocument", source=_SCROLLED)
+    await page.go("/")
+    await page.tab.until(READY)
+    while len(await page.reads("/task-totals")) < 2:
+        await page.tab.evaluate(_NEXT_FRAME)
+    for _ in range(3):
+        await page.tab.evaluate(_NEXT_FRAME)
+    assert await page.tab.evaluate("scrolled") == [7]
 
 
 async def test_each_section_shows_as_soon_as_its_own_lists_are_there(board: Board) -> None:

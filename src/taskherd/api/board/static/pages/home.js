@@ -146,9 +146,10 @@ class Home {
       if (signal.aborted) return;
       const failed = answers.find((each) => !each.ok && each.status !== 400); // 400: the API is older than a term
       this.failed = failed && !answers.some((each) => each.ok) ? failed : null;
+      const isFirst = !this.loaded;
       this.loaded = true;
       this.draw();
-      this.view.shown();
+      if (isFirst) this.view.shown();
     }
   }
 
