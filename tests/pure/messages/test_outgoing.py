@@ -21,11 +21,11 @@ from taskherd.domain.reports import ExitReason, Lifecycle
 from taskherd.domain.request_values import RequestKind
 from taskherd.domain.task import OpenAgentRequest, Task
 from taskherd.domain.usage import ContextTokens, TaskUsage, UsageAmounts
-from taskherd.domain.view import AgentHealth, CurrentState, EndedAgent, Status, TaskView
+from taskherd.domain.view import LOST_CONNECTION, NOT_RUNNING, AgentHealth, CurrentState, EndedAgent, Status, TaskView
 from taskherd.messages import agent_tokens, document, events, work
 from taskherd.messages.dead_letters import DeadLetterHeaders
 from taskherd.messages.decoding import InvalidMessage
-from taskherd.messages.document import TaskDocument
+from taskherd.messages.document import Ending, TaskDocument
 from tests.harness.tasks import make_task
 from tests.pure.messages.samples import AGENT, NOW, OTHER, TASK
 
@@ -330,6 +330,28 @@ def test_an_agent_token_identifies_its_task_and_build(task_id: UUID, number: int
     assert agent_tokens.verify_agent_token([key + "x"], token) is None
     head, build, mac = token.split(".")
     assert agent_tokens.verify_agent_token([key], f"{head}.{int(build) + 1}.{mac}") is None
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "state", "ending"),
+    [
+        ("error", None, "complete", Ending.FAILED),
+        ("active", LOST_CONNECTION, "complete", Ending.FAILED),
+        ("active", NOT_RUNNING, None, Ending.FAILED),
+        ("active", "agent is busy", "complete", Ending.COMPLETED),
+        ("active", "agent is busy", "working", None),
+        ("active", None, "failed", Ending.FAILED),
+        ("paused", None, "complete", Ending.COMPLETED),
+        ("active", None, "idle", None),
+        ("active", None, None, None),
+    ],
+)
+def test_what_became_of_a_task(status: str, reason: str | None, state: str | None, ending: Ending | None) -> None:
+    """One that failed, or whose agent is gone, has failed whatever it said; other bad health does not end it."""
+    for health in ({"healthy": False, "reason": reason},) if reason else (None, {"healthy": True}):
+        current_state = state and {"state": state, "message": "A text"}
+        fields = {"status": status, "workspace_agent_health": health, "current_state": current_state}
+        assert document.ending_of(fields) is ending
 
 
 def test_an_agent_token_has_the_same_signature_in_every_release() -> None:
