@@ -22,6 +22,7 @@ from taskherd.errors import Unavailable
         (RuntimeError("writer is closed"), "asking: writer is closed"),
         (Exception(), "asking: Exception"),
         (AMQPConnectionError(errno.ECONNREFUSED, "Connect call failed ('::1', 9)"), "asking: Connection refused"),
+        (AMQPConnectionError(1, "[SSL: CERTIFICATE_VERIFY_FAILED]"), "asking: [SSL: CERTIFICATE_VERIFY_FAILED]"),
         (ConnectionClosed(320, "CONNECTION_FORCED - shutdown"), "asking: CONNECTION_FORCED - shutdown"),
         (asyncio.CancelledError(), "asking: the connection was lost"),
     ],

@@ -530,8 +530,9 @@ async def test_a_command_beside_an_agent_is_held_as_the_agent_is(
     await start()
     task_id = await shell(harness, mode, COMMAND_BESIDE, agent="acp", client_terminals=True)
     work = harness.work(task_id)
-    await eventually((work / "ended").exists, 60)
-    assert '"exitCode":0' in (work / "ended").read_text()
+    ended = work / "ended"
+    await eventually(lambda: ended.exists() and ended.read_text(), 60)  # the shell creates it before it writes
+    assert '"exitCode":0' in ended.read_text()
     for name in ("user", "root", "cgroup"):
         assert (work / f"command.{name}").read_text() == (work / f"agent.{name}").read_text()
     assert len(harness.marked(task_id)) >= 2

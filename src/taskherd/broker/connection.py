@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -69,10 +68,10 @@ def map_errors(action: str = "") -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """Return why a request failed, without the number that aiormq's errors put first."""
-    if isinstance(error, ConnectionError) and error.errno is not None:
-        is_reply_code = error.errno not in errno.errorcode  # of AMQP
-        return (error.strerror or str(error)) if is_reply_code else os.strerror(error.errno)
+    """Return why a request failed, without the number that aiormq's errors have first: errno, or AMQP's reply code."""
+    if isinstance(error, ConnectionError) and error.errno is not None and error.strerror:
+        names_function = error.strerror.startswith("Connect call failed")  # asyncio's text, which has only the address
+        return os.strerror(error.errno) if names_function else error.strerror
     return str(error) or type(error).__name__
 
 

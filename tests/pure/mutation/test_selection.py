@@ -100,5 +100,6 @@ def test_every_test_that_is_left_out_exists(entry: str) -> None:
 
 def test_what_is_left_out_in_a_sandbox_exists() -> None:
     """Only modes of isolation that need what a sandbox refuses are left out."""
-    unfit = {mode.name for mode in MODES if UNFIT.search(f"tests/runner/test_isolation.py::test_x[{mode.name}-more]")}
-    assert unfit == {"users and bwrap", "cgroup", "ordinary user", "ordinary user, bwrap"}
+    modes = {mode.name for mode in MODES}  # those that this machine has
+    unfit = {name for name in modes if UNFIT.search(f"tests/runner/test_isolation.py::test_x[{name}-more]")}
+    assert unfit == modes & {"users and bwrap", "cgroup", "ordinary user", "ordinary user, bwrap"}
