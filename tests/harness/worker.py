@@ -73,10 +73,10 @@ class WorkerHarness:
         """Send a command and return the reply."""
         return await self.send(make_command(kind, task_id, **fields))
 
-    async def post_command(self, command: dict[str, Any]) -> None:
-        """Send a command without reply_to."""
-        exchange = await self.channel.get_exchange(f"{self.prefix}.commands", ensure=False)
-        await exchange.publish(aio_pika.Message(json.dumps(command).encode()), command["type"], timeout=5)
+    async def post_command(self, command: dict[str, Any], exchange: str = "commands") -> None:
+        """Send a command, or a message of a runner, without reply_to."""
+        target = await self.channel.get_exchange(f"{self.prefix}.{exchange}", ensure=False)
+        await target.publish(aio_pika.Message(json.dumps(command).encode()), command["type"], timeout=5)
 
     async def refused_command(self, kind: str, task_id: uuid.UUID, **fields: Any) -> dict[str, Any]:
         """Send a command, check that it is refused, and return the error."""

@@ -115,6 +115,16 @@ async def test_hello_declares_both_queues_once_named_apart(harness: WorkerHarnes
     assert await harness.database.fetchval("SELECT count(*) FROM runner_hellos") == 1
 
 
+async def test_a_refused_hello_that_nobody_waits_for_is_dead_lettered(harness: WorkerHarness) -> None:
+    """It is kept with the reason, and holds up no hello beside it."""
+    refused = {"type": "runner.hello", "runner": "same", "pool": "same"}
+    await harness.post_command(refused, exchange="claims")
+    assert await harness.ask({"type": "runner.hello", "runner": "r9", "pool": "gpu"}) == {"ok": True}
+    await harness.until(lambda: harness.dead_letters)
+    [letter] = harness.dead_letters
+    assert (harness.reasons(), json.loads(letter.body)) == (["command_refused"], refused)
+
+
 @pytest.mark.timeout(120)
 async def test_a_claim_survives_its_worker(database_url: str, amqp_url: str, amqp_prefix: str) -> None:
     """A worker killed between commit and reply leaves the claim in the queue; the next one gives the same answer."""
