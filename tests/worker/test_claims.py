@@ -115,6 +115,25 @@ async def test_hello_declares_both_queues_once_named_apart(harness: WorkerHarnes
     assert await harness.database.fetchval("SELECT count(*) FROM runner_hellos") == 1
 
 
+async def test_a_claim_that_the_database_rejects_costs_only_itself(external: WorkerHarness) -> None:
+    """Of claims that are decided together, it is refused and dead-lettered, and all others are answered."""
+    async with running_worker(external):
+        tasks = [await external.create(input=f"Task {number}") for number in range(5)]
+    await external.database.execute("ALTER TABLE build_claims ADD CHECK (runner <> 'rejected')")
+    runners = ["r0", "r1", "rejected", "r3", "r4"]
+    sent = [
+        await external.post(claim(task, runner), exchange="claims") for task, runner in zip(tasks, runners, strict=True)
+    ]
+    async with running_worker(external):
+        replies = [await asyncio.wait_for(reply, 60) for reply in sent]
+        await external.until(lambda: external.reasons() == ["data_error"])
+    assert [reply.get("granted") for reply in replies] == [True, True, None, True, True]
+    assert replies[2]["error"]["message"] == "Command could not be read."
+    for task, runner in zip(tasks, runners, strict=True):
+        claimed = await external.database.fetchval(CLAIMED_BY, task, 1)
+        assert claimed == (None if runner == "rejected" else runner)
+
+
 async def test_a_refused_hello_that_nobody_waits_for_is_dead_lettered(harness: WorkerHarness) -> None:
     """It is kept with the reason, and holds up no hello beside it."""
     refused = {"type": "runner.hello", "runner": "same", "pool": "same"}
