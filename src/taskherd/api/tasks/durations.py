@@ -32,7 +32,7 @@ async def durations(request: RequestContext) -> BufferedResponse:
     if not rows:
         raise not_found()
     now = max(datetime.now(UTC), rows[-1]["occurred_at"])
-    spans = _spans(rows, now)
+    spans = spans_of(rows, now)
     totals: defaultdict[str, float] = defaultdict(float)
     for state, since, until in spans:
         totals[state] += (until - since).total_seconds()
@@ -46,7 +46,7 @@ async def durations(request: RequestContext) -> BufferedResponse:
     )
 
 
-def _spans(rows: Sequence[Row], now: datetime) -> list[tuple[str, datetime, datetime]]:
+def spans_of(rows: Sequence[Row], now: datetime) -> list[tuple[str, datetime, datetime]]:
     """Return the times in each state, oldest first; changes that leave the state as it is are one span."""
     spans: list[tuple[str, datetime, datetime]] = []
     for index, row in enumerate(rows):
