@@ -174,6 +174,13 @@ async def test_what_cannot_be_served_is_refused_with_what_to_do(
     assert got_detail.startswith(detail)
 
 
+async def test_a_sort_that_does_not_exist_is_refused(api_harness: ApiHarness) -> None:
+    """The error names those that do."""
+    response = await api_harness.alice.get("/tasks", params={"sort": "name"})
+    validations = [{"field": "sort", "detail": "Expected created or changed."}]
+    assert (response.status_code, response.json()["validations"]) == (400, validations)
+
+
 async def test_totals_and_streams_refuse_what_they_do_not_know(api_harness: ApiHarness) -> None:
     """Totals are kept by some terms only, and a change does not say where its task runs."""
     for query in ("runner:rack-1", "label:repo=acme/app", "name:fix", "created:<1d", "changed:<1d"):

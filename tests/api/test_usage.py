@@ -14,6 +14,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+from taskherd.api.usage import handlers
 from taskherd.cli.main import app
 from taskherd.messages.agent_tokens import agent_token
 from taskherd.observability import logs
@@ -75,6 +76,19 @@ async def test_members_see_their_own_and_admins_their_organizations(api_harness:
     await api_harness.worker.database.execute(f"UPDATE memberships SET active = false WHERE user_id = '{ALICE}'")
     assert (await sums(api_harness.alice))["rows"] == []
     assert (await api_harness.anonymous.get("/usage")).json() == SIGNED_OUT
+
+
+async def test_a_result_with_too_many_rows_is_refused(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says how to get fewer rows; a shorter period is answered."""
+    await march(api_harness)
+    monkeypatch.setattr(handlers, "MAX_ROWS", 3)
+    refused = await api_harness.alice.get(
+        "/usage", params={"from": "2026-03-01", "to": "2026-04-01", "by": "day,model"}
+    )
+    assert (refused.status_code, refused.json()["message"]) == (400, "The result has more than 3 rows.")
+    assert refused.json()["detail"] == "Ask for fewer days, or group by less."
+    first_day = {"from": "2026-03-01", "to": "2026-03-02", "by": "day,model"}
+    assert (await sums(api_harness.alice, **first_day))["total"]["input_tokens"] == 10
 
 
 async def test_usage_is_grouped(api_harness: ApiHarness) -> None:

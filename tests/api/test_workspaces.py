@@ -9,6 +9,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+from taskherd.api.directory import users
 from tests.api.test_clients import APP, WORKSPACE, expected_build_id, frames, json_of, report_idle, socket, start_build
 from tests.harness.api import ALICE, BOB, ORGANIZATION, TEMPLATE, TIMEOUT, VERSION, ApiHarness
 from tests.harness.worker import PRESET
@@ -208,6 +209,21 @@ async def test_a_new_key(api_harness: ApiHarness) -> None:
     assert await database.fetchval(
         "SELECT expires_at < now() + interval '2 hours' FROM api_tokens WHERE id = $1", short[:10]
     )
+
+
+async def test_a_user_has_a_limited_number_of_valid_tokens(
+    api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One more is refused with what to do, and not stored; one that was revoked makes room."""
+    valid = "SELECT count(*) FROM api_tokens WHERE user_id = $1 AND revoked_at IS NULL"
+    before = await api_harness.worker.database.fetchval(valid, ALICE)
+    monkeypatch.setattr(users, "MAX_TOKENS", before + 1)
+    key = json_of(await api_harness.alice.post("/users/me/keys"), 201)["key"]
+    refused = await api_harness.alice.post("/users/me/keys")
+    assert (refused.status_code, refused.json()["message"]) == (409, "Too many tokens are valid.")
+    assert await api_harness.worker.database.fetchval(valid, ALICE) == before + 1
+    await api_harness.worker.database.execute("UPDATE api_tokens SET revoked_at = now() WHERE id = $1", key[:10])
+    assert (await api_harness.alice.post("/users/me/keys")).status_code == 201
 
 
 async def test_links_to_a_workspace_lead_to_the_page_of_its_task(api_harness: ApiHarness) -> None:
