@@ -91,6 +91,13 @@ async def test_upgrade_never_touches_a_newer_schema(database_url: str, engine: A
         await migrate.upgrade_async(database_url)
 
 
+async def test_a_revision_that_does_not_exist_changes_nothing(empty_url: str) -> None:
+    """The error says where to find one that does."""
+    with pytest.raises(Misconfigured, match=r"'9999'.*taskherd db current"):
+        await migrate.upgrade_async(empty_url, "9999")
+    assert (await migrate.current_async(empty_url)).status is migrate.SchemaStatus.MISSING
+
+
 async def test_a_current_schema_is_only_read(database_url: str, engine: AsyncEngine) -> None:
     """A process that may not change the schema accepts a current one; for another the error names who must migrate."""
     role = f"reader_{uuid.uuid4().hex[:8]}"
