@@ -19,6 +19,8 @@ import pytest
 from taskherd.api.actions import executor, handlers, progress
 from taskherd.dev.ports import find_free
 from taskherd.dev.services import Services
+from taskherd.errors import Unavailable
+from taskherd.store import task_actions
 from tests.api.conftest import StartApi
 from tests.api.test_open_requests import leave
 from tests.api.test_outages import rename_database
@@ -97,6 +99,26 @@ async def test_an_action_changes_all_tasks_that_match(api_harness: ApiHarness) -
         uuid.UUID(active[0]["id"]),
     )
     assert cause == str(ALICE)
+
+
+@pytest.mark.parametrize(("problem", "crashes"), [(Unavailable("no database"), 0), (RuntimeError("a bug"), 1)])
+async def test_a_step_that_fails_is_repeated(
+    api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch, problem: Exception, crashes: int
+) -> None:
+    """An outage or a bug in between costs time, and each task still gets its command once; a bug is counted."""
+    tasks = [await api_harness.active(input=f"Paused in spite of it {number}") for number in range(2)]
+    problems, claim = [problem], task_actions.claim
+
+    async def failing_once(*arguments: Any) -> Any:
+        if problems:
+            raise problems.pop()
+        return await claim(*arguments)
+
+    monkeypatch.setattr(task_actions, "claim", failing_once)
+    done = await finished(api_harness.alice, await act(api_harness.alice, "pause", q="owner:me"))
+    assert (done["state"], done["succeeded"], done["refused"], problems) == ("completed", 2, 0, [])
+    assert [(await api_harness.get(task["id"]))["workspace_build_number"] for task in tasks] == [2, 2]
+    assert api_harness.api.metrics.registry.get_sample_value("taskherd_api_crashes_total") == crashes
 
 
 async def test_the_documents_of_an_action(api_harness: ApiHarness) -> None:
