@@ -177,7 +177,8 @@ class Metrics:
             "reason",
         )
         self.api_crashes = self._counter(
-            "api_crashes", "HTTP requests answered with 500 because of a bug; see the log for the stack trace."
+            "api_crashes",
+            "HTTP requests answered with 500, and steps of task actions that failed, because of a bug; see the log.",
         )
 
     def _declare_state(self) -> None:
