@@ -66,6 +66,25 @@ async def test_home_shows_what_is_asked_and_answers_it(board: Board) -> None:
     assert page.tab.errors == []
 
 
+async def test_home_shows_requests_once_it_can_load_how(board: Board) -> None:
+    """Their script may not come, as during a restart of the API: it is asked for again, and nothing fails."""
+    page = await board.open("/new")
+    await page.tab.call("Network.enable")
+    await page.tab.call("Network.setBlockedURLs", urls=["*/home-requests.js"])
+    await page.go("/")
+    await page.tab.until("document.querySelector('.page.home[data-ready]')")
+    task_id = await active(board.harness, name="home-later", display_name="Later")
+    request_id = await approval(board.harness, task_id, title="May I wait?")
+    await page.sees("1\nwaiting for someone", ".totals")
+    assert await page.tab.evaluate("document.querySelector('.need.ask')") is None
+    await page.tab.call("Network.setBlockedURLs", urls=[])
+    await status(board, str(task_id), "working", "Still waiting")
+    await page.sees("May I wait?", ".need.ask")
+    await page.click(".need.ask .acts button", "Allow once")
+    assert (await answered(board, task_id, request_id))["option_id"] == "yes"
+    assert page.tab.errors == []
+
+
 async def test_home_answers_a_question_with_the_keyboard(board: Board) -> None:
     """`a` goes to the answer of what is asked; a question for a text has a field, which Ctrl-Enter sends."""
     page = await home(board)

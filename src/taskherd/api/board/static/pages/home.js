@@ -38,8 +38,9 @@ class Home {
     /** @type {Map<string, any>} open requests by id */
     this.requests = new Map();
     this.hasMoreRequests = false;
-    /** @type {typeof import("./home-requests.js").requestRow} */
-    this.requestRow = () => html``; // until requests are read
+    /** @type {typeof import("./home-requests.js").requestRow | null} */
+    this.requestRow = null; // until it is loaded
+    this.askAgain = false; // whether requests could not be read
     /** @type {any} */
     this.totals = null;
     /** @type {Scope} */
@@ -111,6 +112,7 @@ class Home {
       onState: (state) => {
         showFeedState(state);
         if (state === "offline" && !this.loaded) this.load(signal, totals); // what there is, until the stream stands
+        if (state === "live" && this.askAgain) this.read(ASKED, signal);
       },
       onLive: () => this.load(signal, totals), // not before: all lists would be read twice
       onChanges: (changes) => this.apply(changes),
@@ -151,6 +153,13 @@ class Home {
       this.draw();
       if (isFirst) this.view.shown();
     }
+    this.loadRequestRow(); // before the first request comes, and with it perhaps an outage
+  }
+
+  /** Return whether rows of requests can be shown; what they need is loaded once. */
+  async loadRequestRow() {
+    if (!this.requestRow) ({ requestRow: this.requestRow } = await import("./home-requests.js").catch(() => ({ requestRow: null })));
+    return this.requestRow !== null;
   }
 
   /**
@@ -160,12 +169,14 @@ class Home {
   async read(part, signal) {
     const q = `${this.terms} ${part.q}`.trim();
     const reading = api.get(`${part.path}${q ? `&q=${encodeURIComponent(q)}` : ""}`, { signal });
-    if (part === ASKED) ({ requestRow: this.requestRow } = await import("./home-requests.js"));
+    const canShow = part !== ASKED || await this.loadRequestRow();
     const answer = await reading;
     if (signal.aborted) return answer;
     this.late.delete(part);
-    if (answer.ok && part === ASKED) this.takeRequests(answer.value);
-    else if (answer.ok) answer.value.tasks.forEach((/** @type {any} */ task) => this.take(task));
+    if (part === ASKED) {
+      this.askAgain = !canShow || answer.status === 0;
+      if (answer.ok && canShow) this.takeRequests(answer.value);
+    } else if (answer.ok) answer.value.tasks.forEach((/** @type {any} */ task) => this.take(task));
     if (this.late.size) this.drawTimer ||= setTimeout(() => this.draw(), TOGETHER);
     else this.drawSoon();
     return answer;
@@ -215,7 +226,7 @@ class Home {
     }
     while (this.tasks.size > MAX_KNOWN) this.tasks.delete(/** @type {string} */ (this.tasks.keys().next().value));
     const { signal } = this.feed;
-    if (asks) this.read(ASKED, signal);
+    if (asks || this.askAgain) this.read(ASKED, signal);
     if (!this.totalsTimer) {
       this.totalsTimer = setTimeout(() => {
         this.totalsTimer = 0;
@@ -360,7 +371,7 @@ class Home {
     const row = this.rows?.get(id);
     if (!row) return nothing;
     const became = this.done.get(id) || (current ? "" : "No longer needs you");
-    if (row.kind === "request") return this.requestRow(this, row.request, became);
+    if (row.kind === "request") return this.requestRow?.(this, row.request, became);
     return taskRow(this, row, became);
   }
 
