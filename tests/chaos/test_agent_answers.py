@@ -23,7 +23,7 @@ import pytest
 from taskherd.observability.failpoints import Failpoint
 from tests.chaos.figures import Figures
 from tests.chaos.nursery import Nursery, open_nursery
-from tests.harness.runner import RunnerHarness, eventually, marked_by, runner_harness
+from tests.harness.runner import RunnerHarness, eventually, json_lines, marked_by, runner_harness
 from tests.harness.worker import WorkerHarness, make_command, worker_harness
 from tests.runner.acp import AGENT
 
@@ -114,7 +114,7 @@ async def settle(harness: RunnerHarness, people: People, tasks: list[uuid.UUID])
 def received(folder: Path) -> dict[str, list[str]]:
     """Return the answers that an agent was given, by its number of the request."""
     answers: dict[str, list[str]] = {}
-    for message in map(json.loads, (folder / "received.jsonl").read_text().splitlines()):
+    for message in json_lines(folder / "received.jsonl"):
         if "method" not in message:
             outcome = message.get("result", {}).get("outcome", {})
             answers.setdefault(message["id"].removeprefix("ask-"), []).append(outcome.get("optionId", "none"))

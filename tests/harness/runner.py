@@ -221,6 +221,18 @@ async def eventually_async(read: Callable[[], Any], is_met: Callable[[Any], bool
             await asyncio.sleep(0.05)
 
 
+def json_lines(path: Path) -> list[Any]:
+    """Return what a file of JSON lines holds, none if it is missing.
+
+    Another process may be appending: its last line is left out until it is whole.
+    """
+    try:
+        whole, _, _ = path.read_bytes().rpartition(b"\n")
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in whole.split(b"\n")] if whole else []
+
+
 def is_alive(pid: int) -> bool:
     """Return whether a process is running; a zombie is not."""
     try:

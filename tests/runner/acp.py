@@ -34,7 +34,7 @@ from taskherd.runner.reporter import Reporter, SequenceGenerator
 from taskherd.runner.workspaces import processes
 from taskherd.runner.workspaces.folders import RunFolder, TaskFolder
 from taskherd.runner.workspaces.terminals import TerminalCommand, end_all, make_terminal_spec
-from tests.harness.runner import eventually
+from tests.harness.runner import eventually, json_lines
 
 KILLER = 65_533
 """The user that ends processes of an agent with a user of its own."""
@@ -143,10 +143,7 @@ class AcpRun:
     def reports(self, kind: str) -> list[dict[str, Any]]:
         """Return all reports of a type, in order, of all runners."""
         found: list[dict[str, Any]] = []
-        if not self.task.outbox.exists():
-            return found
-        for line in self.task.outbox.read_text().splitlines():
-            _, texts = json.loads(line)
+        for _, texts in json_lines(self.task.outbox):
             found += [report for report in map(json.loads, texts) if report["type"] == kind]
         return found
 
@@ -217,8 +214,7 @@ class AcpRun:
 
     def received(self) -> list[dict[str, Any]]:
         """Return the messages that the agent has received."""
-        path = self.task.work / "received.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return json_lines(self.task.work / "received.jsonl")
 
     def received_methods(self) -> list[str]:
         """Return the methods that the agent was called with."""

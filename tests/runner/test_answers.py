@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from taskherd.runner.workspaces.folders import TaskFolder
-from tests.harness.runner import RunnerHarness, eventually, eventually_async, is_alive
+from tests.harness.runner import RunnerHarness, eventually, eventually_async, is_alive, json_lines
 from tests.runner.test_acp_runner import acp_task
 
 pytestmark = pytest.mark.timeout(180)
@@ -21,9 +21,8 @@ PROMPT = f"line: I begin.\n{ASK}\nline: It is done."
 
 def reported(root: Path, task_id: uuid.UUID) -> list[dict[str, Any]]:
     """Return what a runner has reported about requests, in order."""
-    outbox = TaskFolder(root, task_id).outbox
-    lines = outbox.read_text().splitlines() if outbox.exists() else []
-    reports = [json.loads(report) for line in lines for report in json.loads(line)[1]]
+    lines = json_lines(TaskFolder(root, task_id).outbox)
+    reports = [json.loads(report) for _, texts in lines for report in texts]
     return [report for report in reports if report["type"] == "agent.request"]
 
 
@@ -53,8 +52,8 @@ async def until_counted(runner: Any, outcome: str, count: int = 1) -> None:
 
 def received(harness: RunnerHarness, task_id: uuid.UUID) -> list[Any]:
     """Return the results that the agent was given to its request."""
-    lines = harness.work(task_id).joinpath("received.jsonl").read_text().splitlines()
-    return [each["result"] for each in map(json.loads, lines) if each.get("id") == "ask-1"]
+    lines = json_lines(harness.work(task_id) / "received.jsonl")
+    return [each["result"] for each in lines if each.get("id") == "ask-1"]
 
 
 ALLOWED = {"outcome": {"outcome": "selected", "optionId": "o-allow_once"}}
@@ -198,7 +197,6 @@ async def test_a_text_beside_an_option_comes_after_the_answer(harness: RunnerHar
     fields = {"request_id": shown["id"], "option_id": "o-reject_once", "text": "line: Use tox instead."}
     assert (await harness.worker.command("task.answer", task_id, **fields))["ok"]
     await harness.until_state(task_id, "idle", "Use tox instead.")
-    lines = harness.work(task_id).joinpath("received.jsonl").read_text().splitlines()
-    given = [each.get("method", "answer") for each in map(json.loads, lines)]
+    given = [each.get("method", "answer") for each in json_lines(harness.work(task_id) / "received.jsonl")]
     assert given[-3:] == ["answer", "session/cancel", "session/prompt"]
     assert received(harness, task_id) == [{"outcome": {"outcome": "selected", "optionId": "o-reject_once"}}]
