@@ -121,7 +121,7 @@ async def _rate(engine: AsyncEngine, admin: asyncpg.Connection, changes: int, wa
 
 async def _mark_in_shard(connection: AsyncConnection, keys: list[Key], shard: int) -> int:
     """Do what ``outbox.mark_published`` does, with the lock, the sequence and the table of one shard."""
-    statement = outbox.MARK_PUBLISHED.text
+    statement = str(outbox.MARK_PUBLISHED)
     for name, own in (
         ("taskherd feed", f"taskherd feed {shard}"),
         ("task_feed_position", f"feed_position_{shard}"),

@@ -17,6 +17,7 @@ from sqlalchemy.dialects.postgresql import asyncpg as dialect
 
 from taskherd.store import __main__ as printing
 from taskherd.store import tables
+from taskherd.store.direct import DirectStatement
 
 HOT: Final = {
     "agent_requests", "build_claims", "command_log", "inputs", "leases", "outbox", "parked", "running_tasks",
@@ -61,6 +62,7 @@ STATEMENTS: Final = {
 """The hot statements that read hot tables without the task's id, and these tables."""
 
 CONDITIONS: Final = ("Index Cond", "Recheck Cond", "Filter", "Hash Cond", "Merge Cond", "Join Filter", "TID Cond")
+_DIALECT: Final = dialect.dialect()  # type: ignore[no-untyped-call]
 _TASK_ID: Final = {table: re.compile(r"\bid\b" if table == "tasks" else r"\btask_id\b") for table in HOT}
 
 
@@ -96,7 +98,7 @@ async def statements_without_task_id(connection: asyncpg.Connection) -> dict[str
     await connection.execute("SET enable_seqscan = off")
     found: dict[str, str] = {}
     for name, statement in hot_statements():
-        sql = str(statement.compile(dialect=dialect.dialect()))  # type: ignore[no-untyped-call]
+        sql = statement.sql if isinstance(statement, DirectStatement) else str(statement.compile(dialect=_DIALECT))
         await connection.execute(f"PREPARE hot AS {sql}")
         count = await connection.fetchval(
             "SELECT cardinality(parameter_types) FROM pg_prepared_statements WHERE name = 'hot'"
@@ -110,9 +112,9 @@ async def statements_without_task_id(connection: asyncpg.Connection) -> dict[str
     return found
 
 
-def hot_statements() -> Iterator[tuple[str, TextClause]]:
+def hot_statements() -> Iterator[tuple[str, TextClause | DirectStatement]]:
     """Yield the statements of the hot modules, as objects, by name."""
-    for name, statement in printing.text_clauses():
+    for name, statement in printing.constants():
         if name.partition(".")[0] in MODULES:
             yield name, statement
 

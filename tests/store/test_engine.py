@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from taskherd.errors import Misconfigured, Retry, TaskherdError, Unavailable
 from taskherd.store import tasks
 from taskherd.store.connecting import sqlalchemy_url
+from taskherd.store.direct import DirectStatement
 from taskherd.store.engine import DataError, ReadOnly, classify, dispose, open_engine, transaction
 from taskherd.store.task_creation import insert_tasks
 from tests.harness.tcp_proxy import TcpProxy, through
@@ -29,15 +30,19 @@ from tests.store.conftest import task_row
         ("SELECT pg_terminate_backend(pg_backend_pid())", {}, Unavailable),
     ],
 )
+@pytest.mark.parametrize("direct", [False, True])
 async def test_errors_are_classified_by_what_to_do(
-    database_url: str, statement: str, values: dict[str, object], error: type[Exception]
+    database_url: str, statement: str, values: dict[str, object], error: type[Exception], direct: bool
 ) -> None:
     """A failed statement raises the error that says what to do, and the engine can still be used."""
     engine = open_engine(database_url, size=1, application_name="taskherd-tests", command_timeout=1)
     try:
         with pytest.raises(error):
             async with transaction(engine) as connection:
-                await connection.execute(text(statement), values)
+                if direct:
+                    await DirectStatement(statement).fetch(connection, values)
+                else:
+                    await connection.execute(text(statement), values)
         async with transaction(engine) as connection:
             assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
     finally:
@@ -84,7 +89,8 @@ async def test_an_exhausted_pool_is_unavailable(database_url: str) -> None:
     await dispose(engine)
 
 
-async def test_a_connection_whose_response_is_missing_is_not_reused(database_url: str) -> None:
+@pytest.mark.parametrize("direct", [False, True])
+async def test_a_connection_whose_response_is_missing_is_not_reused(database_url: str, direct: bool) -> None:
     """A transaction on a frozen connection ends soon after its timeout, and the next one gets another connection."""
     proxy = await TcpProxy.before(database_url)
     engine = open_engine(through(database_url, proxy), size=1, application_name="taskherd-tests", command_timeout=0.5)
@@ -96,7 +102,10 @@ async def test_a_connection_whose_response_is_missing_is_not_reused(database_url
         async with asyncio.timeout(30), transaction(engine) as connection:
             assert (await connection.execute(process)).scalar_one() == first
             proxy.freeze()
-            await connection.execute(process)
+            if direct:
+                await DirectStatement("SELECT 1").fetch(connection, {})
+            else:
+                await connection.execute(process)
 
     with pytest.raises(Unavailable):
         await ask_frozen_server()
@@ -105,6 +114,30 @@ async def test_a_connection_whose_response_is_missing_is_not_reused(database_url
         assert (await connection.execute(process)).scalar_one() != first
     await dispose(engine)
     await proxy.stop()
+
+
+async def test_a_canceled_transaction_takes_no_effect(database_url: str) -> None:
+    """A transaction that is canceled while it waits for a statement holds no lock, and nobody gets its response."""
+    engine = open_engine(database_url, size=1, application_name="taskherd-tests")
+    writing = asyncio.Event()
+
+    async def write() -> None:
+        async with transaction(engine) as connection:
+            await connection.execute(text("UPDATE directory_revision SET revision = revision + 1000"))
+            writing.set()
+            await DirectStatement("SELECT pg_sleep(4)").fetch(connection, {})
+
+    task = asyncio.create_task(write())
+    await writing.wait()
+    await asyncio.wait({task}, timeout=0.1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async with transaction(engine) as connection:
+        assert [*(await DirectStatement("SELECT 7").fetch(connection, {}))[0]] == [7]
+        revision = (await connection.execute(text("SELECT revision FROM directory_revision FOR UPDATE"))).scalar_one()
+    assert revision < 1000
+    await dispose(engine)
 
 
 async def test_a_bug_surfaces(engine: AsyncEngine) -> None:

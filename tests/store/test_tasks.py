@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -64,9 +64,6 @@ async def test_save_is_one_statement_and_heap_only(engine: AsyncEngine) -> None:
     async with transaction(engine) as connection:
         await insert_tasks(connection, rows)
     statements: list[str] = []
-    sqlalchemy_event.listen(
-        engine.sync_engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2])
-    )
     shares = []
     updated_before = hot_before = 0
     for version in range(2, 2 + ROUNDS):
@@ -74,7 +71,9 @@ async def test_save_is_one_statement_and_heap_only(engine: AsyncEngine) -> None:
             batch = rows[start::10]
             async with transaction(engine) as connection:
                 events = [event(row.task.id, version) for row in batch]
-                assert await tasks.save(connection, [next_version(row, version) for row in batch], events) == 40
+                driver: Any = (await connection.get_raw_connection()).driver_connection
+                with driver.query_logger(lambda executed: statements.append(executed.query)):
+                    assert await tasks.save(connection, [next_version(row, version) for row in batch], events) == 40
         assert len(statements) == 10
         updated, hot = await _updates(engine)
         assert updated - updated_before == 400

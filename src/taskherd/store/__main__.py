@@ -10,21 +10,22 @@ from pkgutil import iter_modules
 from sqlalchemy import TextClause
 
 from taskherd import store
+from taskherd.store.direct import DirectStatement
 
 
-def text_clauses() -> Iterator[tuple[str, TextClause]]:
+def constants() -> Iterator[tuple[str, TextClause | DirectStatement]]:
     """Yield the name, as ``module.CONSTANT``, and each statement, in the order of the modules."""
     for module in iter_modules(store.__path__):
         if module.ispkg or module.name == "__main__":
             continue
         for name, statement in vars(import_module(f"{store.__name__}.{module.name}")).items():
-            if isinstance(statement, TextClause):
+            if isinstance(statement, TextClause | DirectStatement):
                 yield f"{module.name}.{name}", statement
 
 
 def statements() -> Iterator[tuple[str, str]]:
     """Yield the name and the SQL of each statement, in the order of the modules."""
-    for name, statement in text_clauses():
+    for name, statement in constants():
         yield name, str(statement).strip()
 
 

@@ -1,7 +1,7 @@
-"""Statements that asyncpg executes without SQLAlchemy, within a transaction of SQLAlchemy's.
+"""Statements that asyncpg executes without SQLAlchemy, in a transaction of ``engine.transaction``.
 
 For each statement SQLAlchemy takes three times as much CPU as asyncpg. That is worth a second way of executing only
-for the few statements of a small transaction that users wait for.
+for those that every small batch of reports or commands executes (docs/adr/0046).
 """
 
 from __future__ import annotations
@@ -10,29 +10,33 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 _PARAMETER: Final = re.compile(r"(?<!:):(\w+)")
-_BEGIN: Final = text("SELECT 1")
-"""Any statement: SQLAlchemy begins a transaction with the first one that it executes."""
 
 
 class DirectStatement:
-    """A statement with parameters such as ``:name``."""
+    """A statement with parameters such as ``:name``, which ``str`` returns; ``sql`` has PostgreSQL's, such as ``$1``."""
 
-    def __init__(self, sql: str) -> None:
-        """Replace the parameters by those of PostgreSQL: ``$1`` and so on."""
-        self._names = list(dict.fromkeys(_PARAMETER.findall(sql)))
+    def __init__(self, text: str) -> None:
+        """Number the parameters in the order in which they come first."""
+        self._text = text
+        self._names = list(dict.fromkeys(_PARAMETER.findall(text)))
         positions = {name: f"${number}" for number, name in enumerate(self._names, 1)}
-        self.sql = _PARAMETER.sub(lambda found: positions[found[1]], sql)
+        self.sql = _PARAMETER.sub(lambda found: positions[found[1]], text)
+
+    def __str__(self) -> str:
+        return self._text
 
     async def fetch(self, connection: AsyncConnection, values: Mapping[str, Any]) -> Sequence[Any]:
-        """Execute the statement in the connection's transaction and return its rows."""
+        """Execute the statement in the connection's transaction, and return its rows as tuples.
+
+        Raises:
+            asyncpg.PostgresError, asyncpg.InterfaceError, OSError: as ``asyncpg.Connection.fetch``; ``transaction``
+                classifies them.
+        """
         pooled = connection.sync_connection
         assert pooled is not None
         driver: Any = pooled.connection.driver_connection
-        if not driver.is_in_transaction():
-            await connection.execute(_BEGIN)
         rows: Sequence[Any] = await driver.fetch(self.sql, *[values[name] for name in self._names])
         return rows

@@ -33,6 +33,9 @@ RECYCLE: Final = 1800
 CLOSE_TIMEOUT: Final = 5.0
 """Seconds in which connections must close; then they are terminated."""
 
+ROLLBACK_TIMEOUT: Final = 2.0
+"""Seconds in which a transaction must be rolled back; then its connection is closed."""
+
 READ_ONLY: Final = "25006"
 """PostgreSQL's read_only_sql_transaction."""
 
@@ -103,6 +106,7 @@ def open_engine(
         json_serializer=_encode,
         json_deserializer=orjson.loads,
         connect_args={"async_creator_fn": connect},
+        isolation_level="AUTOCOMMIT",  # SQLAlchemy begins no transaction: ``transaction`` does
         execution_options={_CONNECTOR: connector},
     )
     _track_use(engine, connector)
@@ -223,14 +227,14 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     connector: Connector = engine.sync_engine.get_execution_options()[_CONNECTOR]
     driver_connection: Any = None
     try:
-        async with engine.begin() as connection:
+        async with engine.connect() as connection:
             assert connection.sync_connection is not None
             driver_connection = connection.sync_connection.connection.driver_connection
             try:
-                yield connection
+                async with _begun(driver_connection):
+                    yield connection
             except TimeoutError:
                 connector.avoid(driver_connection)
-                driver_connection.terminate()  # closing it gracefully would wait again
                 await _discard(connection)
                 raise
     except (SQLAlchemyError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
@@ -245,8 +249,36 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         raise
 
 
+@asynccontextmanager
+async def _begun(driver_connection: Any) -> AsyncIterator[None]:
+    """Run the body between BEGIN and COMMIT; an exception rolls back.
+
+    The connection is closed if a response is missing: a rollback would wait for it, and so would closing it gracefully.
+    """
+    begun = driver_connection.transaction()
+    try:
+        await begun.start()
+        yield
+        await begun.commit()
+    except TimeoutError:
+        driver_connection.terminate()
+        raise
+    except BaseException:
+        await _roll_back(begun, driver_connection)
+        raise
+
+
+async def _roll_back(begun: Any, driver_connection: Any) -> None:
+    """Roll back, or close a connection that cannot soon, such as one whose server hangs while a task is canceled."""
+    try:
+        async with asyncio.timeout(ROLLBACK_TIMEOUT):
+            await begun.rollback()
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        driver_connection.terminate()
+
+
 async def _discard(connection: AsyncConnection) -> None:
-    """Close a connection whose response is missing, so that it is not reused."""
+    """Take a closed connection out of the pool."""
     with suppress(SQLAlchemyError, OSError, asyncpg.InterfaceError):
         await asyncio.wait_for(connection.invalidate(), CLOSE_TIMEOUT)
 

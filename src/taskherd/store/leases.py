@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from taskherd.domain.lease import HeartbeatSummary, Lease
+from taskherd.store.direct import DirectStatement
 from taskherd.store.statements import ColumnArrays, assignments, changing, column_names
 from taskherd.store.tables import leases
 
@@ -18,7 +19,7 @@ ROWS: Final = ColumnArrays(leases.c)
 """For leases and for heartbeat summaries, which have the same fields."""
 
 # A heartbeat with the seq of the lease is left to ``reconcile``, since breaking the tie takes the whole report.
-RENEW: Final = text(f"""
+RENEW: Final = DirectStatement(f"""
 WITH heartbeats AS (
     SELECT * FROM {ROWS.unnest("h")}
 ), locked AS (
@@ -39,7 +40,7 @@ WHERE l.task_id = h.task_id
 RETURNING l.task_id
 """)
 
-LOCK: Final = text(f"""
+LOCK: Final = DirectStatement(f"""
 SELECT {column_names(leases.c)}
 FROM leases WHERE task_id = ANY(CAST(:ids AS uuid[])) ORDER BY task_id
 FOR UPDATE
@@ -92,14 +93,14 @@ async def renew(connection: AsyncConnection, summaries: Sequence[HeartbeatSummar
     ``summaries`` has at most one entry per task. The heartbeats of the other tasks must be reconciled: there is no
     lease, it belongs to another build or agent, or it has the same seq.
     """
-    return {task_id for (task_id,) in await connection.execute(RENEW, ROWS.parameters(summaries))}
+    return {task_id for (task_id,) in await RENEW.fetch(connection, ROWS.parameters(summaries))}
 
 
 async def lock(connection: AsyncConnection, ids: Sequence[UUID]) -> list[Lease]:
     """Lock and return the existing leases among ``ids``, in id order; without ``ids`` run no statement."""
     if not ids:
         return []
-    rows = await connection.execute(LOCK, {"ids": ids})
+    rows = await LOCK.fetch(connection, {"ids": ids})
     return [Lease(*row) for row in rows]
 
 

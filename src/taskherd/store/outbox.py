@@ -14,6 +14,8 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from taskherd.store.direct import DirectStatement
+
 
 class OutboxEvent(NamedTuple):
     """An event to publish; ``document`` and ``cause`` are JSON text, ``prompt`` is the prompt at that version."""
@@ -49,7 +51,7 @@ ORDER BY o.occurred_at, o.task_id, o.version
 # Locking the rows first, in order, makes a transaction with a later version of a task wait for one with an earlier
 # version. The lock of the feed is taken after that, when all rows are known, and before the first position: it is held
 # for the insert and the commit only.
-MARK_PUBLISHED: Final = text("""
+MARK_PUBLISHED: Final = DirectStatement("""
 WITH runs AS (
     SELECT * FROM unnest(CAST(:task_id AS uuid[]), CAST(:first AS bigint[]), CAST(:last AS bigint[]))
         AS k(task_id, first, last)
@@ -99,7 +101,7 @@ async def mark_published(connection: AsyncConnection, keys: Sequence[tuple[UUID,
     """
     if not keys:
         return 0
-    return int((await connection.execute(MARK_PUBLISHED, _runs(keys))).scalar_one())
+    return int((await MARK_PUBLISHED.fetch(connection, _runs(keys)))[0][0])
 
 
 def _runs(keys: Sequence[tuple[UUID, int]]) -> dict[str, list[Any]]:

@@ -11,11 +11,12 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Row, text
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from taskherd.domain.task import Task, TaskState
 from taskherd.store import task_index, task_state_codec
+from taskherd.store.direct import DirectStatement
 from taskherd.store.statements import ColumnArrays, assignments, changing, column_names, selected, stored
 from taskherd.store.tables import outbox, task_events, task_prompts, tasks
 
@@ -73,7 +74,7 @@ _LOCKED: Final = ", ".join(
     selected([tasks.c[name]], "t") if name in tasks.c else f"p.{name}" for name in (*TASK_FIELDS, *DERIVED)
 )
 
-LOCK: Final = text(f"""
+LOCK: Final = DirectStatement(f"""
 SELECT {_LOCKED}
 FROM tasks AS t LEFT JOIN task_prompts AS p ON p.task_id = t.id AND p.version = t.prompt_version
 WHERE t.id = ANY(CAST(:ids AS uuid[]))
@@ -87,7 +88,7 @@ FROM tasks AS t JOIN task_prompts AS p ON p.task_id = t.id AND p.version = t.pro
 WHERE t.id = ANY(CAST(:ids AS uuid[]))
 """)
 
-SAVE: Final = text(f"""
+SAVE: Final = DirectStatement(f"""
 WITH incoming AS MATERIALIZED (
     SELECT {stored(_SAVED)}
     FROM {_SAVED_ROWS.unnest("s")}
@@ -134,12 +135,12 @@ async def lock(connection: AsyncConnection, ids: Sequence[UUID]) -> list[StoredT
 
     Lock all tasks of a transaction in one call, or transactions can deadlock.
     """
-    rows = (await connection.execute(LOCK, {"ids": ids})).all()
-    prompts = await _replaced_prompts(connection, [row.id for row in rows if row.prompt is None])
+    rows = await LOCK.fetch(connection, {"ids": ids})
+    prompts = await _replaced_prompts(connection, [row[_ID] for row in rows if row[_PROMPT] is None])
     return [_from_row(row, prompts) for row in rows]
 
 
-def _from_row(row: Row[Any], prompts: dict[UUID, str]) -> StoredTask:
+def _from_row(row: Sequence[Any], prompts: dict[UUID, str]) -> StoredTask:
     values = list(row)
     task_id = values[_ID]
     values[_STATE] = task_state_codec.loads(task_id, values[_STATE])
@@ -176,7 +177,7 @@ async def save(
     ``indexed`` is what the index should have of these tasks, where that changes. Return the number of tasks saved.
     There is at most one row per task; rows and events are independent of each other.
     """
-    return int((await connection.execute(SAVE, save_parameters(rows, events, indexed))).scalar_one())
+    return int((await SAVE.fetch(connection, save_parameters(rows, events, indexed)))[0][0])
 
 
 def save_parameters(

@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-MAX_WAIT: Final = 0.03
+MAX_WAIT: Final = 0.1
 """Seconds for which a batch waits at most."""
-MIN_GAIN: Final = 20
-"""The number of deliveries that must be expected in that time."""
+WAITS_FROM, WAITS_LONGEST_FROM = 600.0, 900.0
+"""Deliveries per second from which a batch waits, and from which it waits as long as it may; in between in proportion."""
 ENOUGH: Final = 100
 """The number of deliveries with which a batch does not wait."""
 AVERAGED_OVER: Final = 1.0
@@ -38,7 +38,8 @@ class Pace:
     def wait(self) -> float:
         """Seconds for which the next batch waits for more deliveries."""
         rate = self._decayed() / AVERAGED_OVER
-        return MAX_WAIT if rate * MAX_WAIT >= MIN_GAIN else 0.0
+        share = (rate - WAITS_FROM) / (WAITS_LONGEST_FROM - WAITS_FROM)
+        return MAX_WAIT * min(1.0, max(0.0, share))
 
     def _decayed(self) -> float:
         return self._weight * math.exp((self._at - self._now()) / AVERAGED_OVER)
