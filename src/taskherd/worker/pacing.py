@@ -2,7 +2,7 @@
 
 A batch costs the same few milliseconds of CPU at any size, and the next one starts when it ends. So a worker is busy
 for half of its time from a few hundred reports a second on, and what makes a batch faster only makes batches smaller.
-While reports come so fast that waiting makes a batch much larger, it waits for a short time; otherwise not at all.
+While reports come so fast that waiting makes a batch much larger, it waits; otherwise not at all (docs/adr/0056).
 """
 
 from __future__ import annotations
