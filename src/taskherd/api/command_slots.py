@@ -19,7 +19,7 @@ from taskherd.errors import Unavailable
 if TYPE_CHECKING:
     from uuid import UUID
 
-MAX_BULK: Final = 200
+MAX_BULK: Final = 400
 """Maximum number of commands of batches and actions of one process that wait for a reply: two batches of a worker's."""
 FEW_BULK: Final = 4
 """That number while single commands are sent too."""

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-MAX_COMMANDS = 100
+MAX_COMMANDS = 200
 """Maximum number of commands that are executed in one transaction."""
 
 SHARED_FOR = 0.5

@@ -35,6 +35,9 @@ MAX_BYTES: Final = 4 * 1024 * 1024
 """Maximum size of the body of a request."""
 MAX_REQUESTS, MAX_REQUESTS_OF_USER = 8, 2
 """Maximum number of requests in progress in one process, of all users and of one."""
+SENT_TOGETHER: Final = 64
+"""Number of commands that are prepared and then written together. Smaller writes take more CPU in all processes; larger
+ones leave the worker idle at first."""
 SEND_FOR: Final = 2.0
 """How long commands of one request are sent, as a multiple of the time limit for the reply to a command."""
 TOO_MANY: Final = "Too many batches are in progress. Please wait."
@@ -65,8 +68,8 @@ class _Batch:
         self._keys = _keys(entries, self._key or str(uuid4()))
         self._executed: frozenset[UUID] = frozenset()
         self._owners: dict[tuple[str, UUID | None], UUID | HTTPError] = {}
-        self._preparing = asyncio.Lock()
-        self._next = 0
+        self._in_flight = 0
+        self._one_ended = asyncio.Event()
         loop = asyncio.get_running_loop()
         self._now = loop.time
         self._send_until = loop.time() + SEND_FOR * request.api.settings.api_command_timeout
@@ -76,9 +79,26 @@ class _Batch:
         """Execute all creates, and return their results in order."""
         await self._find_executed()
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(MAX_BULK, len(self._entries))):
-                group.create_task(self._run_entries())
+            for start in range(0, len(self._entries), SENT_TOGETHER):
+                entries = range(start, min(start + SENT_TOGETHER, len(self._entries)))
+                await self._wait_for_room(len(entries))
+                for index in entries:  # in order, so that the first ones get what is left of the rate
+                    command = await self._prepare(index)
+                    if command is not None:
+                        self._in_flight += 1
+                        group.create_task(self._execute(index, command)).add_done_callback(self._on_ended)
         return self._results
+
+    async def _wait_for_room(self, count: int) -> None:
+        """Wait until so many more commands may be in flight, and at least until those before are being sent."""
+        while self._in_flight + count > MAX_BULK:
+            self._one_ended.clear()
+            await self._one_ended.wait()
+        await asyncio.sleep(0)
+
+    def _on_ended(self, _: asyncio.Task[None]) -> None:
+        self._in_flight -= 1
+        self._one_ended.set()
 
     async def _find_executed(self) -> None:
         """Find the commands that an earlier request sent, because repeating those costs nothing of the rate."""
@@ -89,17 +109,6 @@ class _Batch:
         ids = [self._command_id(key) for key in self._keys if isinstance(key, str)]
         rows = await self._request.reader.fetch(command_log.EXECUTED, ids)
         self._executed = frozenset(row[0] for row in rows)
-
-    async def _run_entries(self) -> None:
-        while self._next < len(self._entries):
-            async with self._preparing:  # one after the other, so that the first ones get what is left of the rate
-                index = self._next
-                if index >= len(self._entries):
-                    return
-                self._next += 1
-                command = await self._prepare(index)
-            if command is not None:
-                await self._execute(index, command)
 
     async def _prepare(self, index: int) -> Create | None:
         """Return the command of an entry, or None after recording why there is none."""
