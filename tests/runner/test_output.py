@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import subprocess
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -87,32 +87,34 @@ async def test_a_full_disk_loses_only_output(harness: RunnerHarness) -> None:
 
     Deleting a task frees its space.
     """
-    disk = harness.folder / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=True)
-    try:
-        await harness.start(runner_root=str(disk))
-        task_id = await harness.task("say:before", "flood:8", "say:", "say:after", "exit:3")
-        await harness.until_state(task_id, "failed", "exit status 3")
-        await harness.until_output(task_id, "were dropped since 20")
-        filler = disk / "filler"
-        with suppress(OSError), filler.open("wb", buffering=0) as file:
-            while file.write(bytes(4096)):
-                pass
-        other = await harness.task("say:up", "sleep")
-        await harness.until_state(other, "failed", "No space left on device")
-        filler.unlink()
-        assert (await harness.worker.command("task.delete", task_id))[
-            "ok"
-        ]  # its output, which filled the disk, is deleted with it
-        await eventually(lambda: not (disk / str(task_id)).exists())
-        third = await harness.task("say:up", "sleep")
-        await harness.until_output(third, "up")
-        harness.kill_all(third, root=disk)
-    finally:
-        for runner in harness.runners:
-            await runner.kill()
-        subprocess.run(["umount", "-l", disk], check=True)
+    mounted = harness.folder / "disk"
+    mounted.mkdir()
+    runner = await harness.start(prefix=_on_a_disk_of_2_mib(mounted), runner_root=str(mounted))
+    disk = Path(f"/proc/{runner.process.pid}/root{mounted}")
+    task_id = await harness.task("say:before", "flood:8", "say:", "say:after", "exit:3")
+    await harness.until_state(task_id, "failed", "exit status 3")
+    await harness.until_output(task_id, "were dropped since 20")
+    filler = disk / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    other = await harness.task("say:up", "sleep")
+    await harness.until_state(other, "failed", "No space left on device")
+    filler.unlink()
+    assert (await harness.worker.command("task.delete", task_id))["ok"]  # also its output, which filled the disk
+    await eventually(lambda: not (disk / str(task_id)).exists())
+    third = await harness.task("say:up", "sleep")
+    await harness.until_output(third, "up")
+
+
+def _on_a_disk_of_2_mib(folder: Path) -> list[str]:
+    """Return a command that runs another in a mount namespace of its own, in which the folder is a small disk.
+
+    Only root may mount, so anybody else is that in a user namespace.
+    """
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    mount = 'mount -t tmpfs -o size=2m tmpfs "$0" && exec "$@"'
+    return ["unshare", *user, "--mount", "sh", "-c", mount, str(folder)]
 
 
 async def test_an_agent_that_never_stops_printing_adds_few_entries(harness: RunnerHarness) -> None:
