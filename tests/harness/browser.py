@@ -69,7 +69,7 @@ class Browser:
         target = await self.call("Target.createTarget", url="about:blank", **context)
         attached = await self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         tab = self.tabs[attached["sessionId"]] = Tab(self, attached["sessionId"])
-        for domain in ("Page", "Runtime", "Log", "Accessibility"):
+        for domain in ("Page", "Runtime", "Log"):
             await tab.call(f"{domain}.enable")
         return tab
 

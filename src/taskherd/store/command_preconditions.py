@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from taskherd.store import parked_reports, running_tasks
 from taskherd.store.direct import DirectStatement
 
-LOCK: Final = text(f"""
+LOCK: Final = DirectStatement(f"""
 SELECT pg_advisory_xact_lock(class, key)
 FROM (
     SELECT {parked_reports.LOCK_CLASS} AS class, key FROM ({parked_reports.TASK_KEYS}) AS task_keys
@@ -89,7 +88,7 @@ async def lock_and_read(connection: AsyncConnection, references: References, max
     ``max_counted``. Lock the tasks that exist before.
     """
     locked = {"ids": references.missing, "owner_ids": references.counted_owners}
-    await connection.execute(LOCK, locked)
+    await LOCK.fetch(connection, locked)
     values = {
         **locked,
         "limit": max_counted,
