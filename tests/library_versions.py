@@ -7,19 +7,22 @@ from contextlib import contextmanager
 from importlib import metadata
 
 import aiormq.connection
+import asyncpg.protocol.protocol
 import pytest
 from pamqp import decode
 from pamqp.header import ContentHeader
 
 from taskherd.broker.connection import SupervisedConnection
-from taskherd.broker.patches import versions
+from taskherd.store import patches
+from taskherd import library_versions
 
-UNSUPPORTED = {"aiormq": "7.3.0", "pamqp": "4.1.0"}
+UNSUPPORTED = {"aiormq": "7.3.0", "asyncpg": "0.33.0", "pamqp": "4.1.0"}
 """For each patched library, the first version beyond the range of its patches."""
 
 _FRAME_RECEIVER = aiormq.connection.FrameReceiver
 _UNMARSHAL = ContentHeader.unmarshal
 _SHORT_STRING = decode.METHODS["shortstr"]
+_CONTAINERS = {name: getattr(asyncpg.protocol.protocol, name) for name in patches.REPLACED}
 """The libraries' own parts: this module is imported before any test installs a patch."""
 
 
@@ -31,10 +34,12 @@ def pretended(library: str, version: str) -> Iterator[None]:
         patch.setattr(metadata, "version", lambda name: version if name == library else actual(name))
         patch.setattr(aiormq.connection, "FrameReceiver", _FRAME_RECEIVER)
         patch.setattr(ContentHeader, "unmarshal", _UNMARSHAL)
+        for name, own in _CONTAINERS.items():
+            patch.setattr(asyncpg.protocol.protocol, name, own)
         patch.setitem(decode.METHODS, "shortstr", _SHORT_STRING)
-        versions.is_supported.cache_clear()
+        library_versions.is_supported.cache_clear()
         yield
-    versions.is_supported.cache_clear()
+    library_versions.is_supported.cache_clear()
 
 
 @contextmanager
@@ -43,4 +48,5 @@ def unsupported(library: str) -> Iterator[None]:
     with pretended(library, UNSUPPORTED[library]):
         with pytest.warns(RuntimeWarning, match=f"{library} {UNSUPPORTED[library]} is outside {library}>="):
             SupervisedConnection("amqp://unused", "installs the patches")
+            patches.install()
         yield

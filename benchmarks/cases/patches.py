@@ -39,6 +39,11 @@ async def measure(run: Run) -> str:
         library.append((await _run_peer(run.services, "publish", "aiormq"))["cpu"])
         writing.append((await _run_peer(run.services, "publish", ""))["cpu"])
         run.log(f"publishing: {writing[-1]:.1f} µs of CPU per message, {library[-1]:.1f} without the patches of aiormq")
+    encoding, encoding_library = [], []
+    for _ in range(PAIRS):
+        encoding_library.append((await _run_peer(run.services, "encode", "asyncpg"))["cpu"])
+        encoding.append((await _run_peer(run.services, "encode", ""))["cpu"])
+        run.log(f"encoding: {encoding[-1]:.0f} µs of CPU per statement, {encoding_library[-1]:.0f} without the patch")
     saved = median(a - b for a, b in zip(without, with_patch, strict=True))
     handled = {
         names: await _run_peer(run.services, "count", names) for names in ("aiormq", "aiormq pamqp", "pamqp", "")
@@ -59,6 +64,12 @@ async def measure(run: Run) -> str:
                 f"µs of CPU per message to publish {patched.GROUP} together with confirms, medians of {PAIRS} pairs",
                 f"{median(writing):.1f}",
                 f"{median(library):.1f}",
+            ),
+            (
+                "`store/patches`",
+                f"µs of CPU per statement with {patched.ARRAYS} arrays of {patched.ELEMENTS}, medians of {PAIRS} pairs",
+                f"{median(encoding):,.0f}",
+                f"{median(encoding_library):,.0f}",
             ),
             (
                 "`pamqp_patches`, with aiormq's own reader",
@@ -98,7 +109,7 @@ async def _run_peer(services: BenchmarkServices, what: str, unpatched: str) -> d
     process = await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-m", CONSUMING.module, what],
-        env={**services.environment(), "BENCH_UNPATCHED": unpatched},
+        env={**services.environment(), "BENCH_UNPATCHED": unpatched, "BENCH_ADMIN_URL": services.admin_url},
         stdout=subprocess.PIPE,
         check=True,
         timeout=2 * patched.TIMEOUT,

@@ -1,4 +1,4 @@
-"""taskherd's consumer without a worker, or its publisher, with all patches of libraries or without some of them."""
+"""taskherd's consumer alone, its publisher, or arrays for PostgreSQL, with all patches of libraries or without some."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import os
 import sys
 import time
 import warnings
+from datetime import UTC, datetime
 from importlib import metadata
 from typing import TYPE_CHECKING, Final
+from uuid import UUID
 
+import asyncpg
 import uvloop
 from pamqp import commands, frame
 from pamqp.body import ContentBody
@@ -27,6 +30,7 @@ from taskherd.broker.publisher import OutgoingMessage, Publisher, PublishOutcome
 from taskherd.broker.subscription import Source
 from taskherd.broker.topology import TopologyNames
 from taskherd.errors import Unavailable
+from taskherd.store import patches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +54,10 @@ GROUPS: Final = 200
 """Number of messages that are published together, and how often."""
 BODY: Final = 400
 """Bytes of such a message."""
+ARRAYS: Final = 60
+ELEMENTS: Final = 100
+STATEMENTS: Final = 100
+"""Number of arrays in a statement, of elements in each, and of statements."""
 _QUEUE = f"{PREFIX}.undecodable"
 _REJECTED = f"{PREFIX}.undecodable.rejected"
 
@@ -102,6 +110,23 @@ async def publish(url: str) -> dict[str, float]:
         outcomes = await publisher.publish_many(group)
         assert all(outcome is PublishOutcome.CONFIRMED for outcome in outcomes)
     cpu = (time.process_time() - began) / (GROUP * GROUPS)
+    await connection.close()
+    return {"cpu": cpu * 1e6}
+
+
+async def encode(database_url: str) -> dict[str, float]:
+    """Send arrays to PostgreSQL; return the µs of CPU that a statement with ``ARRAYS`` of them takes in this process."""
+    patches.install()
+    kinds = {"uuid": UUID(int=7), "text": "some text", "bigint": 7, "timestamptz": datetime.now(UTC)}
+    columns = [list(kinds.items())[number % len(kinds)] for number in range(ARRAYS)]
+    counts = ", ".join(f"cardinality(${number}::{kind}[])" for number, (kind, _) in enumerate(columns, 1))
+    values = [[value] * ELEMENTS for _, value in columns]
+    connection = await asyncpg.connect(database_url, timeout=10, command_timeout=TIMEOUT)
+    await connection.fetch(f"SELECT {counts}", *values)
+    began = time.process_time()
+    for _ in range(STATEMENTS):
+        await connection.fetch(f"SELECT {counts}", *values)
+    cpu = (time.process_time() - began) / STATEMENTS
     await connection.close()
     return {"cpu": cpu * 1e6}
 
@@ -174,13 +199,15 @@ def _messages(queue: str) -> Backlog:
 
 
 def main() -> None:
-    """Consume the queue with a meter, or print what publishing costs or the counts with an undecodable message."""
+    """Consume the queue with a meter, or print what publishing or encoding costs or the counts of handled messages."""
     unpatch(os.environ.get("BENCH_UNPATCHED", "").split())
     url = os.environ["BENCH_AMQP_URL"]
     if "count" in sys.argv:
         print(json.dumps(uvloop.run(count_handled(url))))
     elif "publish" in sys.argv:
         print(json.dumps(uvloop.run(publish(url))))
+    elif "encode" in sys.argv:
+        print(json.dumps(uvloop.run(encode(os.environ["BENCH_ADMIN_URL"]))))
     else:
         meter.watch(lambda: (done, 0))
         uvloop.run(drain(url))

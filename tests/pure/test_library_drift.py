@@ -15,7 +15,7 @@ from importlib.metadata import version
 import pytest
 
 from taskherd.broker.patches import frame_reader, pamqp_patches
-from taskherd.broker.patches.versions import VersionRange
+from taskherd.library_versions import VersionRange
 
 REPLACED = {
     "broker/patches/frame_reader.py": {

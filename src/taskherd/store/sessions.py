@@ -20,6 +20,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.errors import Misconfigured
+from taskherd.store import patches
 
 URL_OPTION: Final = "pgbouncer"
 """The option of a database URL that names the ``pool_mode`` of a PgBouncer at this address."""
@@ -117,6 +118,7 @@ class SessionFactory:
 
     def __init__(self, pooling: Pooling, settings: Mapping[str, str], *, checked: bool = True) -> None:
         """Remember the settings; unless ``checked``, sessions through PgBouncer may be without them."""
+        patches.install()
         self._checked = checked
         self._pooling = pooling
         self._settings = settings

@@ -25,7 +25,7 @@ from pamqp.commands import Basic
 from pamqp.exceptions import PAMQPException
 
 from taskherd.broker.delivery import RawDelivery
-from taskherd.broker.patches.versions import VersionRange, is_supported
+from taskherd.library_versions import VersionRange, is_supported
 
 if TYPE_CHECKING:
     import asyncio

@@ -30,7 +30,7 @@ from pamqp import decode
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from taskherd.broker.patches.versions import VersionRange, is_supported
+from taskherd.library_versions import VersionRange, is_supported
 
 if TYPE_CHECKING:
     from collections.abc import Callable
