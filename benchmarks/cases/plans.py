@@ -30,13 +30,13 @@ from taskherd.store import (
     tasks,
     work_requests,
 )
-from taskherd.store.engine import open_engine
+from taskherd.store.engine import open_engine, transaction
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     import asyncpg
-    from sqlalchemy.ext.asyncio import AsyncConnection
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from benchmarks.harness.run import Run
 
@@ -113,8 +113,11 @@ Call: TypeAlias = Callable[["StoreCalls"], Awaitable[object]]
 class StoreCalls:
     """Calls of the store on one connection: the current batch of tasks, and the state shared between calls."""
 
-    def __init__(self, connection: AsyncConnection, admin: asyncpg.Connection, tasks_: int) -> None:
-        self.connection = connection
+    connection: AsyncConnection
+    """In the transaction of the current call."""
+
+    def __init__(self, engine: AsyncEngine, admin: asyncpg.Connection, tasks_: int) -> None:
+        self.engine = engine
         self.admin = admin
         self.now = datetime.now(UTC)
         self._tasks = tasks_
@@ -235,8 +238,8 @@ async def _explain(services: BenchmarkServices, tasks_: int, *, planned_empty: b
                 await _empty_tables(admin)
             else:
                 await admin.execute("VACUUM (ANALYZE)")
-            async with _session(url) as (connection, notices):
-                calls = StoreCalls(connection, admin, tasks_)
+            async with _session(url) as (engine, notices):
+                calls = StoreCalls(engine, admin, tasks_)
                 for call in CALLS.values():  # makes the plans and warms up
                     await _execute(calls, call)
                 if planned_empty:
@@ -267,24 +270,24 @@ async def _refill_tables(admin: asyncpg.Connection) -> None:
 
 
 @asynccontextmanager
-async def _session(url: str) -> AsyncIterator[tuple[AsyncConnection, list[str]]]:
+async def _session(url: str) -> AsyncIterator[tuple[AsyncEngine, list[str]]]:
     engine = open_engine(url, size=1, application_name="bench", command_timeout=300)
     notices: list[str] = []
     try:
-        async with engine.connect() as connection:
+        async with engine.connect() as connection:  # the only one
             driver = (await connection.get_raw_connection()).driver_connection
             assert driver is not None
             driver.add_log_listener(lambda _, message: notices.append(message.message))
             await driver.execute(_EXPLAIN)
-            yield connection, notices
+        yield engine, notices
     finally:
         await engine.dispose()
 
 
 async def _execute(calls: StoreCalls, call: Call) -> None:
     calls.next()
-    await call(calls)
-    await calls.connection.commit()
+    async with transaction(calls.engine) as calls.connection:
+        await call(calls)
 
 
 async def _plans(calls: StoreCalls, notices: list[str], name: str, call: Call) -> list[Explained]:
@@ -292,7 +295,8 @@ async def _plans(calls: StoreCalls, notices: list[str], name: str, call: Call) -
     await _execute(calls, call)
     notices.clear()
     await _execute(calls, call)
-    await calls.connection.exec_driver_sql("SELECT 1")  # its reply follows all earlier notices
+    async with transaction(calls.engine):
+        pass  # its replies follow all earlier notices
     names = name.split(", ") if name in CALLS else [name]
     statements: list[Explained] = []
     for notice in notices:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from typing import Any
 
 from taskherd.api import command_slots
@@ -202,6 +203,30 @@ async def test_without_a_worker_every_result_is_a_503_and_a_repeat_is_safe(start
         async with running_worker(api_harness.worker):
             await repeat(api_harness, tasks, "patient")
             assert await api_harness.worker.database.fetchval("SELECT count(*) FROM tasks") == len(tasks)
+
+
+async def test_a_batch_ends_in_time_while_others_get_no_reply_either(start_api: StartApi) -> None:
+    """While single commands of others wait too, few of a batch are in flight: the rest is not sent one after the other."""
+    tasks = [entry(f"Patient task {number}") for number in range(command_slots.MAX_BULK)]
+    async with start_api(worker=False, api_command_timeout=1) as api_harness:
+
+        async def post_singles() -> None:
+            while True:
+                await api_harness.clients["bob"].post("/tasks/me", json=entry("Single"))
+
+        singles: list[asyncio.Task[None]] = []
+        for _ in range(6):  # one after the other, so that one was always sent less than QUIET ago
+            singles.append(asyncio.create_task(post_singles()))
+            await asyncio.wait(singles, timeout=0.2)
+        async with asyncio.timeout(30):
+            body = await post(api_harness, tasks)
+        assert not any(each.done() for each in singles)
+        for each in singles:
+            each.cancel()
+        await asyncio.gather(*singles, return_exceptions=True)
+    messages = Counter(result["error"]["message"] for result in body["results"])
+    assert set(statuses(body)) == {503}
+    assert messages["The create was not sent in time."] > 300
 
 
 async def test_an_owner_that_cannot_be_looked_up_fails_only_its_own_create(start_api: StartApi) -> None:

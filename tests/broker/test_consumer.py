@@ -72,6 +72,26 @@ async def test_a_batch_waits_until_it_has_enough(
     assert await consumer.ack(batch)
 
 
+async def test_a_batch_waits_for_no_more_than_one_queue_may_deliver(
+    names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo
+) -> None:
+    """Of several queues each delivers its share of the prefetch, so one with a backlog does not wait for the rest."""
+
+    async def prepare(_: AbstractChannel) -> list[Source]:
+        return [Source(names.claims), Source(names.reports)]
+
+    consumer = Consumer(connect_to(amqp_url, "consume"), prepare, prefetch=8)
+    consumer.start()
+    try:
+        await _publish(publisher, names, 6)
+        async with asyncio.timeout(30):
+            batch = await consumer.next_batch(100, 600, 8)
+        assert len(batch) == 4
+        assert await consumer.ack(batch)
+    finally:
+        await consumer.close()
+
+
 def _buffered(consumer: Consumer) -> Callable[[], Awaitable[int]]:
     """Return a function that reads how many deliveries are buffered."""
 

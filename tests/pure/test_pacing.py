@@ -42,8 +42,8 @@ def test_batches_wait_the_longer_the_more_deliveries_come(rate: float, wait: flo
 def test_a_burst_is_forgotten() -> None:
     """After a burst batches do not wait for long: its weight fades with the seconds."""
     stream = Stream()
-    assert stream.run(5_000, 5) == MAX_WAIT
-    stream.time += 4
+    assert stream.run(20_000, 5) == MAX_WAIT
+    stream.time += 1.5
     assert stream.pace.wait == 0
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -138,6 +139,45 @@ async def test_a_canceled_transaction_takes_no_effect(database_url: str) -> None
         revision = (await connection.execute(text("SELECT revision FROM directory_revision FOR UPDATE"))).scalar_one()
     assert revision < 1000
     await dispose(engine)
+
+
+async def test_a_transaction_that_is_canceled_twice_takes_no_effect(database_url: str) -> None:
+    """The second time it was waiting for its rollback, on a server that hangs: its connection is not used again."""
+    proxy = await TcpProxy.before(database_url)
+    engine = open_engine(through(database_url, proxy), size=1, application_name="taskherd-tests", command_timeout=10)
+    writing = asyncio.Event()
+
+    async def write() -> None:
+        async with transaction(engine) as connection:
+            await connection.execute(text("UPDATE directory_revision SET revision = revision + 1000"))
+            proxy.freeze()
+            writing.set()
+            await DirectStatement("SELECT 1").fetch(connection, {})
+
+    task = asyncio.create_task(write())
+    await writing.wait()
+    for _ in range(2):
+        await asyncio.wait({task}, timeout=0.2)
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    proxy.thaw()
+    async with transaction(engine) as connection:
+        assert [*(await DirectStatement("SELECT 7").fetch(connection, {}))[0]] == [7]
+    await dispose(engine)
+    await proxy.stop()
+
+
+async def test_a_server_that_hangs_before_the_first_transaction_is_unavailable(database_url: str) -> None:
+    """It hangs when it has just accepted the engine's first connection."""
+    proxy = await TcpProxy.before(database_url)
+    engine = open_engine(through(database_url, proxy), size=1, application_name="taskherd-tests", command_timeout=0.5)
+    sqlalchemy_event.listen(engine.sync_engine.pool, "connect", lambda *_: proxy.freeze(), insert=True)
+    with pytest.raises(Unavailable):
+        async with asyncio.timeout(30), transaction(engine):
+            raise AssertionError
+    await dispose(engine)
+    await proxy.stop()
 
 
 async def test_a_bug_surfaces(engine: AsyncEngine) -> None:

@@ -84,7 +84,7 @@ async def send_command(request: RequestContext, command: Command) -> CommandResu
     deadline = asyncio.get_running_loop().time() + request.api.settings.api_command_timeout
     try:
         async with request.api.command_slots.single(command.actor_id, deadline):
-            result = await _call(request.api, command, deadline)
+            result = await execute(request.api, command, deadline)
     except Unavailable as error:
         request.log_fields["reason"] = str(error)
         raise unavailable(NOT_CONFIRMED) from None
@@ -100,10 +100,17 @@ async def execute_in_bulk(api: ApiContext, command: Command) -> CommandResult | 
         Unavailable: no reply arrived in time.
     """
     async with api.command_slots.bulk():
-        return await _call(api, command)
+        return await execute(api, command)
 
 
-async def _call(api: ApiContext, command: Command, deadline: float | None = None) -> CommandResult | CommandRefused:
+async def execute(api: ApiContext, command: Command, deadline: float | None = None) -> CommandResult | CommandRefused:
+    """Send a command for which there is a slot, and return its result or refusal.
+
+    It ends at ``deadline``, in seconds of the loop's clock, by default after the time limit for replies.
+
+    Raises:
+        Unavailable: no reply arrived in time.
+    """
     body = encode_command(command)
     find_record = _record_of(api, command, body)
     loop = asyncio.get_running_loop()

@@ -88,6 +88,11 @@ class Consumer:
         """Number of deliveries in the buffer."""
         return len(self._buffer)
 
+    @property
+    def _prefetch_of_each(self) -> int:
+        """The number of unacknowledged deliveries that each source may have."""
+        return max(1, self._prefetch // max(1, len(self._sources)))
+
     def start(self) -> None:
         """Start consuming in the background, as soon as the connection is up."""
         if self._supervisor is None:
@@ -96,7 +101,8 @@ class Consumer:
     async def next_batch(self, limit: int, wait: float, enough: int | None = None) -> list[Delivery]:
         """Return 1 to ``limit`` deliveries, in order: wait for the first one, then up to ``wait`` seconds for more.
 
-        With ``enough`` deliveries, by default ``limit``, it does not wait any longer.
+        With ``enough`` deliveries, by default ``limit``, it does not wait any longer, nor with all that one source may
+        deliver: the others may be empty.
         The result is empty only after ``stop``, when the buffer is empty.
         """
         while True:
@@ -104,7 +110,7 @@ class Consumer:
                 if self._stopping:
                     return []
                 await self._wait_buffered(1)
-            enough = limit if enough is None else min(enough, limit)
+            enough = min(limit if enough is None else enough, limit, self._prefetch_of_each)
             if len(self._buffer) < enough and wait > 0 and not self._stopping:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(wait):
@@ -263,8 +269,8 @@ class Consumer:
         if self._paused:
             await subscription.cancel()
         else:
-            prefetch = max(1, self._prefetch // len(self._sources))
-            await subscription.consume(self._receiver(subscription.epoch, subscription.source.queue), prefetch)
+            receive = self._receiver(subscription.epoch, subscription.source.queue)
+            await subscription.consume(receive, self._prefetch_of_each)
 
     async def _apply_to_all(self) -> None:
         """Start or stop consuming on all channels; on failure, drop the channel."""
@@ -297,8 +303,8 @@ class Consumer:
         return receive
 
     async def _wait_buffered(self, count: int) -> None:
-        """Wait until ``count`` deliveries are buffered (at most the prefetch), or until ``_wake`` is called."""
-        self._wake_at = min(count, self._prefetch)
+        """Wait until ``count`` deliveries are buffered, or until ``_wake`` is called."""
+        self._wake_at = count
         self._waiter = asyncio.get_running_loop().create_future()
         try:
             await self._waiter

@@ -241,7 +241,8 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         classified = classify(error)
         if classified is None:
             raise
-        if isinstance(error, TimeoutError) or isinstance(classified, ReadOnly):
+        avoided = isinstance(error, TimeoutError) or isinstance(classified, ReadOnly)
+        if avoided and driver_connection is not None:
             connector.avoid(driver_connection)
         raise classified from error
     except ReadOnly:
@@ -275,6 +276,9 @@ async def _roll_back(begun: Any, driver_connection: Any) -> None:
             await begun.rollback()
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
         driver_connection.terminate()
+    except BaseException:  # canceled again: it may still be in the transaction
+        driver_connection.terminate()
+        raise
 
 
 async def _discard(connection: AsyncConnection) -> None:

@@ -30,8 +30,8 @@ class Pace:
         self._at = now()
 
     def note(self, deliveries: int) -> None:
-        """Note a batch with this many deliveries."""
-        self._weight = self._decayed() + deliveries
+        """Note a batch with this many deliveries; what is beyond twice the highest rate that matters is forgotten."""
+        self._weight = min(self._decayed() + deliveries, 2 * WAITS_LONGEST_FROM * AVERAGED_OVER)
         self._at = self._now()
 
     @property

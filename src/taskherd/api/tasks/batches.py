@@ -14,7 +14,7 @@ from uuid import UUID, uuid4, uuid5
 import orjson
 
 from taskherd.api.command_slots import MAX_BULK
-from taskherd.api.commands import NOT_CONFIRMED, execute_in_bulk, idempotency_key_of, is_key, refusal
+from taskherd.api.commands import NOT_CONFIRMED, execute, idempotency_key_of, is_key, refusal
 from taskherd.api.http import bodies
 from taskherd.api.http.errors import HTTPError, invalid, unavailable
 from taskherd.api.http.responses import BufferedResponse
@@ -116,8 +116,7 @@ class _Batch:
         try:
             if isinstance(key, HTTPError):
                 raise key
-            if self._has_outage or self._now() > self._send_until:
-                raise unavailable("The create was not sent in time.")
+            self._check_time()
             body = bodies.validate(self._entries[index], BatchTask)
             owner = await self._find_owner(body)
             command_id = self._command_id(key)
@@ -127,6 +126,11 @@ class _Batch:
             self._record_error(index, error)
             return None
         return create_command(self._request, body, owner, command_id, has_key=True)
+
+    def _check_time(self) -> None:
+        """Raise a 503 if no more commands are sent: their time is over, or one of them was not confirmed in time."""
+        if self._has_outage or self._now() > self._send_until:
+            raise unavailable("The create was not sent in time.")
 
     async def _find_owner(self, body: BatchTask) -> UUID:
         user = body.owner or "me"
@@ -146,7 +150,12 @@ class _Batch:
     async def _execute(self, index: int, command: Create) -> None:
         api = self._request.api
         try:
-            result = await execute_in_bulk(api, command)
+            async with api.command_slots.bulk():
+                self._check_time()
+                result = await execute(api, command)
+        except HTTPError as error:
+            self._record_error(index, error)
+            return
         except Unavailable:
             self._has_outage = True
             self._record_error(index, unavailable(NOT_CONFIRMED))
