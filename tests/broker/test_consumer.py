@@ -92,6 +92,27 @@ async def test_a_batch_waits_for_no_more_than_one_queue_may_deliver(
         await consumer.close()
 
 
+async def test_a_batch_without_a_minimum_waits_for_its_limit(
+    names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo
+) -> None:
+    """All that one of two queues may deliver does not end its wait, which somebody has set."""
+
+    async def prepare(_: AbstractChannel) -> list[Source]:
+        return [Source(names.claims), Source(names.reports)]
+
+    consumer = Consumer(connect_to(amqp_url, "consume"), prepare, prefetch=8)
+    consumer.start()
+    try:
+        await _publish(publisher, names, 4)
+        taking = asyncio.create_task(consumer.next_batch(5, 600))
+        await until(_buffered(consumer), lambda buffered: buffered == 4)
+        assert not taking.done()
+        await publisher.publish(names.claims, "k", b"the fifth")
+        assert len(await asyncio.wait_for(taking, 30)) == 5
+    finally:
+        await consumer.close()
+
+
 def _buffered(consumer: Consumer) -> Callable[[], Awaitable[int]]:
     """Return a function that reads how many deliveries are buffered."""
 

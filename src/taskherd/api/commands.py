@@ -93,16 +93,6 @@ async def send_command(request: RequestContext, command: Command) -> CommandResu
     return result
 
 
-async def execute_in_bulk(api: ApiContext, command: Command) -> CommandResult | CommandRefused:
-    """Send one of many commands, and return its result or refusal; it waits for a slot before.
-
-    Raises:
-        Unavailable: no reply arrived in time.
-    """
-    async with api.command_slots.bulk():
-        return await execute(api, command)
-
-
 async def execute(api: ApiContext, command: Command, deadline: float | None = None) -> CommandResult | CommandRefused:
     """Send a command for which there is a slot, and return its result or refusal.
 

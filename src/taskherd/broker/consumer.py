@@ -101,8 +101,8 @@ class Consumer:
     async def next_batch(self, limit: int, wait: float, enough: int | None = None) -> list[Delivery]:
         """Return 1 to ``limit`` deliveries, in order: wait for the first one, then up to ``wait`` seconds for more.
 
-        With ``enough`` deliveries, by default ``limit``, it does not wait any longer, nor with all that one source may
-        deliver: the others may be empty.
+        It does not wait any longer with ``limit`` deliveries, or with ``enough``, if given, or as many as one source may
+        deliver, because the others may be empty.
         The result is empty only after ``stop``, when the buffer is empty.
         """
         while True:
@@ -110,7 +110,8 @@ class Consumer:
                 if self._stopping:
                     return []
                 await self._wait_buffered(1)
-            enough = min(limit if enough is None else enough, limit, self._prefetch_of_each)
+            most = min(limit, self._prefetch)
+            enough = most if enough is None else min(enough, most, self._prefetch_of_each)
             if len(self._buffer) < enough and wait > 0 and not self._stopping:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(wait):

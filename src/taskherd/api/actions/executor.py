@@ -18,7 +18,7 @@ from uuid import UUID, uuid4, uuid5
 import structlog
 
 from taskherd.api.actions.schemas import ActionType
-from taskherd.api.commands import execute_in_bulk
+from taskherd.api.commands import execute
 from taskherd.backoff import Backoff
 from taskherd.domain.command_results import NOT_FOUND, CommandRefused
 from taskherd.domain.commands import Delete, Interrupt, Pause, Resume, Send
@@ -171,7 +171,8 @@ async def _result(api: ApiContext, step: ClaimedStep, task: PendingTask) -> Task
         return TaskResult(task.ordinal, NOT_FOUND.status, NOT_FOUND.message)
     action = ActionType(step.action)
     try:
-        result = await execute_in_bulk(api, _command(step, action, task.task_id))
+        async with api.command_slots.bulk():
+            result = await execute(api, _command(step, action, task.task_id))
     except Unavailable as error:
         log.warning("command of an action was not confirmed, it is repeated", reason=str(error))
         return None
