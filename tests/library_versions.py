@@ -12,9 +12,9 @@ import pytest
 from pamqp import decode
 from pamqp.header import ContentHeader
 
+from taskherd import library_versions
 from taskherd.broker.connection import SupervisedConnection
 from taskherd.store import patches
-from taskherd import library_versions
 
 UNSUPPORTED = {"aiormq": "7.3.0", "asyncpg": "0.33.0", "pamqp": "4.1.0"}
 """For each patched library, the first version beyond the range of its patches."""
@@ -47,6 +47,10 @@ def unsupported(library: str) -> Iterator[None]:
     """Run with a version of ``library`` beyond the range of its patches, after the warning about it."""
     with pretended(library, UNSUPPORTED[library]):
         with pytest.warns(RuntimeWarning, match=f"{library} {UNSUPPORTED[library]} is outside {library}>="):
-            SupervisedConnection("amqp://unused", "installs the patches")
-            patches.install()
+            _install()
         yield
+
+
+def _install() -> None:
+    SupervisedConnection("amqp://unused", "installs the patches")
+    patches.install()

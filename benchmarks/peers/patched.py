@@ -115,7 +115,7 @@ async def publish(url: str) -> dict[str, float]:
 
 
 async def encode(database_url: str) -> dict[str, float]:
-    """Send arrays to PostgreSQL; return the µs of CPU that a statement with ``ARRAYS`` of them takes in this process."""
+    """Send arrays to PostgreSQL; return the µs of CPU of this process for a statement with ``ARRAYS`` of them."""
     patches.install()
     kinds = {"uuid": UUID(int=7), "text": "some text", "bigint": 7, "timestamptz": datetime.now(UTC)}
     columns = [list(kinds.items())[number % len(kinds)] for number in range(ARRAYS)]

@@ -206,7 +206,7 @@ async def test_without_a_worker_every_result_is_a_503_and_a_repeat_is_safe(start
 
 
 async def test_a_batch_ends_in_time_while_others_get_no_reply_either(start_api: StartApi) -> None:
-    """While single commands of others wait too, few of a batch are in flight: the rest is not sent one after the other."""
+    """While single commands of others wait too, few of a batch are in flight, and the rest is not sent one by one."""
     tasks = [entry(f"Patient task {number}") for number in range(command_slots.MAX_BULK)]
     async with start_api(worker=False, api_command_timeout=1) as api_harness:
 

@@ -33,17 +33,25 @@ from tests.store.conftest import task_row
 )
 @pytest.mark.parametrize("direct", [False, True])
 async def test_errors_are_classified_by_what_to_do(
-    database_url: str, statement: str, values: dict[str, object], error: type[Exception], direct: bool
+    database_url: str,
+    statement: str,
+    values: dict[str, object],
+    error: type[Exception],
+    direct: bool,  # noqa: FBT001 - a parameter
 ) -> None:
     """A failed statement raises the error that says what to do, and the engine can still be used."""
     engine = open_engine(database_url, size=1, application_name="taskherd-tests", command_timeout=1)
+
+    async def execute() -> None:
+        async with transaction(engine) as connection:
+            if direct:
+                await DirectStatement(statement).fetch(connection, values)
+            else:
+                await connection.execute(text(statement), values)
+
     try:
         with pytest.raises(error):
-            async with transaction(engine) as connection:
-                if direct:
-                    await DirectStatement(statement).fetch(connection, values)
-                else:
-                    await connection.execute(text(statement), values)
+            await execute()
         async with transaction(engine) as connection:
             assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
     finally:
@@ -91,7 +99,10 @@ async def test_an_exhausted_pool_is_unavailable(database_url: str) -> None:
 
 
 @pytest.mark.parametrize("direct", [False, True])
-async def test_a_connection_whose_response_is_missing_is_not_reused(database_url: str, direct: bool) -> None:
+async def test_a_connection_whose_response_is_missing_is_not_reused(
+    database_url: str,
+    direct: bool,  # noqa: FBT001 - a parameter
+) -> None:
     """A transaction on a frozen connection ends soon after its timeout, and the next one gets another connection."""
     proxy = await TcpProxy.before(database_url)
     engine = open_engine(through(database_url, proxy), size=1, application_name="taskherd-tests", command_timeout=0.5)

@@ -32,7 +32,7 @@ ARRAYS = [
 
 
 @pytest.mark.parametrize("patched", [True, False])
-async def test_arrays_are_encoded_as_before(database_url: str, patched: bool) -> None:
+async def test_arrays_are_encoded_as_before(database_url: str, patched: bool) -> None:  # noqa: FBT001 - a parameter
     """All builtin containers are arrays, lists in them are dimensions, and texts are elements."""
     with nullcontext() if patched else unsupported("asyncpg"):
         if patched:

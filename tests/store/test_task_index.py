@@ -32,8 +32,9 @@ from tests.harness.tasks import make_task
 from tests.store.conftest import NOW, waits_for_lock
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """A worker is killed before it commits."""
+
 
 ACME, OTHER = UUID(int=0xA), UUID(int=0xB)
 ALICE, BOB, CAROL, DAVE = (UUID(int=number) for number in (0xA1, 0xB1, 0xC1, 0xD1))
@@ -293,10 +294,10 @@ async def test_lists_and_totals_are_exact_at_any_moment(engine: AsyncEngine, rea
                 await fleet.change(connection, delete=step < 0.42)
         else:
             limit = fleet.random.randrange(1, 12)
-            with suppress(Killed):
+            with suppress(KilledError):
                 async with transaction(engine) as connection:
                     await task_index.apply(connection, limit)
-                    raise Killed
+                    raise KilledError
             async with transaction(engine) as connection:
                 await task_index.apply(connection, limit)
         for _ in range(6):

@@ -99,10 +99,10 @@ class Consumer:
             self._supervisor = asyncio.create_task(self._keep_subscribed(), name=f"consumer on {self._connection.name}")
 
     async def next_batch(self, limit: int, wait: float, enough: int | None = None) -> list[Delivery]:
-        """Return 1 to ``limit`` deliveries, in order: wait for the first one, then up to ``wait`` seconds for more.
+        """Return 1 to ``limit`` deliveries, in order: wait for the first, then up to ``wait`` seconds for more.
 
-        It does not wait any longer with ``limit`` deliveries, or with ``enough``, if given, or as many as one source may
-        deliver, because the others may be empty.
+        It does not wait any longer with ``limit`` deliveries, or with ``enough``, if given, or as many as one source
+        may deliver, because the others may be empty.
         The result is empty only after ``stop``, when the buffer is empty.
         """
         while True:

@@ -16,7 +16,7 @@ _PARAMETER: Final = re.compile(r"(?<!:):(\w+)")
 
 
 class DirectStatement:
-    """A statement with parameters such as ``:name``, which ``str`` returns; ``sql`` has PostgreSQL's, such as ``$1``."""
+    """A statement with parameters such as ``:name``, as ``str`` returns it; ``sql`` has PostgreSQL's: ``$1``."""
 
     def __init__(self, text: str) -> None:
         """Number the parameters in the order in which they come first."""

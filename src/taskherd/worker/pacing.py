@@ -14,7 +14,7 @@ from typing import Final
 MAX_WAIT: Final = 0.1
 """Seconds for which a batch waits at most."""
 WAITS_FROM, WAITS_LONGEST_FROM = 600.0, 900.0
-"""Deliveries per second from which a batch waits, and from which it waits as long as it may; in between in proportion."""
+"""Deliveries per second from which a batch waits, and from which it waits as long as it may; between, in proportion."""
 ENOUGH: Final = 100
 """The number of deliveries with which a batch does not wait."""
 AVERAGED_OVER: Final = 1.0
