@@ -21,9 +21,9 @@ SHIFTS = """new Promise((done) => {
 _RECORDING = """
     window.asked = [];
     const real = window.fetch;
-    window.fetch = (path, options) => asked.push([document.readyState, path]) && real(path, options);
+    window.fetch = (path, options) => asked.push([new Error().stack.includes("/boot.js"), path]) && real(path, options);
 """
-"""Records what a page asks for, and how far its document was then."""
+"""Records what a page asks for, and whether the first script of its document did."""
 _SCROLLED = """
     window.scrolled = [];
     window.scrollTo = (x, y) => scrolled.push(y);
@@ -67,15 +67,35 @@ async def test_home_reads_once_what_has_something_in_it(board: Board) -> None:
 @pytest.mark.parametrize("scope", ["mine", "everyone"])
 async def test_what_is_asked_before_the_scripts_are_there_is_used(board: Board, scope: str) -> None:
     """What the document's first script asks for is what the page then needs, of either scope, and not asked again."""
+    task = await board.harness.active(display_name="Asked early")
+    await status(board, task["id"], "working", "Early")
     page = await board.open("/")
     await page.tab.evaluate(f"localStorage.setItem('taskherd-home-scope', '{scope}')")
     await page.tab.call("Page.addScriptToEvaluateOnNewDocument", source=_RECORDING)
     await page.go("/")
-    await page.tab.until(f"{READY} && asked.length >= 4")
-    asked = [(at, path.partition("?")[0]) for at, path in await page.tab.evaluate("asked")]
-    early = [path for at, path in asked if at == "loading"]
-    assert early == ["/api/v2/users/me", "/api/v2/task-totals", "/api/v2/tasks/watch"]
-    assert [path for at, path in asked if at != "loading" and path in early] == ["/api/v2/task-totals"]
+    await page.sees("Asked early", "section[aria-labelledby=running]")
+    await page.tab.until(f"{READY} && asked.length >= 5")
+    asked = [(early, path.partition("?")[0]) for early, path in await page.tab.evaluate("asked")]
+    early = [path.removeprefix("/api/v2") for is_early, path in asked if is_early]
+    assert early == ["/users/me", "/task-totals", "/tasks/watch", "/tasks"]
+    assert [path for is_early, path in asked if not is_early] == ["/api/v2/task-totals"]
+    assert page.tab.errors == []
+
+
+async def test_what_was_asked_early_is_dropped_with_its_scope(board: Board) -> None:
+    """Somebody who changes the scope while the first lists are on their way, and back, sees what is true then."""
+    task = await board.harness.active(display_name="Early, then late")
+    await status(board, task["id"], "working", "Early")
+    page = await board.open("/")
+    await page.tab.call("Fetch.enable", patterns=[{"urlPattern": "*/tasks?*owner*"}])  # held until disabled
+    await page.go("/")
+    await page.tab.until("document.querySelector('.totals')")
+    await page.tab.press("m")
+    await page.sees("Early, then late", "section[aria-labelledby=running]")
+    await page.tab.press("m")
+    await page.tab.until("!document.querySelector('section[aria-labelledby=running] a.name')")
+    await page.tab.call("Fetch.disable")
+    await page.sees("Early, then late", "section[aria-labelledby=running]")
     assert page.tab.errors == []
 
 

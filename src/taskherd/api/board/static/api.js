@@ -23,6 +23,8 @@ const cache = new Map();
  * @type {Map<string, {response: Promise<Response>, stop: AbortController}>}
  */
 const begun = /** @type {any} */ (window).taskherdBegun || new Map();
+/** Fulfilled when `boot.js` has begun all its requests. */
+export const allBegun = /** @type {Promise<void> | undefined} */ (/** @type {any} */ (window).taskherdBeginning);
 let skew = 0;
 
 /** The server's time in milliseconds since the epoch, as far as its answers have told it. */
@@ -33,10 +35,15 @@ export function now() {
 /** Forget all that was read, as after signing out. */
 export function forget() {
   cache.clear();
+  dropBegun();
+}
+session.onChange(forget);
+
+/** Drop the requests that `boot.js` has begun and nobody has taken. */
+export function dropBegun() {
   for (const { stop } of begun.values()) stop.abort();
   begun.clear();
 }
-session.onChange(forget);
 
 /**
  * Read a path below `/api/v2`. What was read before is sent again only if it has changed (`unchanged` is then true).

@@ -4,6 +4,7 @@ import * as api from "./api.js";
 
 const EVERY = 30_000; // milliseconds between two looks
 const AT_LEAST = 2_000; // milliseconds between two looks that changes cause
+const ICON_AFTER = 200; // milliseconds: a page shows its content first
 const NAME = "taskherd";
 
 let page = "";
@@ -12,6 +13,7 @@ let owner = null; // of the page that says itself what needs a person
 let needs = 0;
 let timer = 0;
 let lastLook = 0;
+let iconTimer = 0;
 
 /** @param {string} title */
 export function setTitle(title) {
@@ -64,6 +66,11 @@ async function look() {
 
 function show() {
   document.title = `${needs ? `(${needs}) ` : ""}${page ? `${page} · ` : ""}${NAME}`;
+  iconTimer ||= setTimeout(showIcon, ICON_AFTER);
+}
+
+function showIcon() {
+  iconTimer = 0;
   const icon = /** @type {HTMLLinkElement | null} */ (document.getElementById("favicon"));
   const href = new URL(needs ? "icon-needs.svg" : "icon.svg", import.meta.url).pathname;
   if (icon && icon.getAttribute("href") !== href) icon.href = href;

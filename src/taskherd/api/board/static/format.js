@@ -72,6 +72,16 @@ export function clock(time) {
   return at.toDateString() === today.toDateString() ? text : `${dayFormat().format(at)}, ${text}`;
 }
 
+/**
+ * Compare two times (RFC 3339), for `sort`. `localeCompare` would load the tables of a language first.
+ * @param {string} one
+ * @param {string} other
+ */
+export function compare(one, other) {
+  if (one === other) return 0;
+  return one < other ? -1 : 1;
+}
+
 /** @param {number} value */
 export function count(value) {
   return Number.isInteger(value) && value >= 0 && value < 1000 ? String(value) : numberFormat().format(value);

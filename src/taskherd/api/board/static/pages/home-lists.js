@@ -50,6 +50,16 @@ function list(section, q, most, more = "") {
 }
 
 /**
+ * Return the path of a part, with the terms of all parts.
+ * @param {Part} part
+ * @param {string} terms
+ */
+export function pathOf({ path, q }, terms) {
+  const all = `${terms} ${q}`.trim();
+  return all ? `${path}&q=${encodeURIComponent(all)}` : path;
+}
+
+/**
  * Return how many rows to keep room for, of what is not shown yet: of requests, the rest of what needs a person, and
  * the other sections. Agents that ask are mostly idle, and those that failed do not run.
  * @param {Set<Part>} late

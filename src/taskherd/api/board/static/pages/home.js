@@ -5,10 +5,10 @@ import * as attention from "../attention.js";
 import { showFeedState } from "../connection.js";
 import { announce, toast } from "../dialog.js";
 import { follow } from "../feed.js";
-import { count, plural } from "../format.js";
+import { compare, count, plural } from "../format.js";
 import { bind } from "../keys.js";
 import { describe } from "../state.js";
-import { ASKED, ENDED, IDLE, PARTS, room } from "./home-lists.js";
+import { ASKED, ENDED, IDLE, PARTS, pathOf, room } from "./home-lists.js";
 import { rowsToCome, taskList, taskRow, totalsStrip } from "./home-rows.js";
 import { SteadyList, inUse, onLeave } from "../steady.js";
 import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
@@ -49,6 +49,7 @@ class Home {
     this.late = new Set(PARTS);
     this.waiting = { idle: 0, bad: 0 }; // rows that were read and wait for those above them
     this.loaded = false; // whether all lists are there
+    this.hasDrawn = false;
     this.drawing = false;
     this.drawTimer = 0;
     /** @type {{message: string, detail?: string} | null} */
@@ -70,6 +71,7 @@ class Home {
     attention.own(signal);
     signal.addEventListener("abort", () => {
       this.feed.abort();
+      api.dropBegun(); // who comes back reads what is true then
       clearTimeout(this.totalsTimer);
       clearTimeout(this.drawTimer);
     });
@@ -80,13 +82,15 @@ class Home {
       { keys: "m", does: "Mine or everyone's", run: () => this.setScope(this.scope === "mine" ? "everyone" : "mine") },
     ], signal);
     this.connect(); // before anything is drawn, so that the API works meanwhile
-    this.draw();
+    if (api.allBegun) this.drawSoon();
+    else this.draw();
   }
 
   /** @param {Scope} scope */
   setScope(scope) {
     this.scope = scope;
     localStorage.setItem(SCOPE_KEY, scope);
+    api.dropBegun();
     this.needs = new SteadyList();
     this.connect();
     this.draw();
@@ -129,7 +133,7 @@ class Home {
    * @param {Promise<void>} known
    */
   async load(signal, known) {
-    await known;
+    await Promise.all([known, api.allBegun]);
     if (signal.aborted) return;
     /** @type {Set<import("./home-lists.js").Part>} */
     const asked = new Set();
@@ -167,8 +171,7 @@ class Home {
    * @param {AbortSignal} signal
    */
   async read(part, signal) {
-    const q = `${this.terms} ${part.q}`.trim();
-    const reading = api.get(`${part.path}${q ? `&q=${encodeURIComponent(q)}` : ""}`, { signal });
+    const reading = api.get(pathOf(part, this.terms), { signal });
     const canShow = part !== ASKED || await this.loadRequestRow();
     const answer = await reading;
     if (signal.aborted) return answer;
@@ -243,7 +246,7 @@ class Home {
   needing() {
     /** @type {Map<string, {kind: string, since: string, request?: any, task?: any}>} */
     const found = new Map();
-    const requests = [...this.requests.values()].sort((a, b) => a.since.localeCompare(b.since));
+    const requests = [...this.requests.values()].sort((a, b) => compare(a.since, b.since));
     const asking = new Set(requests.map((each) => each.task_id));
     for (const request of requests) found.set(request.id, { kind: "request", since: request.since, request });
     const isIdleThere = !this.late.has(ASKED) && !this.late.has(IDLE);
@@ -257,16 +260,20 @@ class Home {
       else if (word === "idle") groups.idle.push({ kind: "idle", since, task });
       else if (word === "stalled" || ((word === "failed" || word === "lost") && since > old)) groups.bad.push({ kind: word, since, task });
     }
-    groups.idle.sort((a, b) => a.since.localeCompare(b.since));
-    groups.bad.sort((a, b) => b.since.localeCompare(a.since));
+    groups.idle.sort((a, b) => compare(a.since, b.since));
+    groups.bad.sort((a, b) => compare(b.since, a.since));
     this.waiting = { idle: isIdleThere ? 0 : groups.idle.length, bad: isBadThere ? 0 : groups.bad.length };
     for (const each of [...(isIdleThere ? groups.idle : []), ...(isBadThere ? groups.bad : [])]) found.set(each.task.id, each);
     return found;
   }
 
-  /** Answers that come together are drawn together. */
+  /** Draw what comes together at once; a page that opens waits a moment, for what `boot.js` has asked for. */
   drawSoon() {
     if (this.drawing) return;
+    if (!this.hasDrawn && this.late.size) {
+      this.drawTimer ||= setTimeout(() => this.draw(), TOGETHER);
+      return;
+    }
     this.drawing = true;
     const draw = () => this.drawing && this.draw();
     if (document.hidden) setTimeout(draw);
@@ -274,6 +281,7 @@ class Home {
   }
 
   draw() {
+    this.hasDrawn = true;
     this.drawing = false;
     clearTimeout(this.drawTimer);
     this.drawTimer = 0;
@@ -357,8 +365,8 @@ class Home {
       if (/^(working|starting|queued|interrupting|active)$/.test(state.word)) running.push({ task, state });
       else if (state.word === "complete") ended.push({ task, state });
     }
-    running.sort((a, b) => b.task.created_at.localeCompare(a.task.created_at));
-    ended.sort((a, b) => b.state.since.localeCompare(a.state.since));
+    running.sort((a, b) => compare(b.task.created_at, a.task.created_at));
+    ended.sort((a, b) => compare(b.state.since, a.state.since));
     return { running: running.slice(0, PER_LIST), ended: ended.slice(0, PER_LIST) };
   }
 
