@@ -116,8 +116,8 @@ async function signedIn() {
   const opening = router.show(); // which draws the frame, too
   const me = await api.get("/users/me");
   if (me.ok) username = me.value.username;
-  frame();
   await opening;
+  frame();
   if (session.token()) attention.start(); // not before: Home says itself what needs a person
 }
 

@@ -72,20 +72,20 @@ export function onNavigate(listener) {
 
 /** Open the page of the current address again, as after signing in. */
 export async function show() {
+  const isFirst = opened === null;
   opened?.abort();
   const controller = (opened = new AbortController());
   const root = /** @type {HTMLElement} */ (document.getElementById("main"));
   const found = match(location.pathname);
-  const loading = found?.route.load();
-  for (const listener of listeners) listener();
-  if (!found) return notFound(root);
-  const page = /** @type {{default: Page}} */ (await loading);
+  const page = /** @type {{default: Page} | undefined} */ (await found?.route.load());
   if (controller.signal.aborted) return;
+  for (const listener of listeners) listener(); // what is around the page changes with it: a paint of its own takes as long
+  if (!found || !page) return notFound(root);
   const fresh = document.createElement("div"); // each page has its own, so that one never renders into another's
   fresh.className = `page ${found.route.name}`;
   root.replaceChildren(fresh);
   const scroll = history.state?.scroll || 0;
-  if (!scroll) scrollTo(0, 0);
+  if (!scroll && !isFirst) scrollTo(0, 0); // which computes the layout
   page.default({
     root: fresh,
     params: found.params,
