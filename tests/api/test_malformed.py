@@ -175,12 +175,24 @@ async def test_a_slow_request_times_out(start_api: StartApi) -> None:
         assert (status, body["message"]) == (408, "Request body did not arrive in time.")
 
 
+_HEADERS = {
+    "ETag",
+    "Retry-After",
+    "X-Taskherd-Answered",
+    "X-Taskherd-Queued",
+    "X-Taskherd-Timed-Out",
+    "X-Taskherd-Truncated",
+}
+
+
 async def test_cors_origins(start_api: StartApi) -> None:
-    """Pages of the configured origins may call the API, others may not."""
+    """Pages of the configured origins may call the API and read its headers, others may not."""
     async with start_api(api_cors_origins="https://a.example, https://b.example") as api_harness:
         for origin, allowed in (("https://b.example", True), ("https://evil.example", False)):
             response = await api_harness.alice.get("/tasks", headers={"Origin": origin})
             assert (response.headers.get("access-control-allow-origin") == origin) is allowed
+            exposed = response.headers.get("access-control-expose-headers", "")
+            assert set(exposed.split(", ")) == _HEADERS
             asks = {"Origin": origin, "Access-Control-Request-Method": "POST"}
             assert ((await api_harness.anonymous.options("/tasks/me", headers=asks)).status_code == 200) is allowed
 

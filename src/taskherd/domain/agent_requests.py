@@ -26,7 +26,7 @@ from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.report_json import canonical_json
 from taskherd.domain.reports import format_rfc3339
 from taskherd.domain.request_values import RequestState
-from taskherd.domain.task import OpenAgentRequest
+from taskherd.domain.task import LastLog, OpenAgentRequest
 from taskherd.domain.value import replace, value
 from taskherd.domain.view import asking_requests, open_requests
 
@@ -154,7 +154,9 @@ def accept(
     request_id = record.report.request_id
     if record.report.pull:
         remaining = _without(state.agent_requests, request_id)
-        state = replace(state, agent_requests=remaining, inbox=replace(state.inbox, delivered_at=now))
+        last_log = LastLog(state.agent_requests[request_id].build_number, now)  # no report will end its wait
+        inbox = replace(state.inbox, delivered_at=now)
+        state = replace(state, agent_requests=remaining, inbox=inbox, last_log=last_log)
         return state, replace(record, answer=replace(answer, delivered_at=now))
     answered = replace(state.agent_requests[request_id], answered=True)
     return replace(state, agent_requests={**state.agent_requests, request_id: answered}), replace(record, answer=answer)

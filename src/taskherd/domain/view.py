@@ -254,7 +254,7 @@ def agent_exit_of(state: TaskState) -> Stamped[AgentExit] | None:
 def has_failed(agent_exit: AgentExit) -> bool:
     """Return whether an agent ended in another way than by itself with status 0, or as it was asked to."""
     if agent_exit.why is ExitReason.EXITED:
-        return bool(agent_exit.status)
+        return agent_exit.status != 0
     return agent_exit.why not in {ExitReason.STOPPED, ExitReason.INTERRUPTED}
 
 

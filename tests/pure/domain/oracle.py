@@ -158,7 +158,7 @@ class _ExpectedView:
         if self.exit is None:
             return False
         if self.exit["why"] == "exited":
-            return bool(self.exit.get("status", 0))
+            return self.exit.get("status") != 0
         return str(self.exit["why"]) not in {"stopped", "interrupted"}
 
     def _reason(self) -> str | None:

@@ -498,6 +498,16 @@ def test_an_agent_that_asks_does_not_stall() -> None:
     assert desk.state.last_log is not None
 
 
+def test_the_wait_for_an_answer_is_no_silence() -> None:
+    """An agent that has its answer at once, because it asked over HTTP, has all the time of the policy from then on."""
+    desk = _desk_of(status(AgentState.WORKING), approval(pull=True))
+    desk.now = NOON + 4 * POLICY.stalled_after
+    desk.answer(APPROVAL, option_id="allow")
+    latest = desk.now + recovery.LOG_RESOLUTION + POLICY.stalled_after
+    assert recovery.detect_stall(desk.state, NOON, latest, POLICY) is desk.state
+    assert recovery.detect_stall(desk.state, NOON, latest + timedelta(seconds=1), POLICY) is not desk.state
+
+
 def test_a_task_has_at_most_a_hundred_open_requests() -> None:
     """A further one is a dead letter and changes nothing; what closes makes room, and so does a later build."""
     desk = Desk()

@@ -224,6 +224,7 @@ def test_a_heartbeat_changes_the_agent_health_as_explained() -> None:
     [
         (agent_exit(ExitReason.EXITED, status=3, words="disk full"), 'exited with status 3 ("disk full")'),
         (agent_exit(ExitReason.EXITED, status=0), "exited with status 0, and its workspace is up"),
+        (agent_exit(ExitReason.EXITED), "The agent exited. Resume"),
         (agent_exit(ExitReason.SIGNALLED, signal=11), "was ended by signal 11 (SIGSEGV)"),
         (agent_exit(ExitReason.SIGNALLED, signal=63), "was ended by signal 63"),
         (agent_exit(ExitReason.OUT_OF_MEMORY), "ran out of memory"),

@@ -66,9 +66,14 @@ def application(api: ApiContext, routes: Sequence[Route] = ROUTES, sockets: Sequ
             allow_origins=origins,
             allow_methods=["GET", "POST", "PATCH", "DELETE"],
             allow_headers=["*"],
-            expose_headers=["ETag", "Retry-After", "X-Taskherd-Queued", "X-Taskherd-Timed-Out", "X-Taskherd-Truncated"],
+            expose_headers=_documented_headers(routes),
         )
     return app
+
+
+def _documented_headers(routes: Sequence[Route]) -> list[str]:
+    """Return the names of the headers that responses of these routes may have."""
+    return sorted({name for route in routes for response in route.responses.values() for name in response.headers})
 
 
 def _endpoints(api: ApiContext, prefix: str, routes: Sequence[Route]) -> list[BaseRoute]:
