@@ -177,7 +177,7 @@ async def test_what_cannot_be_served_is_refused_with_what_to_do(
 async def test_a_sort_that_does_not_exist_is_refused(api_harness: ApiHarness) -> None:
     """The error names those that do."""
     response = await api_harness.alice.get("/tasks", params={"sort": "name"})
-    validations = [{"field": "sort", "detail": "Expected created or changed."}]
+    validations = [{"field": "sort", "detail": "Expected created, changed or changed-asc."}]
     assert (response.status_code, response.json()["validations"]) == (400, validations)
 
 
@@ -211,8 +211,9 @@ async def test_a_beginning_that_too_many_names_have_is_refused(
     assert await found(api_harness.alice, "name:nightly-2 created:>1d", limit="1") == []
 
 
-async def test_pages_by_the_last_change_have_every_task_once(api_harness: ApiHarness) -> None:
-    """The last changed task comes first, pages continue where the page before ended, and a filter goes with both."""
+@pytest.mark.parametrize("sort", ["changed", "changed-asc"])
+async def test_pages_by_the_last_change_have_every_task_once(api_harness: ApiHarness, sort: str) -> None:
+    """The last changed task comes first, or last; pages continue where the one before ended, with a filter too."""
     names = [f"page-{number}" for number in range(7)]
     created = [await api_harness.create(name=name) for name in names]
     for number in (3, 1):
@@ -224,11 +225,11 @@ async def test_pages_by_the_last_change_have_every_task_once(api_harness: ApiHar
         got: list[str] = []
         after: str | None = ""
         while after is not None:
-            params = {"q": query, "sort": "changed", "limit": "2", "after": after}
+            params = {"q": query, "sort": sort, "limit": "2", "after": after}
             body = (await api_harness.alice.get("/tasks", params=params)).json()
             got += [task["name"] for task in body["tasks"]]
             after = body["next"]
-        assert got == expected
+        assert got == (expected if sort == "changed" else expected[::-1])
 
 
 async def totals(client: httpx.AsyncClient, query: str = "") -> dict[str, Any]:
@@ -248,10 +249,11 @@ async def test_totals_count_what_the_caller_sees(api_harness: ApiHarness) -> Non
     alice, carol = api_harness.alice, api_harness.clients["carol"]
     assert await totals(alice) == {
         "total": 3,
+        "working": 1,
         "by_status": {"active": 2, "pending": 1},
         "by_state": {"working": 1, "idle": 1, "none": 1},
         "by_health": {"healthy": 2, "none": 1},
-        "attention": {},
+        "attention": {"idle": 1},
     }
     assert (await totals(carol))["by_status"] == {"active": 2, "pending": 3}
     assert (await totals(carol, "owner:bob"))["total"] == 1
@@ -262,15 +264,15 @@ async def test_totals_count_what_the_caller_sees(api_harness: ApiHarness) -> Non
     await api_harness.worker.until_row(
         "SELECT document #>> '{current_state,state}' FROM tasks WHERE id = $1", failed["id"], is_="failed"
     )
-    assert (await totals(alice))["attention"] == {"failed": 1}
+    assert (await totals(alice))["attention"] == {"idle": 1, "failed": 1}
     await index_settles(api_harness)
-    assert (await totals(alice))["attention"] == {"failed": 1}
+    assert (await totals(alice))["attention"] == {"idle": 1, "failed": 1}
     response = await alice.get("/task-totals")
     unchanged = await alice.get("/task-totals", headers={"If-None-Match": response.headers["ETag"]})
     assert (unchanged.status_code, unchanged.content) == (304, b"")
     await alice.delete("/tasks/me/fix-1")
     assert (await totals(alice))["total"] == 2
-    assert (await totals(alice))["attention"] == {}
+    assert (await totals(alice))["attention"] == {"idle": 1}
 
 
 async def test_failed_tasks_are_those_that_the_totals_count(api_harness: ApiHarness) -> None:

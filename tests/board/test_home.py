@@ -228,3 +228,72 @@ async def test_nothing_moves_while_home_is_read(board: Board) -> None:
         await page.tab.until(READY)
         moved = await page.tab.evaluate(SHIFTS)
         assert sum(each["value"] for each in moved) < 0.05, moved
+
+
+async def test_a_row_stays_under_the_pointer_in_every_list(board: Board) -> None:
+    """While the pointer is on what runs, a new task is held back, until the pointer leaves."""
+    harness = board.harness
+    task = await harness.active(display_name="Pointed at")
+    await status(board, task["id"], "working", "Here")
+    page = await board.open("/")
+    await page.sees("Pointed at", "section[aria-labelledby=running]")
+    await page.point(".lines li")
+    under = "document.querySelector('.lines li:hover a.name').textContent"
+    pointed = await page.tab.evaluate(under)
+    other = await harness.active(display_name="Newer than that")
+    await status(board, other["id"], "working", "There")
+    await status(board, task["id"], "working", "Here it goes on")
+    await page.sees("Here it goes on", "section[aria-labelledby=running]")
+    assert await page.tab.evaluate(under) == pointed
+    assert "Newer than that" not in await page.text("section[aria-labelledby=running]")
+    await page.point(".brand")
+    await page.sees("Newer than that", "section[aria-labelledby=running]")
+    assert page.tab.errors == []
+
+
+async def test_more_than_fit_are_counted_and_the_oldest_is_shown(board: Board) -> None:
+    """Of many agents that wait, those that wait for longest are shown, and the heading and the title count all."""
+    harness = board.harness
+    for number in range(15):
+        task = await harness.create(harness.bob, display_name=f"Waits {number}")
+        await harness.worker.make_active(uuid.UUID(task["id"]))
+        await status(board, task["id"], "idle", f"Waiting since minute {number}")
+    page = await board.open("/", "bob")
+    await page.sees("17 need you", "h1")  # with those of the test before: one is idle, one has failed
+    await page.tab.until("document.title.startsWith('(17) ')")
+    await page.sees("It goes on", ".needs")
+    await page.sees("Waits 0", ".needs")
+    assert "Waits 14" not in await page.text(".needs")
+    assert await page.tab.evaluate("document.querySelector('.more a').innerText") == "5 more"
+    await page.click(".more a")
+    await page.tab.until("location.pathname === '/tasks' && document.querySelector('tbody tr')")
+    await page.tab.until("document.title.startsWith('(17) ')")
+    assert page.tab.errors == []
+
+
+_HIDING = """
+    let isHidden = false;
+    Object.defineProperty(document, "hidden", { get: () => isHidden });
+    window.hide = () => { isHidden = true; document.dispatchEvent(new Event("visibilitychange")); };
+    const real = window.setTimeout;
+    window.setTimeout = (run, ms, ...rest) => real(run, ms === 30_000 ? 300 : ms, ...rest);
+"""
+"""Lets a page believe that its tab is hidden, and look for what needs a person more often."""
+
+
+async def test_a_hidden_tab_says_what_needs_a_person(board: Board) -> None:
+    """The title goes on to count: that is what somebody sees of a tab in the background."""
+    harness = board.harness
+    first, second = await harness.active(display_name="Quiet"), await harness.active(display_name="Loud")
+    page = await board.open("/")
+    await page.tab.call("Page.addScriptToEvaluateOnNewDocument", source=_HIDING)
+    await page.go("/")
+    await page.tab.until(READY)
+    before = int((await page.tab.evaluate("document.title")).partition(")")[0].removeprefix("(") or 0)
+    await page.tab.evaluate("hide()")
+    await status(board, first["id"], "idle", "Which way?")
+    await page.tab.until(f"document.title.startsWith('({before + 1}) ')")
+    await status(board, second["id"], "failed", "No way")
+    await page.tab.until(f"document.title.startsWith('({before + 2}) ')")
+    await page.tab.until("document.querySelector('#favicon').href.endsWith('/icon-needs.svg')")
+    assert page.tab.errors == []

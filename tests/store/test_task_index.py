@@ -215,6 +215,7 @@ def random_filter(random: Random) -> tuple[TaskFilter, str]:
         created=Between() if by_change else between,
         changed=between if by_change else Between(),
         by_change=by_change,
+        oldest_first=by_change and random.random() < 0.5,
     )
     return wanted, random.choice(["", "", "fix", "docs-1"])
 
@@ -229,7 +230,7 @@ async def check_list(reader: ReadPool, fleet: Fleet) -> None:
         task for task in fleet.listed.values() if matches(task, fleet.rows[task.task_id].task.name, wanted, prefix)
     ]
     time = "changed_at" if wanted.by_change else "created_at"
-    expected = sorted(((getattr(task, time), task.task_id) for task in matching), reverse=True)
+    expected = sorted(((getattr(task, time), task.task_id) for task in matching), reverse=not wanted.oldest_first)
     found: list[UUID] = []
     while True:
         page = list(await task_queries.task_ids(reader, wanted))

@@ -88,7 +88,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class IndexedList:
-    """The page of a list: up to ``limit`` of the tasks that match, in the order of ``time``, newest first.
+    """The page of a list: up to ``limit`` of the tasks that match, by ``time``: the newest first, or the oldest.
 
     ``ids``: only these tasks. ``after`` is the time and the id of the last task of the page before.
     """
@@ -102,6 +102,7 @@ class IndexedList:
     between: Between = field(default_factory=Between)
     after: tuple[datetime, UUID] | None = None
     ids: list[UUID] | None = None
+    oldest_first: bool = False
 
     def select(self, statement: Statement) -> str:
         """Return a SELECT of the columns ``task_id`` and ``sorted_at`` of the page, in its order."""
@@ -110,7 +111,11 @@ class IndexedList:
         branches.append(self._changed(statement, limit))
         union = " UNION ALL ".join(f"({branch})" for branch in branches)
         return f"""
-        SELECT task_id, sorted_at FROM ({union}) AS matching ORDER BY sorted_at DESC, task_id DESC LIMIT {limit}"""
+        SELECT task_id, sorted_at FROM ({union}) AS matching {self._order("sorted_at", "task_id")} LIMIT {limit}"""
+
+    def _order(self, time: str, task_id: str) -> str:
+        direction = "ASC" if self.oldest_first else "DESC"
+        return f"ORDER BY {time} {direction}, {task_id} {direction}"
 
     def _unchanged(self, statement: Statement, limit: str) -> list[str]:
         """Return a SELECT of the tasks that the caller sees as an admin, and one of those of one owner."""
@@ -123,7 +128,7 @@ class IndexedList:
         ]
 
     def _combinations(self, statement: Statement, limit: str, access: str, owner: str | None) -> str:
-        """Return a SELECT of the newest entries of each combination of values; an owner of None is everybody."""
+        """Return a SELECT of the first entries of each combination of values; an owner of None is everybody."""
         counted = "organization_id = a.organization_id"
         equal = " AND ".join(f"i.{column} = k.{column}" for column in LISTED)
         own = "" if owner is None else f"i.owner_id = {owner} AND "
@@ -138,7 +143,7 @@ class IndexedList:
             SELECT i.task_id, i.{self.time} AS sorted_at FROM task_index AS i
             WHERE {own} i.term = {statement.bind(self.listed.term)} AND {equal} {self._page("i", statement)}
                   AND {_UNCHANGED}
-            ORDER BY i.{self.time} DESC, i.task_id DESC LIMIT {limit}
+            {self._order(f"i.{self.time}", "i.task_id")} LIMIT {limit}
         ) AS x"""
 
     def _unchanged_ids(self, statement: Statement) -> str:
@@ -161,7 +166,7 @@ class IndexedList:
         WHERE NOT c.deleted AND a.user_id = $1 AND a.active AND (a.role = 'admin' OR c.owner_id = $1)
               {owner} {ids} {self._organization("a", statement)} {self.listed.conditions("c", statement)} {term}
               {self._page("c", statement)}
-        ORDER BY sorted_at DESC, c.task_id DESC LIMIT {limit}"""
+        {self._order("sorted_at", "c.task_id")} LIMIT {limit}"""
 
     def _organization(self, alias: str, statement: Statement) -> str:
         if self.organization is None:
@@ -174,7 +179,8 @@ class IndexedList:
         if self.after is not None:
             time, task_id = self.after
             row = f"({alias}.{self.time}, {alias}.task_id)"
-            conditions += f" AND {row} < ({statement.bind(time)}, {statement.bind(task_id)})"
+            later = ">" if self.oldest_first else "<"
+            conditions += f" AND {row} {later} ({statement.bind(time)}, {statement.bind(task_id)})"
         return conditions
 
 

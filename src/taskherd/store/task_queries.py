@@ -65,7 +65,8 @@ class TaskRef:
 class TaskFilter:
     """The tasks to list, newest first: up to ``limit``, starting after the (time, id) ``after``.
 
-    They are sorted by their creation, or by their last change if ``by_change``.
+    They are sorted by their creation, or by their last change if ``by_change``: the oldest first if ``oldest_first``,
+    which is only for lists that ``task_index`` serves.
     """
 
     caller: UUID
@@ -76,6 +77,7 @@ class TaskFilter:
     created: Between = field(default_factory=Between)
     changed: Between = field(default_factory=Between)
     by_change: bool = False
+    oldest_first: bool = False
     ids: Sequence[UUID] | None = None
     """Only these tasks, all of which the caller may see."""
     after: tuple[datetime, UUID] | None = None
@@ -102,6 +104,7 @@ class TaskFilter:
             self.changed if self.by_change else self.created,
             self.after,
             None if self.ids is None else list(self.ids),
+            self.oldest_first,
         )
 
 
@@ -153,7 +156,7 @@ def _is_user(ref: TaskRef, statement: Statement) -> str:
 
 
 async def tasks(pool: Reader, criteria: TaskFilter) -> Sequence[Row]:
-    """Return tasks with the columns of their documents (``DOCUMENT``) and ``sorted_at``, newest first.
+    """Return tasks with the columns of their documents (``DOCUMENT``) and ``sorted_at``, in the order of ``criteria``.
 
     One task more than ``limit`` is returned if there are more.
     """
@@ -165,7 +168,9 @@ async def tasks(pool: Reader, criteria: TaskFilter) -> Sequence[Row]:
         selection = f"""
         SELECT s.*, page.sorted_at FROM ({indexed.select(statement)}) AS page
         CROSS JOIN LATERAL (SELECT * FROM tasks WHERE id = page.task_id LIMIT 1) AS s"""
-    text = f"SELECT {DOCUMENT}, t.sorted_at FROM ({selection}) AS t {JOINED} ORDER BY t.sorted_at DESC, t.id DESC"
+    direction = "ASC" if criteria.oldest_first else "DESC"
+    ordered = f"ORDER BY t.sorted_at {direction}, t.id {direction}"
+    text = f"SELECT {DOCUMENT}, t.sorted_at FROM ({selection}) AS t {JOINED} {ordered}"
     return await pool.fetch(text, *statement.values)
 
 

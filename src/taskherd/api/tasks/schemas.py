@@ -117,20 +117,26 @@ class TasksList(BaseModel):
 class Attention(BaseModel):
     """How many tasks need a person; a task may be in several of these.
 
-    ``waiting``: the agent has an open request; ``failed``: the status is error or the state is failed; ``lost``: the
-    agent is lost; ``stalled``: it works, but nothing came from it for long.
+    ``waiting``: the agent has an open request; ``idle``: it is healthy, has none, and waits for a message; ``failed``:
+    the status is error or the state is failed; ``lost``: the agent is lost; ``stalled``: it works, but nothing came
+    from it for long.
     """
 
     waiting: int
+    idle: int
     failed: int
     lost: int
     stalled: int
 
 
 class TaskTotals(BaseModel):
-    """Numbers of tasks, each of which is in one of each ``by_…``; the state ``none``: ``current_state`` is null."""
+    """Numbers of tasks, each of which is in one of each ``by_…``; the state ``none``: ``current_state`` is null.
+
+    ``working``: those whose agent is healthy and works; a lost one may have said last that it works.
+    """
 
     total: int
+    working: int
     by_status: dict[str, int]
     by_state: dict[str, int]
     by_health: dict[str, int]

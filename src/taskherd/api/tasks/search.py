@@ -44,7 +44,7 @@ _Q: Final = (
     " than seven days ago, exact to a minute, `label:<key>=<value>`. A word without a colon is an owner."
     " At most 4,096 characters."
 )
-_SORT: Final = ("created", "changed")
+_SORT: Final = ("created", "changed", "changed-asc")
 _RANGES: Final = ("created", "changed")
 TERMS: Final = (
     *("owner", "organization", "status", "state", "template", "pool", "health", "waiting", "stalled"),
@@ -73,7 +73,7 @@ _MAX_INSTANT: Final = 253_402_300_799_999_999
 
 def _sort(text: str) -> str:
     if text and text not in _SORT:
-        message = f"Expected {' or '.join(_SORT)}."
+        message = f"Expected {', '.join(_SORT[:-1])} or {_SORT[-1]}."
         raise ValueError(message)
     return text
 
@@ -129,8 +129,8 @@ class ListQuery(QueryModel):
     )
     sort: Annotated[str, TextParameter(_sort, {"type": "string", "enum": ["", *_SORT]})] = Field(
         "",
-        description="`created`: newest first; `changed`: the last changed first, exact to a minute. Default: `changed`"
-        " if `q` has that term, else `created`.",
+        description="`created`: newest first; `changed`: the last changed first, exact to a minute; `changed-asc`: the"
+        " one that has not changed for longest first. Default: `changed` if `q` has that term, else `created`.",
     )
 
     @property
@@ -178,7 +178,8 @@ async def task_filter(request: RequestContext, query: ListQuery | WatchQuery | T
         listed=listed(terms),
         created=between(terms, "created", timedelta(0)),
         changed=between(terms, "changed", INDEX_RESOLUTION),
-        by_change=page.sort == "changed" or (not page.sort and "changed" in terms),
+        by_change=page.sort.startswith("changed") or (not page.sort and "changed" in terms),
+        oldest_first=page.sort == "changed-asc",
         after=page.after,
     )
     _check_served(terms, selected)

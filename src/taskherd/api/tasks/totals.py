@@ -34,8 +34,10 @@ async def get(request: RequestContext) -> BufferedResponse:
 
 def totals_json(rows: Sequence[Row | Mapping[str, Any]]) -> dict[str, Any]:
     """Return the totals as JSON types, from the number of tasks for each combination of values."""
+    up = [row for row in rows if row["status"] == Status.ACTIVE and row["health"] == ListedHealth.HEALTHY]
     attention = {
         "waiting": sum(row["tasks"] for row in rows if row["waiting"]),
+        "idle": sum(row["tasks"] for row in up if row["state"] == AgentState.IDLE and not row["waiting"]),
         "failed": sum(
             row["tasks"] for row in rows if row["status"] == Status.ERROR or row["state"] == AgentState.FAILED
         ),
@@ -44,6 +46,7 @@ def totals_json(rows: Sequence[Row | Mapping[str, Any]]) -> dict[str, Any]:
     }
     return {
         "total": sum(row["tasks"] for row in rows),
+        "working": sum(row["tasks"] for row in up if row["state"] == AgentState.WORKING),
         "by_status": _by(rows, "status", Status),
         "by_state": _by(rows, "state", _STATES),
         "by_health": _by(rows, "health", ListedHealth),

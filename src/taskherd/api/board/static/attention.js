@@ -6,8 +6,15 @@ const EVERY = 30_000; // milliseconds between two looks
 const AT_LEAST = 2_000; // milliseconds between two looks that changes cause
 const ICON_AFTER = 200; // milliseconds: a page shows its content first
 const NAME = "taskherd";
+const BAD = /** @type {const} */ (["failed", "lost", "stalled"]);
+/** Where the browser keeps whose tasks Home shows: `mine` or `everyone`. */
+export const SCOPE_KEY = "taskherd-home-scope";
 
 let page = "";
+/** The terms of the tasks that are counted. */
+let terms = localStorage.getItem(SCOPE_KEY) === "everyone" ? "" : "owner:me";
+/** @type {{bad: number, attention: any} | null} */
+let seen = null; // how many tasks had ended badly lately when Home showed them, and the totals of then
 /** @type {AbortSignal | null} */
 let owner = null; // of the page that says itself what needs a person
 let needs = 0;
@@ -30,11 +37,43 @@ export function own(signal) {
   signal.addEventListener("abort", changed, { once: true });
 }
 
+/**
+ * Count the tasks of these terms from now on.
+ * @param {string} wanted
+ */
+export function count(wanted) {
+  if (wanted === terms) return;
+  terms = wanted;
+  seen = null;
+}
+
+/**
+ * Say what a page has found.
+ * @param {number} count how many things need a person
+ * @param {number} bad how many of them ended badly
+ * @param {any} totals null if they are not known
+ */
+export function set(count, bad, totals) {
+  if (totals) seen = { bad, attention: totals.attention };
+  showCount(count);
+}
+
 /** @param {number} count */
-export function set(count) {
+function showCount(count) {
   if (count === needs) return;
   needs = count;
   show();
+}
+
+/**
+ * How many things need a person by the totals: agents that wait, and what ended badly since Home has shown that.
+ * @param {any} totals
+ */
+function countBy({ attention }) {
+  seen ||= { bad: 0, attention };
+  const { bad, attention: then } = seen;
+  const since = BAD.reduce((sum, each) => sum + Math.max(0, attention[each] - then[each]), 0);
+  return attention.waiting + (attention.idle ?? 0) + bad + since;
 }
 
 /** Look soon: something changed. */
@@ -52,14 +91,20 @@ export function start() {
 export function stop() {
   clearTimeout(timer);
   timer = 0;
-  set(0);
+  seen = null;
+  showCount(0);
+}
+
+/** Whether a page that is seen says itself what needs a person; it rests while its tab is hidden. */
+function isSaid() {
+  return owner !== null && !owner.aborted && !document.hidden;
 }
 
 async function look() {
   lastLook = Date.now();
-  if (!owner || owner.aborted) {
-    const answer = await api.get("/task-totals");
-    if (answer.ok && (!owner || owner.aborted)) set(answer.value.attention.waiting);
+  if (!isSaid()) {
+    const answer = await api.get(`/task-totals${terms && `?q=${terms}`}`);
+    if (answer.ok && !isSaid()) showCount(countBy(answer.value));
   }
   if (timer) timer = setTimeout(look, EVERY);
 }

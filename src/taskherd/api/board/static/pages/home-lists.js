@@ -19,7 +19,7 @@ const LATELY = "changed:<1d"; // as long as Home shows what ended badly
 /** @type {Part} */
 export const ASKED = { section: "needs", path: `/requests?limit=${REQUESTS}`, q: "", most: (totals) => totals.attention.waiting };
 /** @type {Part} */
-export const IDLE = list("needs", "status:active state:idle", (totals) => totals.by_state.idle);
+export const IDLE = list("needs", "status:active state:idle waiting:false", (totals) => totals.attention.idle ?? totals.by_state.idle, "&sort=changed-asc");
 
 export const ENDED = "state:complete";
 
@@ -61,7 +61,7 @@ export function pathOf({ path, q }, terms) {
 
 /**
  * Return how many rows to keep room for, of what is not shown yet: of requests, the rest of what needs a person, and
- * the other sections. Agents that ask are mostly idle, and those that failed do not run.
+ * the other sections. Agents that failed do not run.
  * @param {Set<Part>} late
  * @param {any} totals null if they are not known
  * @param {{idle: number, bad: number}} known rows that were read and wait for others to be shown
@@ -72,7 +72,7 @@ export function room(late, totals, known) {
   const { waiting, failed, lost, stalled } = totals.attention;
   const left = new Set(late);
   if (left.delete(ASKED)) rows.asks = waiting;
-  const idle = left.delete(IDLE) ? totals.by_state.idle - waiting : 0;
+  const idle = left.delete(IDLE) ? IDLE.most(totals) : 0;
   const isBadLate = [...left].some(({ section }) => section === "needs");
   const bad = isBadLate ? Math.max(failed, totals.by_health.not_running) + lost + stalled : 0;
   rows.needs = Math.max(idle, known.idle) + Math.max(bad, known.bad);

@@ -10,9 +10,9 @@ import { html, nothing } from "../vendor/lit-html/lit-html.js";
 /** @typedef {{task: any, state: import("../state.js").Shown}} Listed */
 
 const NUMBERS = /** @type {const} */ ([
-  ["working", "working", "state:working", (/** @type {any} */ totals) => totals.by_state.working],
+  ["working", "working", "status:active state:working health:healthy", (/** @type {any} */ totals) => totals.working],
   ["waiting", "waiting for someone", "waiting:true", (/** @type {any} */ totals) => totals.attention.waiting],
-  ["idle", "idle", "state:idle", (/** @type {any} */ totals) => totals.by_state.idle],
+  ["idle", "idle", "status:active state:idle health:healthy waiting:false", (/** @type {any} */ totals) => totals.attention.idle],
   ["paused", "queued", "status:pending", (/** @type {any} */ totals) => totals.by_status.pending],
   ["failed", "failed", "failed:true", (/** @type {any} */ totals) => totals.attention.failed],
   ["lost", "lost", "health:lost", (/** @type {any} */ totals) => totals.by_health.lost],

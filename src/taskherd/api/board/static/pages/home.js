@@ -14,12 +14,12 @@ import { SteadyList, inUse, onLeave } from "../steady.js";
 import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
 
-const SCOPE_KEY = "taskherd-home-scope";
 const PER_LIST = 12; // rows
 const NEEDS_SHOWN = 12;
 const RECENT = 24 * 3600; // seconds after which a failure is history
 const MAX_KNOWN = 400;
 const TOTALS_EVERY = 2_000; // milliseconds between two reads of the totals
+const BAD = new Set(["failed", "lost", "stalled"]); // kinds of rows
 const TOGETHER = 100; // milliseconds that a list waits for the others before it is drawn
 
 /** @typedef {"mine" | "everyone"} Scope */
@@ -44,10 +44,12 @@ class Home {
     /** @type {any} */
     this.totals = null;
     /** @type {Scope} */
-    this.scope = localStorage.getItem(SCOPE_KEY) === "everyone" ? "everyone" : "mine";
+    this.scope = localStorage.getItem(attention.SCOPE_KEY) === "everyone" ? "everyone" : "mine";
     /** @type {Set<import("./home-lists.js").Part>} what is being read */
     this.late = new Set(PARTS);
     this.waiting = { idle: 0, bad: 0 }; // rows that were read and wait for those above them
+    /** @type {Set<import("./home-lists.js").Part>} of which there is more than was read */
+    this.more = new Set();
     this.loaded = false; // whether all lists are there
     this.hasDrawn = false;
     this.drawing = false;
@@ -55,6 +57,10 @@ class Home {
     /** @type {{message: string, detail?: string} | null} */
     this.failed = null;
     this.needs = new SteadyList();
+    this.running = new SteadyList();
+    this.ended = new SteadyList();
+    /** @type {Map<string, import("./home-rows.js").Listed>} rows of the other two, by the id of their tasks */
+    this.listed = new Map();
     this.feed = new AbortController();
     this.totalsTimer = 0;
     /** @type {Map<string, string>} what became of a row, by its id */
@@ -89,9 +95,9 @@ class Home {
   /** @param {Scope} scope */
   setScope(scope) {
     this.scope = scope;
-    localStorage.setItem(SCOPE_KEY, scope);
+    localStorage.setItem(attention.SCOPE_KEY, scope);
     api.dropBegun();
-    this.needs = new SteadyList();
+    for (const list of [this.needs, this.running, this.ended]) list.ids = [];
     this.connect();
     this.draw();
   }
@@ -104,8 +110,10 @@ class Home {
     this.feed.abort();
     this.feed = new AbortController();
     const { signal } = this.feed;
+    attention.count(this.terms);
     this.loaded = false;
     this.totals = null;
+    this.more.clear();
     this.late = new Set(PARTS);
     this.tasks.clear();
     this.requests.clear();
@@ -180,6 +188,7 @@ class Home {
       this.askAgain = !canShow || answer.status === 0;
       if (answer.ok && canShow) this.takeRequests(answer.value);
     } else if (answer.ok) answer.value.tasks.forEach((/** @type {any} */ task) => this.take(task));
+    if (answer.ok) this.more[answer.value.next ? "add" : "delete"](part);
     if (this.late.size) this.drawTimer ||= setTimeout(() => this.draw(), TOGETHER);
     else this.drawSoon();
     return answer;
@@ -190,7 +199,7 @@ class Home {
    * @param {AbortSignal} signal
    */
   async tryEveryone(signal) {
-    if (signal.aborted || this.scope !== "mine" || !this.totals || this.totals.total || localStorage.getItem(SCOPE_KEY)) return;
+    if (signal.aborted || this.scope !== "mine" || !this.totals || this.totals.total || localStorage.getItem(attention.SCOPE_KEY)) return;
     const all = await api.get("/task-totals", { signal });
     if (!all.ok || !all.value.total || signal.aborted) return;
     this.scope = "everyone";
@@ -287,18 +296,26 @@ class Home {
     this.drawTimer = 0;
     if (this.view.signal.aborted) return;
     const needing = this.needing();
-    const section = this.view.root.querySelector(".needs");
-    const held = inUse(section);
-    const ids = this.needs.update([...needing.keys()], held);
-    if (!held) this.done.clear();
-    if (this.loaded) attention.set(needing.size);
-    this.rows = held ? new Map([...(this.rows || []), ...needing]) : needing;
-    render(this.template(needing, ids), this.view.root);
-    const fresh = /** @type {HTMLElement | null} */ (this.view.root.querySelector(".needs"));
-    if (fresh && !fresh.dataset.watched) {
-      fresh.dataset.watched = "yes";
-      onLeave(fresh, () => this.draw());
+    const ids = this.needs.update([...needing.keys()], this.isHeld("needs", "running", "ended"));
+    if (!this.isHeld("needs")) this.done.clear();
+    if (this.loaded) {
+      const bad = [...needing.values()].filter(({ kind }) => BAD.has(kind)).length;
+      attention.set(needing.size + this.further().known, bad, this.totals);
     }
+    this.rows = this.isHeld("needs", "running", "ended") ? new Map([...(this.rows || []), ...needing]) : needing;
+    render(this.template(needing, ids), this.view.root);
+    for (const section of /** @type {NodeListOf<HTMLElement>} */ (this.view.root.querySelectorAll("section[aria-labelledby]"))) {
+      if (section.dataset.watched) continue;
+      section.dataset.watched = "yes";
+      onLeave(section, () => this.draw());
+    }
+  }
+
+  /** How many more need a person than were read: `known` of them, and whether there may be others. */
+  further() {
+    const others = new Set(this.more);
+    const known = others.delete(IDLE) && this.totals ? Math.max(0, IDLE.most(this.totals) - PER_LIST) : 0;
+    return { known, others: [...others].some(({ section }) => section === "needs") };
   }
 
   /**
@@ -306,10 +323,13 @@ class Home {
    * @param {string[]} ids
    */
   template(needing, ids) {
+    const further = this.further();
+    const total = needing.size + further.known;
+    const needs = `${count(total)}${further.others ? "+" : ""}`;
     const oldest = [...needing.values()].map((each) => each.since).filter(Boolean).sort()[0];
     const { running, ended } = this.lists();
     const late = this.room(ids.length, running.length, ended.length);
-    const heading = needing.size ? `${count(needing.size)} ${needing.size === 1 ? "needs" : "need"} you` : late.asks + late.needs ? "Needs you" : "Nothing needs you";
+    const heading = total ? `${needs} ${needs === "1" ? "needs" : "need"} you` : late.asks + late.needs ? "Needs you" : "Nothing needs you";
     const address = (/** @type {string} */ q) => `/tasks?q=${this.scopeTerm(q)}`;
     const shared = { address, owners: this.scope === "everyone" };
     const scope = (/** @type {Scope} */ value, /** @type {string} */ label) => html`<label>
@@ -319,18 +339,28 @@ class Home {
         <div class="head">
           <h1 id="needs">${heading}</h1>
           ${oldest ? html`<span class="faint">oldest <time-ago at=${oldest} form="age"></time-ago></span>` : late.asks + late.needs ? html`<span class="faint">reading…</span>` : nothing}
-          ${this.needs.heldBack ? html`<span class="faint" role="status">${plural(this.needs.heldBack, "more")} when you leave this list</span>` : nothing}
+          ${this.needs.heldBack ? html`<span class="faint" role="status">${count(this.needs.heldBack)} more when you leave this list</span>` : nothing}
           ${this.totals?.attention.failed ? html`<a class="link small" href=${address("failed:true changed:<1d")}>Failed today</a>` : nothing}
           <fieldset class="segments right"><legend class="unseen">Whose tasks</legend>${scope("mine", "Mine")}${scope("everyone", "Everyone’s")}</fieldset>
         </div>
         ${this.failed ? html`<p class="notice bad" role="alert">${api.explain(this.failed)}</p>` : nothing}
         ${ids.length || late.asks + late.needs ? html`<ul class="card rows" aria-busy=${late.asks + late.needs ? "true" : "false"}>
           ${repeat(ids.slice(0, NEEDS_SHOWN), (/** @type {string} */ id) => id, (/** @type {string} */ id) => this.need(id, needing.has(id)))}${rowsToCome(late.asks, "need tall", ids.length)}${rowsToCome(late.needs, "need", ids.length + late.asks)}</ul>` : this.calm(running.length)}
-        ${ids.length > NEEDS_SHOWN ? html`<p class="more"><a class="link" href=${address("state:idle")}>${plural(ids.length - NEEDS_SHOWN, "more")}</a></p>` : nothing}
+        ${total > NEEDS_SHOWN ? html`<p class="more"><a class="link" href=${address(this.restTerms(needing, ids))}>${count(total - NEEDS_SHOWN)}${further.others ? "+" : ""} more</a></p>` : nothing}
       </section>
       ${this.totals && this.totals.total ? totalsStrip(this.totals, address) : nothing}
       ${running.length || late.running ? taskList("running", "Running", running, late.running, shared, "status:active state:working") : nothing}
       ${ended.length || late.ended ? taskList("ended", "Ended lately", ended, late.ended, shared, ENDED, "&sort=changed") : nothing}`;
+  }
+
+  /**
+   * The search terms of what needs a person and is not shown, by the first of these.
+   * @param {Map<string, any>} needing
+   * @param {string[]} ids
+   */
+  restTerms(needing, ids) {
+    const kind = needing.get(ids[NEEDS_SHOWN] || "")?.kind || "idle";
+    return kind === "request" || kind === "waiting" ? "waiting:true" : BAD.has(kind) ? "failed:true changed:<1d" : IDLE.q;
   }
 
   /** @type {(needs: number, running: number, ended: number) => Record<string, number>} rows to keep free below those */
@@ -359,7 +389,10 @@ class Home {
   }
 
   lists() {
-    const running = [], ended = [];
+    /** @type {import("./home-rows.js").Listed[]} */
+    const running = [];
+    /** @type {import("./home-rows.js").Listed[]} */
+    const ended = [];
     for (const task of this.tasks.values()) {
       const state = describe(task);
       if (/^(working|starting|queued|interrupting|active)$/.test(state.word)) running.push({ task, state });
@@ -367,7 +400,20 @@ class Home {
     }
     running.sort((a, b) => compare(b.task.created_at, a.task.created_at));
     ended.sort((a, b) => compare(b.state.since, a.state.since));
-    return { running: running.slice(0, PER_LIST), ended: ended.slice(0, PER_LIST) };
+    const areHeld = { running: this.isHeld("running", "ended"), ended: this.isHeld("ended") };
+    if (!areHeld.running) this.listed.clear();
+    for (const row of [...running, ...ended]) this.listed.set(row.task.id, row);
+    const steady = (/** @type {SteadyList} */ list, /** @type {import("./home-rows.js").Listed[]} */ rows, /** @type {boolean} */ held) =>
+      list.update(rows.slice(0, PER_LIST).map(({ task }) => task.id), held).flatMap((id) => this.listed.get(id) || []);
+    return { running: steady(this.running, running, areHeld.running), ended: steady(this.ended, ended, areHeld.ended) };
+  }
+
+  /**
+   * Whether somebody uses one of these sections. What is above it must not grow either, or would push it down.
+   * @param {import("./home-lists.js").Section[]} sections
+   */
+  isHeld(...sections) {
+    return sections.some((each) => inUse(this.view.root.querySelector(`section[aria-labelledby=${each}]`)));
   }
 
   /**
