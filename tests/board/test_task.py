@@ -124,9 +124,10 @@ async def test_everything_can_be_done_with_the_keyboard(board: Board) -> None:
     await page.sees("Mind the tests", ".said.queued")
     await page.sees("Alice sent an input", ".timeline")
     await tab.press("Escape")
-    await tab.press("p")
+    await tab.press("e", "p")  # e does nothing: only the prompt of a paused task can be changed
     await tab.until("document.querySelector('dialog[open]')")
     await page.sees("Pause Only keys?", "dialog")
+    assert "Edit the prompt" not in await tab.evaluate("document.querySelector('.task-actions').textContent")
     await tab.press("Escape")
     await tab.until("!document.querySelector('dialog')")
     assert (await harness.get("keyboard"))["status"] == "active"

@@ -15,7 +15,7 @@ export const ACTIONS = [
   { name: "resume", label: "Resume", key: "r", may: (_task, explained) => Boolean(explained?.resume?.value), run: (context) => post(context, "resume", "Starting the agent…") },
   { name: "pause", label: "Pause", key: "p", may: (task) => /^(active|initializing|pending)$/.test(task.status), run: pause },
   { name: "like", label: "Start one like it", key: "c", may: () => true, run: async ({ task }) => router.go(api.likePath(task)), rare: true },
-  { name: "edit", label: "Edit the prompt…", key: "e", may: () => true, run: editPrompt, rare: true },
+  { name: "edit", label: "Edit the prompt…", key: "e", may: (task) => task.status === "paused", run: editPrompt, rare: true },
   { name: "delete", label: "Delete…", key: "#", may: () => true, run: remove, danger: true, rare: true },
 ];
 
@@ -47,7 +47,7 @@ async function pause(context) {
 
 /** @param {Context} context */
 async function editPrompt({ task, path, changed }) {
-  const content = "The agent gets it with the next start. Only the prompt of a paused task can be changed.";
+  const content = "The agent gets it with the next start.";
   const text = await ask({ title: "Edit the prompt", label: "Prompt", action: "Save", value: task.initial_prompt, content, rows: 10 });
   if (text === null || text === task.initial_prompt) return;
   const answer = await api.send("PATCH", `${path}/input`, { input: text });
