@@ -15,6 +15,7 @@ from tests.harness.worker import build_report, make_report
 pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time to start
 HOSTILE = "<img src=x onerror=alert(1)> <b>bold</b> `code` </script><script>alert(2)</script>"
 READY = "document.querySelector('.page.task[data-ready]')"
+PLACEHOLDER = "document.querySelector('.composer textarea').placeholder"
 MAX_KEPT = 600
 """As in ``static/task/log.js``."""
 
@@ -160,6 +161,36 @@ async def test_everything_can_be_done_with_the_keyboard(board: Board) -> None:
     await tab.until("location.pathname === '/tasks'")
     assert (await harness.alice.get("/tasks/me/keyboard")).status_code == 404
     assert tab.errors == []
+
+
+async def test_a_message_is_taken_only_where_an_agent_gets_it(board: Board) -> None:
+    """Steering is offered while the agent works; one that has ended gets nothing, and the text stays in the field."""
+    harness = board.harness
+    task = await harness.active(name="to-tell", display_name="To tell")
+    task_id = uuid.UUID(task["id"])
+    await status(board, task["id"], "working", "Listening")
+    page = await open_task(board, "to-tell")
+    await page.sees("steer now", ".composer-keys")
+    await status(board, task["id"], "complete", "Heard")
+    await page.tab.until("!document.querySelector('.composer-keys').innerText.includes('steer')")
+    assert await page.tab.evaluate(PLACEHOLDER) == "Say something to the agent…"
+    await harness.worker.report(make_report("agent.exit", task_id, why="exited", status=0, build_number=1))
+    await page.tab.until(f"{PLACEHOLDER} === 'Its agent has ended: resume the task to say something'")
+    await page.tab.press("m")
+    await page.tab.until("document.activeElement.name === 'input'")
+    await page.tab.insert("Once more")
+    await page.tab.press("Enter", ctrl=True)
+    await page.sees("Its agent has ended. Resume the task, then send this.", ".toast")
+    assert await page.tab.evaluate("document.activeElement.value") == "Once more"
+    assert (await harness.alice.get("/tasks/me/to-tell/explain")).json()["inbox"] == []
+    await page.click(".task-actions button", "Resume")
+    await harness.worker.make_active(task_id, 2)
+    await page.tab.until(f"{PLACEHOLDER} === 'Say something to the agent…'")
+    await page.click(".composer button", "Send")
+    await page.sees("Once more", ".said.queued")
+    await harness.worker.report(make_report("agent.exit", task_id, why="interrupted", build_number=2))
+    await page.tab.until(f"{PLACEHOLDER} === 'Its agent was interrupted: a message waits until the task is resumed'")
+    assert page.tab.errors == []
 
 
 async def test_two_people_see_what_the_other_does(board: Board) -> None:

@@ -200,7 +200,7 @@ class TaskPage {
     render(this.side(), part(".task-side"));
     const { status, current_state: state } = this.task;
     const working = status === "active" && state?.state === "working" && !this.task.agent_exit;
-    render(composer({ path: this.path, working, paused: status === "paused", sent: () => this.readSoon() }), part(".conversation-end"));
+    render(composer({ task: this.task, path: this.path, working, sent: () => this.readSoon() }), part(".conversation-end"));
     this.conversation.setTail(html`${inboxView(this.explained)}${this.asks()}${this.stopped(working)}`, this.task.template_display_name || "Agent");
   }
 

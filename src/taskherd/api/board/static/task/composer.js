@@ -2,12 +2,14 @@
 // What somebody says to the agent: sent when it is ready for it, or at once as a steer that interrupts it.
 import * as api from "../api.js";
 import { toast } from "../dialog.js";
+import { canResume, isLost } from "../state.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 
 /**
- * @param {{path: string, working: boolean, paused: boolean, sent: () => void}} options
+ * @param {{task: any, path: string, working: boolean, sent: () => void}} options
  */
-export function composer({ path, working, paused, sent }) {
+export function composer({ task, path, working, sent }) {
+  const { hint, refusal } = reach(task);
   const submit = async (/** @type {SubmitEvent} */ event) => {
     event.preventDefault();
     const form = /** @type {HTMLFormElement} */ (event.currentTarget);
@@ -15,6 +17,7 @@ export function composer({ path, working, paused, sent }) {
     const steer = /** @type {HTMLButtonElement | null} */ (event.submitter)?.value === "steer";
     const input = field.value;
     if (!input.trim()) return field.focus();
+    if (refusal) return toast(refusal, { bad: true }); // what was written stays for after the resume
     form.dataset.busy = "";
     const answer = await api.send("POST", `${path}/send`, { input, ...(steer ? { interrupt: true } : {}) });
     delete form.dataset.busy;
@@ -28,14 +31,34 @@ export function composer({ path, working, paused, sent }) {
   };
   return html`<form class="composer" @submit=${submit}>
     <textarea name="input" rows="1" aria-label="Message to the agent" autocomplete="off"
-      placeholder=${paused ? "The task is paused: a message waits until it is resumed" : "Say something to the agent…"}
+      placeholder=${hint}
       @input=${(/** @type {Event} */ event) => grow(/** @type {HTMLTextAreaElement} */ (event.currentTarget))}
       @keydown=${onKey}></textarea>
     <div class="composer-keys">
-      <span class="tiny faint wide"><kbd>⏎</kbd> send · <kbd>Ctrl</kbd> <kbd>⏎</kbd> steer now</span>
+      <span class="tiny faint wide"><kbd>⏎</kbd> send${working ? html` · <kbd>Ctrl</kbd> <kbd>⏎</kbd> steer now` : nothing}</span>
       ${working ? html`<button class="button small" value="steer" title="Interrupt the agent, then say this">Steer now</button>` : nothing}
       <button class="button go small" value="send">Send</button>
     </div></form>`;
+}
+
+/**
+ * What the empty field says, and why nothing is sent, if so: the API takes an input for an agent that has exited, but its runner
+ * refuses it. One for an agent that was interrupted waits for the next start, and a silent machine may come back.
+ * @param {any} task
+ * @returns {{hint: string, refusal: string}}
+ */
+function reach(task) {
+  if (task.status === "paused") {
+    return { hint: "The task is paused: resume it to say something", refusal: "The task is paused. Resume it, then send this." };
+  }
+  if (isLost(task)) return { hint: "Its machine is silent: a message may not arrive before a resume", refusal: "" };
+  if (task.status === "active" && task.agent_exit?.why === "interrupted") {
+    return { hint: "Its agent was interrupted: a message waits until the task is resumed", refusal: "" };
+  }
+  if (canResume(task)) {
+    return { hint: "Its agent has ended: resume the task to say something", refusal: "Its agent has ended. Resume the task, then send this." };
+  }
+  return { hint: "Say something to the agent…", refusal: "" };
 }
 
 /** @param {KeyboardEvent} event */
