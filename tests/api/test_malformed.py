@@ -59,6 +59,25 @@ async def test_unknown_paths_and_methods(api_harness: ApiHarness) -> None:
     assert (head.status_code, head.content) == (200, b"")
 
 
+async def test_a_browser_at_an_unknown_address_gets_a_page(api_harness: ApiHarness) -> None:
+    """Who reads HTML gets the document of the board, which says so; below ``/api`` and ``/assets`` nobody does."""
+    base, accepted = api_harness.base, {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8", "If-None-Match": "*"}
+    for path in ("/nonsense", "/tasks/alice", "/apis", "/new/x?prompt=y"):
+        response = await api_harness.anonymous.get(base + path, headers=accepted)
+        assert (response.status_code, response.headers["content-type"]) == (404, "text/html; charset=utf-8"), path
+        assert response.headers["Cache-Control"] == "no-store"
+        assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+        assert "<title>Not found · taskherd</title>" in response.text
+    for path in ("/api", "/api/v2/nothing", "/assets", "/assets/x"):
+        response = await api_harness.anonymous.get(base + path, headers=accepted)
+        assert (response.status_code, response.json()) == (404, NOT_FOUND), path
+    posted = await api_harness.anonymous.post(base + "/nonsense", headers=accepted)
+    assert (posted.status_code, posted.json()) == (404, NOT_FOUND)
+    for accept in ("*/*", "application/json"):
+        response = await api_harness.anonymous.get(base + "/nonsense", headers={"Accept": accept})
+        assert (response.status_code, response.json()) == (404, NOT_FOUND), accept
+
+
 async def test_no_header_names_the_server(api_harness: ApiHarness) -> None:
     """No response has the header by which clients compare versions, or one that names the software."""
     for path in ("/tasks", "/nothing"):

@@ -29,6 +29,17 @@ async def test_one_sign_in_is_enough_for_all_tabs_until_somebody_signs_out(board
     assert first.tab.errors == second.tab.errors == []
 
 
+async def test_an_unknown_address_leads_back(board: Board) -> None:
+    """The browser gets a page that says so, with links to the pages that there are."""
+    page = await board.open("/nonsense")
+    await page.sees("There is no such page")
+    assert await page.tab.evaluate("document.title") == "Not found · taskherd"
+    assert await page.violations() == []
+    await page.click("#main a", "Tasks")
+    await page.tab.until("location.pathname === '/tasks' && document.querySelector('.page.tasks')")
+    assert page.tab.errors == []
+
+
 CHURN = """(async () => {
     const vendor = new URL("vendor/lit-html/", document.querySelector("script[src$='/app.js']").src);
     const { html, render } = await import(new URL("lit-html.js", vendor));

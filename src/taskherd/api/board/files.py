@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import sha256
 from html import escape
@@ -108,6 +108,12 @@ class BoardFiles:
         if body is None:
             body = self._shells[key] = self._render_shell(title, page)
         return body.respond(headers, REVALIDATE)
+
+    def missing(self, headers: Mapping[str, str]) -> BufferedResponse:
+        """Return the document for an address that has no page, which its script then says. It is never a 304."""
+        encoding = headers.get("accept-encoding", "")
+        found = self.shell("Not found · taskherd", "router.js", {"accept-encoding": encoding})
+        return replace(found, status=404, headers={**found.headers, "Cache-Control": NOT_STORED})
 
     def _render_shell(self, title: str, page: str) -> Body:
         assets = f"/assets/{self.version}"

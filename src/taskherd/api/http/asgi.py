@@ -8,10 +8,12 @@ from functools import cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute, Router, WebSocketRoute
 from starlette.routing import Route as StarletteRoute
 
+from taskherd.api.board.files import board_files
 from taskherd.api.board.routes import ROUTES as BOARD
 from taskherd.api.http import openapi
 from taskherd.api.http.endpoint import HttpEndpoint
@@ -103,7 +105,7 @@ def _fixed_path_methods(own: Sequence[Route], routes: Sequence[Route]) -> list[s
 
 
 class _NotFound:
-    """The answer to every path that matches no route."""
+    """The answer to every path that matches no route: a page for people where pages are, JSON for all others."""
 
     def __init__(self, api: ApiContext) -> None:
         self._response = route_not_found().response
@@ -114,5 +116,13 @@ class _NotFound:
             await deny(receive, send, self._response)
             return
         self._requests.labels("none", "other", "404").inc()
-        await send({"type": "http.response.start", "status": 404, "headers": self._response.raw_headers()})
-        await send({"type": "http.response.body", "body": self._response.body})
+        headers = Headers(scope=scope)
+        response = board_files().missing(headers) if _is_for_people(scope, headers) else self._response
+        await send({"type": "http.response.start", "status": 404, "headers": response.raw_headers()})
+        await send({"type": "http.response.body", "body": response.body})
+
+
+def _is_for_people(scope: Scope, headers: Headers) -> bool:
+    """Return whether a browser opens an address outside the API and the board's files."""
+    area = scope["path"].split("/", 2)[1:2]
+    return scope["method"] == "GET" and area not in (["api"], ["assets"]) and "text/html" in headers.get("accept", "")

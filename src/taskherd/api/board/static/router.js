@@ -1,6 +1,7 @@
 // @ts-check
 // Which page an address shows. Links inside the board change the page without loading the document again.
 import { ROUTES } from "./routes.js";
+import { html, render } from "./vendor/lit-html/lit-html.js";
 
 /**
  * What a page gets when it is opened.
@@ -109,11 +110,9 @@ function notFound(root) {
   setTitle("Not found");
   const text = document.createElement("div");
   text.className = "page empty";
-  const heading = document.createElement("h1");
-  heading.textContent = "There is no such page";
-  const hint = document.createElement("p");
-  hint.textContent = "Go to the tasks, or press ? for what the keyboard can do.";
-  text.append(heading, hint);
+  text.dataset.ready = "";
+  render(html`<h1>There is no such page</h1>
+    <p><a class="button" href="/">Home</a> <a class="button" href="/tasks">Tasks</a></p>`, text);
   root.replaceChildren(text);
 }
 
