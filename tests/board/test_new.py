@@ -28,10 +28,27 @@ async def test_a_link_fills_the_form_and_starts_nothing(board: Board) -> None:
     again = await board.open("/new?from=alice/from-link")
     await again.sees("A link has filled this form")
     assert await again.tab.evaluate(PROMPT) == created["initial_prompt"]
+    await page.tab.until("document.querySelector('.page.task[data-ready]')")
+    await page.tab.press("c")
+    await page.tab.until(f"document.querySelector('#prompt') && {PROMPT}")
+    assert await page.tab.evaluate(PROMPT) == created["initial_prompt"]
+    assert "A link has filled" not in await page.text()  # it was not a link of somebody else
     missing = await board.open("/new?template=%3Cb%3Enone&prompt=Hello")
     await missing.sees("There is no template <b>none that you may use")
     assert await missing.tab.evaluate("document.querySelector('form button.go').disabled") is True
     assert page.tab.errors == again.tab.errors == missing.tab.errors == []
+
+
+async def test_a_link_to_a_task_that_is_gone_leaves_the_form_empty(board: Board) -> None:
+    """The form says that there is no such task, or that one may not see it, and can be used as without a link."""
+    page = await board.open("/new?from=alice/no-such")
+    await page.sees("There is no task alice/no-such any more, or you may not see it.")
+    assert "A link has filled" not in await page.text()
+    assert await page.tab.evaluate(PROMPT) == ""
+    await page.tab.until("document.activeElement.id === 'prompt'")
+    await page.tab.insert("By hand")
+    assert await page.tab.evaluate("document.querySelector('form button.go').disabled") is False
+    assert page.tab.errors == []
 
 
 async def test_problems_stand_beside_their_fields_and_nothing_is_lost(board: Board) -> None:

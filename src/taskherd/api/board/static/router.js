@@ -52,7 +52,7 @@ export function go(address, { replace = false } = {}) {
   const url = new URL(address, location.href);
   if (url.origin !== location.origin || !match(url.pathname)) return location.assign(url);
   history.replaceState({ ...history.state, scroll: scrollY }, "");
-  history[replace ? "replaceState" : "pushState"]({ scroll: 0 }, "", url);
+  history[replace ? "replaceState" : "pushState"]({ scroll: 0, inside: true }, "", url); // unlike the address of a link from elsewhere
   show();
 }
 

@@ -32,6 +32,8 @@ class NewTask {
     this.presets = [];
     this.loaded = false;
     this.isLink = false;
+    this.isForeign = false; // whether the link may be of somebody else
+    this.gone = ""; // why the task of the link is not there
     this.busy = false;
     this.key = api.newKey(); // repeating the same submission starts nothing twice
     /** @type {any} */
@@ -69,14 +71,15 @@ class NewTask {
       if (answer.ok) {
         const { template_name: template, initial_prompt: prompt, labels } = answer.value;
         Object.assign(this.fields, { template, prompt, labels: Object.entries(labels || {}).map((each) => each.join("=")).join("\n") });
-      }
-      this.isLink = true;
+        this.isLink = true;
+        this.isForeign = !history.state?.inside;
+      } else this.gone = answer.status === 404 ? `There is no task ${from.join("/")} any more, or you may not see it.` : api.explain(answer);
     }
     for (const name of /** @type {(keyof Fields)[]} */ (["template", "preset", "prompt", "display_name", "name"])) {
       const value = query.get(name);
       if (value === null) continue;
       this.fields[name] = value;
-      this.isLink = true;
+      this.isLink = this.isForeign = true;
     }
     const labels = query.getAll("label");
     if (labels.length) this.fields.labels = labels.join("\n");
@@ -187,7 +190,8 @@ class NewTask {
     const problem = (/** @type {string} */ name) => (problems[name] ? html`<span class="problem" id="problem-${name}">${problems[name]}</span>` : nothing);
     return html`<form class="new-task" novalidate @submit=${(/** @type {SubmitEvent} */ event) => this.submit(event)}>
       <h1>New task</h1>
-      ${this.isLink ? html`<p class="notice">A link has filled this form. Read it before you start the task.</p>` : nothing}
+      ${this.gone ? html`<p class="notice bad" role="alert">${this.gone}</p>` : nothing}
+      ${this.isForeign ? html`<p class="notice">A link has filled this form. Read it before you start the task.</p>` : nothing}
       ${this.missing ? html`<p class="notice bad" role="alert">There is no template <code>${this.missing}</code> that you may use. Choose another.</p>` : nothing}
       <label class="field"><span>Prompt</span>
         <textarea id="prompt" rows="9" placeholder="What is the agent to do, and how will you know that it is done?" .value=${live(fields.prompt)}
