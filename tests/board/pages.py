@@ -101,9 +101,11 @@ class Page:
         await self.tab.until(found)
         await self.tab.evaluate(f"{found}.click()")
 
-    async def point(self, selector: str) -> None:
-        """Move the pointer onto an element."""
+    async def point(self, selector: str, *, press: bool = False) -> None:
+        """Move the pointer onto an element, and press its button there if asked to."""
         place = "(({left, top, width, height}) => [left + width / 2, top + height / 2])"
         found = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
         x, y = await self.tab.evaluate(f"{place}({found})")
         await self.tab.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        for kind in ("mousePressed", "mouseReleased") if press else ():
+            await self.tab.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)

@@ -40,6 +40,39 @@ async def test_an_unknown_address_leads_back(board: Board) -> None:
     assert page.tab.errors == []
 
 
+OPEN_MENUS = "document.querySelectorAll('details.menu[open]').length"
+
+
+async def test_a_menu_closes_when_somebody_goes_on(board: Board) -> None:
+    """Escape, a click elsewhere, the focus elsewhere and a choice close each menu; Escape gives the focus back."""
+    task = await board.harness.create(display_name="With a menu")
+    page = await board.open(f"/tasks/alice/{task['name']}")
+    await page.sees("With a menu", "h1")
+    for summary in (".bar .menu summary", ".task-actions .menu summary"):
+        opens, title = f"{summary.removesuffix(' summary')}[open]", ".task-title h1"
+        for leave in ("Escape", "click", "Tab"):
+            await page.point(summary, press=True)
+            await page.tab.until(f"document.querySelector('{opens}')")
+            if leave == "click":
+                await page.point(title, press=True)
+            elif leave == "Escape":
+                await page.tab.press("Tab", "Escape")
+            while leave == "Tab" and await page.tab.evaluate(
+                f"document.querySelector('{opens}')?.matches(':focus-within')"
+            ):
+                await page.tab.press("Tab")
+            await page.tab.until(f"{OPEN_MENUS} === 0")
+            if leave == "Escape":
+                assert await page.tab.evaluate(f"document.activeElement.matches('{summary}')")
+    await page.click(".task-actions .menu summary")
+    await page.point(".bar .menu summary", press=True)
+    await page.tab.until("document.querySelector('.bar .menu[open]')")
+    assert await page.tab.evaluate(OPEN_MENUS) == 1
+    await page.click(".bar .menu button", "Keyboard")
+    await page.tab.until(f"document.querySelector('dialog') && {OPEN_MENUS} === 0")
+    assert page.tab.errors == []
+
+
 CHURN = """(async () => {
     const vendor = new URL("vendor/lit-html/", document.querySelector("script[src$='/app.js']").src);
     const { html, render } = await import(new URL("lit-html.js", vendor));

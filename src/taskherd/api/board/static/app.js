@@ -33,7 +33,7 @@ function frame() {
           <kbd aria-hidden="true">/</kbd>
         </form>
         <a class="button go new" href="/new"><span class="wide">New task</span><span class="narrow" aria-hidden="true">+</span></a>` : nothing}
-      <details class="menu" @focusout=${closeMenu}>
+      <details class="menu">
         <summary aria-label="Menu"><span class="avatar" aria-hidden="true">${username ? username[0].toUpperCase() : "☰"}</span></summary>
         <div class="menu-items">
           ${username ? html`<p class="soft">Signed in as <b>${username}</b></p>` : nothing}
@@ -46,12 +46,6 @@ function frame() {
       </details>
     </header>
     <div id="offline" class="offline" role="status" hidden>Not connected. Trying again…</div>`, top_);
-}
-
-/** @param {FocusEvent} event */
-function closeMenu(event) {
-  const menu = /** @type {HTMLDetailsElement} */ (event.currentTarget);
-  if (event.relatedTarget && !menu.contains(/** @type {Node} */ (event.relatedTarget))) menu.open = false;
 }
 
 /** @param {Event} event */
@@ -134,6 +128,31 @@ function focusFilter() {
   if (field) field.select();
   else router.go("/tasks");
 }
+
+/** @param {Event} event where somebody goes on: menus elsewhere have had their time */
+function closeMenus({ target }) {
+  for (const menu of openMenus()) if (!menu.contains(/** @type {Node} */ (target))) menu.open = false;
+}
+
+/** Those of the page, too. */
+function openMenus() {
+  return /** @type {NodeListOf<HTMLDetailsElement>} */ (document.querySelectorAll("details.menu[open]"));
+}
+
+document.addEventListener("pointerdown", closeMenus);
+document.addEventListener("focusin", closeMenus);
+document.addEventListener("click", ({ target }) => {
+  const chosen = /** @type {Element} */ (target).closest("details.menu .item");
+  if (chosen) /** @type {HTMLDetailsElement} */ (chosen.closest("details")).open = false;
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  for (const menu of openMenus()) {
+    event.preventDefault(); // the shortcuts of the page do not get it
+    menu.open = false;
+    menu.querySelector("summary")?.focus();
+  }
+}, { capture: true });
 
 session.onChange((change) => {
   if (change === "in") signedIn();

@@ -226,7 +226,7 @@ class TaskPage {
     return html`<div class="task-title"><h1>${title(this.task)}</h1>${badge(shown)}
         ${pull ? html`<a class="pill" href=${pull.href} rel="noopener noreferrer" target="_blank">${pull.text}<span class="unseen"> (opens in a new tab)</span></a>` : nothing}</div>
       <div class="task-actions">${may.filter((each) => !each.rare).map((each) => button(each))}
-        <details class="menu" @click=${closeAfterwards} @focusout=${closeOutside}><summary class="button" aria-label="More actions">⋯</summary><div class="menu-items">
+        <details class="menu"><summary class="button" aria-label="More actions">⋯</summary><div class="menu-items">
           ${may.filter((each) => each.rare).map((each) => html`<button class=${each.danger ? "item danger" : "item"} @click=${() => this.run(each)}>${each.label} <kbd>${each.key}</kbd></button>`)}
           <button class="item" @click=${() => showSource(this.source())}>Commands and raw JSON <kbd>y</kbd></button>
           <button class="item" @click=${() => showSource(this.logSource())}>The same of the conversation</button></div></details></div>
@@ -256,16 +256,4 @@ class TaskPage {
       ${part("Timeline", this.timeline.view(() => this.render()), { path: `${path}/events?newest=true`, cli: [`task events ${name}`] })}
       ${this.builds.builds.length ? part("Starts and stops", this.builds.view(), { path: `/workspaces/${this.task.id}/builds` }) : nothing}</details>`;
   }
-}
-
-/** @param {Event} event */
-function closeAfterwards(event) {
-  const menu = /** @type {HTMLDetailsElement} */ (event.currentTarget);
-  if (/** @type {Element} */ (event.target).closest(".item")) menu.open = false;
-}
-
-/** @param {FocusEvent} event */
-function closeOutside(event) {
-  const menu = /** @type {HTMLDetailsElement} */ (event.currentTarget);
-  if (event.relatedTarget && !menu.contains(/** @type {Node} */ (event.relatedTarget))) menu.open = false;
 }
