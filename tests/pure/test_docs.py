@@ -10,6 +10,7 @@ import pytest
 import typer
 import yaml
 
+from taskherd.api.board.routes import ROUTES as BOARD
 from taskherd.cli.main import app
 from taskherd.directory_file.example import EXAMPLE
 from taskherd.directory_file.parse import parse
@@ -149,6 +150,15 @@ def test_the_readme_example_uses_the_shipped_directory() -> None:
     ids = list(matches(r'(?m)^[A-Z]+ = "([0-9a-f-]{36})"', ROOT / "README.md"))
     assert ids
     assert all(f"id: {each}" in directory for each in ids)
+
+
+def test_the_paths_for_a_proxy_are_those_of_the_board() -> None:
+    """``docs/operations.md`` tells a proxy to pass what each path of the board begins with."""
+    operations = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    told = re.search(r"the proxy in front pass\s(.*?)\sas well\sas\s`/api`", operations, re.DOTALL)
+    assert told is not None
+    served = {"/" + each.path.split("/")[1].partition("{")[0] for each in BOARD}
+    assert set(re.findall(r"`([^`]+)`", told[1])) == served
 
 
 def test_the_tests_that_hold_the_trust_table_exist() -> None:
