@@ -193,6 +193,23 @@ async def test_a_message_is_taken_only_where_an_agent_gets_it(board: Board) -> N
     assert page.tab.errors == []
 
 
+async def test_the_exact_time_is_there_for_who_looks_closer(board: Board) -> None:
+    """Times get their title only when the pointer or the focus reaches them: formatting all of a page takes long."""
+    task = await board.harness.active(name="timed", display_name="On time")
+    await status(board, task["id"], "working", "Counting")
+    page = await open_task(board, "timed")
+    await page.tab.until("document.querySelector('.builds summary time-ago') && document.querySelector('.age')")
+    assert await page.tab.evaluate("document.querySelectorAll('time-ago[title]').length") == 0
+    exact = "(each) => /20[0-9]{2}/.test(document.querySelector(each + ' time-ago').title)"
+    await page.tab.resize(1280, 2_000)  # all of the page
+    await page.point(".task-title time-ago")
+    await page.tab.until(f"({exact})('.task-title')")
+    await page.tab.evaluate("document.querySelector('.builds summary').focus()")
+    await page.tab.until(f"({exact})('.builds')")
+    assert await page.tab.evaluate("document.querySelectorAll('time-ago[title]').length") == 2
+    assert page.tab.errors == []
+
+
 async def test_two_people_see_what_the_other_does(board: Board) -> None:
     """Who did what is told by name on both pages at once; a refusal says why, and a deleted task says so."""
     harness = board.harness

@@ -1,5 +1,6 @@
 // @ts-check
-// Numbers and times for people. `<time-ago at="…">` keeps itself up to date and shows the exact time on hover.
+// Numbers and times for people. `<time-ago at="…">` keeps itself up to date and has the exact time as its
+// title once the pointer or the focus is on it.
 import { now } from "./api.js";
 
 const MINUTE = 60, HOUR = 60 * MINUTE, DAY = 24 * HOUR;
@@ -160,7 +161,6 @@ class TimeAgo extends HTMLElement {
   connectedCallback() {
     shown.add(this);
     this.update();
-    this.onpointerenter = () => this.explain(); // the exact time takes longer to format than all else of a row
   }
 
   disconnectedCallback() {
@@ -180,6 +180,7 @@ class TimeAgo extends HTMLElement {
     if (this.title) this.explain();
   }
 
+  /** Not called before somebody looks closer: the exact time takes longer to format than all else of a row. */
   explain() {
     const at = this.getAttribute("at") || "";
     this.title = Number.isNaN(Date.parse(at)) ? "" : exact(at);
@@ -189,5 +190,10 @@ class TimeAgo extends HTMLElement {
 /** @type {Set<TimeAgo>} */
 const shown = new Set();
 setInterval(() => document.hidden || shown.forEach((each) => each.update()), TICK);
+document.addEventListener("pointerover", ({ target }) => target instanceof TimeAgo && target.explain());
+document.addEventListener("focusin", ({ target }) => {
+  const within = /** @type {NodeListOf<TimeAgo>} */ (/** @type {Element} */ (target).querySelectorAll("time-ago"));
+  within.forEach((each) => each.explain());
+});
 document.addEventListener("visibilitychange", () => shown.forEach((each) => each.update()));
 customElements.define("time-ago", TimeAgo);
