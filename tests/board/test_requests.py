@@ -218,6 +218,7 @@ async def test_a_reload_shows_what_is_still_open(board: Board) -> None:
     await approval(harness, task_id, title="Still there?")
     page = await open_task(board, "again")
     await page.sees("Still there?", ".agent-asks")
+    await page.sees("Its agent asked 1 question and waits for the answer.")
     await page.tab.call("Page.reload")
     await page.tab.until(f"{READY} && document.querySelector('.agent-asks')")
     assert (await harness.alice.post(f"/tasks/me/{task_id}/pause")).status_code == 202

@@ -1,7 +1,7 @@
 // @ts-check
 // Facts about a task, and why it is as it is.
 import "../format.js";
-import { compact, money } from "../format.js";
+import { compact, money, plural } from "../format.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 
 /** @param {any} task */
@@ -42,16 +42,18 @@ function context(used) {
 /**
  * Why the task is as it is, and what would change it, in the words of the API.
  * @param {any} explained
+ * @param {any} task
  */
-export function whyView(explained) {
+export function whyView(explained, task) {
   if (!explained) return nothing;
   const { status, current_state: state, health, agent_exit: exit, stalled_since: stalled } = explained;
   const reasons = new Map([[status.rule, status.because]]);
   if (exit.value) reasons.set(exit.rule, exit.because);
   if (stalled.value) reasons.set(stalled.rule, stalled.because);
-  if (state.value) reasons.set(state.rule, state.because);
+  if (state.value && !exit.value) reasons.set(state.rule, state.because); // of an agent that has ended, the end says more
   if (health.value && !health.value.healthy) reasons.set(health.rule, health.because);
-  return html`${[...new Set(reasons.values())].map((each) => html`<p>${each}</p>`)}
+  const asked = task.requests_open ? html`<p>Its agent asked ${plural(task.requests_open, "question")} and waits for ${task.requests_open === 1 ? "the answer" : "the answers"}.</p>` : nothing;
+  return html`${asked}${[...new Set(reasons.values())].map((each) => html`<p>${each}</p>`)}
     ${explained.restart_at ? html`<p>It is started again by itself <time-ago at=${explained.restart_at}></time-ago>.</p>` : nothing}
     ${explained.requests.length ? html`<p class="soft">No runner has answered yet: ${explained.requests.map((/** @type {any} */ each) => html`
       <span class="waiting-for"><code>${each.type}</code>${each.target_runner ? html` for ${each.target_runner}` : nothing}, asked ${each.attempt} ${each.attempt === 1 ? "time" : "times"} since <time-ago at=${each.created_at} form="clock"></time-ago></span>`)}</p>` : nothing}`;
