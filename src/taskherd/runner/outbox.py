@@ -4,6 +4,8 @@ It is not the worker's outbox of events, which is a table (``store.outbox``).
 
 Each report keeps its seq, so sending it again has no effect. A record on disk may carry a *checkpoint*: how far the
 follower had read when it made these reports, so that after a crash no output is reported again under a different id.
+
+The file is open only while reports wait: there is an outbox for each task on disk, and most of them are empty.
 """
 
 from __future__ import annotations
@@ -59,13 +61,13 @@ class Outbox:
         self._size = 0
         self._confirmed = 0
         self._written = 0
-        """Bytes appended to the file since it was opened or rewritten."""
+        """Bytes appended to the file since this outbox was made, or the file rewritten."""
         self._room = asyncio.Event()
         self._room.set()
         self._torn = False
         self._empty = asyncio.Event()
         self._empty.set()
-        self._discarding = False
+        self._takes_no_more = False
         self.checkpoint: Checkpoint = {}
         self.is_saved = True
         """Whether ``checkpoint`` is on disk."""
@@ -94,22 +96,28 @@ class Outbox:
         await self._empty.wait()
 
     def append(self, reports: Sequence[str], checkpoint: Checkpoint | None = None) -> None:
-        """Append JSON reports to be sent; if the disk is full they are kept only in memory until it has room again."""
+        """Append JSON reports to be sent; if the disk is full they are kept only in memory until it has room again.
+
+        After ``discard`` or ``close`` nothing is appended.
+        """
         self.checkpoint = checkpoint or self.checkpoint
-        if not self._discarding:
+        if not self._takes_no_more:
             is_written = self._write(reports, checkpoint)
             if checkpoint:
                 self.is_saved = is_written
             self._store(reports)
             if self._written > MAX_WRITTEN_BYTES:
                 self._rewrite()
+            if not self._waiting:
+                self._close_file()
 
     def discard(self) -> None:
         """Discard all pending reports and accept no more."""
-        self._discarding = True
+        self._takes_no_more = True
         self._waiting.clear()
         self._resize(-self._size)
         self._empty.set()
+        self._close_file()
 
     def peek(self, limit: int, size: int) -> list[bytes]:
         """Return the first reports: up to ``limit``, and up to ``size`` bytes unless the first alone is larger."""
@@ -122,8 +130,11 @@ class Outbox:
         return chosen
 
     def confirm(self, count: int) -> None:
-        """Remove the first ``count`` reports after the broker confirmed them."""
-        if self._discarding:
+        """Remove the first ``count`` reports after the broker confirmed them.
+
+        After ``discard`` or ``close`` nothing is removed.
+        """
+        if self._takes_no_more:
             return
         size = sum(len(self._waiting.popleft()) for _ in range(count))
         self._resize(-size)
@@ -132,14 +143,18 @@ class Outbox:
             self._empty.set()
         if self._confirmed > MAX_CONFIRMED_BYTES or (self._torn and not self._waiting):
             self._rewrite()
+        if not self._waiting:
+            self._close_file()
 
     def close(self) -> None:
-        """Close the file and release the budget."""
+        """Close the file, release the budget, and leave the file to the next outbox of the same path.
+
+        A confirm may still be on its way then, and would rewrite what the next one has written.
+        """
+        self._takes_no_more = True
         self._budget.add(-self._size)
         self._size = 0
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        self._close_file()
 
     def _store(self, reports: Sequence[str]) -> None:
         if reports:
@@ -172,6 +187,12 @@ class Outbox:
         self._torn |= not is_written
         return is_written
 
+    def _close_file(self) -> None:
+        """Close the file; what is appended next opens it again."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
     def _load(self) -> None:
         with suppress(OSError):
             content = self._path.read_bytes()
@@ -193,9 +214,7 @@ class Outbox:
             with open(descriptor, "w") as file:  # noqa: PTH123 - opened with its mode
                 file.write(record)
             temporary.replace(self._path)
-            if self._file is not None:
-                os.close(self._file)
-                self._file = None
+            self._close_file()
             self._confirmed = 0
             self._torn = False
             self.is_saved = True

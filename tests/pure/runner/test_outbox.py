@@ -68,3 +68,46 @@ async def test_an_outbox_is_full_at_its_own_limit_or_at_the_common_one(tmp_path:
     assert len(other) == 1
     outbox.confirm(1)
     await other.wait_room()
+
+
+def open_files(folder: Path) -> list[str]:
+    """Return the names of this process's open files in a folder."""
+    targets = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return sorted(target.name for target in targets if target.parent == folder)
+
+
+async def test_a_file_is_open_only_while_reports_wait(tmp_path: Path) -> None:
+    """A runner has as many outboxes as tasks, also paused ones; a checkpoint alone keeps no file open either."""
+    outbox = open_outbox(tmp_path / "outbox.jsonl")
+    outbox.append(["1", "2"])
+    outbox.confirm(1)
+    assert open_files(tmp_path) == ["outbox.jsonl"]
+    outbox.confirm(1)
+    assert open_files(tmp_path) == []
+    outbox.append([], {"offset": 1})
+    assert open_files(tmp_path) == []
+    outbox.append(["3"])
+    assert open_files(tmp_path) == ["outbox.jsonl"]
+    outbox.discard()
+    assert open_files(tmp_path) == []
+    again = open_outbox(tmp_path / "outbox.jsonl")
+    assert (again.peek(9, 99), again.checkpoint) == ([b"1", b"2", b"3"], {"offset": 1})
+
+
+async def test_a_closed_outbox_leaves_its_file_to_the_next_one(tmp_path: Path) -> None:
+    """A late confirm or report changes neither the file nor the budget: a supervisor may be restarted meanwhile."""
+    budget, path = Budget(10**9), tmp_path / "outbox.jsonl"
+    old = open_outbox(path, budget)
+    old.append(["a" * (MAX_CONFIRMED_BYTES + 1)])
+    old.close()
+    new = open_outbox(path, budget)
+    new.append(["b"])
+    content, used = path.read_bytes(), budget.used
+    old.confirm(1)
+    old.append(["c" * (MAX_WRITTEN_BYTES + 1)], {"offset": 1})
+    old.discard()
+    old.close()
+    assert (path.read_bytes(), budget.used) == (content, used)
+    assert open_outbox(path).peek(9, 10**6)[-1] == b"b"
+    assert open_files(tmp_path) == ["outbox.jsonl"]
+    new.close()
