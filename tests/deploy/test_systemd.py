@@ -64,3 +64,12 @@ def test_the_unit_sets_known_settings_and_a_sufficient_stop_timeout(unit: Path) 
             == Settings.model_fields["grace"].default
             < durations.parse(stop[1])
         )
+
+
+def test_the_units_allow_enough_open_files() -> None:
+    """Those of the API suffice for all its connections; agents keep a soft limit that suits select(2)."""
+    texts = {unit.stem: unit.read_text() for unit in UNITS}
+    limits = {stem: re.findall(r"(?m)^LimitNOFILE=(.*)$", text) for stem, text in texts.items()}
+    (api,) = limits["taskherd-api"]
+    assert int(api) > 2 * Settings.model_fields["api_connections"].default
+    assert limits["taskherd-runner"] == [f"1024:{api}"]

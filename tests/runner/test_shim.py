@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from taskherd import open_files
 from taskherd.errors import Unavailable
 from taskherd.runner.agents import output
 from taskherd.runner.workspaces import processes
@@ -165,3 +167,14 @@ async def test_a_shim_is_small(run: ShimRun) -> None:
     await run.start("import signal\nprint('up')\nsignal.pause()")
     await eventually(lambda: output.tail(run.folder.output, 100) == "up\n")
     assert own_memory(json.loads(run.folder.started.read_text())["pid"]) < 4.5 * 1024
+
+
+async def test_an_agent_keeps_the_limit_of_open_files_that_its_runner_was_started_with(
+    run: ShimRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runner's own, which it raises, would break a program that uses select(2)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    monkeypatch.setattr(open_files, "INHERITED", soft // 2)
+    handle = await run.start("import resource; print(*resource.getrlimit(resource.RLIMIT_NOFILE))")
+    await handle.wait()
+    assert output.read(run.folder.output, 0, 100).data == f"{soft // 2} {hard}\n".encode()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 import uvloop
 
-from taskherd import __version__
+from taskherd import __version__, open_files
 from taskherd.api.actions import progress
 from taskherd.api.actions.executor import ActionExecutor
 from taskherd.api.agents import requests
@@ -74,6 +74,7 @@ def main(settings: Settings) -> None:
     if missing:
         raise Misconfigured(missing[0], "must be set for the api")
     logs.configure(settings.log_level, settings.log_format, secrets=settings.secrets)
+    open_files.raise_limit()
     uvloop.run(ApiProcess(settings).run())
 
 

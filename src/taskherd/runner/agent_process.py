@@ -66,6 +66,8 @@ def _apply_limits(spec: Mapping[str, Any]) -> None:
         (Path(cgroup) / "cgroup.procs").write_text("0")
     if memory := spec["memory"]:
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(spec["open_files"], hard), hard))
     if cpu := spec["cpu"]:
         usable = sorted(os.sched_getaffinity(0))
         first = os.getpid() % len(usable)  # so that not all agents share the first cores

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 import uvloop
 
-from taskherd import __version__
+from taskherd import __version__, open_files
 from taskherd.broker import topology
 from taskherd.broker.command_client import CommandClient
 from taskherd.broker.connections import BrokerConnections
@@ -71,6 +71,7 @@ def main(settings: Settings) -> None:
     # Agents of the same user then cannot read this process's memory or environment, unless that user is root;
     # see proc(5) and ptrace(2).
     privileges.prctl(PR_SET_DUMPABLE, 0)
+    open_files.raise_limit()
     uvloop.run(RunnerProcess(settings).run())
 
 

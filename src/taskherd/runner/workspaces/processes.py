@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from taskherd import open_files
 from taskherd.domain.reports import ExitReason
 from taskherd.errors import Unavailable
 from taskherd.runner import process_table, shim
@@ -266,6 +267,7 @@ def _spec_record(spec: RunSpec) -> dict[str, Any]:
         "timeout": spec.timeout,
         "memory": spec.memory,
         "cpu": spec.cpu,
+        "open_files": open_files.INHERITED,
         "cgroup": str(spec.cgroup) if spec.cgroup else None,
         "stdin": str(spec.stdin) if spec.stdin else None,
         "segment_bytes": spec.segment_bytes or SEGMENT_BYTES,
