@@ -12,11 +12,11 @@ import pytest
 from taskherd.domain.reports import Health
 from taskherd.runner.agents.agentapi import (
     MAX_TURN,
-    REQUEST_TIMEOUT,
     UNREACHABLE_AFTER,
     AgentApiFollower,
     _spoken_lines,
 )
+from taskherd.runner.agents.agentapi_client import REQUEST_TIMEOUT
 from taskherd.runner.agents.context import DeliveryUnknown
 
 
@@ -60,7 +60,7 @@ async def test_an_attempt_is_recorded_when_the_agent_is_stable() -> None:
 
     def respond(request: httpx.Request) -> httpx.Response:
         events.append(f"posted {json.loads(request.content)['content']}")
-        return httpx.Response(200)
+        return httpx.Response(200, stream=httpx.ByteStream(b""))
 
     follower = follower_of(respond)
     delivery = asyncio.create_task(follower.deliver(" hello ", record_attempt))
@@ -81,7 +81,7 @@ async def test_a_post_that_did_not_connect_is_repeated(error: type[httpx.Request
         timeouts.append(request.extensions["timeout"])
         if len(timeouts) == 1:
             raise error("no connection", request=request)
-        return httpx.Response(200)
+        return httpx.Response(200, stream=httpx.ByteStream(b""))
 
     follower = follower_of(respond)
     follower._set_status("stable")

@@ -20,6 +20,7 @@ from taskherd.cli.diagnostics.trial import (
 )
 from taskherd.errors import Malformed, Misconfigured, Unavailable
 from taskherd.runner import template as templates
+from taskherd.runner.agents import agentapi_client
 from taskherd.runner.app import make_isolation
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ _SECRETS: Final = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
 """How the names of variables end that hold a secret."""
 _BROKEN: Final = frozenset({78, 126, 127})
 """Exit statuses of what cannot work at all: EX_CONFIG of sysexits.h, a shell's for no executable and no program."""
-_OK_STATUS: Final = 200
 
 
 async def check_template(
@@ -144,13 +144,14 @@ async def _probe(trial: Trial) -> list[Finding]:
 
 
 async def _probe_agentapi(trial: Trial) -> Finding:
-    async with httpx.AsyncClient(trust_env=False, timeout=POLL_INTERVAL * 10) as client:
+    assert trial.port is not None
+    async with agentapi_client.open_client(trial.port) as client:
         while True:
             trial.raise_if_ended()
             try:
-                response = await client.get(f"http://127.0.0.1:{trial.port}/status")
-                if response.status_code == _OK_STATUS:
-                    return ok("AgentAPI", f"it answers on its port: {response.text[:80]}")
+                answer = await agentapi_client.fetch_status(client)
+                if answer.is_success:
+                    return ok("AgentAPI", f"it answers on its port: {answer.text[:80]}")
             except httpx.HTTPError:
                 pass
             await asyncio.sleep(POLL_INTERVAL)

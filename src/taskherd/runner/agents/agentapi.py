@@ -18,6 +18,7 @@ import orjson
 from taskherd import retry, sse
 from taskherd.domain.reports import AgentState, Health, InterruptOutcome, Lifecycle, LogSource
 from taskherd.messages.fields import parse_instant
+from taskherd.runner.agents import agentapi_client
 from taskherd.runner.agents.context import (
     DeliveryUnknown,
     FollowerWithoutRequests,
@@ -40,14 +41,11 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from taskherd.domain.reports import LogEntry, Report
+    from taskherd.runner.agents.agentapi_client import Answer
     from taskherd.runner.agents.context import AgentContext, RecordAttempt
     from taskherd.runner.outbox import Checkpoint
     from taskherd.runner.workspaces.processes import ExitRecord
 
-REQUEST_TIMEOUT = 5.0
-"""Seconds within which AgentAPI must answer a status request, and connect a stream or post."""
-STREAM_TIMEOUT = 60.0
-"""Seconds without data after which the stream is reopened: a lost connection may look like a silent agent."""
 STABLE_TIMEOUT = 300.0
 """Seconds for which an input waits until the agent is stable."""
 ACCEPT_TIMEOUT = 120.0
@@ -88,8 +86,8 @@ class AgentApiFollower(FollowerWithoutRequests):
 
     def __init__(self, context: AgentContext, client: httpx.AsyncClient | None = None) -> None:
         self._context = context
-        base = f"http://127.0.0.1:{context.journal.port}"
-        self._client = client or httpx.AsyncClient(base_url=base, timeout=REQUEST_TIMEOUT, trust_env=False)
+        assert context.journal.port is not None
+        self._client = client or agentapi_client.open_client(context.journal.port)
         checkpoint = context.checkpoint
         self._state: str = checkpoint.get("state", "")
         self._errors: int = checkpoint.get("errors", 0)
@@ -110,7 +108,7 @@ class AgentApiFollower(FollowerWithoutRequests):
         self._highest_id = -1
         self._posted: tuple[str, int, asyncio.Event] | None = None
         """The text being posted, the highest message id before it, and the event to set when the message is echoed."""
-        self._posts: set[asyncio.Task[httpx.Response]] = set()
+        self._posts: set[asyncio.Task[Answer]] = set()
         self._has_begun = asyncio.Event()
         """Set once the agent was given its prompt, if there is one to post."""
         if not (context.run.post_prompt and context.prompt):
@@ -208,10 +206,7 @@ class AgentApiFollower(FollowerWithoutRequests):
     async def _stream(self) -> None:
         """Process events until the stream breaks. Raise ``httpx.HTTPError`` then."""
         parser = sse.Parser()
-        timeout = httpx.Timeout(REQUEST_TIMEOUT, read=STREAM_TIMEOUT)
-        headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
-        async with self._client.stream("GET", "/events", headers=headers, timeout=timeout) as response:
-            response.raise_for_status()
+        async with agentapi_client.open_events(self._client) as response:
             self._mark_reachable()
             async for chunk in response.aiter_raw():
                 for event in parser.feed(chunk):
@@ -219,11 +214,11 @@ class AgentApiFollower(FollowerWithoutRequests):
 
     async def _poll_status(self) -> None:
         """Request the status, because no stream reports it now."""
-        with suppress(httpx.HTTPError, ValueError, AttributeError):
-            response = await self._client.get("/status")
-            response.raise_for_status()
-            self._mark_reachable()
-            self._set_status(str(response.json().get("status")))
+        with suppress(httpx.HTTPError, ValueError, AttributeError, RecursionError):
+            answer = await agentapi_client.fetch_status(self._client)
+            if answer.is_success:
+                self._mark_reachable()
+                self._set_status(str(orjson.loads(answer.body).get("status")))
 
     def _mark_reachable(self) -> None:
         """Reset the count of failures, and report the app as healthy if it was unhealthy."""
@@ -253,7 +248,7 @@ class AgentApiFollower(FollowerWithoutRequests):
                     self._handle_error(str(fields["message"]), str(fields.get("level", "error")), fields.get("time"))
                 case _:
                     return  # a newer AgentAPI may send other types
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError):
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError, RecursionError):
             self._context.metrics.runner_agent_events_bad.inc()
             return
         if len(self._changed) >= MAX_MESSAGES or self._changed_size >= MAX_CHANGED_SIZE:
@@ -377,10 +372,9 @@ class AgentApiFollower(FollowerWithoutRequests):
         """
         while True:
             with suppress(httpx.HTTPError):
-                response = await self._client.post(
-                    "/message", json={"content": ESCAPE, "type": "raw"}, timeout=REACTION_TIMEOUT
-                )
-                if response.is_success:
+                message = {"content": ESCAPE, "type": "raw"}
+                answer = await agentapi_client.post(self._client, message, REACTION_TIMEOUT)
+                if answer.is_success:
                     return
             await asyncio.sleep(_QUIET_POLL_INTERVAL)
 
@@ -405,10 +399,8 @@ class AgentApiFollower(FollowerWithoutRequests):
         """Post a message and return False if the agent is busy, else True. Raise the same errors as ``deliver``."""
         echoed = asyncio.Event()
         self._posted = (text, self._highest_id, echoed)
-        timeout = httpx.Timeout(
-            REQUEST_TIMEOUT, read=MAX_TURN
-        )  # with the transport ``acp`` the response comes after the turn
-        request = self._client.post("/message", json={"content": text, "type": "user"}, timeout=timeout)
+        message = {"content": text, "type": "user"}
+        request = agentapi_client.post(self._client, message, MAX_TURN)  # with ``acp`` the answer comes after the turn
         post = asyncio.create_task(request)
         self._posts.add(post)
         post.add_done_callback(self._posts.discard)
@@ -427,7 +419,7 @@ class AgentApiFollower(FollowerWithoutRequests):
         return _is_accepted(post)
 
 
-async def _wait_either(post: asyncio.Task[httpx.Response], echoed: asyncio.Event, seconds: float) -> None:
+async def _wait_either(post: asyncio.Task[Answer], echoed: asyncio.Event, seconds: float) -> None:
     """Wait until the response arrives, the message is echoed, or the time is over."""
     echo_wait = asyncio.create_task(echoed.wait())
     try:
@@ -436,30 +428,30 @@ async def _wait_either(post: asyncio.Task[httpx.Response], echoed: asyncio.Event
         echo_wait.cancel()
 
 
-def _is_accepted(post: asyncio.Task[httpx.Response]) -> bool:
+def _is_accepted(post: asyncio.Task[Answer]) -> bool:
     """Return False if the response says that the agent is busy, else True. Raise the same errors as ``deliver``."""
     try:
-        response = post.result()
+        answer = post.result()
     except (httpx.ConnectError, httpx.ConnectTimeout):
         return False
     except httpx.HTTPError as error:
         raise DeliveryUnknown(
             f"It is unknown whether the agent received the input: the connection broke ({type(error).__name__})."
         ) from error
-    if response.is_success:
+    if answer.is_success:
         return True
-    if BUSY in response.text:
+    if BUSY in answer.text:
         return False
-    if response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR and "must" not in response.text:
-        raise DeliveryUnknown(f"It is unknown whether the agent received the input: {_describe(response)}")
-    raise NotDelivered(f"The agent rejected the input: {_describe(response)}")
+    if answer.status >= httpx.codes.INTERNAL_SERVER_ERROR and "must" not in answer.text:
+        raise DeliveryUnknown(f"It is unknown whether the agent received the input: {_describe(answer)}")
+    raise NotDelivered(f"The agent rejected the input: {_describe(answer)}")
 
 
-def _describe(response: httpx.Response) -> str:
-    return f"AgentAPI responded with {response.status_code} {response.text[:200]}"
+def _describe(answer: Answer) -> str:
+    return f"AgentAPI responded with {answer.status} {answer.text[:200]}"
 
 
-def _retrieve(post: asyncio.Task[httpx.Response]) -> None:
+def _retrieve(post: asyncio.Task[Answer]) -> None:
     """Retrieve the outcome of a post that is not awaited any more, or asyncio warns that it was never retrieved."""
     if not post.cancelled():
         post.exception()

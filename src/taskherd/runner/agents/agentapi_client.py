@@ -1,0 +1,108 @@
+"""Requests to the AgentAPI of an agent, which is not trusted: it answers with what, how much and as long as it likes.
+
+No answer is decompressed, each is read up to a limit, and cookies are not kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import TYPE_CHECKING, Any, Final
+
+import httpx
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+REQUEST_TIMEOUT: Final = 5.0
+"""Seconds within which AgentAPI must give the whole answer to a status request, and connect a stream or post."""
+STREAM_TIMEOUT: Final = 60.0
+"""Seconds without data after which the stream is reopened: a lost connection may look like a silent agent."""
+MAX_ANSWER_BYTES: Final = 64 * 1024
+"""Maximum size of an answer that is no stream; AgentAPI's have a few hundred bytes."""
+_UNENCODED: Final[Mapping[str, str]] = {"Accept-Encoding": "identity"}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The status and body of an answer."""
+
+    status: int
+    body: bytes
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the request was carried out."""
+        return httpx.codes.is_success(self.status)
+
+    @property
+    def text(self) -> str:
+        """The body as text, also if it is not valid UTF-8."""
+        return self.body.decode(errors="replace")
+
+
+def open_client(port: int) -> httpx.AsyncClient:
+    """Return a client of the AgentAPI on this port of this machine."""
+    cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
+    base = f"http://127.0.0.1:{port}"
+    return httpx.AsyncClient(base_url=base, timeout=REQUEST_TIMEOUT, trust_env=False, cookies=cookies)
+
+
+async def fetch_status(client: httpx.AsyncClient) -> Answer:
+    """Request the status of the agent.
+
+    Raises:
+        httpx.HTTPError: it was not answered within ``REQUEST_TIMEOUT``, or not as ``post`` demands it.
+    """
+    try:
+        async with asyncio.timeout(REQUEST_TIMEOUT):
+            return await _request(client, "GET", "/status", timeout=REQUEST_TIMEOUT)
+    except TimeoutError as error:
+        raise httpx.ReadTimeout(f"no answer within {REQUEST_TIMEOUT:g} s") from error
+
+
+async def post(client: httpx.AsyncClient, message: Mapping[str, str], read_timeout: float) -> Answer:
+    """Post a message, and wait for each part of the answer at most ``read_timeout`` seconds.
+
+    Raises:
+        httpx.HTTPError: there was no answer, or one that is encoded or larger than ``MAX_ANSWER_BYTES``.
+    """
+    timeout = httpx.Timeout(REQUEST_TIMEOUT, read=read_timeout)
+    return await _request(client, "POST", "/message", json=message, timeout=timeout)
+
+
+@asynccontextmanager
+async def open_events(client: httpx.AsyncClient) -> AsyncIterator[httpx.Response]:
+    """Open the stream of events, and yield the response for ``aiter_raw``.
+
+    Raises:
+        httpx.HTTPError: it could not be opened, is encoded, or broke.
+    """
+    headers = {"Accept": "text/event-stream"}
+    timeout = httpx.Timeout(REQUEST_TIMEOUT, read=STREAM_TIMEOUT)
+    async with _open(client, "GET", "/events", headers=headers, timeout=timeout) as response:
+        response.raise_for_status()
+        yield response
+
+
+async def _request(client: httpx.AsyncClient, method: str, path: str, **options: Any) -> Answer:
+    async with _open(client, method, path, **options) as response:
+        body = bytearray()
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > MAX_ANSWER_BYTES:
+                raise httpx.RemoteProtocolError(f"an answer has more than {MAX_ANSWER_BYTES} bytes")
+        return Answer(response.status_code, bytes(body))
+
+
+@asynccontextmanager
+async def _open(
+    client: httpx.AsyncClient, method: str, path: str, *, headers: Mapping[str, str] | None = None, **options: Any
+) -> AsyncIterator[httpx.Response]:
+    """Send a request and return the response without its body, which is not encoded."""
+    async with client.stream(method, path, headers={**_UNENCODED, **(headers or {})}, **options) as response:
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise httpx.RemoteProtocolError("an answer is encoded, although that was not accepted")
+        yield response
