@@ -203,7 +203,7 @@ class TaskSupervisor:
                         assert_never(item)
             if self._journal.build_number:
                 await self._outbox.wait_empty()
-                await asyncio.to_thread(self._folder.remove)
+                await self._remove_folder()
                 self._context.isolation.release_user(self.task_id)
                 for pending in self.take_pending():  # requests after the delete cannot be executed
                     pending.on_accepted()
@@ -214,6 +214,13 @@ class TaskSupervisor:
             await self._workspace.detach()
             self._context.drop_outbox(self._outbox)
             self._outbox.close()
+
+    async def _remove_folder(self) -> None:
+        """Remove what a delete has left, among it the journal; if that fails, the next runner tries it again."""
+        try:
+            await asyncio.to_thread(self._folder.remove)
+        except OSError as error:
+            log.warning("cannot remove the folder of a deleted task", task_id=str(self.task_id), reason=str(error))
 
     async def _recover(self) -> None:
         """Finish what an earlier runner began, after its agent was adopted."""

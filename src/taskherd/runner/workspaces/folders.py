@@ -31,13 +31,16 @@ created, given away and removed relative to open folders, without following link
 
 from __future__ import annotations
 
+import errno
 import os
-import shutil
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
+
+from taskherd.runner.workspaces import removal
+from taskherd.runner.workspaces.removal import open_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,8 @@ class RunFolder:
 
     def remove(self) -> None:
         """Remove the folder, as far as that is possible."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        with suppress(OSError):
+            removal.remove(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +191,7 @@ class TaskFolder:
 
         Raise ``OSError`` if that fails.
         """
-        _remove(self.tmp)
+        removal.remove(self.tmp)
         for folder in (self.home, self.tmp):
             folder.mkdir(mode=0o700, exist_ok=True)
         if uid is not None:
@@ -204,7 +208,7 @@ class TaskFolder:
         """
         if relative.startswith("/"):
             return
-        parent = _open_folder(self.work)
+        parent = open_folder(self.work)
         try:
             for name in Path(relative).parts:
                 if name == "..":
@@ -214,7 +218,7 @@ class TaskFolder:
                     if uid is not None:
                         os.chown(name, uid, uid, dir_fd=parent, follow_symlinks=False)
                 try:
-                    child = _open_folder(name, parent)
+                    child = open_folder(name, parent)
                 except OSError:
                     return
                 os.close(parent)
@@ -240,36 +244,31 @@ class TaskFolder:
 
     def remove_work(self) -> None:
         """Remove the agent's files and the runs. Raise ``OSError`` if a file cannot be removed."""
-        for folder in (self.work, self.home, self.tmp):
-            _remove(folder)
-        self.prompt.unlink(missing_ok=True)
+        with suppress(FileNotFoundError), os.scandir(self.path) as entries:
+            for entry in entries:  # an agent that runs as the runner's user may have added some
+                if entry.name != self.state.name:
+                    removal.remove(Path(entry))
         self.remove_runs()
 
     def remove(self) -> None:
         """Remove the whole folder. Raise ``OSError`` if a file cannot be removed."""
-        if self.path.exists():
-            shutil.rmtree(self.path)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder with its content, if it exists, without following links. Raise ``OSError`` if that fails."""
-    assert shutil.rmtree.avoids_symlink_attacks
-    if os.path.lexists(folder):
-        shutil.rmtree(folder)
+        removal.remove(self.path)
 
 
 def _give(folder: Path, uid: int) -> None:
-    """Give a folder and what is in it to a user; not files with other names, which may be outside of the folder."""
-    for _, folders, files, descriptor in os.fwalk(folder, follow_symlinks=False):
-        for name in (*folders, *files):
-            status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-            if stat.S_ISDIR(status.st_mode) or status.st_nlink == 1:
-                os.chown(name, uid, uid, dir_fd=descriptor, follow_symlinks=False)
+    """Give a folder and what is in it to a user; not files with other names, which may be outside of the folder.
+
+    Raise ``OSError`` if that fails.
+    """
+    try:
+        for _, folders, files, descriptor in os.fwalk(folder, follow_symlinks=False):
+            for name in (*folders, *files):
+                status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode) or status.st_nlink == 1:
+                    os.chown(name, uid, uid, dir_fd=descriptor, follow_symlinks=False)
+    except RecursionError as error:  # before Python 3.12, which instead has too many open files
+        raise OSError(errno.EMFILE, "its folders have too many levels", str(folder)) from error
     os.chown(folder, uid, uid, follow_symlinks=False)
-
-
-def _open_folder(path: Path | str, parent: int | None = None) -> int:
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
 
 
 def list_tasks(root: Path) -> list[TaskFolder]:

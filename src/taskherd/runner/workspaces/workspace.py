@@ -246,7 +246,7 @@ class TaskWorkspace:
         session = self._journal.stream_session
         plan = plan_launch(run, given=given, finished=self._has_finished(), has_session=session is not None)
         self._journal.gives_prompt = plan.gives_prompt
-        self._folder.remove_runs()
+        await asyncio.to_thread(self._folder.remove_runs)
         run = run.model_copy(update={"command": plan.command})
         launched = request if plan.gives_prompt else request.model_copy(update={"prompt": ""})
         self._folder.write_prompt(launched.prompt, uid)

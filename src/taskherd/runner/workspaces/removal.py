@@ -1,0 +1,116 @@
+"""Remove a folder that an agent may have made as deep and as large as it liked, and may still write to.
+
+``shutil.rmtree`` and ``rm`` need memory for each level, the former also an open file: 3,000 levels of long names took
+1.1 GiB. Here the levels below ``MAX_DEPTH`` are moved up into the folder itself, a few at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import time
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+TIMEOUT: Final = 600.0
+"""Seconds after which a removal is given up: an agent's process that could not be killed may add files all the time."""
+MAX_DEPTH: Final = 32
+"""Maximum number of levels that are open at a time. Most folders have fewer, and nothing in them is moved."""
+_NOT_EMPTY: Final = frozenset({errno.ENOTEMPTY, errno.EEXIST})
+
+
+def remove(path: Path, seconds: float = TIMEOUT) -> None:
+    """Remove a folder with its content, or what else has its name, if anything has; no link is followed.
+
+    Raises:
+        TimeoutError: something is still in it after ``seconds``; another call goes on.
+        OSError: something in it cannot be removed.
+    """
+    deadline = time.monotonic() + seconds
+    with suppress(FileNotFoundError):
+        try:
+            top = open_folder(path)
+        except NotADirectoryError:
+            path.unlink()
+            return
+        try:
+            removal = _Removal(top, deadline, f"{path} still has files after {seconds:g} s")
+            while not _is_removed(path):
+                removal.empty(top, 1)
+                removal.raise_if_late()
+        finally:
+            os.close(top)
+
+
+def open_folder(path: Path | str, parent: int | None = None) -> int:
+    """Return a descriptor of a folder, relative to that of its parent. Raise ``NotADirectoryError`` for a link."""
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+
+
+class _Removal:
+    """The removal of what is in the open folder ``top``."""
+
+    def __init__(self, top: int, deadline: float, late: str) -> None:
+        self._top = top
+        self._deadline = deadline
+        self._late = late
+        self._device = os.fstat(top).st_dev
+        prefix = secrets.token_hex(8)  # so that the agent has nothing of this name
+        self._names = (f"{prefix}-{number}" for number in count())
+
+    def empty(self, folder: int, depth: int) -> None:
+        """Remove what is in a folder at this depth; what is too deep is then in ``top``."""
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                self.raise_if_late()
+                if _is_removed_from(folder, entry):
+                    continue
+                with suppress(FileNotFoundError, NotADirectoryError):  # the agent has changed it meanwhile
+                    if depth == MAX_DEPTH:
+                        os.rename(entry.name, next(self._names), src_dir_fd=folder, dst_dir_fd=self._top)
+                    else:
+                        self._empty_child(folder, entry.name, depth)
+
+    def raise_if_late(self) -> None:
+        """Raise ``TimeoutError`` after the deadline."""
+        if time.monotonic() > self._deadline:
+            raise TimeoutError(self._late)
+
+    def _empty_child(self, folder: int, name: str, depth: int) -> None:
+        child = open_folder(name, folder)
+        try:
+            if os.fstat(child).st_dev != self._device:
+                raise OSError(errno.EXDEV, "another file system is mounted there", name)
+            self.empty(child, depth + 1)
+        finally:
+            os.close(child)
+        _rmdir(name, folder)
+
+
+def _is_removed(path: Path) -> bool:
+    return _rmdir(path, None)
+
+
+def _is_removed_from(folder: int, entry: os.DirEntry[str]) -> bool:
+    """Remove a file, link or empty folder. Return False for a folder with content."""
+    try:
+        if entry.is_dir(follow_symlinks=False):
+            return _rmdir(entry.name, folder)
+        os.unlink(entry.name, dir_fd=folder)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        pass  # the agent has changed it meanwhile: if it is still there, it is found again
+    return True
+
+
+def _rmdir(name: Path | str, parent: int | None) -> bool:
+    """Remove an empty folder. Return False if it has content."""
+    try:
+        os.rmdir(name, dir_fd=parent)
+    except OSError as error:
+        if error.errno in _NOT_EMPTY:
+            return False
+        raise
+    return True

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import UUID
+
+import pytest
+
+from taskherd.runner.supervisor import TaskSupervisor
+from taskherd.runner.workspaces import folders, removal
+from taskherd.runner.workspaces.folders import TaskFolder
+
+NAME = "d" * 250
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from taskherd.runner.workspaces import removal
+resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+removal.remove(Path(sys.argv[1]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def make_deep(path: Path, levels: int) -> None:
+    """Make a folder with that many levels of folders, each with a file; no path leads to the last ones."""
+    path.mkdir()
+    folder = removal.open_folder(path)
+    for _ in range(levels):
+        os.close(os.open("file", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder))
+        os.mkdir(NAME, dir_fd=folder)
+        child = removal.open_folder(NAME, folder)
+        os.close(folder)
+        folder = child
+    os.close(folder)
+
+
+def test_a_folder_of_any_depth_is_removed_with_few_files_and_little_memory(tmp_path: Path) -> None:
+    """An agent makes such a folder in a second, and the runner is that of all tenants."""
+    make_deep(tmp_path / "deep", 3_000)
+    command = [sys.executable, "-c", LIMITED, str(tmp_path / "deep")]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert run.stderr == ""
+    assert int(run.stdout) < 8 * 1024  # KiB
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wide_folder_is_removed_whose_folders_have_the_same_names(tmp_path: Path) -> None:
+    """What is moved up gets names of its own."""
+    top = tmp_path / "top"
+    top.mkdir()
+    for number in range(5):
+        make_deep(top / str(number), removal.MAX_DEPTH * 2)
+    removal.remove(top)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_link_is_followed(tmp_path: Path) -> None:
+    """Neither one in the folder, at any depth, nor one in its place."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    inside = tmp_path / "top" / "/".join("a" * (removal.MAX_DEPTH + 2))
+    inside.mkdir(parents=True)
+    for folder in (inside, tmp_path / "top"):
+        (folder / "link").symlink_to(outside)
+    removal.remove(tmp_path / "top")
+    (tmp_path / "top").symlink_to(outside)
+    removal.remove(tmp_path / "top")
+    removal.remove(tmp_path / "nothing")
+    assert [path.name for path in tmp_path.iterdir()] == ["outside"]
+    assert [path.name for path in outside.iterdir()] == ["kept"]
+
+
+def test_a_removal_that_takes_too_long_is_given_up_and_can_go_on(tmp_path: Path) -> None:
+    """A process that could not be killed may add files all the time."""
+    make_deep(tmp_path / "top", 3)
+    with pytest.raises(TimeoutError, match=r"/top still has files after 0 s"):
+        removal.remove(tmp_path / "top", 0)
+    removal.remove(tmp_path / "top")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_deleted_task_leaves_nothing_that_its_agent_has_put_beside_its_folders(tmp_path: Path) -> None:
+    """An agent that runs as the runner's user may; only what the runner still needs is left."""
+    folder = TaskFolder(tmp_path, UUID(int=1))
+    folder.create()
+    folder.journal.write_text("{}")
+    folder.run(1).path.mkdir()
+    make_deep(folder.path / "beside", 100)
+    make_deep(folder.run(1).path / "inside", 100)
+    (folder.path / "file").touch()
+    folder.remove_work()
+    assert [path.name for path in folder.path.iterdir()] == ["state"]
+    assert list(folder.state.iterdir()) == [folder.journal]
+    folder.remove()
+    folder.remove_work()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_are_too_deep_to_be_given_to_a_user_are_an_error_with_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which one depends on Python's version; a start fails with it, and its supervisor goes on."""
+    monkeypatch.setattr(os, "chown", lambda *_, **__: None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    make_deep(tmp_path / "work", 2_000)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1_024, hard))
+    try:
+        with pytest.raises(OSError, match=r"Too many open files|too many levels"):
+            folders._give(tmp_path / "work", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    removal.remove(tmp_path / "work")
+
+
+async def test_a_supervisor_ends_well_although_the_rest_of_its_folder_cannot_be_removed() -> None:
+    """The task was deleted; as the journal says so, an error would come again with each restart of the supervisor."""
+    attempts = []
+
+    def remove() -> None:
+        attempts.append(1)
+        raise PermissionError
+
+    supervisor = SimpleNamespace(_folder=SimpleNamespace(remove=remove), task_id=UUID(int=2))
+    await TaskSupervisor._remove_folder(cast("Any", supervisor))
+    assert attempts == [1]
