@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from taskherd.messages.limits import MAX_TOKENS
-from taskherd.runner.agents.event_stream.codex import CodexStream
+from taskherd.messages.limits import MAX_TITLE_CHARACTERS, MAX_TOKENS
+from taskherd.runner.agents.event_stream.codex import MAX_COMMAND, CodexStream
 from tests.harness.runner import eventually
 from tests.runner.acp import AcpRun, acp_run
 
@@ -202,6 +203,35 @@ def test_other_tools_have_titles_and_results() -> None:
         (entry,) = told(item("completed", **fields))._changed.values()
         assert (entry["title"], entry["text"]) == (title, text)
         assert entry["status"] == ("failed" if fields.get("status") == "failed" else "completed")
+
+
+def title_of(command: str) -> str:
+    """Return the title of the call of a command."""
+    (entry,) = told(item("started", type="command_execution", command=command))._changed.values()
+    return str(entry["title"])
+
+
+def test_the_title_of_a_long_command_is_its_beginning_without_the_shell() -> None:
+    """Wherever it is cut: within quotes, after a backslash, or in what follows."""
+    begun = "echo " + "it's " * 50
+    for rest in ("", "é" * MAX_COMMAND, "'" * MAX_COMMAND, '"' * MAX_COMMAND, "\\" * MAX_COMMAND):
+        assert title_of(f"/bin/bash -lc {shlex.quote(begun + rest)}") == begun[:MAX_TITLE_CHARACTERS]
+    assert title_of('bash -c "' + begun + "\\" * MAX_COMMAND) == begun[:MAX_TITLE_CHARACTERS]
+    assert title_of("python run.py " + "a " * MAX_COMMAND).startswith("python run.py a a")
+
+
+def test_a_command_of_any_size_takes_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Splitting all of it into words took the runner ten seconds, in which it did nothing for any task."""
+    sizes = []
+    split = shlex.split
+
+    def measured(text: str) -> list[str]:
+        sizes.append(len(text))
+        return split(text)
+
+    monkeypatch.setattr(shlex, "split", measured)
+    assert title_of(f"bash -lc {shlex.quote('a' * 600_000)}") == "a" * MAX_TITLE_CHARACTERS
+    assert max(sizes) <= MAX_COMMAND + 1
 
 
 def test_a_plan_is_one_entry() -> None:

@@ -12,6 +12,7 @@ how much they have risen (ADR 55).
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import orjson
@@ -24,6 +25,8 @@ from taskherd.runner.agents.usage_numbers import is_count
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+MAX_COMMAND: Final = 1_000
+"""Maximum number of characters of a command that are looked at: what splits it into words needs quadratic time."""
 MAX_PLACES: Final = 16
 """Maximum number of files in the data of an entry about changed files; with the longest names they fit it."""
 MAX_STEPS: Final = 30
@@ -168,12 +171,14 @@ def _described(item: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
 
 
 def _command(command: str) -> str:
-    """Return the command without the shell that Codex runs it with."""
-    try:
-        words = shlex.split(command)
-    except ValueError:  # a quotation that does not end
-        return command
-    return words[-1] if len(words) == _SHELL_ARGUMENTS and words[1] in {"-c", "-lc"} else command
+    """Return the beginning of a command without the shell that Codex runs it with."""
+    begun = command.strip()[:MAX_COMMAND]
+    ends = ("",) if begun == command.strip() else ("", "'", '"')  # the quotation that it is cut in
+    for end in ends:
+        with suppress(ValueError):  # a quotation that does not end
+            words = shlex.split(begun.rstrip("\\") + end)
+            return words[-1] if len(words) == _SHELL_ARGUMENTS and words[1] in {"-c", "-lc"} else begun
+    return begun
 
 
 def _changes(changes: Sequence[Mapping[str, Any]]) -> tuple[str, str, dict[str, Any]]:
