@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from taskherd import durations
+from taskherd.runner.privileges import MAX_PROCESSES
 from taskherd.settings import Settings, unknown_variables
 
 UNITS = sorted((Path(__file__).parents[2] / "deploy" / "systemd").glob("*.service"))
@@ -64,6 +66,14 @@ def test_the_unit_sets_known_settings_and_a_sufficient_stop_timeout(unit: Path) 
             == Settings.model_fields["grace"].default
             < durations.parse(stop[1])
         )
+
+
+def test_one_agent_cannot_take_all_processes_of_a_runner() -> None:
+    """A fork bomb leaves three quarters of those that the unit and the container may have to the others."""
+    unit = next(unit.read_text() for unit in UNITS if unit.stem == "taskherd-runner")
+    (tasks,) = re.findall(r"(?m)^TasksMax=(.*)$", unit)
+    service = yaml.safe_load((UNITS[0].parents[1] / "compose.yaml").read_text())["services"]["runner"]
+    assert min(int(tasks), service["pids_limit"]) >= 4 * MAX_PROCESSES
 
 
 def test_the_units_allow_enough_open_files() -> None:

@@ -14,8 +14,9 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-MAX_PROCESSES = 4_096
-"""Maximum number of processes and threads of one agent's user, so that a fork bomb leaves room for everything else."""
+MAX_PROCESSES = 1_024
+"""Maximum number of processes and threads of one agent's user: a quarter of what deploy/ gives a runner, so that a fork
+bomb leaves room for everything else."""
 REQUIRED = {0: "CHOWN", 1: "DAC_OVERRIDE", 3: "FOWNER", 5: "KILL", 6: "SETGID", 7: "SETUID"}
 """The capabilities that a runner needs to run agents as users of their own; see capabilities(7)."""
 PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4  # see prctl(2)
