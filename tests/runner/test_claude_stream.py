@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from taskherd.messages.limits import MAX_TOKENS
 from taskherd.runner.agents.event_stream.claude import ClaudeStream
 from taskherd.runner.journal import InputDelivery
 from tests.harness.runner import eventually
@@ -190,6 +191,15 @@ async def test_claude_that_runs_once_is_complete(tmp_path: Path) -> None:
         }  # fmt: skip
         assert run.journal.stream_session == "e7a4b1ed-440b-489a-b067-75b62654a1a2"
         assert "takes no inputs" in str(await run.send("hello"))
+
+
+def test_tokens_of_the_context_stay_within_a_report() -> None:
+    """Each number is one that a report can hold, their sum is not."""
+    usage = {"input_tokens": MAX_TOKENS, "output_tokens": MAX_TOKENS, "cache_read_input_tokens": 10**30}
+    stream = ClaudeStream({}, {})
+    stream.apply({"type": "assistant", "message": {"content": [], "usage": usage}})
+    stream.apply({"type": "result", "subtype": "success", "result": "Done."})
+    assert stream._usage[""]["context_used"] == MAX_TOKENS
 
 
 def test_a_cost_without_models_counts() -> None:

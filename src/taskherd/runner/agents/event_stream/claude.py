@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from taskherd.domain.reports import AgentState
 from taskherd.domain.usage import MAX_MODELS
-from taskherd.messages.limits import MAX_MODEL_CHARACTERS
+from taskherd.messages.limits import MAX_MODEL_CHARACTERS, MAX_TOKENS
 from taskherd.messages.texts import sanitize_name
 from taskherd.runner.agents.event_stream.stream import MAX_ID, AgentEventStream
 from taskherd.runner.agents.usage_numbers import as_cost, is_count
@@ -96,7 +96,7 @@ class ClaudeStream(AgentEventStream):
         usage = event["message"].get("usage")
         if isinstance(usage, dict) and event.get("parent_tool_use_id") is None:  # that of a subagent is another context
             used = sum(usage[name] for name in _CONTEXT if is_count(usage.get(name)))
-            self._context["context_used"] = used
+            self._context["context_used"] = min(used, MAX_TOKENS)
 
     def _apply_call(self, block: Mapping[str, Any]) -> None:
         name, given = str(block["name"])[:MAX_ID], block.get("input")
