@@ -93,6 +93,28 @@ async def test_rows_change_in_place_and_never_jump(board: Board) -> None:
     assert page.tab.errors == []
 
 
+async def test_the_order_is_a_choice(board: Board) -> None:
+    """The list says its order as a choice, not at a column; what an order cannot have with it is not offered."""
+    old = await board.harness.active(display_name="Old, but changed")
+    await board.harness.active(display_name="New")
+    await board.harness.worker.until_row("SELECT count(*) FROM task_index_changes", is_=0)
+    await board.harness.worker.database.execute(
+        "UPDATE task_index SET changed_at = changed_at + interval '1 hour' WHERE task_id = $1", uuid.UUID(old["id"])
+    )
+    page = await board.open("/tasks?q=status:active")
+    await page.tab.until(f"{ROWS}[0] === 'New'")
+    assert await page.tab.evaluate("document.querySelectorAll('[aria-sort]').length") == 0
+    await page.tab.evaluate("document.querySelector('.order input').focus()")
+    await page.tab.press("ArrowDown")
+    await page.tab.until(f"location.search === '?q=status:active&sort=changed' && {ROWS}[0] === 'Old, but changed'")
+    await page.tab.press("ArrowUp")
+    await page.tab.until(f"location.search === '?q=status:active' && {ROWS}[0] === 'New'")
+    await page.go("/tasks?q=changed:%3C1d")
+    await page.tab.until("document.querySelector('.order input')?.disabled")
+    assert await page.tab.evaluate("document.querySelector('.order :checked + span').innerText") == "Last changed"
+    assert page.tab.errors == []
+
+
 async def test_many_are_changed_at_once_and_those_that_could_not_are_named(board: Board) -> None:
     """A selection, then all that match, with a question that names the number, progress, and the refusals."""
     harness = board.harness

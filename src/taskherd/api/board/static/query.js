@@ -80,6 +80,14 @@ export function parse(q) {
 }
 
 /**
+ * @param {string} key
+ * @param {string} q
+ */
+export function hasTerm(key, q) {
+  return parse(q).some((each) => each.key === key);
+}
+
+/**
  * The part of a query that the feed of changes can follow.
  * @param {string} q
  */

@@ -10,7 +10,7 @@ import { announce, showDialog, toast } from "../dialog.js";
 import { follow } from "../feed.js";
 import { count, link, money, plural } from "../format.js";
 import { bind } from "../keys.js";
-import { liveQuery, matches, sentence } from "../query.js";
+import { hasTerm, liveQuery, matches, sentence } from "../query.js";
 import * as router from "../router.js";
 import { badge, describe, prose, title } from "../state.js";
 import * as views from "../views.js";
@@ -79,7 +79,7 @@ class Tasks {
   /** @param {string} q */
   setFilter(q, sort = this.sort) {
     this.q = q;
-    this.sort = sort;
+    this.sort = hasTerm("created", q) ? "" : sort; // which no list in the order of changes has
     this.after = "";
     this.selectNone();
     this.filter?.set(q);
@@ -165,7 +165,7 @@ class Tasks {
   }
 
   isByChange() {
-    return this.sort === "changed" || (!this.sort && /(^| )changed:/.test(this.q));
+    return this.sort.startsWith("changed") || (!this.sort && hasTerm("changed", this.q));
   }
 
   // Selection and jobs
@@ -304,8 +304,17 @@ class Tasks {
 
   summary() {
     const changed = this.pending.size;
-    return html`<p class="soft small">${this.loaded && !this.failed && this.totals ? html`<b class="count">${count(this.totals.total)}</b> · ` : nothing}${sentence(this.q)}, ${this.isByChange() ? "last changed" : "newest"} first</p>
-      <button class="pill right" ?hidden=${!changed} @click=${() => (scrollTo(0, 0), this.load())}><span role="status">${changed ? `${count(changed)} changed` : ""}</span> · show</button>`;
+    return html`<p class="soft small">${this.loaded && !this.failed && this.totals ? html`<b class="count">${count(this.totals.total)}</b> · ` : nothing}${sentence(this.q)}</p>
+      <button class="pill right" ?hidden=${!changed} @click=${() => (scrollTo(0, 0), this.load())}><span role="status">${changed ? `${count(changed)} changed` : ""}</span> · show</button>
+      ${this.order()}`;
+  }
+
+  order() {
+    const byChange = this.isByChange();
+    const choice = (/** @type {string} */ sort, /** @type {string} */ label, /** @type {boolean} */ on, /** @type {boolean} */ off) => html`
+      <label><input type="radio" name="order" .checked=${live(on)} ?disabled=${off} @change=${() => this.setFilter(this.q, sort)}><span>${label}</span></label>`;
+    return html`<fieldset class="segments order"><legend class="unseen">Order</legend>
+      ${choice("", "Newest", !byChange, hasTerm("changed", this.q))}${choice("changed", "Last changed", byChange && this.sort !== "changed-asc", hasTerm("created", this.q))}</fieldset>`;
   }
 
   selectionBar() {
@@ -340,16 +349,13 @@ class Tasks {
 
   table() {
     const hasCost = this.rows.some((each) => each.usage);
-    const byChange = this.isByChange();
-    const order = (/** @type {string} */ label, /** @type {string} */ sort, /** @type {boolean} */ on) => html`
-      <button class="order" aria-pressed=${on} @click=${() => this.setFilter(this.q, sort)}>${label}${on ? html`<span aria-hidden="true"> ↓</span>` : nothing}</button>`;
     return html`<div class="card table-frame"><table role="table" class="tasks-table ${hasCost ? "has-cost" : ""}" aria-label="Tasks">
       <thead role="rowgroup"><tr role="row">
         <th role="columnheader" scope="col" class="check"><input type="checkbox" aria-label="Select this page" .checked=${live(this.isPageSelected())}
           .indeterminate=${live(this.selected.size > 0 && !this.isPageSelected())} @change=${(/** @type {Event} */ event) => this.selectPage(/** @type {HTMLInputElement} */ (event.target).checked)}></th>
-        <th role="columnheader" scope="col" aria-sort=${byChange ? "none" : "descending"}>${order("Task", "created", !byChange)}</th>
+        <th role="columnheader" scope="col">Task</th>
         <th role="columnheader" scope="col">Doing now</th>
-        <th role="columnheader" scope="col" aria-sort=${byChange ? "descending" : "none"}>${order("State", "changed", byChange)}</th>
+        <th role="columnheader" scope="col">State</th>
         <th role="columnheader" scope="col" class="owner">Owner</th>
         <th role="columnheader" scope="col" class="template">Template</th>
         <th role="columnheader" scope="col" class="target">Link</th>
