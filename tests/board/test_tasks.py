@@ -41,6 +41,30 @@ async def test_the_filter_completes_terms_and_the_address_holds_it(board: Board)
     assert page.tab.errors == []
 
 
+async def test_what_people_see_finds_tasks(board: Board) -> None:
+    """Free text finds the names that were made from it, from the page's field and from the bar of the other pages."""
+    await board.harness.create(input="Don't fix the Café's flaky checkout test by retrying it")
+    await board.harness.create(input="Another one")
+    page = await board.open("/fleet")
+    await page.tab.until("document.querySelector('.page.fleet[data-ready]') && document.querySelector('.find input')")
+    await page.tab.press("/")
+    await page.tab.insert("Don't fix the café")
+    await page.tab.press("Enter")
+    await page.tab.until(f"location.search === '?q=name:dont-fix-the-cafe' && {ROWS}.length === 1")
+    for typed, query in (
+        ("owner:me Another: one", "owner:me+name:another-one"),
+        ("name:Don't fix the Café's flaky checkout test by", "name:dont-fix-the-cafes-flaky"),
+        ("Checkout test", "name:checkout-test"),
+    ):
+        await page.tab.evaluate("document.querySelector('.filter input').select()")
+        await page.tab.insert(typed)
+        await page.tab.press("Enter")
+        rows = 0 if typed == "Checkout test" else 1
+        await page.tab.until(f"location.search === '?q={query}' && {ROWS}.length === {rows}")
+    await page.sees("Names are searched by how they begin", ".empty")
+    assert page.tab.errors == []
+
+
 async def test_the_list_is_read_once(board: Board) -> None:
     """A page that opens reads its list once, after its stream stands, and so it does with another filter."""
     await board.harness.active(display_name="Read once")

@@ -57,13 +57,14 @@ function setTheme(event) {
 }
 
 /** @param {SubmitEvent} event */
-function find(event) {
+async function find(event) {
   event.preventDefault();
   const form = /** @type {HTMLFormElement} */ (event.currentTarget);
   const text = String(new FormData(form).get("q")).trim();
   form.reset();
   /** @type {HTMLElement} */ (document.activeElement)?.blur();
-  const query = text && !text.includes(":") ? `name:${text.split(/\s+/)[0]}` : text;
+  const { meant } = await import("./query.js"); // which no page but the tasks' needs
+  const query = meant(text);
   router.go(query ? `/tasks?q=${encodeURIComponent(query).replaceAll("%3A", ":")}` : "/tasks");
 }
 

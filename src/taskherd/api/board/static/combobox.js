@@ -90,7 +90,7 @@ export class FilterField {
       <svg class="glass" viewBox="0 0 16 16" aria-hidden="true"><circle cx="7" cy="7" r="4.5" fill="none" stroke="currentColor" stroke-width="1.5"/><path d="m10.5 10.5 3.5 3.5" stroke="currentColor" stroke-width="1.5" stroke-linecap="round"/></svg>
       <input type="text" role="combobox" aria-label="Filter" aria-autocomplete="list" aria-expanded=${open} aria-controls="filter-options"
         aria-activedescendant=${this.active >= 0 ? `filter-option-${this.active}` : nothing} autocomplete="off" autocapitalize="none" spellcheck="false"
-        placeholder="owner:me state:working template: created:<2h …"
+        placeholder="How a name begins, or owner:me state:working created:<2h …"
         @input=${() => this.offer()} @focus=${() => this.offer()} @blur=${() => this.close()} @keydown=${(/** @type {KeyboardEvent} */ event) => this.onKey(event)}>
       <ul id="filter-options" role="listbox" aria-label="Terms and values" ?hidden=${!open}>
         ${this.options.map((option, index) => html`<li role="option" id="filter-option-${index}" aria-selected=${index === this.active}

@@ -93,10 +93,43 @@ export function hasTerm(key, q) {
  */
 export function liveQuery(q) {
   const live = new Set(TERMS.filter((each) => each.live).map((each) => each.key));
-  return parse(q).filter(({ key }) => key === "" || live.has(key)).map(({ key, value }) => {
+  return written(parse(q).filter(({ key }) => key === "" || live.has(key)));
+}
+
+/** @param {{key: string, value: string}[]} terms */
+function written(terms) {
+  return terms.map(({ key, value }) => {
     const text = /\s/.test(value) ? `"${value}"` : value;
     return key ? `${key}:${text}` : text;
   }).join(" ");
+}
+
+/**
+ * The query that somebody means who typed this: words that belong to no term are how a name begins, so that a title,
+ * which is what people see, finds the name that was made from it. (To the API, such a word is an owner.)
+ * @param {string} typed
+ */
+export function meant(typed) {
+  const terms = parse(typed);
+  const isText = (/** @type {{key: string, value: string}} */ { key, value }) => key === "" || key === "name"
+    || (!value && !TERMS.some((each) => each.key === key)); // `Fix: the test`
+  const text = terms.filter(isText).map(({ key, value }) => (key === "name" ? value : value || key)).join(" ").trim();
+  const name = { key: "name", value: slug(text) || text };
+  const place = terms.findIndex(isText);
+  return written(terms.flatMap((each, index) => (index === place && text ? [name] : isText(each) ? [] : [each])));
+}
+
+const MAX_STEM = 27; // of a name that was made from a prompt, before its four random digits: `domain/names.py`
+
+/**
+ * How the name begins that is made from a text.
+ * @param {string} text
+ */
+function slug(text) {
+  const plain = text.normalize("NFKD").toLowerCase().replace(/\p{M}|['’]/gu, "");
+  const stem = plain.replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "");
+  if (stem.length <= MAX_STEM) return stem;
+  return stem.slice(0, MAX_STEM + 1).replace(/-[^-]*$/, "").slice(0, MAX_STEM);
 }
 
 /**

@@ -10,7 +10,7 @@ import { announce, showDialog, toast } from "../dialog.js";
 import { follow } from "../feed.js";
 import { count, link, money, plural } from "../format.js";
 import { bind } from "../keys.js";
-import { hasTerm, liveQuery, matches, sentence } from "../query.js";
+import { hasTerm, liveQuery, matches, meant, sentence } from "../query.js";
 import * as router from "../router.js";
 import { badge, describe, prose, title } from "../state.js";
 import * as views from "../views.js";
@@ -61,7 +61,7 @@ class Tasks {
     this.view.setTitle("Tasks");
     render(html`<h1 class="unseen">Tasks</h1><div class="filter"></div><div class="list"></div>`, root);
     this.list = /** @type {HTMLElement} */ (root.querySelector(".list"));
-    this.filter = new FilterField(/** @type {HTMLElement} */ (root.querySelector(".filter")), (q) => this.setFilter(q));
+    this.filter = new FilterField(/** @type {HTMLElement} */ (root.querySelector(".filter")), (typed) => this.setFilter(meant(typed)));
     this.filter.set(this.q);
     bind("Tasks", [
       { keys: "j", does: "Next task", run: () => this.move(1) },
@@ -341,6 +341,7 @@ class Tasks {
   empty() {
     if (this.q) {
       return html`<div class="card empty"><h2>No task matches</h2><p>${sentence(this.q)}: there are none right now. They will be counted above as soon as there are.</p>
+        ${hasTerm("name", this.q) ? html`<p>Names are searched by how they begin, which is mostly how the prompt begins: try its first words.</p>` : nothing}
         <button class="button" @click=${() => this.setFilter("")}>Show all tasks</button></div>`;
     }
     return html`<div class="card empty"><h2>There are no tasks yet</h2>
