@@ -51,6 +51,9 @@ async def test_what_people_see_finds_tasks(board: Board) -> None:
     await page.tab.insert("Don't fix the café")
     await page.tab.press("Enter")
     await page.tab.until(f"location.search === '?q=name:dont-fix-the-cafe' && {ROWS}.length === 1")
+    assert (
+        await page.tab.evaluate("document.querySelector('.find').checkVisibility({visibilityProperty: true})") is False
+    )
     for typed, query in (
         ("owner:me Another: one", "owner:me+name:another-one"),
         ("name:Don't fix the Café's flaky checkout test by", "name:dont-fix-the-cafes-flaky"),
