@@ -41,6 +41,28 @@ async def test_the_filter_completes_terms_and_the_address_holds_it(board: Board)
     assert page.tab.errors == []
 
 
+async def test_runners_pools_and_labels_are_completed(board: Board) -> None:
+    """Pools and runners come from the fleet, which is read once; keys of labels, then their values, from the rows."""
+    assert (await board.harness.worker.ask({"type": "runner.hello", "runner": "runner-9", "pool": "default"}))["ok"]
+    await board.harness.create(labels={"repo": "acme/app", "kind": "two words"})
+    page = await board.open("/tasks")
+    await page.tab.until(f"{ROWS}.length")
+    await page.tab.press("/")
+    await page.tab.insert("pool:")
+    await page.sees("default", "[role=listbox]")
+    await page.tab.insert("default runner:")
+    await page.sees("runner-9", "[role=listbox]")
+    assert await page.reads("/fleet") == [""]
+    await page.tab.evaluate("document.querySelector('.filter input').select()")
+    await page.tab.insert("label:")
+    await page.tab.until("document.querySelectorAll('[role=option]').length === 2")
+    await page.tab.press("ArrowDown", "Tab")
+    await page.sees("kind=two words", "[role=listbox]")
+    await page.tab.press("ArrowDown", "Enter")
+    await page.tab.until(f"location.search === '?q=label:%22kind%3Dtwo+words%22' && {ROWS}.length === 1")
+    assert page.tab.errors == []
+
+
 async def test_what_people_see_finds_tasks(board: Board) -> None:
     """Free text finds the names that were made from it, from the page's field and from the bar of the other pages."""
     await board.harness.create(input="Don't fix the Café's flaky checkout test by retrying it")

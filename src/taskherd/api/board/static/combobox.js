@@ -9,10 +9,12 @@ export class FilterField {
   /**
    * @param {HTMLElement} root
    * @param {(q: string) => void} apply called when the query is to be used
+   * @param {() => any[]} rows returns the tasks that are shown
    */
-  constructor(root, apply) {
+  constructor(root, apply, rows) {
     this.root = root;
     this.apply = apply;
+    this.rows = rows;
     this.value = "";
     /** @type {Option[]} */
     this.options = [];
@@ -42,7 +44,8 @@ export class FilterField {
 
   async offer() {
     const asked = (this.asked += 1);
-    const { options, from, to } = await complete(this.field.value, this.field.selectionStart ?? this.field.value.length);
+    const caret = this.field.selectionStart ?? this.field.value.length;
+    const { options, from, to } = await complete(this.field.value, caret, this.rows());
     if (asked !== this.asked || document.activeElement !== this.field) return;
     Object.assign(this, { options, range: { from, to }, active: -1 });
     this.draw();
@@ -51,13 +54,13 @@ export class FilterField {
   /** @param {Option} option */
   take(option) {
     const { value } = this.field;
-    const isTerm = option.insert.endsWith(":");
+    const isBegun = /[:=]$/.test(option.insert); // a term without its value, or a label without its own
     const insert = /\s/.test(option.insert) ? `"${option.insert}"` : option.insert;
     const rest = value.slice(this.range.to).trimStart();
-    const before = value.slice(0, this.range.from) + insert + (isTerm ? "" : " ");
+    const before = value.slice(0, this.range.from) + insert + (isBegun ? "" : " ");
     this.field.value = before + rest;
     this.field.setSelectionRange(before.length, before.length);
-    if (isTerm) this.offer();
+    if (isBegun) this.offer();
     else this.submit();
   }
 

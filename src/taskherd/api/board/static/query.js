@@ -2,6 +2,7 @@
 // The search terms of lists, `key:value`: what there is, what each value may be, and what a query means in words.
 import * as api from "./api.js";
 import { plural } from "./format.js";
+import * as session from "./session.js";
 
 /** @typedef {{insert: string, label: string, hint: string}} Option */
 
@@ -10,7 +11,7 @@ import { plural } from "./format.js";
  * @property {string} key
  * @property {string} hint
  * @property {boolean} [live] whether the feed of changes knows it
- * @property {(typed: string) => Option[] | Promise<Option[]>} values
+ * @property {(typed: string, rows: any[]) => Option[] | Promise<Option[]>} values `rows` are the tasks that are shown
  */
 
 const STATUSES = ["pending", "initializing", "active", "paused", "error", "unknown"];
@@ -38,11 +39,11 @@ export const TERMS = [
   { key: "health", hint: "of the agent: lost, unhealthy, …", live: true, values: words(HEALTHS) },
   { key: "template", hint: "the template it was made from", live: true, values: templates },
   { key: "name", hint: "how its name begins", live: true, values: none },
-  { key: "label", hint: "a label, key=value", live: true, values: none },
+  { key: "label", hint: "a label, key=value", live: true, values: labels },
   { key: "created", hint: "<2h: less than two hours ago; >7d: more than a week ago", values: fixed(AGES) },
   { key: "changed", hint: "when something last happened: <1d, >7d", values: fixed(AGES) },
-  { key: "pool", hint: "the pool of runners that it is for", values: none },
-  { key: "runner", hint: "the machine that it runs on", values: none },
+  { key: "pool", hint: "the pool of runners that it is for", values: pools },
+  { key: "runner", hint: "the machine that it runs on", values: runners },
   { key: "organization", hint: "the organization that it belongs to", live: true, values: organizations },
 ];
 
@@ -64,6 +65,38 @@ async function organizations() {
   const answer = await api.get("/organizations");
   if (!answer.ok) return [];
   return answer.value.map((/** @type {any} */ each) => ({ insert: each.name, label: each.name, hint: each.display_name || "" }));
+}
+
+/** The pools, each with its runners; read once. @type {Promise<any[]> | undefined} */
+let fleet;
+session.onChange(() => (fleet = undefined)); // who signs in next may know of others
+
+function fleetPools() {
+  fleet ||= api.get("/fleet").then((answer) => {
+    if (!answer.ok) fleet = undefined;
+    return answer.ok ? answer.value.pools : [];
+  });
+  return fleet;
+}
+
+async function pools() {
+  return (await fleetPools()).map(({ name, runners: its }) => ({ insert: name, label: name, hint: plural(its.length, "runner") }));
+}
+
+async function runners() {
+  return (await fleetPools()).flatMap((pool) => pool.runners.map((/** @type {any} */ { name, agents }) => (
+    { insert: name, label: name, hint: `pool ${pool.name}, ${plural(agents, "agent")}` })));
+}
+
+/**
+ * The keys of labels, then the values of one, as far as the tasks that are shown have them.
+ * @param {string} typed
+ * @param {any[]} rows
+ */
+function labels(typed, rows) {
+  const all = rows.flatMap((/** @type {any} */ task) => Object.entries(task.labels || {}));
+  const found = all.map(([key, value]) => (typed.includes("=") ? `${key}=${value}` : `${key}=`));
+  return [...new Set(found)].sort().map((each) => ({ insert: each, label: each, hint: "" }));
 }
 
 /**
@@ -154,9 +187,10 @@ export function matches(q, task) {
  * What can be typed where the caret is: terms, or the values of one.
  * @param {string} text
  * @param {number} caret
+ * @param {any[]} rows the tasks that are shown
  * @returns {Promise<{from: number, to: number, options: Option[]}>}
  */
-export async function complete(text, caret) {
+export async function complete(text, caret, rows) {
   const from = text.lastIndexOf(" ", caret - 1) + 1;
   const next = text.indexOf(" ", caret);
   const to = next < 0 ? text.length : next;
@@ -171,7 +205,7 @@ export async function complete(text, caret) {
   }
   const term = TERMS.find((each) => each.key === word.slice(0, at).toLowerCase());
   const typed = word.slice(at + 1).toLowerCase();
-  const values = term ? await term.values(typed) : [];
+  const values = term ? await term.values(typed, rows) : [];
   return { from: from + at + 1, to, options: values.filter((each) => each.label.toLowerCase().startsWith(typed)).slice(0, 12) };
 }
 

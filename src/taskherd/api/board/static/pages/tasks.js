@@ -61,7 +61,8 @@ class Tasks {
     this.view.setTitle("Tasks");
     render(html`<h1 class="unseen">Tasks</h1><div class="filter"></div><div class="list"></div>`, root);
     this.list = /** @type {HTMLElement} */ (root.querySelector(".list"));
-    this.filter = new FilterField(/** @type {HTMLElement} */ (root.querySelector(".filter")), (typed) => this.setFilter(meant(typed)));
+    const filter = /** @type {HTMLElement} */ (root.querySelector(".filter"));
+    this.filter = new FilterField(filter, (typed) => this.setFilter(meant(typed)), () => this.rows);
     this.filter.set(this.q);
     bind("Tasks", [
       { keys: "j", does: "Next task", run: () => this.move(1) },
