@@ -38,7 +38,7 @@ async def test_members_see_their_pools_and_an_admin_of_all_organizations_everyth
         (pool,) = fleet["pools"]
         assert (pool["name"], pool["templates"], pool["agents"], pool["waiting"]) == ("default", ["claude"], 1, 0)
         (runner,) = pool["runners"]
-        assert (runner["name"], runner["agents"], runner["listed"]) == ("r1", 1, True)
+        assert (runner["name"], runner["agents"], runner["lost"], runner["listed"]) == ("r1", 1, 0, True)
         assert runner["last_heard_at"] is not None
         assert pool["queue"]["name"].endswith(".work.default")
         bobs = (await harness.bob.get("/fleet")).json()
@@ -59,6 +59,31 @@ async def test_members_see_their_pools_and_an_admin_of_all_organizations_everyth
         assert worker["drained_since"] is not None or worker["seen_at"]
         assert [each["name"].rpartition(".")[2] for each in carols["queues"]] == ["reports", "commands", "claims"]
         assert carols["dead_letters"]["messages"] == 0
+
+
+async def test_deleted_tasks_do_not_wait_and_lost_ones_are_counted_where_they_are(start_api: StartApi) -> None:
+    """A deletion is listed, but not counted among the tasks that wait; each runner has the number of its lost tasks."""
+    async with start_api() as harness:
+        worker = harness.worker
+        await worker.database.execute("INSERT INTO runners (name, pool) VALUES ('r1', 'default'), ('r2', 'default')")
+        await worker.database.execute(f"UPDATE organizations SET active = false WHERE id = '{OTHER}'")
+        await harness.create(name="fleet-gone", display_name="To be gone")
+        assert (await harness.alice.delete("/tasks/me/fleet-gone")).status_code == 202
+        task_id = uuid.UUID((await harness.create(name="fleet-lost"))["id"])
+        claim = {"type": "build.claim", "task_id": str(task_id), "build_number": 1, "runner": "r1"}
+        assert (await worker.ask(claim))["granted"]
+        await worker.make_active(task_id)
+        await worker.report(make_report("agent.disconnected", task_id, build_number=1))
+        lost = "SELECT health FROM task_index WHERE task_id = $1 AND term = 'runner:r1'"
+        await worker.until_row(lost, task_id, is_="lost")
+        fleet = (await harness.carol.get("/fleet")).json()
+        assert [(each["display_name"], each["deleted"]) for each in fleet["waiting"]] == [("To be gone", True)]
+        (pool,) = fleet["pools"]
+        assert (pool["waiting"], pool["waiting_since"]) == (0, None)
+        assert {each["name"]: each["lost"] for each in pool["runners"]} == {"r1": 1, "r2": 0}
+        assert all(
+            each["lost"] == 0 for pool in (await harness.bob.get("/fleet")).json()["pools"] for each in pool["runners"]
+        )
 
 
 async def test_rates_count_each_task_once_in_its_hour(api_harness: ApiHarness) -> None:

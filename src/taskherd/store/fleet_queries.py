@@ -7,13 +7,14 @@ they may see. Who is an admin of every active organization sees the whole instal
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
 from taskherd.store.directory import POOL
 from taskherd.store.read_pool import Reader, Row
+from taskherd.store.task_lists import IndexedList, Listed, Statement
 from taskherd.store.task_queries import CAN_SEE
 
 MAX_POOLS: Final = 100
@@ -22,6 +23,8 @@ MAX_AGENTS: Final = 20_000
 """Maximum number of connected agents that are counted, and of work requests that are looked at."""
 MAX_WAITING: Final = 100
 """Maximum number of waiting tasks that are listed."""
+MAX_UNWELL: Final = 1_000
+"""Maximum number of tasks with a health that are counted by their runners."""
 
 SEES_ALL: Final = """
 SELECT EXISTS (SELECT 1 FROM organizations WHERE active) AND NOT EXISTS (
@@ -63,18 +66,18 @@ FROM (SELECT * FROM work_requests LIMIT {MAX_AGENTS}) AS w
 CROSS JOIN LATERAL (SELECT * FROM tasks WHERE id = w.task_id LIMIT 1) AS t
 CROSS JOIN LATERAL (SELECT {POOL} AS pool FROM template_versions AS v WHERE v.id = t.template_version_id LIMIT 1) AS v
 CROSS JOIN LATERAL (SELECT username FROM users WHERE id = t.owner_id LIMIT 1) AS o
-WHERE $2 OR (t.deleted_at IS NULL AND {CAN_SEE})
+WHERE ($2 OR (t.deleted_at IS NULL AND {CAN_SEE}))
 """
 
 WAITING: Final = f"""
-SELECT w.type, w.created_at, w.attempt, w.target_runner AS runner, v.pool, t.id, t.name, o.username AS owner_name,
-       t.deleted_at IS NOT NULL AS deleted
+SELECT w.type, w.created_at, w.attempt, w.target_runner AS runner, v.pool, t.id, t.name, t.display_name,
+       o.username AS owner_name, t.deleted_at IS NOT NULL AS deleted
 {_WAITING} ORDER BY w.created_at, w.request_id LIMIT {MAX_WAITING}
 """
 
 WAITING_BY_TARGET: Final = f"""
 SELECT v.pool, w.target_runner AS runner, count(DISTINCT w.task_id) AS tasks, min(w.created_at) AS since
-{_WAITING} GROUP BY 1, 2
+{_WAITING} AND t.deleted_at IS NULL GROUP BY 1, 2
 """
 
 WORKERS: Final = "SELECT worker_id, started_at, seen_at, drained_since FROM workers ORDER BY worker_id LIMIT 100"
@@ -116,13 +119,34 @@ async def agents(pool: Reader, caller: UUID, *, all_: bool) -> Sequence[Row]:
     return await pool.fetch(AGENTS, caller, all_)
 
 
+async def unwell(pool: Reader, caller: UUID, health: str, prefix: str) -> Mapping[str, int]:
+    """Return how many of the last ``MAX_UNWELL`` tasks with this health have each term that begins with ``prefix``.
+
+    A task has one such term at most, as the one of its runner.
+    """
+    statement = Statement(caller)
+    tasks = IndexedList(caller, MAX_UNWELL, "changed_at", listed=Listed(health=(health,))).select(statement)
+    start, end = statement.bind(prefix), statement.bind(prefix + "\U0010ffff")
+    rows = await pool.fetch(
+        f"""
+        SELECT i.term, count(*) AS tasks FROM ({tasks}) AS l CROSS JOIN LATERAL (
+            SELECT term FROM task_index WHERE task_id = l.task_id AND term ~>=~ {start} AND term ~<~ {end} LIMIT 1) AS i
+        GROUP BY i.term""",
+        *statement.values,
+    )
+    return {row["term"]: row["tasks"] for row in rows}
+
+
 async def waiting(pool: Reader, caller: UUID, *, all_: bool) -> Sequence[Row]:
     """Return the tasks whose work requests no runner has answered, those that wait longest first."""
     return await pool.fetch(WAITING, caller, all_)
 
 
 async def waiting_by_target(pool: Reader, caller: UUID, *, all_: bool) -> Sequence[Row]:
-    """Return how many tasks wait for each pool and runner (None: any of the pool), and since when."""
+    """Return how many tasks wait for each pool and runner (None: any of the pool), and since when.
+
+    A task that was deleted does not wait: nobody waits for what remains to be removed of it.
+    """
     return await pool.fetch(WAITING_BY_TARGET, caller, all_)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from taskherd.api.http.responses import BufferedResponse, json
 from taskherd.domain.reports import format_rfc3339
+from taskherd.messages.listing import ListedHealth, runner_term
 from taskherd.store import fleet_queries
 
 if TYPE_CHECKING:
@@ -36,9 +37,10 @@ async def _snapshot(request: RequestContext) -> dict[str, Any]:
     all_ = await fleet_queries.sees_all(reader, caller)
     now = datetime.now(UTC)
     since = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=HOURS - 1)
-    pools, agents, waiting, by_target, rates = await asyncio.gather(
+    pools, agents, lost, waiting, by_target, rates = await asyncio.gather(
         fleet_queries.pools(reader, caller, all_=all_),
         fleet_queries.agents(reader, caller, all_=all_),
+        fleet_queries.unwell(reader, caller, ListedHealth.LOST, runner_term("")),
         fleet_queries.waiting(reader, caller, all_=all_),
         fleet_queries.waiting_by_target(reader, caller, all_=all_),
         fleet_queries.rates(reader, caller, since, all_=all_),
@@ -54,7 +56,11 @@ async def _snapshot(request: RequestContext) -> dict[str, Any]:
         "now": format_rfc3339(now),
         "broker": depths is not None,
         "pools": _pools_json(
-            pools, runners, agents, by_target, {target: known.get(names.work_queue(target)) for target in targets}
+            pools,
+            [(row, lost.get(runner_term(row["name"]), 0)) for row in runners],
+            agents,
+            by_target,
+            {target: known.get(names.work_queue(target)) for target in targets},
         ),
         "waiting": [_waiting_json(row) for row in waiting],
         "workers": [_worker_json(row) for row in await fleet_queries.workers(reader)] if all_ else None,
@@ -66,16 +72,19 @@ async def _snapshot(request: RequestContext) -> dict[str, Any]:
 
 def _pools_json(
     pools: Sequence[Row],
-    runners: Sequence[Row],
+    runners: Sequence[tuple[Row, int]],
     agents: Sequence[Row],
     by_target: Sequence[Row],
     queues: Mapping[str, QueueInfo | None],
 ) -> list[dict[str, Any]]:
-    """Return the pools, each with its runners. ``queues`` has the work queue of each target, if it is known."""
+    """Return the pools, each with its runners, which come with the numbers of their lost tasks.
+
+    ``queues`` has the work queue of each target, if it is known.
+    """
     agents_of = {row["runner"]: row for row in agents}
     runners_of: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in runners:
-        runners_of[row["pool"]].append(_runner_json(row, agents_of.get(row["name"]), queues[row["name"]]))
+    for row, lost in runners:
+        runners_of[row["pool"]].append(_runner_json(row, agents_of.get(row["name"]), lost, queues[row["name"]]))
     waiting: defaultdict[str, list[Row]] = defaultdict(list)
     for row in by_target:
         waiting[row["pool"]].append(row)
@@ -93,19 +102,20 @@ def _pools_json(
     ]
 
 
-def _runner_json(row: Row, agents: Row | None, queue: QueueInfo | None) -> dict[str, Any]:
+def _runner_json(row: Row, agents: Row | None, lost: int, queue: QueueInfo | None) -> dict[str, Any]:
     heard = [at for at in (row["hello_at"], agents and agents["heard_at"]) if at is not None]
     return {
         "name": row["name"],
         "listed": row["listed"],
         "agents": agents["agents"] if agents else 0,
+        "lost": lost,
         "last_heard_at": _time(max(heard, default=None)),
         "queue": _queue_json(queue),
     }
 
 
 def _waiting_json(row: Row) -> dict[str, Any]:
-    names = ("id", "name", "owner_name", "type", "pool", "runner", "attempt", "deleted")
+    names = ("id", "name", "display_name", "owner_name", "type", "pool", "runner", "attempt", "deleted")
     return {**{name: row[name] for name in names}, "since": format_rfc3339(row["created_at"])}
 
 

@@ -22,12 +22,13 @@ class RunnerOut(BaseModel):
     name: str
     listed: bool = Field(description="Whether the directory has it; other runners said hello.")
     agents: int = Field(description="Connected agents of tasks that the caller may see.")
+    lost: int = Field(description="Lost tasks on it that the caller may see, of the last 1,000 that were lost.")
     last_heard_at: datetime | None = Field(description="Its hello, or a later heartbeat of one of those agents.")
     queue: QueueOut | None
 
 
 class PoolOut(BaseModel):
-    """A pool of runners; ``waiting`` tasks have a work request for it that no runner has answered."""
+    """A pool of runners; ``waiting`` tasks, none of them deleted, have a work request that no runner has answered."""
 
     name: str
     templates: list[str] = Field(description="Names of the caller's templates whose tasks it runs.")
@@ -43,6 +44,7 @@ class WaitingTask(BaseModel):
 
     id: UUID
     name: str
+    display_name: str
     owner_name: str
     type: str = Field(description="The type of the work request, as `workspace.start`.")
     pool: str

@@ -35,8 +35,8 @@ function runnerView(runner) {
   const { queue } = runner;
   const [word, color] = !queue ? ["no queue seen", "idle"] : queue.consumers ? ["connected", "done"] : ["not connected", "lost"];
   return html`<tr><th scope="row">${runner.name}</th>
-    <td><span class="state ${color}"><i class="dot"></i>${word}</span>
-      <a class="link small" href=${`/tasks?q=health:lost+runner:${encodeURIComponent(runner.name)}`} aria-label=${`lost tasks of ${runner.name}`}>lost tasks</a></td>
+    <td><span class="state ${color}"><i class="dot"></i>${word}</span>${runner.lost ? html`
+      <a class="link small" href=${`/tasks?q=health:lost+runner:${encodeURIComponent(runner.name)}`} aria-label=${`lost tasks of ${runner.name}`}>${plural(runner.lost, "lost task")}</a>` : nothing}</td>
     <td class="number"><a class="link" href=${`/tasks?q=runner:${encodeURIComponent(runner.name)}`} aria-label=${`${plural(runner.agents, "agent")} on ${runner.name}`}>${count(runner.agents)}</a></td>
     <td class="number">${queue ? count(queue.messages) : "–"}</td>
     <td class="soft">${runner.last_heard_at ? html`<time-ago at=${runner.last_heard_at}></time-ago>` : "never"}</td></tr>`;

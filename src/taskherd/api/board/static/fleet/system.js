@@ -3,6 +3,7 @@
 import "../format.js";
 import { taskPath } from "../api.js";
 import { count, plural } from "../format.js";
+import { title } from "../state.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 
 const WANTS = /** @type {Record<string, string>} */ ({
@@ -17,13 +18,14 @@ const WANTS = /** @type {Record<string, string>} */ ({
 export function waitingView(waiting, pools) {
   if (!waiting.length) return nothing;
   const all = pools.reduce((sum, each) => sum + each.waiting, 0);
+  const listed = waiting.filter((each) => !each.deleted).length;
   return html`<div class="card"><table class="waits"><thead><tr><th scope="col">Task</th><th scope="col">Waits</th><th scope="col">For</th><th scope="col">Since</th></tr></thead>
     <tbody>${waiting.map((each) => html`<tr>
-      <th scope="row">${each.deleted ? html`${each.name} <span class="faint">deleted</span>` : html`<a href=${taskPath(each)}>${each.name}</a>`} <span class="faint">${each.owner_name}</span></th>
-      <td class="soft">${WANTS[each.type] || each.type}</td>
-      <td>${each.runner ? html`runner <b>${each.runner}</b>` : html`any runner of pool <b>${each.pool}</b>`}</td>
-      <td class="soft"><time-ago at=${each.since} form="age"></time-ago>${each.attempt > 1 ? html` <span class="faint">asked ${each.attempt} times</span>` : nothing}</td></tr>`)}</tbody></table></div>
-    ${all > waiting.length ? html`<p class="faint small">These wait longest, of ${count(all)}.</p>` : nothing}`;
+      <th scope="row" title=${each.name}>${each.deleted ? title(each) : html`<a href=${taskPath(each)}>${title(each)}</a>`} <span class="faint">${each.owner_name}</span>${each.deleted ? html` <span class="pill">deleted</span>` : nothing}</th>
+      <td class="soft wants">${each.deleted ? "to be cleared away" : WANTS[each.type] || each.type}</td>
+      <td class="for">${each.runner ? html`runner <b>${each.runner}</b>` : html`<span class="wide">any runner of </span>pool <b>${each.pool}</b>`}</td>
+      <td class="soft since"><time-ago at=${each.since} form="age"></time-ago>${each.attempt > 1 ? html` <span class="faint">asked ${each.attempt} times</span>` : nothing}</td></tr>`)}</tbody></table></div>
+    ${all > listed ? html`<p class="faint small">These wait longest, of ${count(all)}.</p>` : nothing}`;
 }
 
 /** @param {any[]} workers */

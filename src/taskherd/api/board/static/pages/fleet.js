@@ -68,7 +68,7 @@ function page(known) {
  * What holds the fleet up, in one line.
  * @param {any} known
  */
-function bottleneck({ pools, workers }) {
+function bottleneck({ pools, workers, waiting }) {
   const stuck = pools.filter((/** @type {any} */ each) => each.waiting);
   if (workers && !workers.length) return "No worker runs: nothing is processed";
   const alone = stuck.find((/** @type {any} */ each) => !each.runners.some((/** @type {any} */ runner) => runner.queue?.consumers));
@@ -76,6 +76,7 @@ function bottleneck({ pools, workers }) {
   if (workers?.some((/** @type {any} */ each) => !each.drained_since)) return "Reports wait: the workers are behind";
   const most = stuck.sort((/** @type {any} */ one, /** @type {any} */ other) => other.waiting - one.waiting)[0];
   if (most) return `${plural(most.waiting, "task")} ${most.waiting === 1 ? "waits" : "wait"} for pool ${most.name}`;
+  if (waiting.length) return "Nothing waits but what is left of deleted tasks";
   const agents = pools.reduce((/** @type {number} */ sum, /** @type {any} */ each) => sum + each.agents, 0);
   return agents ? `${plural(agents, "agent")} connected, nothing waits` : "Nothing waits";
 }
