@@ -73,6 +73,30 @@ async def test_a_menu_closes_when_somebody_goes_on(board: Board) -> None:
     assert page.tab.errors == []
 
 
+async def test_a_refusal_covers_no_button_and_goes_when_it_is_not_true_any_more(board: Board) -> None:
+    """The toast of an error stays above the composer, also as this grows, until the same change succeeds."""
+    await board.harness.active(name="refused-once")
+    page = await board.open("/tasks/alice/refused-once")
+    await page.tab.until("document.querySelector('.page.task[data-ready] .composer')")
+    await page.tab.resize(390, 500)
+    await page.tab.call("Network.enable")
+    await page.tab.call("Network.setBlockedURLs", urls=["*/send"])
+    await page.tab.evaluate("document.querySelector('.composer textarea').focus()")
+    await page.tab.insert("Go on")
+    await page.tab.press("Enter")
+    await page.sees("The server cannot be reached.", ".toast.bad")
+    above = "{toast}.bottom < {composer}.top && {toast}.bottom > {composer}.top - 40"
+    for name in ("toast", "composer"):
+        above = above.replace(f"{{{name}}}", f"document.querySelector('.{name}').getBoundingClientRect()")
+    await page.tab.until(above)
+    await page.tab.insert("\non\nand\non")
+    await page.tab.until(f"document.querySelector('.composer textarea').rows > 1 && {above}")
+    await page.tab.call("Network.setBlockedURLs", urls=[])
+    await page.tab.press("Enter")
+    await page.tab.until("!document.querySelector('.toast.bad')")
+    assert page.tab.errors == []
+
+
 CHURN = """(async () => {
     const vendor = new URL("vendor/lit-html/", document.querySelector("script[src$='/app.js']").src);
     const { html, render } = await import(new URL("lit-html.js", vendor));

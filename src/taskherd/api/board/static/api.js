@@ -65,6 +65,14 @@ export async function get(path, { signal, cached = true } = {}) {
   return result;
 }
 
+/** @type {Set<(change: string, ok: boolean) => void>} */
+const sentListeners = new Set();
+
+/** @param {(change: string, ok: boolean) => void} listener called with each change that was answered, `METHOD path` */
+export function onSent(listener) {
+  sentListeners.add(listener);
+}
+
 /**
  * Change something. The request has an idempotency key, and is repeated once with it if no answer came.
  * @param {"POST" | "PATCH" | "DELETE"} method
@@ -78,9 +86,10 @@ export async function send(method, path, body = undefined, { signal, key = newKe
   const headers = { "Idempotency-Key": key };
   if (body !== undefined) headers["Content-Type"] = "application/json";
   const options = { signal, headers, body: body === undefined ? undefined : JSON.stringify(body) };
-  const first = await request(method, path, options);
-  if (first.ok || first.status !== 0 || first.aborted) return first;
-  return request(method, path, options);
+  let answer = await request(method, path, options);
+  if (!answer.ok && answer.status === 0 && !answer.aborted) answer = await request(method, path, options);
+  if (answer.ok || !answer.aborted) for (const listener of sentListeners) listener(`${method} ${path}`, answer.ok);
+  return answer;
 }
 
 /**

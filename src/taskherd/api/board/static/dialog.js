@@ -1,6 +1,10 @@
 // @ts-check
 // Dialogs in the browser's own `<dialog>`: the focus stays inside, Escape closes, and the focus returns.
+import * as api from "./api.js";
 import { html, nothing, render } from "./vendor/lit-html/lit-html.js";
+
+const SHOWN_FOR = 6_000, BAD_SHOWN_FOR = 20_000; // milliseconds
+const ABOVE = 12; // pixels between a toast and the composer
 
 /** @typedef {{label: string, value: string, main?: boolean, danger?: boolean}} Action */
 
@@ -86,8 +90,16 @@ export function submitOnEnter(event) {
   /** @type {HTMLTextAreaElement} */ (event.currentTarget).form?.requestSubmit();
 }
 
+let refused = ""; // the change that was refused last, until a toast says so
+let shownFor = ""; // the change whose refusal a toast says
+api.onSent((change, ok) => {
+  if (!ok) refused = change;
+  else if (change === shownFor) document.querySelector(".toast.bad")?.remove(); // it is no longer true
+});
+
 /**
- * Say something that is over soon, at the bottom of the page and to screen readers.
+ * Say something that is over soon, at the bottom of the page and to screen readers. It stays while somebody points at
+ * it or has the focus in it.
  * @param {string} text
  * @param {{bad?: boolean, action?: {label: string, run: () => void}}} [options]
  */
@@ -100,7 +112,34 @@ export function toast(text, { bad = false, action } = {}) {
     ? html`<button class="link" @click=${() => (shown.remove(), action.run())}>${action.label}</button>` : nothing}
     <button class="icon" aria-label="Dismiss" @click=${() => shown.remove()}>×</button>`, shown);
   document.body.append(shown);
-  if (!bad) setTimeout(() => shown.remove(), 6_000);
+  shownFor = bad ? refused : "";
+  refused = "";
+  let timer = 0;
+  const leave = () => {
+    clearTimeout(timer);
+    if (!shown.matches(":hover, :focus-within")) timer = setTimeout(() => shown.remove(), bad ? BAD_SHOWN_FOR : SHOWN_FOR);
+  };
+  for (const event of ["pointerenter", "pointerleave", "focusin", "focusout"]) shown.addEventListener(event, () => setTimeout(leave));
+  leave();
+  placeAboveComposer(shown);
+}
+
+/**
+ * Keep a toast from covering the button of the composer, which grows with what is written.
+ * @param {HTMLElement} shown
+ */
+function placeAboveComposer(shown) {
+  const composer = document.querySelector(".composer");
+  if (!composer) return;
+  const place = () => {
+    shown.style.bottom = "";
+    const { top, bottom } = composer.getBoundingClientRect(); // zeros when its page was left
+    const covers = bottom > shown.getBoundingClientRect().top - ABOVE;
+    if (covers) shown.style.bottom = `${innerHeight - top + ABOVE}px`;
+  };
+  const observer = new ResizeObserver(() => (shown.isConnected ? place() : observer.disconnect()));
+  observer.observe(composer);
+  place();
 }
 
 /**
