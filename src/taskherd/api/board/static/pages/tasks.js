@@ -324,8 +324,8 @@ class Tasks {
     return html`<div class="selection"><b role="status">${many}</b>
       ${offer ? html`<button class="link" @click=${() => ((this.all = true), this.draw())}>Select all that match</button>` : nothing}
       <span class="acts right">${Object.entries(bulk.ACTIONS).filter(([action]) => action !== "interrupt" || this.interrupts).map(([action, { label, danger }]) => html`
-        <button class=${danger ? "button small danger" : "button small"} @click=${() => this.act(action)}>${label}</button>`)}
-        <button class="button small quiet" @click=${() => this.selectNone()}>Cancel</button></span></div>`;
+        <button class=${danger ? "button small danger" : "button small"} @click=${() => this.act(action)}>${label}</button>`)}</span>
+      <button class="button small quiet cancel" @click=${() => this.selectNone()}>Cancel</button></div>`;
   }
 
   failure() {
