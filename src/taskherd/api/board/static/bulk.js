@@ -7,6 +7,9 @@ import { readEvents } from "./sse.js";
 import { html, nothing } from "./vendor/lit-html/lit-html.js";
 
 const SHOWN = 5; // names in a question
+const TOLD_FOR = 3_600_000; // milliseconds after its end
+const DISMISSED_KEY = "taskherd-dismissed-jobs";
+const MAX_DISMISSED = 50;
 const RETRY = 1_000; // milliseconds before a broken stream of progress is opened again
 
 /** @type {Record<string, {label: string, doing: string, done: string, danger?: boolean}>} */
@@ -92,6 +95,26 @@ export async function watch(id, changed, signal) {
     }
     if (!finished) await new Promise((done) => setTimeout(done, RETRY));
   }
+}
+
+/**
+ * Whether a page that opens shows a job: one under way, or one that ended a while ago with tasks that it could not change.
+ * @param {any} job
+ */
+export function isTold(job) {
+  if (job.finished_at === null) return true;
+  const isRecent = api.now() - Date.parse(job.finished_at) < TOLD_FOR;
+  return isRecent && (job.refused > 0 || job.failure !== null) && !dismissed().includes(job.id);
+}
+
+/** @param {string} id of a job that somebody has read about */
+export function dismiss(id) {
+  sessionStorage.setItem(DISMISSED_KEY, JSON.stringify([...dismissed(), id].slice(-MAX_DISMISSED)));
+}
+
+/** @returns {string[]} */
+function dismissed() {
+  return JSON.parse(sessionStorage.getItem(DISMISSED_KEY) || "[]");
 }
 
 /**

@@ -19,7 +19,7 @@ import { live } from "../vendor/lit-html/directives/live.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
 
 const PAGE = 50;
-const MAX_JOBS = 3; // unfinished jobs of the caller that are shown
+const MAX_JOBS = 3; // jobs of the caller that are shown
 
 /** @type {import("../router.js").Page} */
 export default function tasks(view) {
@@ -221,8 +221,8 @@ class Tasks {
   async loadJobs() {
     const answer = await api.get("/task-actions?limit=10", { signal: this.view.signal, cached: false });
     if (!answer.ok) return;
-    const open = answer.value.actions.filter((/** @type {any} */ each) => each.finished_at === null);
-    open.slice(0, MAX_JOBS).forEach((/** @type {any} */ job) => this.followJob(job));
+    const told = answer.value.actions.filter((/** @type {any} */ each) => bulk.isTold(each));
+    told.slice(0, MAX_JOBS).forEach((/** @type {any} */ job) => this.followJob(job));
   }
 
   /** @param {any} job */
@@ -281,7 +281,7 @@ class Tasks {
     render(html`
       ${this.viewBar()}
       ${repeat(this.jobs.values(), (/** @type {any} */ each) => each.job.id, (/** @type {any} */ { job, refused }) => bulk.panel(job, refused, {
-        cancel: () => this.cancelJob(job.id), dismiss: () => (this.jobs.delete(job.id), this.draw()),
+        cancel: () => this.cancelJob(job.id), dismiss: () => (bulk.dismiss(job.id), this.jobs.delete(job.id), this.draw()),
       }))}
       <div class="list-head">${this.selected.size || this.all ? this.selectionBar() : this.summary()}</div>
       ${this.failed ? this.failure() : !this.loaded && !this.rows.length ? this.skeleton() : this.rows.length ? this.table() : this.empty()}
