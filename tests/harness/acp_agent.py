@@ -69,6 +69,8 @@ def read() -> None:
             inbox.put(message)
             if "deaf" in TRAITS and message["method"] == "session/new":
                 return
+            if "late" in TRAITS and message["method"] == "session/prompt":
+                wait((FOLDER / "read").exists)
 
 
 def wait(is_over: Callable[[], object]) -> None:
@@ -165,6 +167,13 @@ def step(verb: str, argument: str) -> "str | None":  # noqa: PLR0915
             send({"id": f"ask-{first}", "method": method, "params": fields})
             if verb == "request":
                 answer_of(first)
+        case "calls":
+            method, _, given = rest.partition(" ")
+            params = {"sessionId": state["session"], **json.loads(given)}
+            calls = [{"jsonrpc": "2.0", "id": each, "method": method, "params": params} for each in range(int(first))]
+            write("".join(json.dumps(call) + "\n" for call in calls))
+        case "answer-to":
+            wait(lambda: int(first) in responses)
         case "show":
             content = [{"type": "terminal", "terminalId": rest}]
             update("tool_call_update", toolCallId=first, content=content)

@@ -99,7 +99,7 @@ class AcpRun:
             meanwhile()
             await eventually(folder.exit.exists)
             agent_exit = processes.read_exit(folder)
-            self._make_follower().conclude(agent_exit)
+            await self._make_follower().conclude(agent_exit)
             await self._record_exit(agent_exit)
             return
         handle = await processes.adopt(folder)

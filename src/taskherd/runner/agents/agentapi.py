@@ -162,7 +162,7 @@ class AgentApiFollower(FollowerWithoutRequests):
         await mark_interrupted(context, interrupted=True)
         return await end_agent(context)
 
-    def conclude(self, agent_exit: ExitRecord) -> None:
+    async def conclude(self, agent_exit: ExitRecord) -> None:
         """Report the last messages and the exit."""
         agent_exit = as_interrupted(self._context, agent_exit)
         self._report(list(self._changed.values()))

@@ -188,7 +188,7 @@ class Follower(Protocol):
         The outcome is that of our own record, whatever the agent claims. Raise ``NotInterrupted``.
         """
 
-    def conclude(self, agent_exit: ExitRecord) -> None:
+    async def conclude(self, agent_exit: ExitRecord) -> None:
         """Report the remaining output and the exit, after the agent has exited."""
 
 

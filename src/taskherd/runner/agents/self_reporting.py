@@ -65,7 +65,7 @@ class SelfReportingFollower(FollowerWithoutRequests):
         """Raise ``NotInterrupted``: nothing says when such an agent's turn has ended."""
         raise NotInterrupted(CANNOT_INTERRUPT)
 
-    def conclude(self, agent_exit: ExitRecord) -> None:
+    async def conclude(self, agent_exit: ExitRecord) -> None:
         """Report how the agent ended and its final state, which it can no longer report itself."""
         agent_exit = as_interrupted(self._context, agent_exit)
         words = log_last_output(self._context, agent_exit)

@@ -123,7 +123,7 @@ class AgentSession:
             follow_task.cancel()
             await asyncio.gather(follow_task, return_exceptions=True)
         self._exited.set()
-        self.follower.conclude(agent_exit)
+        await self.follower.conclude(agent_exit)
         await self._on_exit(agent_exit)
         self._shim.close()
         return agent_exit

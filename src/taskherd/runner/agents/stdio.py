@@ -155,7 +155,7 @@ class StdioFollower(FollowerWithoutRequests):
         self._input_at = asyncio.get_running_loop().time()
         self._report([self._entry(LogSource.INPUT, text)])
 
-    def conclude(self, agent_exit: ExitRecord) -> None:
+    async def conclude(self, agent_exit: ExitRecord) -> None:
         """Report the remaining output and the exit."""
         agent_exit = as_interrupted(self._context, agent_exit)
         unread = output.size(self._context.folder.output) - self._offset

@@ -146,7 +146,7 @@ class TaskWorkspace:
                 agent_exit = replace(agent_exit, reason="stopped")  # the earlier runner was stopping it
             self._context.metrics.runner_adopted.labels("lost" if agent_exit.reason == "lost" else "ended").inc()
             make_follower = self._follower_factory(template.parse(start.run), self._start_reporter(start.build_number))
-            make_follower().conclude(agent_exit)
+            await make_follower().conclude(agent_exit)
             await self._record_exit(agent_exit)
 
     async def deliver(self, text: str, record_attempt: RecordAttempt) -> str | None:

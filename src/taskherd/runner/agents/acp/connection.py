@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 WRITE_TIMEOUT: Final = 60.0
 """Seconds within which the agent must take a line from its stdin."""
+MAX_ANSWERS: Final = 64
+"""Number of answers that the agent has not taken yet at which its further requests wait."""
+MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
+"""Size of such answers together, in bytes, at which its further requests wait."""
 METHOD_NOT_FOUND: Final = -32601
 INVALID_PARAMS: Final = -32602
 INTERNAL_ERROR: Final = -32603
@@ -80,12 +84,14 @@ class Connection:
         self.calls: dict[int, dict[str, Any]] = {int(key): value for key, value in checkpoint.get("calls", {}).items()}
         """Our open calls, by id: ``method``, ``deadline`` in seconds since the epoch, and ``line``."""
         self.lines: dict[int, dict[str, Any]] = {int(key): value for key, value in checkpoint.get("lines", {}).items()}
-        """Lines that are not acknowledged: ``answers`` (the id of the agent's request), ``result``, ``deadline``."""
+        """Lines that are not acknowledged: ``answers`` (the agent's request), ``result``, ``deadline``, ``size``."""
         self._next_id: int = checkpoint.get("next_id", 0)
         self._next_line: int = checkpoint.get("next_line", 0)
         self._given: list[RpcId] = checkpoint.get("given", [])
         """Requests of the agent that are not read yet (again), and were answered before a record was lost."""
         self._recorded: dict[int, bytes] = {}
+        self.is_closed = False
+        """True once the agent has ended."""
         self.unrecorded = self._find_unrecorded()
         """The messages that an earlier runner submitted, and whose record was lost since, with the disk for example."""
 
@@ -100,6 +106,10 @@ class Connection:
             "next_line": self._next_line,
             "given": self._given,
         }
+
+    def close(self) -> None:
+        """Record no answers any more: the agent has ended."""
+        self.is_closed = True
 
     def ignore_call(self, request: RpcId) -> None:
         """Ignore the next request of the agent with this id: it was answered before."""
@@ -148,6 +158,16 @@ class Connection:
     def deadline(self, seconds: float) -> float:
         """Return the time in ``seconds``, in seconds since the epoch."""
         return self._now().timestamp() + seconds
+
+    @property
+    def has_room(self) -> bool:
+        """False while the agent leaves so many answers unread that nothing more of what it writes is to be read.
+
+        Each of them is a file, and a part of each checkpoint. What the runner itself asks does not count: the agent
+        may write before it reads that.
+        """
+        sizes = [line.get("size", 0) for line in self.lines.values() if "answers" in line]
+        return self.is_closed or (len(sizes) < MAX_ANSWERS and sum(sizes) < MAX_ANSWER_BYTES)
 
     @property
     def has_recorded(self) -> bool:
@@ -208,8 +228,10 @@ class Connection:
 
     def _record(self, message: dict[str, Any], about: dict[str, Any]) -> int:
         number, self._next_line = self._next_line, self._next_line + 1
-        self._recorded[number] = orjson.dumps({"jsonrpc": "2.0", **message})
-        self.lines[number] = about
+        if self.is_closed and "answers" in about:
+            return number
+        line = self._recorded[number] = orjson.dumps({"jsonrpc": "2.0", **message})
+        self.lines[number] = {**about, "size": len(line)}
         return number
 
     def _decode(self, line: bytes) -> Incoming:

@@ -28,6 +28,8 @@ MAX_CALLS: Final = 64
 """Maximum number of tool calls that are remembered, the latest; a later update of an older one is a new entry."""
 MAX_DETAILED: Final = 8
 """Maximum number of tool calls, the latest, whose contents are remembered for further updates."""
+MAX_CHANGES: Final = 64
+"""Number of entries that were added or changed at which they are to be reported at once."""
 MAX_LOCATIONS: Final = 10
 MAX_PLAN: Final = 50
 MAX_SHOWN_TERMINALS: Final = 2
@@ -87,6 +89,11 @@ class Conversation:
     def has_changes(self) -> bool:
         """True if there are entries to report."""
         return bool(self._changed)
+
+    @property
+    def has_many_changes(self) -> bool:
+        """True if there are so many entries to report that this must not wait."""
+        return len(self._changed) >= MAX_CHANGES
 
     def begin_turn(self, text: str) -> None:
         """Add an input, with which a turn begins."""

@@ -4,8 +4,9 @@ Rules:
 
 - The state is what the protocol says: ``working`` while a prompt is in flight, ``idle`` while a request to a person is
   open, and after the response what that says (``turns``). No screen and no timer takes part.
-- What follows from a line is recorded, with the reports, in one record of the outbox; only then are the lines submitted
-  that it causes. The next runner continues at a line boundary, tells nothing twice, and knows all that is open.
+- What follows from some lines is recorded, with the reports, in one record of the outbox; only then are the lines
+  submitted that they cause. The next runner continues at a line boundary, tells nothing twice, and knows all that is
+  open.
 - Every request of ours has a deadline. What does not end is cancelled, interrupted (SIGINT), stopped (SIGTERM) and
   killed; the outcome comes from our own record.
 """
@@ -22,12 +23,13 @@ from taskherd.runner.agents import output
 from taskherd.runner.agents.acp import cancelling
 from taskherd.runner.agents.acp import connection as connections
 from taskherd.runner.agents.acp.cancelling import TurnCancellation
-from taskherd.runner.agents.acp.connection import INTERNAL_ERROR, AgentResponse, Connection
+from taskherd.runner.agents.acp.connection import INTERNAL_ERROR, Connection
 from taskherd.runner.agents.acp.conversation import Conversation
 from taskherd.runner.agents.acp.ending import AgentEnding
 from taskherd.runner.agents.acp.incoming import MessageHandler
 from taskherd.runner.agents.acp.opening import SessionOpening
 from taskherd.runner.agents.acp.parts import Parts
+from taskherd.runner.agents.acp.reading import MessageReading
 from taskherd.runner.agents.acp.recorder import Recorder
 from taskherd.runner.agents.acp.requests import AgentRequests
 from taskherd.runner.agents.acp.terminals import Terminals
@@ -126,6 +128,7 @@ class AcpFollower:
         self._changed = asyncio.Condition()
         self._awaited: dict[int, bool | None] = {}
         """Lines whose writing a caller awaits: whether they were written, None until that is known."""
+        self._reading = MessageReading(self._parts, self._messages, self._awaited)
         self._delivery = asyncio.Lock()
 
     @property
@@ -156,6 +159,8 @@ class AcpFollower:
                     await self._until(lambda: self._opening.session is not None and not self._turn.is_open)
             except TimeoutError:
                 raise NotDelivered(f"The agent did not end its turn within {READY_TIMEOUT:g} s.") from None
+            if self._connection.is_closed:
+                raise NotDelivered(NOT_RUNNING)
             await record_attempt()
             turn = self._send_prompt(text)
             await self._wait_written(turn)
@@ -187,7 +192,7 @@ class AcpFollower:
                 await self._until(lambda: self._has_begun or self._turn.is_open or self._is_detached)
         return await self._cancellation.interrupt()
 
-    def conclude(self, agent_exit: ExitRecord) -> None:
+    async def conclude(self, agent_exit: ExitRecord) -> None:
         """Report the agent's last output, and how it ended."""
         turn = None if self._turn.number is None else self._connection.calls.get(self._turn.number)
         ended = self._connection.acknowledged()
@@ -195,12 +200,8 @@ class AcpFollower:
             self._requests.acknowledge(line, written=is_written)
         given: int | None = None if turn is None else turn["line"]
         was_given = given is not None and given not in self._connection.lines and ended.get(given, True)
-        while self._connection.reader.has_more:
-            before = self._connection.reader.offset
-            for message in self._connection.receive():
-                self._messages.handle(message)
-            if self._connection.reader.offset == before:
-                break
+        self._connection.close()
+        await self._reading.read_rest()
         if was_given or (turn is not None and not self._turn.is_open):
             self._context.conclude_prompt()
         self._requests.withdraw_all()
@@ -256,15 +257,10 @@ class AcpFollower:
         """Handle what the agent writes."""
         while True:
             await self._context.outbox.wait_room()
-            before = self._connection.reader.offset
-            if self._context.log_budget.has_room or self._turn.cancelled:
-                for message in self._connection.receive():
-                    if isinstance(message, AgentResponse) and message.line in self._awaited:
-                        self._awaited[message.line] = True  # what the agent answers, it was given
-                    self._messages.handle(message)
-                    await self._notify()
-            is_idle = self._connection.reader.offset == before
-            await asyncio.sleep(POLL_INTERVAL if is_idle else 0)
+            has_read = self._reading.read()
+            if has_read:
+                await self._notify()
+            await asyncio.sleep(0 if has_read else POLL_INTERVAL)
 
     async def _watch(self) -> None:
         """Look regularly at what is due: acknowledgements, deadlines, and entries to report."""

@@ -1,4 +1,4 @@
-"""Handle what an agent writes: each message changes the parts, and what follows from it is recorded at once."""
+"""Handle what an agent writes: each message changes the parts, and what follows is recorded with its group."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ MAX_BAD_LINES: Final = 100
 """Number of lines in a row that are no messages of the protocol, after which the agent is ended."""
 
 
+UNEXPECTED: Final = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""The errors that one message may cause, whose next reading would cause them too."""
+
+
 class MessageHandler:
     """The handler of one agent's messages."""
 
@@ -42,12 +46,12 @@ class MessageHandler:
         """Handle a message; one that causes an unexpected error is a bad line, or its next reading would fail too."""
         try:
             self._handle(message)
-        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        except UNEXPECTED:
             log.exception("message of an agent failed", task_id=str(self._parts.context.journal.task_id))
             self._handle_bad_line(BadLine("it could not be handled", str(message)[:200]))
 
     def _handle(self, message: Incoming) -> None:
-        """Handle one message, record what follows from it, and submit the lines that it causes."""
+        """Handle one message; the record of its group holds what follows from it, and the lines that it causes."""
         if not isinstance(message, BadLine):
             self._bad_lines = 0
         match message:

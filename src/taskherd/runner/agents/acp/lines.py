@@ -41,7 +41,7 @@ class LineReader:
 
         ``offset`` is advanced before each is yielded.
         """
-        chunk = output.read(self._folder.output, self.offset + len(self._buffer), READ_BYTES)
+        chunk = output.read(self._folder.output, self.position, READ_BYTES)
         if chunk.missing:  # the disk was full when the agent ended
             self.offset += len(self._buffer) + chunk.missing
             self._buffer.clear()
@@ -62,9 +62,14 @@ class LineReader:
             self._buffer.clear()
 
     @property
+    def position(self) -> int:
+        """The end of what was read, also of a line that is not complete yet."""
+        return self.offset + len(self._buffer)
+
+    @property
     def has_more(self) -> bool:
         """True if there is output that was not read yet."""
-        return output.size(self._folder.output) > self.offset + len(self._buffer)
+        return output.size(self._folder.output) > self.position
 
     def discard_read(self) -> None:
         """Delete the segments before ``offset``, so that the shim has room for more."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -16,7 +17,7 @@ from taskherd.observability.failpoints import Failpoint
 from taskherd.runner.agents.context import shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from taskherd.domain.reports import Report
     from taskherd.runner.agents.acp.connection import Connection
@@ -60,6 +61,24 @@ class Recorder:
         self._message = ""
         self._state_at = self._flushed_at = 0.0
         self._offset = connection.reader.offset
+        self._gathered: list[Report] | None = None
+        """The reports of the record that is put off, None if none is."""
+        self._is_due = False
+        """Whether that record was asked for."""
+
+    @contextmanager
+    def gather(self) -> Iterator[None]:
+        """Make one record of all that is committed within, at its end; no other task may run meanwhile.
+
+        A record costs as much as all that is open. Raise ``OSError`` as ``commit`` does.
+        """
+        self._gathered, self._is_due = [], False
+        try:
+            yield
+        finally:
+            reports, self._gathered = self._gathered, None
+        if self._is_due or self._conversation.has_many_changes:
+            self.commit(*reports)
 
     def report_state(self, *, in_turn: bool) -> None:
         """Report the state that the protocol shows while a turn is in flight, and record what has changed."""
@@ -100,8 +119,13 @@ class Recorder:
     def commit(self, *reports: Report) -> None:
         """Report entries and ``reports`` with a checkpoint after them, then submit the lines that were recorded.
 
-        Raise ``OSError`` if either cannot be written to disk; lines whose record is not on disk are not submitted.
+        Within ``gather`` that is put off. Raise ``OSError`` if either cannot be written to disk; lines whose record is
+        not on disk are not submitted.
         """
+        if self._gathered is not None:
+            self._gathered += reports
+            self._is_due = True
+            return
         reporter = self._context.reporter
         entries = self._context.log_all_but_last(self._conversation.take_entries(reporter))
         checkpoint = {
@@ -114,7 +138,9 @@ class Recorder:
         }
         frozen = orjson.loads(orjson.dumps(checkpoint))  # what it refers to changes before the next one
         requests = self._requests.take_reports()
-        reporter.log(entries, *reports, *requests, *self._usage.take_reports(reporter), checkpoint=frozen)
+        others = [*reports, *requests, *self._usage.take_reports(reporter)]
+        self._context.log_budget.spend(len(others), 0)
+        reporter.log(entries, *others, checkpoint=frozen)
         if requests:
             self._context.failpoint(Failpoint.REQUEST_RECORD)
         self._offset = self._connection.reader.offset

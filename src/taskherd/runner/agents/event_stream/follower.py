@@ -162,7 +162,7 @@ class EventStreamFollower(FollowerWithoutRequests):
             return False
         return True
 
-    def conclude(self, agent_exit: ExitRecord) -> None:
+    async def conclude(self, agent_exit: ExitRecord) -> None:
         """Report the agent's last output, and how it ended."""
         self._has_begun.set()
         agent_exit = as_interrupted(self._context, agent_exit)
