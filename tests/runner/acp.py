@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -56,6 +56,8 @@ class AcpRun:
         self.exits: list[processes.ExitRecord] = []
         self.build = 0
         self.prompt = ""
+        self.ahead = timedelta()
+        """By how much the runner's wall clock is set forward."""
         self.journal = Journal(task_id=self.task.task_id, task_name="t")
         self.outbox = self._open_outbox()
 
@@ -235,7 +237,7 @@ class AcpRun:
 
     def _reporter(self) -> Reporter:
         def now() -> datetime:
-            return datetime.now(UTC)
+            return datetime.now(UTC) + self.ahead
 
         sequence = SequenceGenerator(self.journal, now, lambda: None, above=self.outbox.last_seq)
         start = Transition.START

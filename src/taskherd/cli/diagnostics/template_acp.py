@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from taskherd.cli.diagnostics.findings import Finding, error, note, ok
@@ -38,7 +37,7 @@ class AcpClient:
 
     def __init__(self, trial: Trial) -> None:
         self._trial = trial
-        self._connection = Connection(trial.files, {}, lambda: datetime.now(UTC))
+        self._connection = Connection(trial.files, {})
         self._bad_lines = 0
 
     async def call(self, method: str, params: dict[str, Any]) -> AgentResponse:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
@@ -17,8 +18,7 @@ import orjson
 from taskherd.runner.agents.acp.lines import LineReader, LineWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from datetime import datetime
+    from collections.abc import Iterator
 
     from taskherd.runner.workspaces.folders import RunFolder
 
@@ -77,12 +77,11 @@ Incoming: TypeAlias = AgentCall | Notification | AgentResponse | BadLine
 class Connection:
     """The messages to and from one agent."""
 
-    def __init__(self, folder: RunFolder, checkpoint: dict[str, Any], now: Callable[[], datetime]) -> None:
-        self._now = now
+    def __init__(self, folder: RunFolder, checkpoint: dict[str, Any]) -> None:
         self.reader = LineReader(folder, checkpoint.get("offset", 0), skipping=checkpoint.get("skipping", False))
         self.writer = LineWriter(folder)
         self.calls: dict[int, dict[str, Any]] = {int(key): value for key, value in checkpoint.get("calls", {}).items()}
-        """Our open calls, by id: ``method``, ``deadline`` in seconds since the epoch, and ``line``."""
+        """Our open calls, by id: ``method``, ``deadline`` as ``deadline`` returns it, and ``line``."""
         self.lines: dict[int, dict[str, Any]] = {int(key): value for key, value in checkpoint.get("lines", {}).items()}
         """Lines that are not acknowledged: ``answers`` (the agent's request), ``result``, ``deadline``, ``size``."""
         self._next_id: int = checkpoint.get("next_id", 0)
@@ -156,8 +155,12 @@ class Connection:
         self._record({"id": request, "error": {"code": code, "message": message}}, about)
 
     def deadline(self, seconds: float) -> float:
-        """Return the time in ``seconds``, in seconds since the epoch."""
-        return self._now().timestamp() + seconds
+        """Return the time in ``seconds``, in seconds of the machine's monotonic clock.
+
+        That is the same for all processes, so the next runner goes on with it; no agent outlives the machine's start.
+        The wall clock may be set, and would end turns that are in flight.
+        """
+        return time.monotonic() + seconds
 
     @property
     def has_room(self) -> bool:

@@ -76,7 +76,7 @@ class AcpFollower:
         self._context = context
         checkpoint: dict[str, Any] = context.checkpoint
         self._turn = Turn(checkpoint)
-        self._connection = Connection(context.folder, checkpoint.get("connection", {}), context.reporter.now)
+        self._connection = Connection(context.folder, checkpoint.get("connection", {}))
         self._conversation = Conversation(checkpoint.get("conversation", {}))
         self._requests = AgentRequests(
             checkpoint.get("requests", {}),
