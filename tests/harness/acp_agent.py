@@ -172,6 +172,9 @@ def step(verb: str, argument: str) -> "str | None":  # noqa: PLR0915
             params = {"sessionId": state["session"], **json.loads(given)}
             calls = [{"jsonrpc": "2.0", "id": each, "method": method, "params": params} for each in range(int(first))]
             write("".join(json.dumps(call) + "\n" for call in calls))
+        case "plans":
+            for _ in range(int(first)):
+                update("plan", entries=[0] * int(rest))
         case "answer-to":
             wait(lambda: int(first) in responses)
         case "show":

@@ -56,6 +56,7 @@ class AcpRun:
         self.exits: list[processes.ExitRecord] = []
         self.build = 0
         self.prompt = ""
+        self.log_rates = LogRates(2**30, 2**20)
         self.ahead = timedelta()
         """By how much the runner's wall clock is set forward."""
         self.journal = Journal(task_id=self.task.task_id, task_name="t")
@@ -258,7 +259,7 @@ class AcpRun:
                 save=self._save,
                 deliver_once=self._deliver_once,
                 processes=ProcessMonitor(),
-                log_budget=LogBudget(LogRates(2**30, 2**20)),
+                log_budget=LogBudget(self.log_rates),
                 work=self.task.work,
                 workdir=self.task.work,
                 start_command=self._start_command,

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from taskherd.runner.agents.acp import connection
+from taskherd.runner.agents.acp.sizes import MAX_PARTS
+from taskherd.runner.agents.log_budget import LogRates
 from tests.harness.runner import eventually
 from tests.runner.acp import AcpRun, acp_run
 
@@ -117,6 +119,42 @@ async def test_requests_that_waited_are_answered_once_and_in_order(tmp_path: Pat
         answers = [each for each in run.received() if "method" not in each]
         assert [each["id"] for each in answers] == list(range(count))
         assert {each["error"]["code"] for each in answers} == {connection.METHOD_NOT_FOUND}
+
+
+async def test_large_updates_do_not_hold_the_runner(tmp_path: Path) -> None:
+    """An update with more parts than anything has is refused before it is validated; the turn goes on."""
+    async with acp_run(tmp_path) as run:
+        await run.start(steps("wait: go", "plans: 5 1300000", "line: done"))
+        await run.until_state("working")
+        async with measured(run) as found:
+            run.touch("go")
+            await run.until_state("idle", "done")
+        assert found.longest_gap < MAX_GAP
+        assert run.texts("plan") == []
+
+
+async def test_what_shows_nothing_counts_against_the_logs_budget(tmp_path: Path) -> None:
+    """An agent that floods the runner with updates in vain waits, as one does that prints without end."""
+    async with acp_run(tmp_path) as run:
+        run.log_rates = LogRates(bytes=1_000, entries=1_000)
+        await run.start(steps("wait: go", "plans: 1000 20000", "hang"))
+        await run.until_state("working")
+        run.touch("go")
+        budget = run.follower._context.log_budget
+        await eventually(lambda: not budget.has_room)
+        assert run.follower._connection.reader.position < 20 * 20_000
+        assert await run.follower.interrupt() == "stopped"
+        await run.until_state("idle", "interrupted")
+
+
+async def test_a_request_with_too_many_parts_is_refused(tmp_path: Path) -> None:
+    """It is answered as one whose parameters do not fit, and the agent goes on."""
+    options = json.dumps([0] * MAX_PARTS)
+    async with acp_run(tmp_path) as run:
+        await run.start(steps(f'request: 1 session/request_permission {{"options": {options}}}', "line: done"))
+        await run.until_state("idle", "done")
+        (error,) = [each["error"]["code"] for each in run.received() if "method" not in each]
+        assert error == connection.INVALID_PARAMS
 
 
 async def test_a_long_line_before_the_end_is_read(tmp_path: Path) -> None:

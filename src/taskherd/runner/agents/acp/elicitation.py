@@ -14,6 +14,8 @@ from taskherd.runner.agents.acp.permissions import make_option
 
 DECLINED: Final = {"action": "decline"}
 CANCELLED: Final = {"action": "cancel"}
+MAX_MESSAGE: Final = 64 * 1024
+"""Number of characters of a question that are looked at; people are shown less."""
 MAX_FIELD: Final = 256
 """Maximum length of a field's name, in characters."""
 
@@ -36,7 +38,7 @@ def parse_question(params: dict[str, Any]) -> Question | None:
     if params.get("mode") != "form" or not isinstance(fields, dict) or len(fields) != 1:
         return None
     ((name, field),) = fields.items()
-    message = str(params.get("message") or name)
+    message = str(params.get("message") or name)[:MAX_MESSAGE]
     if not isinstance(field, dict) or len(name) > MAX_FIELD:
         return None
     match field.get("type"):

@@ -8,6 +8,7 @@ from acp import schema
 from pydantic import ValidationError
 
 from taskherd import __version__
+from taskherd.runner.agents.acp.sizes import MAX_PARTS, has_few_parts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,8 @@ def initialize_params(run: RunConfig) -> dict[str, Any]:
 
 def parse_initialized(result: dict[str, Any]) -> schema.InitializeResponse | str:
     """Return what the agent can do, or why it cannot be used."""
+    if not has_few_parts(result):
+        return f"Its answer to `initialize` is invalid: it has more than {MAX_PARTS} parts"
     try:
         response = schema.InitializeResponse.model_validate(result)
     except ValidationError as error:

@@ -9,7 +9,8 @@ from acp import schema
 from pydantic import ValidationError
 
 from taskherd.runner.agents.acp.client import ClientMethods
-from taskherd.runner.agents.acp.connection import AgentCall, AgentResponse, BadLine, Notification
+from taskherd.runner.agents.acp.connection import INVALID_PARAMS, AgentCall, AgentResponse, BadLine, Notification
+from taskherd.runner.agents.acp.sizes import MAX_PARTS, has_few_parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -68,12 +69,18 @@ class MessageHandler:
         if self._parts.requests.has(call.id):
             self._handle_bad_line(BadLine("its id is that of an open request", str(call.id)))
             return
-        self._client.handle(call, self._parts.opening.session)
+        if has_few_parts(call.params):
+            self._client.handle(call, self._parts.opening.session)
+        else:
+            self._parts.connection.refuse(call.id, INVALID_PARAMS, f"the parameters have over {MAX_PARTS} parts")
+            self._count_bad()
         self._parts.report_state()
 
     def _handle_notification(self, message: Notification) -> None:
         parts = self._parts
-        if message.method == "$/cancel_request":
+        if not has_few_parts(message.params):
+            self._count_bad()
+        elif message.method == "$/cancel_request":
             parts.requests.cancel_call(message.params.get("requestId"))
             parts.report_state()
         elif message.method == "session/update" and parts.usage.handle(
@@ -84,7 +91,7 @@ class MessageHandler:
             try:
                 notification = schema.SessionNotification.model_validate(message.params)
             except ValidationError:
-                parts.context.metrics.runner_agent_events_bad.inc()  # or of a newer version
+                self._count_bad()  # or it is of a newer version
                 return
             if notification.session_id == parts.opening.session:
                 parts.conversation.apply(notification.update)
@@ -116,6 +123,12 @@ class MessageHandler:
         parts.turn.end()
         parts.terminals.end_turn()
         parts.recorder.set_state(state, message)
+
+    def _count_bad(self) -> None:
+        """Count a message that shows nothing; in full against the log's budget, or it would cost an agent nothing."""
+        context = self._parts.context
+        context.metrics.runner_agent_events_bad.inc()
+        context.log_budget.spend(0, self._parts.connection.reader.line_bytes)
 
     def _handle_bad_line(self, line: BadLine) -> None:
         """Count a line that is no message of the protocol, and log the first; many in a row end the agent."""

@@ -34,6 +34,8 @@ class LineReader:
         self.offset = offset
         self.skipping = skipping
         """True in the middle of a line that is too long."""
+        self.line_bytes = 0
+        """Size of the line that was yielded last, without its end; 0 if it was skipped."""
         self._buffer = bytearray()
 
     def read(self) -> Iterator[bytes | None]:
@@ -52,6 +54,7 @@ class LineReader:
             self.offset += len(self._buffer) + 1
             line = None if self.skipping or len(self._buffer) > MAX_LINE else bytes(self._buffer)
             self.skipping = False
+            self.line_bytes = len(line or b"")
             self._buffer.clear()
             yield line
             start = end + 1

@@ -5,21 +5,25 @@ The kind of a tool is the agent's own word, so a policy is a convenience and no 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, get_args
 
+import orjson
 from acp.schema import PermissionOption
 
 from taskherd.directory_file.run import ToolKind
 from taskherd.domain.request_values import OptionKind, RequestOption, RequestTool
 from taskherd.messages import texts
-from taskherd.messages.limits import MAX_NAME_CHARACTERS, MAX_OPTION_CHARACTERS, MAX_OPTIONS
+from taskherd.messages.limits import MAX_DATA_BYTES, MAX_NAME_CHARACTERS, MAX_OPTION_CHARACTERS, MAX_OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from taskherd.directory_file.run import Approvals
 
+MAX_INPUT_BYTES: Final = 4 * MAX_DATA_BYTES
+"""Size of a tool's input above which it is not shown, however much of it would have to be removed."""
 CANCELLED: Final = {"outcome": {"outcome": "cancelled"}}
 """The answer that decides nothing: the turn was cancelled, or there is no option that fits."""
 
@@ -76,10 +80,10 @@ def make_option(option_id: str, label: str, kind: OptionKind) -> RequestOption |
 def describe_tool(kind: str, name: object, given: Any) -> RequestTool:
     """Return the tool that asks; an input that cannot be shown as it is, such as one that is too large, is left out."""
     label = texts.sanitize_title(name, {}) if isinstance(name, str) else ""
-    try:
-        canonical = None if given is None else texts.canonical_data(given, {}, visible=True)
-    except (ValueError, RecursionError):
-        canonical = None
+    canonical: str | None = None
+    with suppress(TypeError, ValueError, RecursionError):
+        if given is not None and len(orjson.dumps(given)) <= MAX_INPUT_BYTES:
+            canonical = texts.canonical_data(given, {}, visible=True)
     return RequestTool(kind, label or None, canonical)
 
 

@@ -26,6 +26,8 @@ MAX_GROUP: Final = 32
 """Maximum number of messages that are handled at a time."""
 GROUP_TIME: Final = 0.05
 """Seconds after which a group ends with the message that is just handled."""
+LOG_SHARE: Final = 16
+"""Number of bytes of an agent's output that count as one of its log, whatever they show."""
 
 
 class MessageReading:
@@ -67,4 +69,6 @@ class MessageReading:
         except UNEXPECTED:
             log.exception("messages of an agent could not be recorded", task_id=str(parts.context.journal.task_id))
             self._messages.handle(BadLine("it could not be recorded", ""))
-        return connection.reader.position != before
+        size = connection.reader.position - before
+        parts.context.log_budget.spend(0, size // LOG_SHARE)
+        return size > 0

@@ -154,7 +154,7 @@ class AgentRequests:
         """Open a form with one field for people, and decline any other."""
         question = elicitation.parse_question(call.params)
         message = call.params.get("message") if question is None else question.message
-        title = sanitize_title(str(message or ""), {}) or "The agent asks a question"
+        title = sanitize_title(str(message or "")[: elicitation.MAX_MESSAGE], {}) or "The agent asks a question"
         if question is None:
             self._conversation.add_notice(f"a question was declined, because its form cannot be passed on: {title}")
             self._respond.answer(call.id, elicitation.DECLINED)
