@@ -80,15 +80,16 @@ async def test_a_supervisor_that_failed_is_started_again(harness: RunnerHarness)
     await harness.until_output(task_id, "up")
     await first.kill()
     (harness.work(task_id) / "go").touch()
-    exit_record = harness.state(task_id) / "run-1/exit.json"
-    await eventually(exit_record.exists)
-    readable = exit_record.read_text()
-    exit_record.write_text("{}")
+    await eventually((harness.state(task_id) / "run-1/exit.json").exists)
+    journal = harness.state(task_id) / "journal.json"
+    readable = journal.read_text()
+    record = json.loads(readable)
+    journal.write_text(json.dumps({**record, "start": {**record["start"], "run": {}}}))
     second = await harness.start()
     await eventually(lambda: any(line["event"].startswith("supervisor failed") for line in second.lines()))
     other = await harness.task("say:also up", "sleep")
     await harness.until_output(other, "also up")
-    exit_record.write_text(readable)
+    journal.write_text(readable)
     await harness.until_state(task_id, "complete", "well done")
     assert second.process.returncode is None
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -154,6 +156,37 @@ async def test_a_program_that_cannot_be_started_is_named(tmp_path: Path, argv: l
     )
     with pytest.raises(Unavailable, match=message):
         await processes.start(RunFolder(tmp_path / "run-1"), spec)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{}", "[]", "7", '{"reason": "no such reason"}', '{"reason": "exited", "code": "none"}', '{"reason": "lost"}'],
+)
+def test_an_exit_record_that_no_shim_has_written_counts_as_none(tmp_path: Path, content: str) -> None:
+    """A record that is torn or garbled is as good as a missing one: how the agent ended is lost."""
+    folder = RunFolder(tmp_path / "run-1")
+    folder.recreate()
+    folder.started.touch()
+    folder.exit.write_text(content)
+    assert processes.read_exit(folder) == processes.ExitRecord("lost")
+    assert not processes.has_succeeded(folder)
+
+
+def test_an_exit_record_that_cannot_be_read_now_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a file descriptor nothing is known, and the agent's exit status can still be read later."""
+    folder = RunFolder(tmp_path / "run-1")
+    folder.recreate()
+    folder.started.touch()
+    folder.exit.write_text('{"reason": "exited", "code": 3}')
+
+    def fail(_: Path) -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        with pytest.raises(OSError, match="Too many"):
+            processes.read_exit(folder)
+    assert processes.read_exit(folder) == processes.ExitRecord("exited", 3)
 
 
 def own_memory(pid: int) -> int:

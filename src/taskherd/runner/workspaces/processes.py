@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import json
 import marshal
@@ -13,7 +14,10 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from pydantic import TypeAdapter
 
 from taskherd import open_files
 from taskherd.domain.reports import ExitReason
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from taskherd.runner.workspaces.folders import RunFolder
+
+log = structlog.get_logger(__name__)
 
 MARKER_VARIABLE = "TASKHERD_RUN_FOLDER"
 """Environment variable that marks all processes of a run, so that they can be killed if the shim was killed."""
@@ -109,6 +115,9 @@ class ExitRecord:
                 return f"The agent was killed by signal {self.signal} ({signal_name(self.signal)})."
             case _:
                 return f"The agent ended with exit status {self.code}."
+
+
+_EXIT_RECORD: Final = TypeAdapter(ExitRecord)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,9 +308,7 @@ async def adopt(folder: RunFolder) -> ShimHandle | None:
                 handle = open_running(folder)
                 if handle is not None:
                     return handle
-                await asyncio.sleep(
-                    _POLL_INTERVAL
-                )  # it has just been started, and has not written ``started.json`` yet
+                await asyncio.sleep(_POLL_INTERVAL)  # it was just started, and has not written ``started.json`` yet
     return None
 
 
@@ -324,35 +331,35 @@ def open_running(folder: RunFolder) -> ShimHandle | None:
 def read_exit(folder: RunFolder, *, agent_started: bool = False) -> ExitRecord:
     """Return how a finished run ended. If its shim was killed, kill the processes that it left.
 
-    ``agent_started``: whether the agent is known to have started; otherwise the folder says so.
+    A record that is no shim's counts as none. ``agent_started``: it is known to have started; otherwise the folder says
+    whether. Raise ``OSError`` if this process has no file descriptor left to look.
     """
     try:
-        record = json.loads(folder.exit.read_text())
-    except (OSError, ValueError):
-        record = {"reason": "lost", "leftover": kill_marked(folder)}
-        if not folder.started.exists():
-            if agent_started:
-                record["detail"] = FOLDER_DELETED
-            else:
-                record = {"reason": "not started", "detail": _startup_error(folder)}
-    return ExitRecord(
-        record["reason"],
-        record.get("code"),
-        record.get("signal"),
-        record.get("detail"),
-        record.get("leftover", 0),
-        record.get("dropped", 0),
-        record.get("out_of_memory", False),
-    )
+        return _recorded_exit(folder)
+    except ValueError as error:
+        log.warning("exit record of an agent is invalid, ignored", folder=str(folder.path), reason=str(error))
+    except OSError as error:
+        if error.errno in {errno.EMFILE, errno.ENFILE}:
+            raise  # what cannot be read now is not lost
+    leftover, is_there = kill_marked(folder), folder.started.exists()
+    if not (is_there or agent_started):
+        return ExitRecord("not started", detail=_startup_error(folder))
+    return ExitRecord("lost", detail=None if is_there else FOLDER_DELETED, leftover=leftover)
+
+
+def _recorded_exit(folder: RunFolder) -> ExitRecord:
+    """Return how a run ended, as its shim recorded it. Raise ``OSError``, or ``ValueError`` if no shim wrote that."""
+    record = _EXIT_RECORD.validate_json(folder.exit.read_bytes())
+    if record.reason not in {"exited", "stopped", "timeout", "not started"}:
+        raise ValueError(f"unknown reason {record.reason!r:.100}")
+    return record
 
 
 def has_succeeded(folder: RunFolder) -> bool:
     """Return whether a run is recorded to have exited on its own, with exit status 0."""
-    try:
-        record = json.loads(folder.exit.read_text())
-    except (OSError, ValueError):
-        return False
-    return bool(record.get("reason") == "exited" and record.get("code") == 0)
+    with suppress(OSError, ValueError):
+        return _recorded_exit(folder).succeeded
+    return False
 
 
 def kill_marked(folder: RunFolder) -> int:
