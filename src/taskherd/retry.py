@@ -47,10 +47,11 @@ async def until_stopped(
                 raise
             failures += 1
             on_error(str(error))
-            await _wait(stopping, delay(failures))
+            await wait(stopping, delay(failures))
 
 
-async def _wait(event: asyncio.Event, seconds: float) -> None:
+async def wait(event: asyncio.Event, seconds: float) -> None:
+    """Wait for so many seconds, or until the event is set."""
     try:
         async with asyncio.timeout(seconds):
             await event.wait()

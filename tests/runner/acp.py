@@ -84,7 +84,7 @@ class AcpRun:
 
     def follow(self, handle: processes.ShimHandle) -> None:
         """Follow the agent."""
-        self.session = AgentSession(handle, self._make_follower, self._reporter(), self._record_exit)
+        self.session = AgentSession(handle, self._make_follower, self._context(), self._record_exit)
 
     async def take_over(self, meanwhile: Callable[[], None] | None = None) -> None:
         """Follow the agent as the next runner does, after this one was killed.
@@ -248,24 +248,25 @@ class AcpRun:
 
     def _make_follower(self) -> Follower:
         assert self.journal.start is not None
-        return follower_class(self.run)(
-            AgentContext(
-                run=self.run,
-                journal=self.journal,
-                folder=self.task.run(self.build),
-                reporter=self._reporter(),
-                outbox=self.outbox,
-                metrics=Metrics(),
-                save=self._save,
-                deliver_once=self._deliver_once,
-                processes=ProcessMonitor(),
-                log_budget=LogBudget(self.log_rates),
-                work=self.task.work,
-                workdir=self.task.work,
-                start_command=self._start_command,
-                interrupt_agent=lambda: None if self.session is None or self.exits else self.session.interrupt(),
-                stop_agent=self.end,
-            )
+        return follower_class(self.run)(self._context())
+
+    def _context(self) -> AgentContext:
+        return AgentContext(
+            run=self.run,
+            journal=self.journal,
+            folder=self.task.run(self.build),
+            reporter=self._reporter(),
+            outbox=self.outbox,
+            metrics=Metrics(),
+            save=self._save,
+            deliver_once=self._deliver_once,
+            processes=ProcessMonitor(),
+            log_budget=LogBudget(self.log_rates),
+            work=self.task.work,
+            workdir=self.task.work,
+            start_command=self._start_command,
+            interrupt_agent=lambda: None if self.session is None or self.exits else self.session.interrupt(),
+            stop_agent=self.end,
         )
 
     def _spec(self) -> processes.RunSpec:

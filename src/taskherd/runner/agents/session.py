@@ -9,13 +9,13 @@ import structlog
 
 from taskherd import retry
 from taskherd.domain.reports import InterruptOutcome
+from taskherd.runner.agents.conclusion import conclude
 from taskherd.runner.agents.context import NotDelivered
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
-    from taskherd.runner.agents.context import Follower
-    from taskherd.runner.reporter import Reporter
+    from taskherd.runner.agents.context import AgentContext, Follower
     from taskherd.runner.workspaces.processes import ExitRecord, ShimHandle
 
 log = structlog.get_logger(__name__)
@@ -34,20 +34,23 @@ class AgentSession:
         self,
         shim: ShimHandle,
         make_follower: Callable[[], Follower],
-        reporter: Reporter,
+        context: AgentContext,
         on_exit: Callable[[ExitRecord], Awaitable[None]],
     ) -> None:
-        """Start following the agent."""
-        self.reporter = reporter
+        """Start following the agent. ``on_exit`` is awaited after its exit was reported."""
+        self.reporter = context.reporter
         self.follower = make_follower()
         self._shim = shim
         self._make_follower = make_follower
+        self._context = context
         self._on_exit = on_exit
         self._exited = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._loop = asyncio.create_task(self._run(), name="session")
 
     async def stop(self) -> ExitRecord:
         """End the agent and its descendants (SIGTERM, grace time, SIGKILL), and return how it ended."""
+        self._stopping.set()
         self._shim.stop()
         return await asyncio.shield(self._loop)
 
@@ -83,7 +86,9 @@ class AgentSession:
 
     async def wait_started(self) -> str:
         """Wait until the agent's start has succeeded or failed. Return an error message, or "" on success."""
-        while (outcome := self.follower.start_outcome) is None:  # noqa: ASYNC110 - a new follower may know it
+        while (outcome := self.follower.start_outcome) is None:  # a new follower may know it
+            if self._loop.done():  # its follower could not report that
+                return self._loop.result().describe()
             await asyncio.sleep(_START_POLL_INTERVAL)
         return outcome
 
@@ -118,15 +123,31 @@ class AgentSession:
     async def _run(self) -> ExitRecord:
         follow_task = asyncio.create_task(self._follow(), name="follower")
         try:
-            agent_exit = await self._shim.wait()
+            agent_exit = await self._wait_exit()
         finally:
             follow_task.cancel()
             await asyncio.gather(follow_task, return_exceptions=True)
         self._exited.set()
-        await self.follower.conclude(agent_exit)
-        await self._on_exit(agent_exit)
+        await conclude(self._context, agent_exit, self._renew_follower, follower=self.follower, stopping=self._stopping)
+        try:
+            await self._on_exit(agent_exit)
+        except Exception:
+            log.exception("recording the exit of an agent failed", task_id=str(self._context.journal.task_id))
         self._shim.close()
         return agent_exit
+
+    async def _wait_exit(self) -> ExitRecord:
+        """Wait until the agent has exited; as long as that cannot be found out, such as without a thread, try again."""
+        failures = 0
+        while True:
+            try:
+                return await self._shim.wait()
+            except Exception:
+                if not failures:
+                    task_id = str(self._context.journal.task_id)
+                    log.exception("waiting for the exit of an agent failed, trying again", task_id=task_id)
+            failures += 1
+            await asyncio.sleep(retry.delay(failures))
 
     async def _follow(self) -> None:
         """Follow the agent; after an unexpected error, continue with a new follower from the last checkpoint."""
@@ -138,4 +159,9 @@ class AgentSession:
                 log.exception("follower failed, restarting it")
             failures += 1
             await asyncio.sleep(retry.delay(failures))
-            self.follower = self._make_follower()
+            self._renew_follower()
+
+    def _renew_follower(self) -> Follower:
+        """Replace the follower by one that continues from the last checkpoint, and return it."""
+        self.follower = self._make_follower()
+        return self.follower

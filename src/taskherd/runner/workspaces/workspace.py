@@ -15,6 +15,7 @@ from taskherd.domain.reports import AgentState, ExitReason, Health, InterruptOut
 from taskherd.errors import Malformed, Unavailable
 from taskherd.runner import log_ids, template
 from taskherd.runner.agents.acp.closed_requests import ClosedRequests
+from taskherd.runner.agents.conclusion import conclude
 from taskherd.runner.agents.context import NOT_RUNNING, AgentContext, AnswerOutcome, DeliveryUnknown, NotDelivered
 from taskherd.runner.agents.kinds import follower_class
 from taskherd.runner.agents.log_budget import LogBudget
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from taskherd.directory_file.run import RunConfig
     from taskherd.messages.work import AgentAnswer, WorkspaceStart
-    from taskherd.runner.agents.context import Follower, RecordAttempt
+    from taskherd.runner.agents.context import RecordAttempt
     from taskherd.runner.context import RunnerContext
     from taskherd.runner.journal import Journal
     from taskherd.runner.outbox import Outbox
@@ -145,8 +146,9 @@ class TaskWorkspace:
             if agent_exit.reason == "lost" and self._journal.transition != "start":
                 agent_exit = replace(agent_exit, reason="stopped")  # the earlier runner was stopping it
             self._context.metrics.runner_adopted.labels("lost" if agent_exit.reason == "lost" else "ended").inc()
-            make_follower = self._follower_factory(template.parse(start.run), self._start_reporter(start.build_number))
-            await make_follower().conclude(agent_exit)
+            run = template.parse(start.run)
+            context = self._agent_context(run, self._start_reporter(start.build_number))
+            await conclude(context, agent_exit, partial(follower_class(run), context), stopping=asyncio.Event())
             await self._record_exit(agent_exit)
 
     async def deliver(self, text: str, record_attempt: RecordAttempt) -> str | None:
@@ -301,8 +303,8 @@ class TaskWorkspace:
         run = template.parse(start.run)
         if self._journal.gives_prompt and not run.takes_prompt_as_input:
             self._journal.record_prompt()
-        make_follower = self._follower_factory(run, reporter)
-        self._session = AgentSession(shim, make_follower, reporter, self._record_exit)
+        context = self._agent_context(run, reporter)
+        self._session = AgentSession(shim, partial(follower_class(run), context), context, self._record_exit)
 
     async def _record_exit(self, agent_exit: ExitRecord) -> None:
         """Record that the exit of the agent was reported, and clean up after it."""
@@ -349,9 +351,9 @@ class TaskWorkspace:
         if self._session is not None:
             self._session.end()
 
-    def _follower_factory(self, run: RunConfig, reporter: Reporter) -> Callable[[], Follower]:
-        """Return a function that creates a follower for the agent of the reporter's build."""
-        context = AgentContext(
+    def _agent_context(self, run: RunConfig, reporter: Reporter) -> AgentContext:
+        """Return what the followers of the agent of the reporter's build use."""
+        return AgentContext(
             run=run,
             journal=self._journal,
             folder=self._folder.run(reporter.build_number),
@@ -370,7 +372,6 @@ class TaskWorkspace:
             stop_agent=self._stop_agent,
             failpoint=self._context.failpoint,
         )
-        return partial(follower_class(run), context)
 
 
 def free_port() -> int:
