@@ -166,6 +166,21 @@ async def test_an_exit_that_cannot_be_found_out_now_is_found_out_later(
     assert [each["event"] for each in logged] == ["waiting for the exit of an agent failed, trying again"]
 
 
+async def test_following_goes_on_after_a_follower_that_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[EventDict]
+) -> None:
+    """A follower that fails is replaced, also if that fails at first."""
+    async with acp_run(tmp_path, agent="stdio") as run:
+        with monkeypatch.context() as patch:
+            patch.setattr(StdioFollower, "follow", failing(1, StdioFollower.follow))
+            make = AcpRun._make_follower
+            make_again = failing(2, make)
+            patch.setattr(AcpRun, "_make_follower", lambda run: (make_again if run.session else make)(run))
+            await start(run, "echo hello; exec sleep 1000")
+            await eventually(lambda: "hello" in [entry["content"] for entry in run.entries()])
+        assert [each["event"] for each in logged] == ["follower failed, restarting it"] * 3
+
+
 async def test_a_start_does_not_wait_for_a_follower_that_will_never_say_how_it_went(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,12 +154,11 @@ class AgentSession:
         failures = 0
         while True:
             try:
-                await self.follower.follow()
+                await (self._renew_follower() if failures else self.follower).follow()
             except Exception:
                 log.exception("follower failed, restarting it")
             failures += 1
             await asyncio.sleep(retry.delay(failures))
-            self._renew_follower()
 
     def _renew_follower(self) -> Follower:
         """Replace the follower by one that continues from the last checkpoint, and return it."""
