@@ -44,6 +44,10 @@ class Dispatcher:
         self._supervisors: dict[UUID, TaskSupervisor] = {}
         self._loops: dict[UUID, asyncio.Task[None]] = {}
         self._acks: set[asyncio.Task[bool]] = set()
+        self._unaccepted: dict[tuple[int, int], PendingRequest] = {}
+        """The requests that were passed to a supervisor, by the epoch and the tag of their delivery, in order."""
+        self._left: dict[UUID, list[PendingRequest]] = {}
+        """The requests that a supervisor which has failed did not accept; the next one of the task is given them."""
         self._detaching = False
         self._holds_starts = False
         self._draining = False
@@ -161,10 +165,13 @@ class Dispatcher:
             return True
         only_copy = request.attempt == 1 and not delivery.redelivered
         pending = PendingRequest(request, partial(self._on_accepted, delivery), only_copy)
-        self._supervisor_of(request).submit(pending)
+        supervisor = self._supervisor_of(request)
+        self._unaccepted[delivery.epoch, delivery.delivery_tag] = pending
+        supervisor.submit(pending)
         return True
 
     def _on_accepted(self, delivery: Delivery) -> None:
+        self._unaccepted.pop((delivery.epoch, delivery.delivery_tag), None)
         ack = asyncio.create_task(self._consumer.ack([delivery]), name="ack")
         self._acks.add(ack)
         ack.add_done_callback(self._acks.discard)
@@ -183,6 +190,10 @@ class Dispatcher:
         loop = asyncio.create_task(supervisor.run(), name=f"supervisor of {journal.task_id}")
         self._loops[journal.task_id] = loop
         loop.add_done_callback(partial(self._on_supervisor_end, journal.task_id))
+        if self._holds_starts:
+            supervisor.hold_starts()
+        for pending in self._left.pop(journal.task_id, ()):
+            supervisor.submit(pending)
         return supervisor
 
     def _on_supervisor_end(self, task_id: UUID, loop: asyncio.Task[None]) -> None:
@@ -192,13 +203,22 @@ class Dispatcher:
             return
         if (error := loop.exception()) is not None:
             log.error("supervisor failed, restarting it", task_id=str(task_id), exc_info=error)
+            self._left[task_id] = [each for each in self._unaccepted.values() if each.request.task_id == task_id]
             asyncio.get_running_loop().call_later(RESTART_AFTER, self._restart, task_id)
             return
         for pending in supervisor.take_pending():  # submitted while the supervisor was finishing
             self._supervisor_of(pending.request).submit(pending)
 
     def _restart(self, task_id: UUID) -> None:
+        """Add the next supervisor of a task, unless a request has done that, or there is nothing to be done."""
+        if task_id in self._supervisors or self._detaching:
+            return
         folder = TaskFolder(self._context.root, task_id)
         journal = journals.load(folder.journal)
-        if task_id not in self._supervisors and journal is not None and not self._detaching:
+        if journal is not None:
             self._add_supervisor(folder, journal)
+        elif folder.journal.exists():
+            log.error("cannot read the journal of a task, trying again", task_id=str(task_id))
+            asyncio.get_running_loop().call_later(RESTART_AFTER, self._restart, task_id)
+        elif left := self._left.get(task_id):
+            self._supervisor_of(left[0].request)
