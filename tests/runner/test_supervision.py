@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ from taskherd.runner.outbox import Budget
 from taskherd.runner.workspaces.folders import TaskFolder
 from taskherd.runner.workspaces.isolation import Isolation
 from taskherd.runner.workspaces.sandbox import Sandbox
+from taskherd.runner.workspaces.workspace import TaskWorkspace
 from tests.harness.runner import eventually
 
 pytestmark = pytest.mark.timeout(30)
@@ -187,4 +189,25 @@ async def test_a_journal_that_cannot_be_read_now_is_read_later(
         await eventually(
             lambda: "cannot read the journal of a task, trying again" in [each["event"] for each in logged]
         )
+    await runner.until_acked(1, 1)
+
+
+async def test_an_exit_is_recorded_also_if_what_the_agent_left_cannot_be_ended(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, logged: list[EventDict]
+) -> None:
+    """The journal says that the exit was reported, and the error is logged; the workspace can be stopped later."""
+    end_all = TaskWorkspace._end_all
+
+    def fail(workspace: TaskWorkspace, build_number: int) -> int:
+        if runner.task.run(1).exit.exists():
+            raise OSError(errno.EMFILE, "Too many open files")
+        return end_all(workspace, build_number)
+
+    runner.claims.results = [Claim.WON]
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskWorkspace, "_end_all", fail)
+        runner.deliver(runner.start_request(1, "exit 3"))
+        await eventually(lambda: (journal := runner.journal()) is not None and journal.exit_reported)
+    assert [each["event"] for each in logged] == ["cannot end what an agent left"]
+    runner.deliver(runner.stop_request(2))
     await runner.until_acked(1, 1)

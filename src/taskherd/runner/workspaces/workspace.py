@@ -311,7 +311,10 @@ class TaskWorkspace:
         self._session = None
         self._journal.exit_reported = True
         self._context.metrics.runner_endings.labels(agent_exit.why.value).inc()
-        await self._end_processes()
+        try:
+            await self._end_processes()
+        except Exception:  # the next start or stop ends them
+            log.exception("cannot end what an agent left", task_id=str(self._journal.task_id))
         try:
             await self._save()
         except OSError as error:
