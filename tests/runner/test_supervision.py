@@ -24,6 +24,7 @@ from taskherd.runner.agents.log_budget import LogRates
 from taskherd.runner.claims import Claim
 from taskherd.runner.context import RunnerContext
 from taskherd.runner.dispatcher import Dispatcher
+from taskherd.runner.inputs import TaskInputs
 from taskherd.runner.journal import Journal
 from taskherd.runner.outbox import Budget
 from taskherd.runner.workspaces.folders import TaskFolder
@@ -190,6 +191,23 @@ async def test_a_journal_that_cannot_be_read_now_is_read_later(
             lambda: "cannot read the journal of a task, trying again" in [each["event"] for each in logged]
         )
     await runner.until_acked(1, 1)
+
+
+async def test_an_unexpected_error_of_the_loop_that_delivers_inputs_is_noticed(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, logged: list[EventDict]
+) -> None:
+    """The supervisor fails with its loops, and its successor deals with all inputs."""
+    report, errors = TaskInputs._report, iter([RuntimeError("unexpected")])
+
+    def fail_first(*arguments: Any) -> None:
+        for error in errors:
+            raise error
+        report(*arguments)
+
+    monkeypatch.setattr(TaskInputs, "_report", fail_first)
+    runner.deliver(runner.input_request("one"), runner.input_request("two"))
+    await runner.until_acked(1, 2)
+    assert failures(logged) == ["unexpected"]
 
 
 async def test_an_exit_is_recorded_also_if_what_the_agent_left_cannot_be_ended(

@@ -7,7 +7,7 @@ that finds the journal. An input is accepted when its outcome is known.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, assert_never
 from uuid import UUID
@@ -72,6 +72,13 @@ class _TakenOver:
     build_number: int
 
 
+@dataclass(frozen=True, slots=True)
+class _LoopFailure:
+    """An unexpected error that has ended one of the loops beside the builds."""
+
+    error: BaseException
+
+
 class TaskSupervisor:
     """The supervisor of one task on this runner; ``run`` executes its requests."""
 
@@ -99,7 +106,7 @@ class TaskSupervisor:
             save=self._save,
             deliver_once=self._deliver_once,
         )
-        self._builds: asyncio.Queue[PendingRequest | _Discard | _Drain | _TakenOver] = asyncio.Queue()
+        self._builds: asyncio.Queue[PendingRequest | _Discard | _Drain | _TakenOver | _LoopFailure] = asyncio.Queue()
         self._not_claimed = False
         self._holds_starts = self._draining = False
 
@@ -181,12 +188,11 @@ class TaskSupervisor:
     async def run(self) -> None:
         """Finish what an earlier runner started, then execute requests until the task is removed from this runner."""
         delivery = self._inputs.run(self._workspace, self._save_if_possible)
-        loops = [asyncio.create_task(delivery, name=f"inputs of {self.task_id}")]
+        loops = [self._start_loop(delivery, "inputs")]
         try:
             await self._workspace.recover()
             answering, interruption = self._answers.run(self._workspace), self._interrupts.run(self._workspace)
-            loops.append(asyncio.create_task(answering, name=f"answers of {self.task_id}"))
-            loops.append(asyncio.create_task(interruption, name=f"interrupts of {self.task_id}"))
+            loops += [self._start_loop(answering, "answers"), self._start_loop(interruption, "interrupts")]
             await self._recover()
             while not self._is_finished():
                 item = await self._builds.get()
@@ -199,6 +205,8 @@ class TaskSupervisor:
                         await self._handle_drain()
                     case _TakenOver():
                         await self._handle_taken_over(item)
+                    case _LoopFailure():
+                        raise item.error
                     case _:
                         assert_never(item)
             if self._journal.build_number:
@@ -221,6 +229,16 @@ class TaskSupervisor:
             await asyncio.to_thread(self._folder.remove)
         except OSError as error:
             log.warning("cannot remove the folder of a deleted task", task_id=str(self.task_id), reason=str(error))
+
+    def _start_loop(self, loop: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+        """Start a loop beside the builds. If it fails unexpectedly, so does the supervisor, which is restarted."""
+        task = asyncio.create_task(loop, name=f"{name} of {self.task_id}")
+        task.add_done_callback(self._on_loop_end)
+        return task
+
+    def _on_loop_end(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._builds.put_nowait(_LoopFailure(error))
 
     async def _recover(self) -> None:
         """Finish what an earlier runner began, after its agent was adopted."""
