@@ -6,8 +6,10 @@ import asyncio
 from contextlib import suppress
 
 import pytest
+from aio_pika import Connection
+from structlog.testing import capture_logs
 
-from taskherd.broker.connection import ConnectionHooks, SupervisedConnection, map_errors
+from taskherd.broker.connection import ConnectionHooks, Socket, SupervisedConnection, map_errors
 from taskherd.errors import Unavailable
 from tests.broker.conftest import ConnectTo
 from tests.harness.tcp_proxy import TcpProxy
@@ -61,6 +63,41 @@ async def test_a_connection_reconnects_after_each_loss(proxied: tuple[TcpProxy, 
         assert downs == expected - 1
         proxy.cut()
     await connection.close()
+
+
+async def test_a_connection_is_made_again_after_an_unexpected_error(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is logged with its traceback, and neither ends the attempts nor leaves a connection behind."""
+    downs: list[str] = []
+    errors = iter([RuntimeError("unexpected")])
+
+    def on_up(_: str) -> None:
+        for error in errors:
+            raise error
+
+    connect = SupervisedConnection._connect
+    attempts = iter([RuntimeError("unexpected")])
+
+    async def fail_first(connection: SupervisedConnection) -> tuple[Connection, Socket]:
+        for error in attempts:
+            raise error
+        return await connect(connection)
+
+    monkeypatch.setattr(SupervisedConnection, "_connect", fail_first)
+    hooks = ConnectionHooks(on_up=on_up, on_down=lambda _, reason: downs.append(reason))
+    connection = SupervisedConnection(amqp_url, "test", hooks)
+    with capture_logs() as logged:
+        connection.start()
+        try:
+            async with asyncio.timeout(30):
+                while not downs or not connection.is_up:  # noqa: ASYNC110 - it tells nobody the second time
+                    await asyncio.sleep(0.01)
+            await (await connection.channel()).close()
+        finally:
+            await connection.close()
+    assert downs == ["unexpected error"]
+    assert [(each["failed"], each["exc_info"]) for each in logged] == [("connection test", True)] * 2
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 import pytest
 from aiormq.abc import AbstractChannel
 from aiormq.channel import Channel
+from structlog.testing import capture_logs
 
 from taskherd.broker.consumer import Consumer
 from taskherd.broker.delivery import Delivery
@@ -324,3 +325,33 @@ async def test_a_queue_that_cannot_be_ensured_is_tried_again(
         assert told == [str(problem)]
     finally:
         await consumer.close()
+
+
+@pytest.mark.parametrize("failing", ["prepare", "ensure"])
+async def test_an_unexpected_error_leaves_no_queue_without_a_consumer(
+    names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo, failing: str
+) -> None:
+    """It is logged with its traceback, and what has failed is tried again."""
+    problems, told = {failing: RuntimeError("unexpected")}, list[str]()
+
+    async def ensure() -> None:
+        if "ensure" in problems:
+            raise problems.pop("ensure")
+
+    async def prepare(_: AbstractChannel) -> list[Source]:
+        if "prepare" in problems:
+            raise problems.pop("prepare")
+        return [Source(names.reports, None, ensure)]
+
+    consumer = Consumer(connect_to(amqp_url, "consume"), prepare, prefetch=30, on_error=told.append)
+    with capture_logs() as logged:
+        consumer.start()
+        try:
+            await publisher.publish(names.reports, "k", b"at last")
+            [delivery] = await asyncio.wait_for(consumer.next_batch(10, 0), 30)
+            assert (delivery.body, await consumer.ack([delivery])) == (b"at last", True)
+        finally:
+            await consumer.close()
+    failed = {"prepare": "consumer on consume", "ensure": f"consumer of {names.reports}"}[failing]
+    assert [(each["failed"], each["exc_info"]) for each in logged] == [(failed, True)]
+    assert not told

@@ -16,6 +16,7 @@ from aiormq.exceptions import AMQPError, ChannelInvalidStateError
 
 from taskherd import retry
 from taskherd.broker.patches import frame_reader, pamqp_patches
+from taskherd.broker.supervision import survive
 from taskherd.endpoints import Endpoint, Endpoints
 from taskherd.errors import Misconfigured, Unavailable
 from taskherd.settings.urls import amqp_hosts, with_host
@@ -252,20 +253,27 @@ class SupervisedConnection:
         failures = 0
         while True:
             began = asyncio.get_running_loop().time()
-            try:
-                self._connection, self._socket = await self._connect()
-            except Unavailable as error:
-                self._refusal = str(error)
-                self._hooks.on_refused(self.name, self._refusal)
-            else:
-                self._refusal = ""
-                self._up.set()
-                self._hooks.on_up(self.name)
-                reason = await _wait_lost(self._connection)
-                await self._mark_down(reason)
+            with survive(f"connection {self.name}", self._on_refused):
+                await self._connect_until_lost()
             lifetime = asyncio.get_running_loop().time() - began
             failures = 0 if lifetime > 2 * REQUEST_TIMEOUT else failures + 1
             await asyncio.sleep(retry.delay(failures))
+
+    async def _connect_until_lost(self) -> None:
+        self._connection, self._socket = await self._connect()
+        try:
+            self._refusal = ""
+            self._up.set()
+            self._hooks.on_up(self.name)
+            reason = await _wait_lost(self._connection)
+        except Exception:
+            await self._mark_down("unexpected error")
+            raise
+        await self._mark_down(reason)
+
+    def _on_refused(self, reason: str) -> None:
+        self._refusal = reason
+        self._hooks.on_refused(self.name, reason)
 
     def _unreachable(self) -> Unavailable:
         reason = f": {self._refusal}" if self._refusal else ""

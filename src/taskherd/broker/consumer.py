@@ -18,7 +18,8 @@ from taskherd import retry
 from taskherd.broker import topology
 from taskherd.broker.connection import REQUEST_TIMEOUT, SupervisedConnection, close_channel
 from taskherd.broker.subscription import Source, Subscription
-from taskherd.errors import Misconfigured, Unavailable
+from taskherd.broker.supervision import survive
+from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -210,11 +211,8 @@ class Consumer:
         while not self._stopping:
             began = asyncio.get_running_loop().time()
             self._prepare_again.clear()
-            try:
+            with survive(f"consumer on {self._connection.name}", self._on_error):
                 self._sources = await self._find_sources()
-            except (Unavailable, Misconfigured) as error:
-                self._on_error(str(error))
-            else:
                 await self._start_keepers()
                 await self._prepare_again.wait()
             failures = _failures_after(began, failures)
@@ -243,10 +241,8 @@ class Consumer:
         failures = 0
         while not self._stopping:
             began = asyncio.get_running_loop().time()
-            try:
+            with survive(f"consumer of {source.queue}", self._on_error):
                 await self._subscribe_until_lost(source)
-            except (Unavailable, Misconfigured) as error:
-                self._on_error(str(error))
             if source.ensure is None:
                 asyncio.get_running_loop().call_soon(self._prepare_again.set)  # when this task has ended
                 return
