@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from taskherd.runner.app import RunnerProcess
+from taskherd.settings import Settings
 from tests.harness.runner import RunnerHarness, eventually, is_alive
 
 pytestmark = pytest.mark.timeout(180)
@@ -30,3 +35,18 @@ async def test_files_and_agent_of_an_unknown_task_are_removed(harness: RunnerHar
     assert is_alive(other)
     await harness.until_status(kept, "active")
     assert harness.worker.reasons() == []
+
+
+async def test_an_unexpected_error_of_the_look_for_orphans_ends_the_runner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends as with an error of any other task of its own, with the error; it would not look again."""
+
+    async def fail(_: RunnerProcess) -> NoReturn:
+        raise RuntimeError("unexpected")
+
+    monkeypatch.setattr(RunnerProcess, "_find_orphans", fail)
+    settings = Settings(amqp_url="amqp://127.0.0.1:1", runner_root=str(tmp_path), runner_name="r", ops_port=0, grace=1)
+    async with asyncio.timeout(60):
+        with pytest.raises(RuntimeError, match="unexpected"):
+            await RunnerProcess(settings).run()

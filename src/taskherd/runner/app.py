@@ -171,7 +171,7 @@ class RunnerProcess:
         ]
         orphans_task = asyncio.create_task(self._find_orphans(), name="orphans")
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
-        await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({stopping, orphans_task, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         grace = self._settings.grace
         if self._stopping.is_set() and self._drain is not None:
             orphans_task.cancel()
