@@ -130,15 +130,20 @@ class ChangeFeed:
         self._wakeups.start()
 
     async def run(self) -> None:
-        """Read until ``stop`` is called; retry during an outage."""
+        """Read until ``stop`` is called; retry during an outage. Raise the unexpected error of either loop."""
         self.start()
+        reading = asyncio.create_task(self._read(), name="change feed reads")
         wakeups = asyncio.create_task(self._consume_wakeups(), name="change feed wakeups")
         try:
-            await self._read()
+            await asyncio.wait({reading, wakeups}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            wakeups.cancel()
-            await asyncio.wait({wakeups})
+            for loop in (reading, wakeups):
+                loop.cancel()
+            results = await asyncio.gather(reading, wakeups, return_exceptions=True)
             await self._wakeups.close()
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
 
     def stop(self) -> None:
         """End all subscribers and stop reading."""
