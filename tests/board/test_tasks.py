@@ -11,7 +11,7 @@ from tests.harness.worker import make_report
 
 pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time to start
 _NEXT_FRAME = "new Promise((done) => requestAnimationFrame(() => done()))"
-ROWS = "[...document.querySelectorAll('tbody tr')].map((row) => row.querySelector('.name').textContent)"
+ROWS = "[...document.querySelectorAll('tbody tr .name')].map((name) => name.textContent)"
 
 
 async def test_the_filter_completes_terms_and_the_address_holds_it(board: Board) -> None:
