@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
+import asyncpg
 import pytest
 from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy import text
@@ -56,6 +57,20 @@ async def test_errors_are_classified_by_what_to_do(
             assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
     finally:
         await dispose(engine)
+
+
+async def test_a_connection_that_asyncpg_gives_up_is_an_outage(engine: AsyncEngine) -> None:
+    """Of a server that ends a session between two statements, asyncpg may notice only that its own state is wrong."""
+
+    async def execute() -> None:
+        async with transaction(engine) as connection:
+            await connection.execute(text("SELECT 1"))
+            raise asyncpg.InternalClientError("cannot switch to state 11; another operation (2) is in progress")
+
+    with pytest.raises(Unavailable, match="cannot switch to state 11"):
+        await execute()
+    async with transaction(engine) as connection:
+        assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
 
 
 async def test_a_plan_from_before_a_migration_is_retried(engine: AsyncEngine) -> None:

@@ -32,8 +32,8 @@ class DirectStatement:
         """Execute the statement in the connection's transaction, and return its rows as tuples.
 
         Raises:
-            asyncpg.PostgresError, asyncpg.InterfaceError, OSError: as ``asyncpg.Connection.fetch``; ``transaction``
-                classifies them.
+            asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError: as
+                ``asyncpg.Connection.fetch``; ``transaction`` classifies them.
         """
         pooled = connection.sync_connection
         assert pooled is not None

@@ -15,7 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from taskherd.errors import Misconfigured, Retry, TaskherdError, Unavailable
-from taskherd.store.connecting import Connector, sqlalchemy_url
+from taskherd.store.connecting import FAILURES, Connector, sqlalchemy_url
 from taskherd.store.sessions import disable_statement_cache
 
 COMMAND_TIMEOUT: Final = 5.0
@@ -237,7 +237,7 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
                 connector.avoid(driver_connection)
                 await _discard(connection)
                 raise
-    except (SQLAlchemyError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (SQLAlchemyError, *FAILURES) as error:
         classified = classify(error)
         if classified is None:
             raise
@@ -274,7 +274,7 @@ async def _roll_back(begun: Any, driver_connection: Any) -> None:
     try:
         async with asyncio.timeout(ROLLBACK_TIMEOUT):
             await begun.rollback()
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    except FAILURES:
         driver_connection.terminate()
     except BaseException:  # canceled again: it may still be in the transaction
         driver_connection.terminate()
@@ -283,7 +283,7 @@ async def _roll_back(begun: Any, driver_connection: Any) -> None:
 
 async def _discard(connection: AsyncConnection) -> None:
     """Take a closed connection out of the pool."""
-    with suppress(SQLAlchemyError, OSError, asyncpg.InterfaceError):
+    with suppress(SQLAlchemyError, *FAILURES):
         await asyncio.wait_for(connection.invalidate(), CLOSE_TIMEOUT)
 
 
@@ -295,5 +295,5 @@ def in_use(engine: AsyncEngine) -> int:
 
 async def dispose(engine: AsyncEngine) -> None:
     """Close the idle connections within ``CLOSE_TIMEOUT`` seconds; the next use connects again."""
-    with suppress(SQLAlchemyError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    with suppress(SQLAlchemyError, *FAILURES):
         await asyncio.wait_for(engine.dispose(), CLOSE_TIMEOUT)
