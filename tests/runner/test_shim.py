@@ -24,6 +24,13 @@ import os, sys, time
 while not os.path.exists('go'): time.sleep(0.01)
 for line in sys.stdin: print(len(line))
 """
+COUNT_WRITTEN = """
+import os
+written = os.open('written', os.O_WRONLY | os.O_CREAT)
+while True:
+    os.write(1, b'x' * 99 + b'\\n')
+    os.write(written, b'.')
+"""
 pytestmark = pytest.mark.timeout(120)
 
 
@@ -92,8 +99,9 @@ async def test_unread_output_of_a_protocol_blocks_the_agent_and_is_never_dropped
 
 async def test_an_agent_that_blocks_can_be_stopped(run: ShimRun) -> None:
     """An agent whose output nobody reads is ended like any other, and what its pipe held is kept."""
-    handle = await run.start("while True: print('x' * 99)")
-    await eventually(lambda: output.size(run.folder.output) >= 2 * SEGMENT)
+    handle = await run.start(COUNT_WRITTEN)
+    written = run.folder.path.parent / "written"
+    await eventually(lambda: written.exists() and written.stat().st_size * 100 >= 2 * SEGMENT + 4096)
     handle.stop()
     assert (await handle.wait()).reason == "stopped"
     assert output.size(run.folder.output) >= 2 * SEGMENT + 4096
