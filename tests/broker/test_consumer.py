@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, nullcontext
 
 import pytest
 from aiormq.abc import AbstractChannel
 from aiormq.channel import Channel
 from structlog.testing import capture_logs
 
+from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.consumer import Consumer
 from taskherd.broker.delivery import Delivery
 from taskherd.broker.publisher import OutgoingMessage, Publisher
@@ -77,39 +78,38 @@ async def test_a_batch_waits_for_no_more_than_one_queue_may_deliver(
     names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo
 ) -> None:
     """Of several queues each delivers its share of the prefetch, so one with a backlog does not wait for the rest."""
-
-    async def prepare(_: AbstractChannel) -> list[Source]:
-        return [Source(names.claims), Source(names.reports)]
-
-    consumer = Consumer(connect_to(amqp_url, "consume"), prepare, prefetch=8)
-    consumer.start()
-    try:
+    async with _two_queues(connect_to(amqp_url, "consume"), names) as consumer:
         await _publish(publisher, names, 6)
         async with asyncio.timeout(30):
             batch = await consumer.next_batch(100, 600, 8)
         assert len(batch) == 4
         assert await consumer.ack(batch)
-    finally:
-        await consumer.close()
 
 
 async def test_a_batch_without_a_minimum_waits_for_its_limit(
     names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo
 ) -> None:
     """All that one of two queues may deliver does not end its wait, which somebody has set."""
-
-    async def prepare(_: AbstractChannel) -> list[Source]:
-        return [Source(names.claims), Source(names.reports)]
-
-    consumer = Consumer(connect_to(amqp_url, "consume"), prepare, prefetch=8)
-    consumer.start()
-    try:
+    async with _two_queues(connect_to(amqp_url, "consume"), names) as consumer:
         await _publish(publisher, names, 4)
         taking = asyncio.create_task(consumer.next_batch(5, 600))
         await until(_buffered(consumer), lambda buffered: buffered == 4)
         assert not taking.done()
         await publisher.publish(names.claims, "k", b"the fifth")
         assert len(await asyncio.wait_for(taking, 30)) == 5
+
+
+@asynccontextmanager
+async def _two_queues(connection: SupervisedConnection, names: TopologyNames) -> AsyncIterator[Consumer]:
+    """Run a consumer of two queues with a prefetch of eight, four for each."""
+
+    async def prepare(_: AbstractChannel) -> list[Source]:
+        return [Source(names.claims), Source(names.reports)]
+
+    consumer = Consumer(connection, prepare, prefetch=8)
+    consumer.start()
+    try:
+        yield consumer
     finally:
         await consumer.close()
 

@@ -1,4 +1,4 @@
-"""Survive the errors of one attempt in a loop that nobody awaits: without it, the process would be deaf."""
+"""Keep a background loop running after an error: if it ended unnoticed, the process would consume no more."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class _TakenOver:
 
 @dataclass(frozen=True, slots=True)
 class _LoopFailure:
-    """An unexpected error that has ended one of the loops beside the builds."""
+    """The unexpected error of a background loop of the supervisor."""
 
     error: BaseException
 
@@ -231,7 +231,7 @@ class TaskSupervisor:
             log.warning("cannot remove the folder of a deleted task", task_id=str(self.task_id), reason=str(error))
 
     def _start_loop(self, loop: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
-        """Start a loop beside the builds. If it fails unexpectedly, so does the supervisor, which is restarted."""
+        """Start a background loop. If it fails unexpectedly, so does the supervisor, which is then restarted."""
         task = asyncio.create_task(loop, name=f"{name} of {self.task_id}")
         task.add_done_callback(self._on_loop_end)
         return task

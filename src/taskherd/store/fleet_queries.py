@@ -145,7 +145,7 @@ async def waiting(pool: Reader, caller: UUID, *, all_: bool) -> Sequence[Row]:
 async def waiting_by_target(pool: Reader, caller: UUID, *, all_: bool) -> Sequence[Row]:
     """Return how many tasks wait for each pool and runner (None: any of the pool), and since when.
 
-    A task that was deleted does not wait: nobody waits for what remains to be removed of it.
+    Deleted tasks are left out: nobody waits for their workspaces to be removed.
     """
     return await pool.fetch(WAITING_BY_TARGET, caller, all_)
 

@@ -132,7 +132,7 @@ class Attention(BaseModel):
 class TaskTotals(BaseModel):
     """Numbers of tasks, each of which is in one of each ``by_…``; the state ``none``: ``current_state`` is null.
 
-    ``working``: those whose agent is healthy and works; a lost one may have said last that it works.
+    ``working``: those whose agent is healthy and at work. A lost agent, whose last state may be ``working``, is not.
     """
 
     total: int

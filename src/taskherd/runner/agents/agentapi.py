@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from taskherd.domain.reports import LogEntry, Report
-    from taskherd.runner.agents.agentapi_client import Answer
+    from taskherd.runner.agents.agentapi_client import AgentApiResponse
     from taskherd.runner.agents.context import AgentContext, RecordAttempt
     from taskherd.runner.outbox import Checkpoint
     from taskherd.runner.workspaces.processes import ExitRecord
@@ -108,7 +108,7 @@ class AgentApiFollower(FollowerWithoutRequests):
         self._highest_id = -1
         self._posted: tuple[str, int, asyncio.Event] | None = None
         """The text being posted, the highest message id before it, and the event to set when the message is echoed."""
-        self._posts: set[asyncio.Task[Answer]] = set()
+        self._posts: set[asyncio.Task[AgentApiResponse]] = set()
         self._has_begun = asyncio.Event()
         """Set once the agent was given its prompt, if there is one to post."""
         if not (context.run.post_prompt and context.prompt):
@@ -419,7 +419,7 @@ class AgentApiFollower(FollowerWithoutRequests):
         return _is_accepted(post)
 
 
-async def _wait_either(post: asyncio.Task[Answer], echoed: asyncio.Event, seconds: float) -> None:
+async def _wait_either(post: asyncio.Task[AgentApiResponse], echoed: asyncio.Event, seconds: float) -> None:
     """Wait until the response arrives, the message is echoed, or the time is over."""
     echo_wait = asyncio.create_task(echoed.wait())
     try:
@@ -428,7 +428,7 @@ async def _wait_either(post: asyncio.Task[Answer], echoed: asyncio.Event, second
         echo_wait.cancel()
 
 
-def _is_accepted(post: asyncio.Task[Answer]) -> bool:
+def _is_accepted(post: asyncio.Task[AgentApiResponse]) -> bool:
     """Return False if the response says that the agent is busy, else True. Raise the same errors as ``deliver``."""
     try:
         answer = post.result()
@@ -447,11 +447,11 @@ def _is_accepted(post: asyncio.Task[Answer]) -> bool:
     raise NotDelivered(f"The agent rejected the input: {_describe(answer)}")
 
 
-def _describe(answer: Answer) -> str:
+def _describe(answer: AgentApiResponse) -> str:
     return f"AgentAPI responded with {answer.status} {answer.text[:200]}"
 
 
-def _retrieve(post: asyncio.Task[Answer]) -> None:
+def _retrieve(post: asyncio.Task[AgentApiResponse]) -> None:
     """Retrieve the outcome of a post that is not awaited any more, or asyncio warns that it was never retrieved."""
     if not post.cancelled():
         post.exception()

@@ -26,8 +26,8 @@ _UNENCODED: Final[Mapping[str, str]] = {"Accept-Encoding": "identity"}
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """The status and body of an answer."""
+class AgentApiResponse:
+    """The status and body of a response of AgentAPI."""
 
     status: int
     body: bytes
@@ -50,7 +50,7 @@ def open_client(port: int) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=base, timeout=REQUEST_TIMEOUT, trust_env=False, cookies=cookies)
 
 
-async def fetch_status(client: httpx.AsyncClient) -> Answer:
+async def fetch_status(client: httpx.AsyncClient) -> AgentApiResponse:
     """Request the status of the agent.
 
     Raises:
@@ -63,7 +63,7 @@ async def fetch_status(client: httpx.AsyncClient) -> Answer:
         raise httpx.ReadTimeout(f"no answer within {REQUEST_TIMEOUT:g} s") from error
 
 
-async def post(client: httpx.AsyncClient, message: Mapping[str, str], read_timeout: float) -> Answer:
+async def post(client: httpx.AsyncClient, message: Mapping[str, str], read_timeout: float) -> AgentApiResponse:
     """Post a message, and wait for each part of the answer at most ``read_timeout`` seconds.
 
     Raises:
@@ -87,14 +87,14 @@ async def open_events(client: httpx.AsyncClient) -> AsyncIterator[httpx.Response
         yield response
 
 
-async def _request(client: httpx.AsyncClient, method: str, path: str, **options: Any) -> Answer:
+async def _request(client: httpx.AsyncClient, method: str, path: str, **options: Any) -> AgentApiResponse:
     async with _open(client, method, path, **options) as response:
         body = bytearray()
         async for chunk in response.aiter_raw():
             body += chunk
             if len(body) > MAX_ANSWER_BYTES:
                 raise httpx.RemoteProtocolError(f"an answer has more than {MAX_ANSWER_BYTES} bytes")
-        return Answer(response.status_code, bytes(body))
+        return AgentApiResponse(response.status_code, bytes(body))
 
 
 @asynccontextmanager

@@ -1,7 +1,7 @@
 """Read what an agent writes, in groups of messages: one record holds what follows from all messages of a group.
 
-No other task runs within a group, so nobody sees, starts or sends anything of it that is not recorded. Between two
-groups others run, and what the agent may have open is looked at again: it waits in the end, nothing is dropped.
+No other task runs while a group is handled, so nothing is acted on before it is recorded. Other tasks run between two
+groups, and the agent's bounds are checked there: at a bound it has to wait, and nothing is dropped.
 """
 
 from __future__ import annotations

@@ -374,7 +374,8 @@ class Home {
   /** @param {number} running */
   calm(running) {
     if (this.tasks.size || (this.totals && this.totals.total)) {
-      return html`<p class="calm soft">${running || this.totals?.by_state.working ? `${plural(running || this.totals.by_state.working, "agent")} at work; you will see here when one asks, waits or fails.` : "No agent is at work."}</p>`;
+      const working = running || this.totals?.working;
+      return html`<p class="calm soft">${working ? `${plural(working, "agent")} at work; you will see here when one asks, waits or fails.` : "No agent is at work."}</p>`;
     }
     return html`<div class="card empty">
       <h2>${this.scope === "mine" ? "You have no tasks yet" : "There are no tasks yet"}</h2>
