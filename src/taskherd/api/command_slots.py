@@ -26,7 +26,7 @@ FEW_BULK: Final = 4
 FEW_OF_USER: Final = 4
 """Maximum number of single commands of one user that wait for a reply while those of other users are sent too."""
 QUIET: Final = 0.5
-"""Seconds after a command until the others are not limited any more."""
+"""Seconds after the answer of a command until the others are not limited any more."""
 
 
 class _Slots:
@@ -69,7 +69,7 @@ class CommandSlots:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._bulk = _Slots(lambda: FEW_BULK if self._now() < self._single_until else MAX_BULK)
+        self._bulk = _Slots(self._available_to_bulk)
         self._users: dict[UUID, _Slots] = {}
         """Those of users with a command that waits for a slot or for a reply."""
         self._single_until = self._shared_until = float("-inf")
@@ -108,11 +108,14 @@ class CommandSlots:
                 self._users.pop(user, None)
 
     def _note_single(self) -> None:
-        """Leave room for others: a single command is sent, or was answered."""
+        """Leave room for others for a while: a single command is sent, or was answered."""
         until = self._now() + QUIET
         self._single_until = until
         if len(self._users) > 1:
             self._shared_until = until
+
+    def _available_to_bulk(self) -> int:
+        return FEW_BULK if self._users or self._now() < self._single_until else MAX_BULK
 
     def _available_to_user(self) -> float:
         return FEW_OF_USER if self._now() < self._shared_until else float("inf")

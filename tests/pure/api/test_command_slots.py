@@ -103,6 +103,19 @@ async def test_few_bulk_slots_are_used_beside_single_commands() -> None:
     await asyncio.gather(*tasks)
 
 
+async def test_few_bulk_slots_are_used_while_a_single_command_is_slow() -> None:
+    """As long as a single command waits for its reply, few slots are in use, also when the last was long ago."""
+    clock = Clock()
+    load = clock.bulk()
+    tasks = await load.start(3 * MAX_BULK)
+    async with clock.single(ALICE):
+        clock.time += QUIET * 3
+        await load.release(MAX_BULK)
+        assert load.running == FEW_BULK
+    await load.release(3 * MAX_BULK)
+    await asyncio.gather(*tasks)
+
+
 async def test_one_user_alone_has_no_limit() -> None:
     """Single commands of one user wait for nobody, whatever their number."""
     load = Clock().of(ALICE)
