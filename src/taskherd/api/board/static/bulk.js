@@ -47,15 +47,16 @@ export async function start(action, target, whose) {
   const preview = await api.send("POST", "/task-actions", { ...body, dry_run: true });
   if (!preview.ok) return refused(api.explain(preview));
   const { total, missing, tasks } = preview.value;
-  if (!total) return refused("No task matches any more.");
-  const name = `${label.replace("…", "")} ${action === "send" ? "to " : ""}${plural(total, "task")}`;
-  const more = total - Math.min(SHOWN, tasks.length) - missing;
+  const left = total - missing;
+  if (!left) return refused("No task matches any more.");
+  const name = `${label.replace("…", "")} ${action === "send" ? "to " : ""}${plural(left, "task")}`;
+  const more = left - Math.min(SHOWN, tasks.length);
   const content = html`
     ${danger ? html`<p>Their workspaces are deleted with everything in them. This cannot be undone.</p>` : nothing}
     ${"q" in target ? html`<p>All that match <code>${target.q}</code> now:</p>` : nothing}
     <ul class="names">${tasks.slice(0, SHOWN).map((/** @type {any} */ each) => html`<li><b>${each.name}</b> <span class="faint">${each.owner_name} · ${each.status}</span></li>`)}
       ${more > 0 ? html`<li class="soft">and ${count(more)} more</li>` : nothing}</ul>
-    ${missing ? html`<p>${plural(missing, "task")} of your selection no longer exist.</p>` : nothing}
+    ${missing ? html`<p>${plural(missing, "task")} of your selection no longer ${missing === 1 ? "exists" : "exist"}.</p>` : nothing}
     ${action === "send" ? html`<blockquote class="truncate">${body.input}</blockquote>` : nothing}`;
   const actions = [{ label: "Cancel", value: "" }, { label: name, value: "yes", main: true, danger }];
   if ((await showDialog({ title: `${name}?`, content, actions })).value !== "yes") return null;

@@ -1,0 +1,168 @@
+"""What is done to many tasks at once in a real browser: the question, the progress, who could not, and stopping it."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from tests.board.pages import Board, Page
+from tests.harness.worker import VERSION, make_report
+
+pytestmark = pytest.mark.timeout(240)  # a browser on a busy machine takes its time to start
+NAMES = "[...document.querySelectorAll('tbody tr .name')].map((name) => name.textContent).sort()"
+NO_DIALOG = "!document.querySelector('dialog')"
+MANY = 60
+"""More than a page of the list has."""
+
+
+async def select_many(board: Board, user: str) -> Page:
+    """Create more tasks of this user, who has no others, than a page shows, and select all that match."""
+    tasks = [{"template_version_id": str(VERSION), "input": f"Number {number}"} for number in range(MANY)]
+    created = await board.harness.clients[user].post("/task-batches", json={"tasks": tasks})
+    assert created.json()["created"] == MANY
+    page = await board.open("/tasks?q=owner:me", user)
+    await page.sees(f"{MANY}", ".list-head .count")
+    await page.click("thead input")
+    await page.sees("50 tasks selected", ".selection")
+    await page.click(".selection button", "Select all that match")
+    await page.sees(f"All that match ({MANY})", ".selection")
+    return page
+
+
+async def ask_for(page: Page, action: str, question: str) -> None:
+    """Press a button of the selection bar, and wait for its question."""
+    await page.click(".selection .acts button", action)
+    await page.sees(question, "dialog h2")
+
+
+async def test_agents_are_interrupted_and_who_could_not_is_named(board: Board) -> None:
+    """Each agent that works is told to stop; a task without one is named with a link to it and the reason."""
+    harness = board.harness
+    works = uuid.UUID((await harness.active(name="works"))["id"])
+    await harness.worker.report(make_report("app.status", works, build_number=1, state="working", message="Counting"))
+    await harness.create(name="not-started")
+    page = await board.open("/tasks?q=owner:me+name:works")
+    await page.sees("Counting", "tbody")
+    await page.go("/tasks?q=owner:me")
+    await page.sees("Counting", "tbody")
+    await page.click("thead input")
+    await ask_for(page, "Interrupt", "Interrupt 2 tasks?")
+    await page.sees("works", "dialog .names")
+    await page.sees("not-started", "dialog .names")
+    await page.click("dialog button", "Interrupt 2 tasks")
+    await page.sees("Interrupted 1 task", ".job")
+    await page.sees("1 could not", ".job-line")
+    await page.sees("interrupting", "tbody")
+    await page.sees("not-started", ".refused")
+    assert await page.text(".refused .soft") != ""
+    assert await page.tab.evaluate("document.querySelector('.refused a').pathname") == "/tasks/alice/not-started"
+    await harness.worker.until(lambda: harness.worker.requests_of(works, "agent.interrupt"))
+    assert await page.violations() == []
+    assert page.tab.errors == []
+
+
+async def test_a_message_is_sent_to_each_of_the_selected(board: Board) -> None:
+    """Nothing is sent before text and question are confirmed; then each gets the text as written, others nothing."""
+    harness, text = board.harness, "Stop & <b>report</b>\n`twice`"
+    ids = [uuid.UUID((await harness.active(name=f"hears-{number}"))["id"]) for number in range(2)]
+    await harness.active(name="hears-nothing")
+    page = await board.open("/tasks?q=name:hears")
+    for task_id in ids:
+        await page.click(f"tr[data-id='{task_id}'] input")
+    await page.sees("2 tasks selected", ".selection")
+    await ask_for(page, "Send", "Send to 2 selected tasks")
+    await page.tab.press("Escape")
+    await page.tab.until(NO_DIALOG)
+    await ask_for(page, "Send", "Send to 2 selected tasks")
+    await page.click("dialog button", "Go on")  # without a text, the field asks for one
+    await page.tab.until("document.activeElement.matches('dialog textarea')")
+    await page.tab.insert(text)
+    await page.tab.press("Enter", ctrl=True)
+    await page.sees("Send to 2 tasks?", "dialog h2")
+    assert await page.tab.evaluate("document.querySelector('dialog blockquote').textContent") == text
+    await page.click("dialog button", "Cancel")
+    await page.tab.until(NO_DIALOG)
+    assert await harness.worker.database.fetchval("SELECT count(*) FROM inputs WHERE content = $1", text) == 0
+    await page.sees("2 tasks selected", ".selection")
+    await ask_for(page, "Send", "Send to 2 selected tasks")
+    await page.tab.insert(text)
+    await page.tab.press("Enter", ctrl=True)
+    await page.click("dialog button", "Send to 2 tasks")
+    await page.sees("Sent to 2 tasks")
+    rows = await harness.worker.database.fetch("SELECT task_id FROM inputs WHERE content = $1", text)
+    assert sorted(row["task_id"] for row in rows) == sorted(ids)
+    assert page.tab.errors == []
+
+
+async def test_a_task_that_is_gone_does_not_count(board: Board) -> None:
+    """The question names how many there still are, and says how many of the selection are not."""
+    harness = board.harness
+    for name in ("stays-here", "goes-away"):
+        await harness.active(name=name, labels={"kind": "selected"})
+    page = await board.open("/tasks?q=label:kind%3Dselected")
+    await page.tab.until(f"{NAMES}.length === 2")
+    await page.click("thead input")
+    assert (await harness.alice.delete("/tasks/me/goes-away")).status_code == 202
+    await page.sees("deleted", "tbody")
+    await ask_for(page, "Pause", "Pause 1 task?")
+    await page.sees("1 task of your selection no longer exists.", "dialog")
+    await page.tab.press("Escape")
+    await page.tab.until(NO_DIALOG)
+    assert (await harness.alice.delete("/tasks/me/stays-here")).status_code == 202
+    await page.tab.until("document.querySelectorAll('tbody tr.gone').length === 2")
+    await page.click(".selection .acts button", "Pause")
+    await page.sees("No task matches any more.", ".toast.bad")
+    assert await page.tab.evaluate(NO_DIALOG)
+    assert page.tab.errors == []
+
+
+async def test_all_that_match_are_deleted_with_their_progress(board: Board) -> None:
+    """More than the page shows: the question names number and filter, a bar shows the progress, and none is left."""
+    page = await select_many(board, "bob")
+    await ask_for(page, "Delete", f"Delete {MANY} tasks?")
+    await page.sees("owner:me", "dialog code")
+    await page.sees(f"and {MANY - 5} more", "dialog .names")
+    await page.sees("This cannot be undone", "dialog")
+    await page.tab.press("Enter")  # the focus is not on what destroys
+    await page.tab.until(NO_DIALOG)
+    await page.sees(f"All that match ({MANY})", ".selection")
+    assert (await board.harness.bob.get("/task-totals", params={"q": "owner:me"})).json()["total"] == MANY
+    await ask_for(page, "Delete", f"Delete {MANY} tasks?")
+    held = await board.harness.worker.block_writes("tasks")
+    await page.click("dialog button", f"Delete {MANY} tasks")
+    await page.sees(f"Deleting {MANY} tasks", ".job")
+    await page.sees("0 done", ".job")
+    bar = await page.tab.evaluate("(({value, max}) => [value, max])(document.querySelector('.job progress'))")
+    assert bar == [0, MANY]
+    assert await page.violations() == []
+    await held.rollback()
+    await page.sees(f"Deleted {MANY} tasks", ".job")
+    assert await page.tab.evaluate("document.querySelector('.job :is(progress, .refused)')") is None
+    await page.tab.until("document.querySelectorAll('tbody tr.gone').length === 50")
+    await page.tab.press(".")
+    await page.sees("No task matches", ".empty")
+    assert page.tab.errors == []
+
+
+async def test_a_job_is_stopped_and_says_what_it_left(board: Board) -> None:
+    """Stop ends a job after what is under way; the page says how many were changed, and how many left as they were."""
+    page = await select_many(board, "carol")
+    await ask_for(page, "Delete", f"Delete {MANY} tasks?")
+    held = await board.harness.worker.block_writes("tasks")
+    await page.click("dialog button", f"Delete {MANY} tasks")
+    begun = "SELECT bool_and(started_at IS NOT NULL) FROM task_actions WHERE finished_at IS NULL"
+    await board.harness.worker.until_row(begun)
+    await page.click(".job button", "Stop")
+    await page.sees("canceling", ".job")
+    assert await page.tab.evaluate("document.querySelector('.job button').disabled")
+    await held.rollback()
+    await page.sees("left as they were", ".job")
+    (job,) = (await board.harness.carol.get("/task-actions")).json()["actions"]
+    assert job["state"] == "canceled"
+    assert 0 < job["pending"] == MANY - job["succeeded"] - job["refused"]
+    await page.sees(f"Deleted {job['succeeded']} tasks", ".job")
+    await page.sees(f"{job['pending']} left as they were", ".job-line")
+    await page.click(".job button", "Dismiss")
+    await page.tab.until("!document.querySelector('.job')")
+    assert page.tab.errors == []
