@@ -85,7 +85,7 @@ class Browser:
 
 @dataclass
 class Tab:
-    """One tab, and the errors that it has logged."""
+    """One tab, the errors that it has logged, and the dialogs that scripts have opened with ``alert`` and the like."""
 
     browser: Browser
     session: str
@@ -167,6 +167,8 @@ class Tab:
             self.errors.append(str(params["exceptionDetails"]))
         elif method == "Log.entryAdded" and params["entry"]["source"] != "network":
             self.errors.append(str(params["entry"]))
+        elif method == "Page.javascriptDialogOpening":
+            self.errors.append(str(params))
 
 
 @asynccontextmanager
