@@ -21,7 +21,7 @@ export function waitingView(waiting, pools) {
   const listed = waiting.filter((each) => !each.deleted).length;
   return html`<div class="card"><table class="waits"><thead><tr><th scope="col">Task</th><th scope="col">Waits</th><th scope="col">For</th><th scope="col">Since</th></tr></thead>
     <tbody>${waiting.map((each) => html`<tr>
-      <th scope="row" title=${each.name}>${each.deleted ? title(each) : html`<a href=${taskPath(each)}>${title(each)}</a>`} <span class="faint">${each.owner_name}</span>${each.deleted ? html` <span class="pill">deleted</span>` : nothing}</th>
+      <th scope="row" title=${each.name}>${each.deleted ? html`<span>${title(each)}</span>` : html`<a href=${taskPath(each)}>${title(each)}</a>`} <span class="faint">${each.owner_name}</span>${each.deleted ? html` <span class="pill">deleted</span>` : nothing}</th>
       <td class="soft wants">${each.deleted ? "to be cleared away" : WANTS[each.type] || each.type}</td>
       <td class="for">${each.runner ? html`runner <b>${each.runner}</b>` : html`<span class="wide">any runner of </span>pool <b>${each.pool}</b>`}</td>
       <td class="soft since"><time-ago at=${each.since} form="age"></time-ago>${each.attempt > 1 ? html` <span class="faint">asked ${each.attempt} times</span>` : nothing}</td></tr>`)}</tbody></table></div>

@@ -26,7 +26,7 @@ export function requestRow(page, request, became) {
     : html`<button class="button" aria-expanded=${page.open.has(id)} @click=${() => page.toggle(id)}>Answer…</button>`;
   return html`<li class="need ask ${became ? "over" : ""}" data-id=${id} tabindex="-1">
     <div class="what"><p class="title">${dot({ word: "", color: "waiting", live: !became, says: "", since: "" })}<span>${prose(request.title)}</span></p>
-      <p class="sub"><a href=${path}>${request.task_display_name || request.task_name}</a> · ${request.owner_name} · ${request.template_display_name || request.template_name}
+      <p class="sub"><a href=${path}>${request.task_display_name || request.task_name}</a> · ${request.owner_name} · <bdi>${request.template_display_name || request.template_name}</bdi>
         · asked <time-ago at=${request.since}></time-ago>${request.expires_at ? html` · expires <time-ago at=${request.expires_at}></time-ago>` : nothing}</p>
       ${became ? nothing : html`<div class="about">${toolView(request.tool)}
         ${request.detail ? html`<details class="detail"><summary>Details</summary><div class="prose">${rich(request.detail)}</div></details>` : nothing}</div>`}</div>

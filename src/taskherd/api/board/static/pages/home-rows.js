@@ -39,7 +39,7 @@ export function taskRow(page, { kind, task, since }, became) {
   const path = api.taskPath(task);
   const state = describe(task);
   const target = link(task.current_state?.uri);
-  const who = html`${page.scope === "everyone" ? html` · ${task.owner_name}` : nothing} · ${task.template_display_name || task.template_name}${target
+  const who = html`${page.scope === "everyone" ? html` · ${task.owner_name}` : nothing} · <bdi>${task.template_display_name || task.template_name}</bdi>${target
     ? html` · <a class="link" href=${target.href} rel="noopener noreferrer" target="_blank">${target.text}</a>` : nothing}
     · <span class="state ${state.color}">${state.word}</span> <time-ago at=${since}></time-ago>`;
   const resume = html`<button class="button" ?disabled=${page.busy.has(id)}

@@ -56,7 +56,7 @@ function said(entry, before, folds) {
     || Date.parse(entry.time) - Date.parse(before.time) > GAP;
   const name = isPerson ? "Message to the agent" : folds.agent;
   return html`<div class=${isPerson ? "said person" : "said"}>
-    ${speaks ? html`<p class="who">${name} · <time-ago at=${entry.time} form="clock"></time-ago></p>` : nothing}
+    ${speaks ? html`<p class="who"><bdi>${name}</bdi> · <time-ago at=${entry.time} form="clock"></time-ago></p>` : nothing}
     ${foldedText(entry, folds)}</div>`;
 }
 

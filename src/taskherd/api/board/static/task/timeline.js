@@ -52,7 +52,7 @@ export class Timeline {
  * @param {string} [by] who said so, if not the words
  */
 function heading(words, time, by = "") {
-  return html`<p><b>${prose(sentence(words))}</b> <span class="faint tiny"><time-ago at=${time} form="clock"></time-ago>${by}</span></p>`;
+  return html`<p><b><bdi>${prose(sentence(words))}</bdi></b> <span class="faint tiny"><time-ago at=${time} form="clock"></time-ago>${by}</span></p>`;
 }
 
 /** @param {any} item an input that somebody sent */
