@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -11,11 +12,17 @@ from taskherd.store.task_lists import Statement
 from taskherd.store.task_queries import CAN_SEE
 
 MAX_SCANNED: Final = 10_000
-"""Maximum number of deleted tasks that are looked at, the newest; those that the caller may not see count, too."""
+"""Maximum number of deleted tasks that are looked at for a page; those that the caller may not see count, too."""
 
 
 async def deleted_tasks(
-    pool: Reader, caller: UUID, limit: int, *, owner: UUID | None = None, prefix: str = ""
+    pool: Reader,
+    caller: UUID,
+    limit: int,
+    *,
+    owner: UUID | None = None,
+    prefix: str = "",
+    after: tuple[datetime, UUID] | None = None,
 ) -> Sequence[Row]:
     """Return up to ``limit`` deleted tasks that the caller may see, last deleted first.
 
@@ -27,12 +34,15 @@ async def deleted_tasks(
         limit: maximum number of tasks.
         owner: only the tasks of this user.
         prefix: only tasks whose names begin with this lowercase text.
+        after: when the last task of the page before was deleted, and its id.
     """
-    text, values = select(caller, limit, owner, prefix)
+    text, values = select(caller, limit, owner=owner, prefix=prefix, after=after)
     return await pool.fetch(text, *values)
 
 
-def select(caller: UUID, limit: int, owner: UUID | None, prefix: str) -> tuple[str, list[Any]]:
+def select(
+    caller: UUID, limit: int, *, owner: UUID | None, prefix: str, after: tuple[datetime, UUID] | None
+) -> tuple[str, list[Any]]:
     """Return the statement of ``deleted_tasks`` and its parameters.
 
     An event is near the time of the deletion, which leaves one or two partitions of the history to look at.
@@ -41,16 +51,17 @@ def select(caller: UUID, limit: int, owner: UUID | None, prefix: str) -> tuple[s
     scanned, most = statement.bind(MAX_SCANNED), statement.bind(limit)
     of_owner = "" if owner is None else f"AND t.owner_id = {statement.bind(owner)}"
     named = f"AND starts_with(lower(t.name), {statement.bind(prefix)})" if prefix else ""
+    earlier = f"AND (deleted_at, id) < ({statement.bind(after[0])}, {statement.bind(after[1])})" if after else ""
     text = f"""
     SELECT t.id, t.name, t.display_name, t.created_at, t.deleted_at, o.username AS owner_name,
            m.name AS template_name, m.display_name AS template_display_name, w.username AS deleted_by
     FROM (
         SELECT * FROM (
             SELECT id, name, display_name, created_at, deleted_at, owner_id, organization_id, template_id
-            FROM tasks WHERE deleted_at IS NOT NULL AND erased_at IS NULL
-            ORDER BY deleted_at DESC LIMIT {scanned}) AS t
+            FROM tasks WHERE deleted_at IS NOT NULL AND erased_at IS NULL {earlier}
+            ORDER BY deleted_at DESC, id DESC LIMIT {scanned}) AS t
         WHERE {CAN_SEE} {of_owner} {named}
-        ORDER BY deleted_at DESC LIMIT {most}) AS t
+        ORDER BY deleted_at DESC, id DESC LIMIT {most}) AS t
     CROSS JOIN LATERAL (SELECT username FROM users WHERE id = t.owner_id LIMIT 1) AS o
     CROSS JOIN LATERAL (SELECT name, display_name FROM templates WHERE id = t.template_id LIMIT 1) AS m
     LEFT JOIN LATERAL (
@@ -59,6 +70,6 @@ def select(caller: UUID, limit: int, owner: UUID | None, prefix: str) -> tuple[s
           AND occurred_at BETWEEN t.deleted_at - interval '1 hour' AND t.deleted_at + interval '1 hour'
         ORDER BY version DESC LIMIT 1) AS e ON true
     LEFT JOIN LATERAL (SELECT username FROM users WHERE id = e.actor_id LIMIT 1) AS w ON true
-    ORDER BY t.deleted_at DESC
+    ORDER BY t.deleted_at DESC, t.id DESC
     """
     return text, statement.values

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
+from uuid import UUID
 
 from pydantic import Field
 
@@ -33,6 +35,10 @@ class DeletedQuery(QueryModel):
     limit: Annotated[int, whole_number(1, MAX_LIMIT)] = Field(
         MAX_LIMIT, description=f"Maximum number of tasks in the response, 1 to {MAX_LIMIT}."
     )
+    after: Annotated[tuple[datetime, UUID] | None, search.PAGE_CURSOR] = Field(
+        None,
+        description="Cursor of the page: the value of `next` in the previous response. Empty for the first page.",
+    )
 
 
 async def list_deleted(request: RequestContext) -> BufferedResponse:
@@ -42,9 +48,11 @@ async def list_deleted(request: RequestContext) -> BufferedResponse:
     owner = await search.owner(request, terms["owner"], search.MESSAGE) if "owner" in terms else None
     prefix = search.searchable(terms, "name") if "name" in terms else ""
     rows = await deleted_tasks.deleted_tasks(
-        request.reader, request.caller.user_id, query.limit, owner=owner, prefix=prefix
+        request.reader, request.caller.user_id, query.limit + 1, owner=owner, prefix=prefix, after=query.after
     )
-    return json({"tasks": [_task_json(row) for row in rows]})
+    last = rows[query.limit - 1] if len(rows) > query.limit else None
+    following = None if last is None else search.cursor(last["deleted_at"], last["id"])
+    return json({"tasks": [_task_json(row) for row in rows[: query.limit]], "next": following})
 
 
 def _task_json(row: Row) -> dict[str, Any]:

@@ -125,7 +125,8 @@ ROUTES: Final = (
         summary="List deleted AI tasks",
         description=(
             "Returns the deleted tasks that the caller may see and that match `q`, last deleted first, with who deleted"
-            " each, until they are erased. Only the 10,000 last deleted tasks of all users are looked at."
+            " each, until they are erased. A page looks at no more than 10,000 deleted tasks of all users, the last"
+            " before its cursor."
         ),
         query=deleted.DeletedQuery,
         responses={200: ResponseSpec("The deleted tasks.", DeletedTasks)},

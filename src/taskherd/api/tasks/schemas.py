@@ -161,6 +161,7 @@ class DeletedTasks(BaseModel):
     """Deleted tasks, last deleted first."""
 
     tasks: list[DeletedTask]
+    next: str | None = Field(description="`after` for the next page; null on the last one.")
 
 
 class LogEntryOut(BaseModel):

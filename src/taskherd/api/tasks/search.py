@@ -90,7 +90,7 @@ def _cursor(text: str) -> tuple[datetime, UUID] | None:
 
 
 PAGE_CURSOR: Final = TextParameter(_cursor, {"type": "string", "pattern": "^(A[A-Za-z0-3][A-Za-z0-9_-]{30})?$"})
-"""Annotation of a page's cursor: the time of creation and the id of the last entry of the page before."""
+"""Annotation of a page's cursor: the time and the id of the last entry of the page before, in the list's order."""
 
 
 class WatchQuery(QueryModel):

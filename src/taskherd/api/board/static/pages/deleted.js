@@ -1,24 +1,104 @@
 // @ts-check
-// Deleted tasks, last deleted first, and who deleted each; a task stays here until its contents are erased.
+// Deleted tasks in pages, last deleted first, and who deleted each; a task stays here until its contents are erased. What is
+// deleted meanwhile is counted until somebody wants to see it, so that rows never jump.
 import * as api from "../api.js";
-import { html, render } from "../vendor/lit-html/lit-html.js";
-import "../format.js";
+import { showFeedState } from "../connection.js";
+import { announce } from "../dialog.js";
+import { follow } from "../feed.js";
+import { count, plural } from "../format.js";
+import { bind } from "../keys.js";
+import * as router from "../router.js";
+import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
+
+const PAGE = 50;
 
 /** @type {import("../router.js").Page} */
 export default function deleted(view) {
-  const { root, signal } = view;
-  view.setTitle("Deleted tasks");
-  const read = async () => {
-    const q = view.query.get("q");
-    const answer = await api.get(`/deleted-tasks${q ? `?q=${encodeURIComponent(q)}` : ""}`, { signal, cached: false });
+  new Deleted(view).start();
+}
+
+class Deleted {
+  /** @param {import("../router.js").View} view */
+  constructor(view) {
+    this.view = view;
+    this.q = view.query.get("q") || "";
+    this.after = view.query.get("after") || "";
+    /** @type {any} the page of the list, null until it is there */
+    this.page = null;
+    this.failed = "";
+    /** @type {Set<string>} ids of tasks that were deleted since */
+    this.pending = new Set();
+  }
+
+  start() {
+    const { signal } = this.view;
+    this.view.setTitle("Deleted tasks");
+    bind("Deleted tasks", [{ keys: ".", does: "Show what was deleted since", run: () => this.turn("") }], signal);
+    this.draw();
+    follow({
+      query: this.q,
+      signal,
+      onState: (state) => {
+        showFeedState(state);
+        if (state === "offline" && !this.page) this.load(); // what there is, until the stream stands
+      },
+      onLive: () => this.load(), // not before: the list would be read twice
+      onChanges: (changes) => this.apply(changes),
+      onRefused: () => this.load(), // whose own refusal says more
+    });
+  }
+
+  async load() {
+    const { signal } = this.view;
+    const query = new URLSearchParams({ limit: String(PAGE), ...(this.q && { q: this.q }), ...(this.after && { after: this.after }) });
+    if (!this.after) this.pending.clear();
+    const answer = await api.get(`/deleted-tasks?${query}`, { signal, cached: false });
     if (signal.aborted) return;
-    render(html`<div class="head"><h1>Deleted tasks</h1><a class="link small right" href="/tasks">All tasks</a></div>
-      ${answer.ok ? list(answer.value.tasks) : html`<p class="notice bad" role="alert">${api.explain(answer)}</p>`}`, root);
-    view.shown();
-  };
-  render(html`<div class="head"><h1>Deleted tasks</h1></div><div class="card rows" aria-busy="true"><div class="loading"></div></div>`, root);
-  read();
-  document.addEventListener("visibilitychange", () => document.hidden || read(), { signal });
+    this.failed = answer.ok ? "" : api.explain(answer);
+    if (answer.ok) {
+      this.page = answer.value;
+      for (const { id } of this.page.tasks) this.pending.delete(id);
+      announce(plural(this.page.tasks.length, "deleted task"));
+    }
+    this.draw();
+    this.view.shown();
+  }
+
+  /** @param {Map<string, import("../feed.js").TaskChange>} changes */
+  apply(changes) {
+    const shown = new Set(this.page?.tasks.map((/** @type {any} */ each) => each.id));
+    for (const { kind, task } of changes.values()) if (kind === "deleted" && !shown.has(task.id)) this.pending.add(task.id);
+    if (this.pending.size && !shown.size && !this.after) this.load(); // there is no row to push down
+    else this.draw();
+  }
+
+  /** @param {string} after the cursor of the page to show, "" for the first */
+  turn(after) {
+    const query = new URLSearchParams({ ...(this.q && { q: this.q }), ...(after && { after }) });
+    if (after !== this.after) router.setQuery(query, { replace: false });
+    this.after = after;
+    scrollTo(0, 0);
+    this.load();
+  }
+
+  draw() {
+    if (this.view.signal.aborted) return;
+    const since = this.pending.size;
+    render(html`<div class="head"><h1>Deleted tasks</h1>
+        <button class="pill" ?hidden=${!since} @click=${() => this.turn("")}><span role="status">${since ? `${count(since)} deleted since` : ""}</span> · show</button>
+        <a class="link small right" href="/tasks">All tasks</a></div>
+      ${this.failed ? html`<p class="notice bad" role="alert">${this.failed}</p>` : this.page ? list(this.page.tasks)
+        : html`<div class="card rows" aria-busy="true"><div class="loading"></div></div>`}
+      ${this.failed ? nothing : this.pages()}`, this.view.root);
+  }
+
+  pages() {
+    const next = this.page?.next;
+    if (!next && !this.after) return nothing;
+    return html`<nav class="pages" aria-label="Pages of the list">
+      <button class="button" ?disabled=${!this.after} @click=${() => this.turn("")}>First page</button>
+      <button class="button" ?disabled=${!next} @click=${() => this.turn(next)}>Next ${PAGE}</button></nav>`;
+  }
 }
 
 /** @param {any[]} tasks */
