@@ -192,6 +192,17 @@ async def test_the_newest_changes_of_a_timeline(api_harness: ApiHarness) -> None
     assert explanation["last_command"]["words"] == "carol sent an input"
 
 
+async def test_an_explanation_says_where_the_task_runs(api_harness: ApiHarness) -> None:
+    """The pool is that of its template, the runner the one that reported its build: the terms that find it in lists."""
+    task_id = uuid.UUID((await api_harness.create(name="placed"))["id"])
+    asked = (await api_harness.alice.get("/tasks/me/placed/explain")).json()
+    assert (asked["pool"], asked["runner"]) == ("default", None)
+    await api_harness.worker.make_active(task_id)
+    running = (await api_harness.alice.get("/tasks/me/placed/explain")).json()
+    assert (running["pool"], running["runner"]) == ("default", "r1")
+    assert (await api_harness.mallory.get("/tasks/alice/placed/explain")).status_code == 404
+
+
 async def test_an_agent_that_ended_is_explained_until_it_is_resumed(api_harness: ApiHarness) -> None:
     """The explanation says how it ended and that a resume is accepted, the timeline what happened, in words."""
     task_id = uuid.UUID((await api_harness.active())["id"])

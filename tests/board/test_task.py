@@ -210,6 +210,19 @@ async def test_the_exact_time_is_there_for_who_looks_closer(board: Board) -> Non
     assert page.tab.errors == []
 
 
+async def test_the_facts_lead_to_the_tasks_of_the_same_machine(board: Board) -> None:
+    """Runner and pool are links to the lists that they select."""
+    await board.harness.active(name="on-a-machine", display_name="On a machine")
+    page = await open_task(board, "on-a-machine")
+    for term, value in (("pool", "default"), ("runner", "r1")):
+        address = f"/tasks?q={term}:{value}"
+        await page.tab.until(f"document.querySelector('.facts a[href={json.dumps(address)}]')?.innerText === '{value}'")
+    await page.click(".facts a", "r1")
+    await page.tab.until("location.search === '?q=runner:r1'")
+    await page.sees("On a machine", "tbody")
+    assert page.tab.errors == []
+
+
 async def test_two_people_see_what_the_other_does(board: Board) -> None:
     """Who did what is told by name on both pages at once; a refusal says why, and a deleted task says so."""
     harness = board.harness

@@ -298,6 +298,8 @@ async def log_revisions(pool: Reader, task_ids: Sequence[UUID]) -> Sequence[Row]
 # own, so the last command may be among the inputs.
 EXPLANATION_FACTS: Final = """
 SELECT t.id, t.version, CAST(t.state AS text) AS state,
+       (SELECT COALESCE(NULLIF(v.run ->> 'pool', ''), 'default') FROM template_versions AS v
+        WHERE v.id = t.template_version_id) AS pool,
        (SELECT json_build_object('type', c.type, 'time', c.at, 'actor_id', c.actor_id, 'actor_name', w.username)
         FROM (
             (SELECT e.cause ->> 'type' AS type, e.occurred_at AS at, CAST(e.cause ->> 'actor_id' AS uuid) AS actor_id

@@ -130,7 +130,8 @@ async def explain_task(request: RequestContext) -> BufferedResponse:
     row = await task_queries.explanation_facts(request.reader, queries.task_ref_of(request))
     if row is None:
         raise not_found()
-    explanation = explain(task_state_codec.loads(row["id"], row["state"]), timeouts_of(request.api.settings))
+    state = task_state_codec.loads(row["id"], row["state"])
+    explanation = explain(state, timeouts_of(request.api.settings))
     ended, since = explanation.agent_exit.value, explanation.stalled_since.value
     return json(
         {
@@ -146,6 +147,8 @@ async def explain_task(request: RequestContext) -> BufferedResponse:
             "waiting": _reason_json(explanation.waiting, explanation.waiting.value),
             "resume": _reason_json(explanation.resume, explanation.resume.value),
             "restart_at": explanation.restart_at and format_rfc3339(explanation.restart_at),
+            "pool": row["pool"],
+            "runner": (state.runner.report.runner or None) if state.runner else None,
             "last_command": _last_command_json(row["last_command"]),
             "inbox": _rows_json(row["inbox"]),
             "requests": _rows_json(row["requests"]),

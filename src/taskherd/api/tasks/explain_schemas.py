@@ -193,6 +193,10 @@ class TaskExplanation(BaseModel):
     restart_at: datetime | None = Field(
         description="When the worker starts the lost agent again by itself (`run.on_loss`); null if it does not."
     )
+    pool: str = Field(description="The pool of its template version, one of whose runners runs its builds.")
+    runner: str | None = Field(
+        description="The runner that reported its last build, or one before; null if none has reported any."
+    )
     last_command: LastCommand | None = Field(
         description="Null if it is not among the latest 500 changes, or if it was pruned."
     )

@@ -251,7 +251,7 @@ class TaskPage {
     const { path, cliName: name } = this;
     return html`<details class="side" ?open=${WIDE.matches}><summary>About this task</summary>
       ${this.durations ? part("Time", spentView(this.durations), { path: `${path}/durations` }) : nothing}
-      ${part("Facts", factsView(this.task), { path, cli: [`task show ${name}`] })}
+      ${part("Facts", factsView(this.task, this.explained), { path, cli: [`task show ${name}`] })}
       ${part("Why", whyView(this.explained, this.task), { path: `${path}/explain`, cli: [`task explain ${name}`] })}
       ${part("Timeline", this.timeline.view(() => this.render()), { path: `${path}/events?newest=true`, cli: [`task events ${name}`] })}
       ${this.builds.builds.length ? part("Starts and stops", this.builds.view(), { path: `/workspaces/${this.task.id}/builds` }) : nothing}</details>`;

@@ -4,17 +4,22 @@ import "../format.js";
 import { compact, money, plural } from "../format.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 
-/** @param {any} task */
-export function factsView(task) {
+/**
+ * @param {any} task
+ * @param {any} explained null until it is there
+ */
+export function factsView(task, explained) {
   const health = task.workspace_agent_health;
   const template = task.template_display_name || task.template_name;
   /** @type {[string, any][]} */
   const facts = [
-    ["Owner", html`<a class="link" href=${`/tasks?q=owner:${encodeURIComponent(task.owner_name)}`}>${task.owner_name}</a>`],
-    ["Template", html`<a class="link" href=${`/tasks?q=template:${encodeURIComponent(task.template_name)}`}>${template}</a>`],
+    ["Owner", found("owner", task.owner_name)],
+    ["Template", found("template", task.template_name, template)],
     ["Name", html`<code>${task.owner_name}/${task.name}</code>`],
     ["Workspace", `${task.workspace_status || "not built yet"}${task.workspace_build_number > 1 ? `, start ${task.workspace_build_number}` : ""}`],
     ["Agent", health ? (health.healthy ? "connected" : health.reason) : "none yet"],
+    ["Runner", explained?.runner ? found("runner", explained.runner) : ""],
+    ["Pool", explained ? found("pool", explained.pool) : ""],
     ["Usage", usage(task.usage)],
     ["Context", task.usage?.context_size ? context(task.usage) : ""],
     ["Labels", Object.entries(task.labels || {}).map(([key, value]) => html`<a class="chip" href=${`/tasks?q=${encodeURIComponent(`label:${key}=${value}`)}`}>${key}=${value}</a> `)],
@@ -22,6 +27,15 @@ export function factsView(task) {
     ["Changed", html`<time-ago at=${task.updated_at}></time-ago>`],
   ];
   return html`<dl class="facts">${facts.map(([name, value]) => (value && value.length !== 0 ? html`<dt>${name}</dt><dd>${value}</dd>` : nothing))}</dl>`;
+}
+
+/**
+ * A link to the tasks that have the same.
+ * @param {string} term
+ * @param {string} value
+ */
+function found(term, value, label = value) {
+  return html`<a class="link" href=${`/tasks?q=${term}:${encodeURIComponent(value)}`}>${label}</a>`;
 }
 
 /** @param {any} used */
