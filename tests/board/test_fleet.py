@@ -59,7 +59,7 @@ async def test_operators_see_workers_queues_and_dead_letters(board: Board) -> No
     await worker.until_row("SELECT sum(letters) FROM dead_letter_rates", is_=1)
     page = await board.open("/fleet", "carol")
     await page.tab.until(READY)
-    await page.sees("unknown_type", ".dead-letters")
+    await page.sees("The type is not one of this contract. unknown_type", ".dead-letters")
     await page.sees("taskherd dead replay", ".dead-letters")
     await page.sees(f"{worker.prefix}.reports", ".fleet-system")
     await page.sees("up to date", ".fleet-system")

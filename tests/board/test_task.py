@@ -210,6 +210,30 @@ async def test_the_exact_time_is_there_for_who_looks_closer(board: Board) -> Non
     assert page.tab.errors == []
 
 
+async def test_the_timeline_says_in_plain_words_what_happened(board: Board) -> None:
+    """Who did what to what; the type of the message and the state of an input are there for who looks closer."""
+    task_id = uuid.UUID((await board.harness.create(name="plainly", display_name="Plainly told"))["id"])
+    page = await open_task(board, "plainly")
+    await page.sees("to start, asked 1 time", ".side")
+    assert await page.tab.evaluate("document.querySelector('.waiting-for span').title") == "workspace.start"
+    await board.harness.worker.report(build_report(task_id, 1, "start", "succeeded", runner="r1"))
+    await page.sees("Its workspace runs", ".timeline")
+    await board.harness.worker.make_active(task_id)
+    await page.sees("The agent is ready", ".timeline")
+    assert "was reported" not in await page.text(".timeline")
+    titled = (
+        "[...document.querySelectorAll('.timeline b')].find((each) => each.innerText === 'Its workspace runs').title"
+    )
+    assert await page.tab.evaluate(titled) == "workspace.build"
+    await page.tab.press("m")
+    await page.tab.insert("Go on")
+    await page.tab.press("Enter")
+    await page.sees("Alice sent an input", ".timeline")
+    await page.tab.until("document.querySelector('.timeline .quote + p span').title === 'sent'")
+    await page.sees("On its way to the agent", ".timeline")
+    assert page.tab.errors == []
+
+
 async def test_the_facts_lead_to_the_tasks_of_the_same_machine(board: Board) -> None:
     """Runner and pool are links to the lists that they select."""
     await board.harness.active(name="on-a-machine", display_name="On a machine")

@@ -67,6 +67,7 @@ class DeadLetterReasonOut(BaseModel):
     """How many messages workers dead-lettered in the last day for a reason."""
 
     reason: str
+    meaning: str | None = Field(description="The reason in words; null for one that this release does not know.")
     last_day: int
 
 

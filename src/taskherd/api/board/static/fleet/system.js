@@ -4,12 +4,8 @@ import "../format.js";
 import { taskPath } from "../api.js";
 import { count, plural } from "../format.js";
 import { title } from "../state.js";
+import { waitsFor } from "../waits.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
-
-const WANTS = /** @type {Record<string, string>} */ ({
-  "workspace.start": "to start", "workspace.stop": "to be stopped", "workspace.delete": "to be deleted", "agent.input": "for a message to be taken",
-  "agent.answer": "for an answer to be taken", "agent.interrupt": "to be interrupted",
-});
 
 /**
  * @param {any[]} waiting
@@ -22,7 +18,7 @@ export function waitingView(waiting, pools) {
   return html`<div class="card"><table class="waits"><thead><tr><th scope="col">Task</th><th scope="col">Waits</th><th scope="col">For</th><th scope="col">Since</th></tr></thead>
     <tbody>${waiting.map((each) => html`<tr>
       <th scope="row" title=${each.name}>${each.deleted ? html`<span>${title(each)}</span>` : html`<a href=${taskPath(each)}>${title(each)}</a>`} <span class="faint">${each.owner_name}</span>${each.deleted ? html` <span class="pill">deleted</span>` : nothing}</th>
-      <td class="soft wants">${each.deleted ? "to be cleared away" : WANTS[each.type] || each.type}</td>
+      <td class="soft wants" title=${each.type}>${each.deleted ? "to be cleared away" : waitsFor(each.type)}</td>
       <td class="for">${each.runner ? html`runner <b>${each.runner}</b>` : html`<span class="wide">any runner of </span>pool <b>${each.pool}</b>`}</td>
       <td class="soft since"><time-ago at=${each.since} form="age"></time-ago>${each.attempt > 1 ? html` <span class="faint">asked ${each.attempt} times</span>` : nothing}</td></tr>`)}</tbody></table></div>
     ${all > listed ? html`<p class="faint small">These wait longest, of ${count(all)}.</p>` : nothing}`;
@@ -48,11 +44,11 @@ export function queuesView(queues, workers) {
     <p class="faint small under">${drained ? html`Reports have been taken up at once since <time-ago at=${drained} form="clock"></time-ago>.` : "Reports wait; RabbitMQ does not tell for how long."}</p>`;
 }
 
-/** @param {{messages: number | null, reasons: {reason: string, last_day: number}[]}} letters */
+/** @param {{messages: number | null, reasons: {reason: string, meaning: string | null, last_day: number}[]}} letters */
 export function deadLettersView({ messages, reasons }) {
   return html`<div class="card dead-letters"><p class=${messages ? "" : "soft"}><b>${messages === null ? "An unknown number" : count(messages)}</b> in the queue${messages === 0 ? ": nothing to do" : nothing}</p>
     ${reasons.length ? html`<table><thead><tr><th scope="col">Reason</th><th scope="col" class="number">Last day</th></tr></thead>
-      <tbody>${reasons.map((each) => html`<tr><th scope="row"><code>${each.reason}</code></th><td class="number">${count(each.last_day)}</td></tr>`)}</tbody></table>` : nothing}
+      <tbody>${reasons.map((each) => html`<tr><th scope="row">${each.meaning} <code>${each.reason}</code></th><td class="number">${count(each.last_day)}</td></tr>`)}</tbody></table>` : nothing}
     <p class="faint small">The API may not read them, so it cannot replay what nobody vouches for. On the command line, as a RabbitMQ user who may:</p>
     <pre class="code" tabindex="0" role="group" aria-label="Commands">taskherd dead list
 taskherd dead show ID

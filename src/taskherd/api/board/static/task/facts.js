@@ -2,6 +2,7 @@
 // Facts about a task, and why it is as it is.
 import "../format.js";
 import { compact, money, plural } from "../format.js";
+import { waitsFor } from "../waits.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 
 /**
@@ -69,8 +70,8 @@ export function whyView(explained, task) {
   const asked = task.requests_open ? html`<p>Its agent asked ${plural(task.requests_open, "question")} and waits for ${task.requests_open === 1 ? "the answer" : "the answers"}.</p>` : nothing;
   return html`${asked}${[...new Set(reasons.values())].map((each) => html`<p>${each}</p>`)}
     ${explained.restart_at ? html`<p>It is started again by itself <time-ago at=${explained.restart_at}></time-ago>.</p>` : nothing}
-    ${explained.requests.length ? html`<p class="soft">No runner has answered yet: ${explained.requests.map((/** @type {any} */ each) => html`
-      <span class="waiting-for"><code>${each.type}</code>${each.target_runner ? html` for ${each.target_runner}` : nothing}, asked ${each.attempt} ${each.attempt === 1 ? "time" : "times"} since <time-ago at=${each.created_at} form="clock"></time-ago></span>`)}</p>` : nothing}`;
+    ${explained.requests.length ? html`<p class="soft">No runner has answered yet. It waits ${explained.requests.map((/** @type {any} */ each) => html`
+      <span class="waiting-for"><span title=${each.type}>${waitsFor(each.type)}</span>${each.target_runner ? html` on ${each.target_runner}` : nothing}, asked ${each.attempt} ${each.attempt === 1 ? "time" : "times"} since <time-ago at=${each.created_at} form="clock"></time-ago></span>`)}</p>` : nothing}`;
 }
 
 /**

@@ -14,6 +14,27 @@ const NAMES = /** @type {Record<string, string>} */ ({
   stalled_since: "Stalled", workspace_build_number: "Start", agent_exit: "End",
 });
 
+/** What a report says, by the type of the report and what it changed, in words that need no glossary. @type {Record<string, [string, Record<string, string>]>} */
+const SAID = {
+  "workspace.build": ["workspace_status", {
+    pending: "its workspace waits for a runner", starting: "its workspace is being prepared", running: "its workspace runs",
+    stopping: "its workspace is being stopped", stopped: "its workspace was stopped", failed: "its workspace could not be built",
+    canceling: "its build is being canceled", canceled: "its build was canceled",
+    deleting: "its workspace is being deleted", deleted: "its workspace was deleted",
+  }],
+  "agent.lifecycle": ["workspace_agent_lifecycle", {
+    created: "the agent is about to start", starting: "the agent starts up", start_timeout: "the agent takes long to start up",
+    start_error: "the agent could not start up", ready: "the agent is ready", shutting_down: "the agent shuts down",
+    shutdown_timeout: "the agent takes long to shut down", shutdown_error: "the agent could not shut down", off: "the agent is off",
+  }],
+  "app.health": ["status", { initializing: "the agent does not take messages yet", active: "the agent takes messages", error: "the agent does not take messages any more" }],
+};
+
+/** What became of an input. @type {Record<string, string>} */
+const DELIVERY = {
+  queued: "Waits until the agent is ready", sent: "On its way to the agent", delivered: "The agent has it", failed: "The agent did not get it",
+};
+
 export class Timeline {
   constructor() {
     /** @type {Map<string, any>} events and actions by their keys */
@@ -49,23 +70,38 @@ export class Timeline {
 /**
  * @param {string} words
  * @param {string} time
+ * @param {string} [type] of the command, the report or the finding, for who looks closer
  * @param {string} [by] who said so, if not the words
  */
-function heading(words, time, by = "") {
-  return html`<p><b><bdi>${prose(sentence(words))}</bdi></b> <span class="faint tiny"><time-ago at=${time} form="clock"></time-ago>${by}</span></p>`;
+function heading(words, time, type = "", by = "") {
+  return html`<p><b title=${type || nothing}><bdi>${prose(sentence(words))}</bdi></b> <span class="faint tiny"><time-ago at=${time} form="clock"></time-ago>${by}</span></p>`;
 }
 
 /** @param {any} item an input that somebody sent */
 function action({ words, time, input, state, detail }) {
-  return html`${heading(words, time)}<p class="quote">${input}</p><p class="faint tiny">${state}${detail ? `: ${detail}` : nothing}</p>`;
+  return html`${heading(words, time)}<p class="quote">${input}</p><p class="faint tiny"><span title=${state}>${DELIVERY[state] || state}</span>${detail ? `: ${detail}` : nothing}</p>`;
 }
 
 /** @param {any} item a change of the document */
 function change({ time, cause, changes: changed }) {
   const said = cause.type === "app.status" && changed.current_state?.to;
-  if (!said) return html`${heading(cause.words, time)}${changes(changed)}`;
+  if (!said) return plainly(cause, time, changed);
   const { current_state: _, ...others } = changed;
-  return html`${heading(said.state, time, " · agent")}${said.message ? html`<p class="soft">“${said.message}”</p>` : nothing}${changes(others)}`;
+  return html`${heading(said.state, time, cause.type, " · agent")}${said.message ? html`<p class="soft">“${said.message}”</p>` : nothing}${changes(others)}`;
+}
+
+/**
+ * What happened; what the heading says is not said again below it.
+ * @param {{type: string, words: string}} cause
+ * @param {string} time
+ * @param {Record<string, {from: any, to: any}>} changed
+ */
+function plainly(cause, time, changed) {
+  const [name, words] = SAID[cause.type] || [];
+  const said = name && words?.[changed[name]?.to];
+  if (!said) return html`${heading(cause.words, time, cause.type)}${changes(changed)}`;
+  const { [name]: _, ...others } = changed;
+  return html`${heading(said, time, cause.type)}${changes(others)}`;
 }
 
 /** @param {Record<string, {from: any, to: any}>} changed */
