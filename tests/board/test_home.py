@@ -297,3 +297,19 @@ async def test_a_hidden_tab_says_what_needs_a_person(board: Board) -> None:
     await page.tab.until(f"document.title.startsWith('({before + 2}) ')")
     await page.tab.until("document.querySelector('#favicon').href.endsWith('/icon-needs.svg')")
     assert page.tab.errors == []
+
+
+async def test_paused_tasks_have_a_number_and_their_list(board: Board) -> None:
+    """Each number of the totals leads to the tasks that it counts, those that somebody has paused too."""
+    task = await board.harness.active(name="set-aside", display_name="Set aside")
+    page = await board.open("/")
+    paused = "document.querySelector('.totals a[href$=\"status:paused\"]')?.innerText"
+    await page.tab.until(f"{paused}?.endsWith('paused')")
+    before = int((await page.tab.evaluate(paused)).split()[0])
+    assert (await board.harness.alice.post(f"/tasks/me/{task['id']}/pause")).status_code == 202
+    await board.harness.worker.report(build_report(uuid.UUID(task["id"]), 2, "stop", "succeeded"))
+    await page.tab.until(f"{paused}.startsWith('{before + 1}')")
+    await page.click(".totals a[href$='status:paused']")
+    await page.tab.until("location.pathname === '/tasks'")
+    await page.sees("Set aside", "tbody")
+    assert page.tab.errors == []

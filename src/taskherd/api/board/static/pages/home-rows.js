@@ -14,6 +14,7 @@ const NUMBERS = /** @type {const} */ ([
   ["waiting", "waiting for someone", "waiting:true", (/** @type {any} */ totals) => totals.attention.waiting],
   ["idle", "idle", "status:active state:idle health:healthy waiting:false", (/** @type {any} */ totals) => totals.attention.idle],
   ["paused", "queued", "status:pending", (/** @type {any} */ totals) => totals.by_status.pending],
+  ["paused", "paused", "status:paused", (/** @type {any} */ totals) => totals.by_status.paused],
   ["failed", "failed", "failed:true", (/** @type {any} */ totals) => totals.attention.failed],
   ["lost", "lost", "health:lost", (/** @type {any} */ totals) => totals.by_health.lost],
 ]);
