@@ -67,7 +67,7 @@ def test_all_imports_are_relative_and_exist() -> None:
 
 def test_pages_say_the_same_in_script_and_server() -> None:
     """The pages that the server serves are those that the script knows."""
-    routes = (STATIC / "routes.js").read_text()
+    routes = (STATIC / "router.js").read_text()
     for path, (_, module) in PAGES.items():
         assert f'import("./{module}")' in routes, path
 

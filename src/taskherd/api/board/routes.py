@@ -26,7 +26,7 @@ PAGES: Final = {
     "/fleet": ("Fleet · taskherd", "pages/fleet.js"),
     "/new": ("New task · taskherd", "pages/new.js"),
 }
-"""Path of each page, its first title, and its module; ``static/routes.js`` has the same paths."""
+"""Path of each page, its first title, and its module; ``static/router.js`` has the same paths."""
 
 
 def _shell(title: str, module: str) -> Handler:

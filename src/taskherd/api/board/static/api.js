@@ -1,5 +1,5 @@
 // @ts-check
-// Requests to the API. Errors are values with the API's own message; nothing here throws.
+// Requests to the API. Errors are values with the API's own message; nothing here throws but the reading of a stream.
 import * as session from "./session.js";
 
 const BASE = "/api/v2";
@@ -119,6 +119,33 @@ export function newKey() {
  */
 export function open(path, options) {
   return request("GET", path, { ...options, stream: true });
+}
+
+/**
+ * Read server-sent events out of a response of fetch until the stream ends, as
+ * https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation has them. Throws what reading throws.
+ * @param {Response} response
+ * @param {{event: (name: string, data: string) => void, id?: (id: string) => void, bytes?: () => void}} on
+ */
+export async function readEvents(response, on) {
+  const body = /** @type {ReadableStream<BufferSource>} */ (/** @type {unknown} */ (response.body));
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let incomplete = "", event = "", data = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    on.bytes?.();
+    const lines = (incomplete + value).split("\n");
+    incomplete = lines.pop() || "";
+    for (const line of lines) {
+      if (line === "") {
+        if (data || event) on.event(event, data);
+        event = data = "";
+      } else if (line.startsWith("id: ")) on.id?.(line.slice(4));
+      else if (line.startsWith("event: ")) event = line.slice(7);
+      else if (line.startsWith("data: ")) data += line.slice(6);
+    }
+  }
 }
 
 /**

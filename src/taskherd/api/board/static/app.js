@@ -5,7 +5,6 @@ import * as attention from "./attention.js";
 import { toast } from "./dialog.js";
 import * as keys from "./keys.js";
 import * as router from "./router.js";
-import { ROUTES } from "./routes.js";
 import * as session from "./session.js";
 import { html, nothing, render } from "./vendor/lit-html/lit-html.js";
 
@@ -24,7 +23,7 @@ function frame() {
     <header class="bar">
       <a class="brand" href="/"><svg viewBox="0 0 32 32" width="20" height="20" aria-hidden="true"><rect width="32" height="32" rx="8"/><g><circle cx="10.5" cy="11" r="3.2"/><circle cx="21.5" cy="11" r="3.2" opacity=".72"/><circle cx="10.5" cy="21.5" r="3.2" opacity=".72"/><circle cx="21.5" cy="21.5" r="3.2" opacity=".4"/></g></svg>taskherd</a>
       <nav aria-label="Pages">
-        ${ROUTES.filter((each) => each.nav).map(({ name, nav }) => html`
+        ${router.ROUTES.filter((each) => each.nav).map(({ name, nav }) => html`
           <a href=${nav?.href || ""} aria-current=${name === current ? "page" : nothing}>${nav?.label}</a>`)}
       </nav>
       ${signedIn ? html`
@@ -120,7 +119,7 @@ keys.bind("Everywhere", [
   { keys: "?", does: "Show this help", run: keys.help },
   { keys: "/", does: "Find or filter tasks", run: () => focusFilter() },
   { keys: "n", does: "New task", run: () => router.go("/new") },
-  ...ROUTES.flatMap(({ nav }) => (nav ? [{ keys: nav.key, does: `Go to ${nav.label}`, run: () => router.go(nav.href) }] : [])),
+  ...router.ROUTES.flatMap(({ nav }) => (nav ? [{ keys: nav.key, does: `Go to ${nav.label}`, run: () => router.go(nav.href) }] : [])),
 ]);
 
 function focusFilter() {

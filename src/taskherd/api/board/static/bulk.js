@@ -3,7 +3,6 @@
 import * as api from "./api.js";
 import { ask, showDialog, toast } from "./dialog.js";
 import { count, plural } from "./format.js";
-import { readEvents } from "./sse.js";
 import { html, nothing } from "./vendor/lit-html/lit-html.js";
 
 const SHOWN = 5; // names in a question
@@ -92,7 +91,7 @@ export async function watch(id, changed, signal) {
         finished = job.finished_at !== null;
         changed(job);
       };
-      await readEvents(opened.value, { event }).catch(() => {});
+      await api.readEvents(opened.value, { event }).catch(() => {});
     }
     if (!finished) await new Promise((done) => setTimeout(done, RETRY));
   }

@@ -1,10 +1,12 @@
 // @ts-check
-// Dialogs in the browser's own `<dialog>`: the focus stays inside, Escape closes, and the focus returns.
+// What is said to the person over the page: dialogs in the browser's own `<dialog>` (the focus stays inside, Escape closes,
+// and the focus returns), toasts, and the banner that says that the page is not up to date.
 import * as api from "./api.js";
 import { html, nothing, render } from "./vendor/lit-html/lit-html.js";
 
 const SHOWN_FOR = 6_000, BAD_SHOWN_FOR = 20_000; // milliseconds
 const ABOVE = 12; // pixels between a toast and the composer
+const OFFLINE_AFTER = 1_500; // milliseconds a feed may be away before the banner comes
 
 /** @typedef {{label: string, value: string, main?: boolean, danger?: boolean}} Action */
 
@@ -149,4 +151,18 @@ function placeAboveComposer(shown) {
 export function announce(text) {
   const live = document.getElementById("live");
   if (live) live.textContent = text;
+}
+
+let offlineTimer = 0;
+
+/**
+ * The `onState` of a page's feed: the banner comes when a feed stays away, and goes by itself.
+ * @param {import("./feed.js").FeedState} state
+ */
+export function showFeedState(state) {
+  clearTimeout(offlineTimer);
+  const banner = document.getElementById("offline");
+  if (!banner) return;
+  if (state === "offline") offlineTimer = setTimeout(() => (banner.hidden = false), OFFLINE_AFTER);
+  else if (state === "live" || state === "ended") banner.hidden = true;
 }

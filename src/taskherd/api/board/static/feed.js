@@ -3,7 +3,6 @@
 // EventSource cannot send a token in a header. It resumes by position, so nothing is missed and nothing is read twice.
 import * as api from "./api.js";
 import * as session from "./session.js";
-import { readEvents } from "./sse.js";
 
 const MERGE_FOR = 250; // milliseconds over which changes are collected
 const PAUSE_AFTER = 10_000; // milliseconds in a hidden tab after which the stream is closed
@@ -143,7 +142,7 @@ class Feed {
     }
     try {
       this.set("live");
-      await readEvents(opened.value, {
+      await api.readEvents(opened.value, {
         event: (name, data) => this.handle(name, data),
         id: (position) => this.setPosition(position),
         bytes: () => this.listenForSilence(),

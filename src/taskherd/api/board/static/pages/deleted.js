@@ -2,8 +2,7 @@
 // Deleted tasks in pages, last deleted first, and who deleted each; a task stays here until its contents are erased. What is
 // deleted meanwhile is counted until somebody wants to see it, so that rows never jump.
 import * as api from "../api.js";
-import { showFeedState } from "../connection.js";
-import { announce } from "../dialog.js";
+import { announce, showFeedState } from "../dialog.js";
 import { follow } from "../feed.js";
 import { count, plural } from "../format.js";
 import { bind } from "../keys.js";

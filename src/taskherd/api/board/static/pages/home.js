@@ -2,8 +2,7 @@
 // Home: what needs a person first, with the answer one click away; then what runs; then what ended lately.
 import * as api from "../api.js";
 import * as attention from "../attention.js";
-import { showFeedState } from "../connection.js";
-import { announce, toast } from "../dialog.js";
+import { announce, showFeedState, toast } from "../dialog.js";
 import { follow } from "../feed.js";
 import { compare, count, plural } from "../format.js";
 import { bind } from "../keys.js";

@@ -2,8 +2,7 @@
 // One task: what it does now, the conversation as it happens, what it asks, and everything that people do about it.
 import * as api from "../api.js";
 import * as attention from "../attention.js";
-import { showFeedState } from "../connection.js";
-import { toast } from "../dialog.js";
+import { showFeedState, toast } from "../dialog.js";
 import * as feed from "../feed.js";
 import { link } from "../format.js";
 import * as keys from "../keys.js";
