@@ -17,7 +17,7 @@ make rabbitmq_password "$(random 24)"
 make secret_key "$(random 32)"
 make grafana_password "$(random 16)"
 
-# RabbitMQ: the operators' user `taskherd`, which may do everything, and one for each process with the rights of
+# RabbitMQ: an administrator `taskherd`, and a user for each process and for operators with the rights of
 # deploy/rabbitmq/users.py. RabbitMQ imports them at each start.
 users='{"name": "taskherd", "password": "'"$(cat rabbitmq_password)"'", "tags": ["administrator"]}'
 permissions='{"user": "taskherd", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}'
@@ -32,6 +32,7 @@ user() { # NAME CONFIGURE WRITE READ
 own='amq\\.gen-.*'
 user worker "taskherd\\\\..*" "taskherd\\\\..*|amq\\\\.default" "taskherd\\\\..*"
 user api "$own" "taskherd\\\\.(commands|reports)|$own" "taskherd\\\\.wakeups|$own"
+user operator "" "taskherd\\\\.(claims|commands|reports)" "taskherd\\\\.dead"
 user runner "" "taskherd\\\\.(claims|reports)" "taskherd\\\\.work\\\\.(default|runner)"
 printf '%s\n' '{"vhosts": [{"name": "/"}], "users": ['"$users"'], "permissions": ['"$permissions"']}' >rabbitmq.json
 printf '%s\n' 'load_definitions = /etc/rabbitmq/taskherd.json' >rabbitmq.conf

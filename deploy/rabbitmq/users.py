@@ -3,10 +3,10 @@
     python deploy/rabbitmq/users.py PASSWORDS [PREFIX] [--runner USER=TARGET,TARGET…]… > users.json
     rabbitmqctl import_definitions users.json
 
-PASSWORDS is a folder with one password file per user to create: worker, api, provisioner, and those of runners. Each
-user of runners needs a --runner that names its targets: its pool and the names of the runners that use it, as in
---runner runner-gpu=gpu,gpu-0,gpu-1. It may read the queues of these targets only. The output contains salted hashes
-only (https://www.rabbitmq.com/docs/passwords). Importing it again overwrites passwords and permissions.
+PASSWORDS is a folder with one password file per user to create: worker, api, operator, provisioner, and those of
+runners. Each user of runners needs a --runner that names its targets: its pool and the names of the runners that use
+it, as in --runner runner-gpu=gpu,gpu-0,gpu-1. It may read the queues of these targets only. The output contains salted
+hashes only (https://www.rabbitmq.com/docs/passwords). Importing it again overwrites passwords and permissions.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ def permissions(prefix: str, runners: dict[str, list[str]]) -> dict[str, tuple[s
         "worker": (f"{p}.*", f"{p}.*|{DEFAULT_EXCHANGE}", f"{p}.*"),
         # Publishes commands, and reports for agents; consumes wakeups.
         "api": (EXCLUSIVE, f"{p}(commands|reports)|{EXCLUSIVE}", f"{p}wakeups|{EXCLUSIVE}"),
+        # `taskherd dead`: reads the dead letters, and publishes them again to where they came from.
+        "operator": ("", f"{p}(claims|commands|reports)", f"{p}dead"),
         # Your own provisioner: publishes build reports and nothing else.
         "provisioner": ("", f"{p}reports", ""),
     }

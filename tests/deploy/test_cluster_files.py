@@ -90,7 +90,7 @@ def test_each_process_knows_all_rabbitmq_nodes(tmp_path: Path) -> None:
     script = shutil.copy(DEPLOY / "compose" / "secrets.sh", tmp_path)
     subprocess.run(["sh", script], check=True, timeout=60)
     names = re.findall(r"nodes\.\d = rabbit@(\S+)", (CLUSTER / "rabbitmq.conf").read_text())
-    for process in ("worker", "api", "runner"):
+    for process in ("worker", "api", "operator", "runner"):
         single, cluster = (
             (tmp_path / "secrets" / Path(compose["secrets"][f"{process}_amqp_url"]["file"]).name).read_text().strip()
             for compose in (BASE, COMPOSE)

@@ -20,6 +20,7 @@ from aio_pika.exceptions import AMQPError
 from taskherd.dev import rabbitmq
 from taskherd.dev.sources import Missing
 from taskherd.runner import privileges
+from taskherd.settings import Settings
 from taskherd.settings.isolation import parse_uids
 
 ROOT = Path(__file__).parents[2]
@@ -81,25 +82,46 @@ def test_each_process_has_a_user_of_its_own() -> None:
         assert {"source": f"{name}_amqp_url", "target": "amqp_url"} in SERVICES[name]["secrets"]
     assert SERVICES["runner"]["secrets"] == ["runner_amqp_url"]
     assert SERVICES["runner"]["environment"]["TASKHERD_AMQP_URL_FILE"] == "/run/secrets/runner_amqp_url"
-    environment = SERVICES["worker"]["environment"]
-    assert environment["TASKHERD_COMMAND_SENDERS"] == "taskherd-api,taskherd"
-    assert environment["TASKHERD_REPORT_SENDERS"] == "taskherd-api=*,taskherd=*,taskherd-runner=default"
+    accepted = Settings(
+        command_senders=default(SERVICES["worker"]["environment"]["TASKHERD_COMMAND_SENDERS"]),
+        report_senders=default(SERVICES["worker"]["environment"]["TASKHERD_REPORT_SENDERS"]),
+    )
+    assert accepted.trusted_command_senders == {"taskherd-api", "taskherd-operator"}
+    assert accepted.sender_pools == {
+        "taskherd-api": None, "taskherd-operator": None, "taskherd-runner": frozenset({"default"}),
+    }  # fmt: skip
+
+
+def test_operators_replay_as_a_user_that_the_worker_accepts() -> None:
+    """The service for dead letters has the operators' URL and no other secret, and knows whom the worker accepts."""
+    operator = SERVICES["operator"]
+    assert operator["secrets"] == [{"source": "operator_amqp_url", "target": "amqp_url"}]
+    for setting in ("TASKHERD_COMMAND_SENDERS", "TASKHERD_REPORT_SENDERS"):
+        assert operator["environment"][setting] == SERVICES["worker"]["environment"][setting]
+    assert operator["profiles"] == ["operator"]
+
+
+def default(written: str) -> str:
+    """Return the default of a variable that is written ``${NAME:-default}``."""
+    match = re.fullmatch(r"\$\{TASKHERD_[A-Z_]+:-(.*)\}", written)
+    assert match is not None, written
+    return match[1]
 
 
 def test_the_users_of_compose_have_the_rights_of_users_py(tmp_path: Path) -> None:
     """``secrets.sh`` gives each process the patterns of ``users.py``, with the pool and name of the only runner."""
     definitions = json.loads(_secrets(tmp_path, "rabbitmq.json").read_text())
-    for user in ("worker", "api", "runner"):
+    for user in ("worker", "api", "operator", "runner"):
         (tmp_path / user).write_text("s3cr3t")
     script, arguments = ROOT / "deploy" / "rabbitmq" / "users.py", ("--runner", "runner=default,runner")
     printed = subprocess.run(
         [sys.executable, script, tmp_path, *arguments], capture_output=True, check=True, timeout=30
     )
-    operator, *rights = definitions["permissions"]
+    administrator, *rights = definitions["permissions"]
     assert rights == json.loads(printed.stdout)["permissions"]
-    assert (operator["user"], operator["write"]) == ("taskherd", ".*")
+    assert (administrator["user"], administrator["write"]) == ("taskherd", ".*")
     assert [user["name"] for user in definitions["users"]] == [each["user"] for each in definitions["permissions"]]
-    assert len({user["password"] for user in definitions["users"]}) == 4
+    assert len({user["password"] for user in definitions["users"]}) == 5
 
 
 @pytest.mark.slow
@@ -116,9 +138,9 @@ async def test_rabbitmq_starts_with_the_users_of_compose(tmp_path: Path) -> None
     try:
         listed = await asyncio.to_thread(node.ctl, "list_users", "--formatter", "json")
         names = {user["user"] for user in json.loads(listed)}
-        assert names == {"taskherd", "taskherd-worker", "taskherd-api", "taskherd-runner"}
+        assert names == {"taskherd", *(f"taskherd-{user}" for user in ("worker", "api", "operator", "runner"))}
         address = urlsplit(node.url)
-        for user in ("worker", "api", "runner"):
+        for user in ("worker", "api", "operator", "runner"):
             url = urlsplit((definitions.parent / f"{user}_amqp_url").read_text().strip())
             netloc = f"{url.username}:{url.password}@{address.hostname}:{address.port}"
             async with await aio_pika.connect(url._replace(netloc=netloc).geturl(), timeout=10) as connection:

@@ -25,6 +25,9 @@ CAPABILITIES = [*sorted(privileges.REQUIRED.values()), "SYS_PTRACE"]
 CUSTOM = {"ServiceMonitor", "PrometheusRule", "ScaledObject", "TriggerAuthentication"}
 """Custom resource kinds, for which Kubernetes has no schema."""
 
+NOT_PROCESSES = ("-migrate", "-operator")
+"""How the names of workloads end that run no process of taskherd."""
+
 Manifest = dict[str, Any]
 every_values = pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
 
@@ -132,13 +135,13 @@ def test_secrets_are_files_and_not_shared(values: Manifest) -> None:
         variables = environment(pod)
         assert not {"TASKHERD_DATABASE_URL", "TASKHERD_AMQP_URL", "TASKHERD_SECRET_KEY"} & variables.keys()
         secrets[name] = next(volume["secret"]["secretName"] for volume in pod["volumes"] if volume["name"] == "secrets")
-    assert len(set(secrets.values())) == len(secrets) == (5 if values else 4)
+    assert len(set(secrets.values())) == len(secrets) == (6 if values else 4)
 
 
 @every_values
 def test_the_grace_period_of_a_pod_exceeds_that_of_the_process(values: Manifest) -> None:
     """The grace period of each pod is longer than TASKHERD_GRACE, which equals the chart's value."""
-    processes = [pod for name, pod in pods(render(values)) if not name.endswith("-migrate")]
+    processes = [pod for name, pod in pods(render(values)) if not name.endswith(NOT_PROCESSES)]
     assert processes
     for pod in processes:
         grace = durations.parse(environment(pod)["TASKHERD_GRACE"])
@@ -193,7 +196,7 @@ def test_a_runner_has_no_secret_but_the_broker_url(values: Manifest) -> None:
 def test_the_probes_use_the_operations_port(values: Manifest) -> None:
     """Startup and liveness probes query /livez, readiness probes /readyz, on the port that the process opens."""
     for name, pod in pods(render(values)):
-        if name.endswith("-migrate"):
+        if name.endswith(NOT_PROCESSES):
             continue
         (container,) = pod["containers"]
         assert {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe")} == {"/livez"}
@@ -210,7 +213,7 @@ def test_the_schema_is_migrated_before_the_processes_start(values: Manifest) -> 
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
     assert job["spec"]["template"]["spec"]["containers"][0]["args"] == ["db", "upgrade"]
     for name, pod in pods(manifests):
-        assert name.endswith("-migrate") or environment(pod)["TASKHERD_MIGRATE"] == "never"
+        assert name.endswith(NOT_PROCESSES) or environment(pod)["TASKHERD_MIGRATE"] == "never"
 
 
 def test_settings_of_one_process_override_common_settings() -> None:
@@ -219,7 +222,42 @@ def test_settings_of_one_process_override_common_settings() -> None:
     assert environments["herd-worker"]["TASKHERD_LOG_LEVEL"] == "info"
     assert environments["herd-api"]["TASKHERD_LOG_LEVEL"] == "debug"
     assert environments["herd-worker"]["TASKHERD_AGENT_LOST_AFTER"] == "45s"
-    assert environments["herd-worker"]["TASKHERD_REPORT_PARTITIONS"] == "12"
+    assert {each["TASKHERD_REPORT_PARTITIONS"] for name, each in environments.items() if name != "herd-migrate"} == {
+        "12"
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "senders"),
+    [
+        ({}, {"COMMAND_SENDERS": "taskherd-api,taskherd-operator"}),
+        (
+            {"settings": {"COMMAND_SENDERS": "a", "REPORT_SENDERS": "a=*"}},
+            {"COMMAND_SENDERS": "a", "REPORT_SENDERS": "a=*"},
+        ),
+        ({"worker": {"settings": {"COMMAND_SENDERS": "b,c"}}}, {"COMMAND_SENDERS": "b,c"}),
+    ],
+    ids=["default", "all", "worker"],
+)
+def test_operators_can_replay_what_workers_accept(values: Manifest, senders: dict[str, str]) -> None:
+    """The operator's pod knows the senders that workers accept, has the URLs that commands need, and reaches both."""
+    manifests = render({**values, "operator": {"enabled": True}})
+    seen = dict(pods(manifests))
+    for process in ("worker", "operator"):
+        variables = environment(seen[f"taskherd-{process}"])
+        found = {name: value for name, value in variables.items() if name.endswith("_SENDERS")}
+        assert found == {f"TASKHERD_{name}": value for name, value in senders.items()}, process
+    operator = seen["taskherd-operator"]
+    assert {"TASKHERD_DATABASE_URL_FILE", "TASKHERD_AMQP_URL_FILE"} <= environment(operator).keys()
+    secret = next(volume["secret"] for volume in operator["volumes"] if volume["name"] == "secrets")
+    assert [item["path"] for item in secret["items"]] == ["database-url", "amqp-url"]
+    policies = {each["metadata"]["name"]: each["spec"] for each in kinds(manifests, "NetworkPolicy")}
+    policy = policies["taskherd-operator"]
+    labels = next(each for each in kinds(manifests, "Deployment") if each["metadata"]["name"] == "taskherd-operator")
+    assert policy["podSelector"]["matchLabels"].items() <= labels["spec"]["template"]["metadata"]["labels"].items()
+    assert {port["port"] for rule in policy["egress"] for port in rule["ports"]} == {53, 5432, 5672}
+    assert policy["ingress"] == []
+    assert "taskherd-operator" not in {name for name, _ in pods(render(values))}
 
 
 def test_extra_variables_and_volumes_reach_every_container() -> None:
@@ -248,7 +286,7 @@ def test_every_process_may_send_to_the_additional_addresses() -> None:
     """``networkPolicy.extraEgress`` is part of the policy of every process, for example for a collector of traces."""
     (rule,) = ALL["networkPolicy"]["extraEgress"]
     policies = list(kinds(render(ALL), "NetworkPolicy"))
-    assert len(policies) == 4
+    assert len(policies) == 5
     assert all(rule in policy["spec"]["egress"] for policy in policies)
 
 

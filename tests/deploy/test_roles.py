@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import uuid
@@ -33,13 +34,24 @@ from taskherd.store import migrate
 from taskherd.store.engine import session_settings
 from taskherd.store.sessions import deviations, settings_in_force
 from tests.harness.api import running_api, token_for
+from tests.harness.chaos import until
 from tests.harness.runner import eventually, runner_harness
-from tests.harness.worker import SECRET, TIMEOUT, VERSION, WorkerHarness, external_harness, make_report, running_worker
+from tests.harness.worker import (
+    ALICE,
+    SECRET,
+    TIMEOUT,
+    VERSION,
+    WorkerHarness,
+    external_harness,
+    make_command,
+    make_report,
+    running_worker,
+)
 
 ROOT = Path(__file__).parents[2]
 POSTGRES = ROOT / "deploy" / "postgres"
 ROLES = ("taskherd_migrator", "taskherd_worker", "taskherd_api")
-USERS = ("worker", "api", "runner", "runner-other", "provisioner")
+USERS = ("worker", "api", "operator", "runner", "runner-other", "provisioner")
 RUNNERS = ("--runner", "runner=default,r1", "--runner", "runner-other=default-2,r1-2")
 PASSWORD = "correct-horse-battery"
 
@@ -299,6 +311,50 @@ async def test_a_provisioner_may_only_publish_reports(installation: Installation
         for operation in forbidden:
             with pytest.raises(AMQPError):
                 await operation(await connection.channel())
+
+
+async def test_an_operator_replays_dead_letters_and_no_more(installation: Installation, harness: WorkerHarness) -> None:
+    """A refused command is listed, replayed and then executed; other exchanges and queues are closed."""
+    prefix, task_id = harness.prefix, uuid.uuid4()
+    harness.urls, owner_urls = (
+        (installation.database_as("taskherd_worker"), installation.amqp_as("worker")),
+        harness.urls,
+    )
+    await harness.stop_dead_letters()
+    command = make_command("task.create", task_id, owner_id=str(ALICE), template_version_id=str(VERSION), input="Hi")
+    async with running_worker(harness, migrate="never", command_senders="taskherd-api,taskherd-operator"):
+        async with await aio_pika.connect(installation.amqp, timeout=10) as connection:
+            commands = await (await connection.channel()).get_exchange(f"{prefix}.commands", ensure=False)
+            await commands.publish(aio_pika.Message(json.dumps(command).encode()), "any", timeout=10)
+        listed = await until(
+            lambda: _dead(installation, prefix, "list", "-o", "json"), lambda found: bool(json.loads(found))
+        )
+        [letter] = json.loads(listed)
+        assert letter["reason"] == "untrusted_sender"
+        assert await _dead(installation, prefix, "replay", letter["id"]) == "1 replayed\n"
+        await harness.until_row("SELECT count(*) FROM tasks WHERE id = $1", task_id, is_=1)
+    harness.urls = owner_urls
+    async with await aio_pika.connect(installation.amqp_as("operator"), timeout=10) as connection:
+        forbidden: list[Operation] = [
+            *(partial(_get, queue=f"{prefix}.{queue}") for queue in ("commands", "reports", "claims")),
+            *(partial(_publish, exchange=f"{prefix}.{exchange}") for exchange in ("work", "events", "dead", "wakeups")),
+            lambda channel: channel.declare_queue(f"{prefix}.mine"),
+            lambda channel: channel.queue_delete(f"{prefix}.dead"),
+        ]
+        assert [await _is_refused(connection, operation) for operation in forbidden] == [True] * len(forbidden)
+
+
+async def _dead(installation: Installation, prefix: str, *arguments: str) -> str:
+    """Return what ``taskherd dead`` prints when an operator runs it, with the settings of the worker's senders."""
+    environment = {
+        "TASKHERD_AMQP_URL": installation.amqp_as("operator"), "TASKHERD_AMQP_PREFIX": prefix, "PATH": "",
+        "TASKHERD_COMMAND_SENDERS": "taskherd-api,taskherd-operator",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "taskherd", "dead", *arguments]
+    done = await asyncio.to_thread(
+        subprocess.run, command, env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    return done.stdout
 
 
 async def test_a_runner_may_neither_command_nor_declare(installation: Installation, harness: WorkerHarness) -> None:

@@ -28,7 +28,7 @@ def test_it_fails_without_passwords(tmp_path: Path) -> None:
     for arguments, message in (
         ((), "PASSWORDS is a folder"),
         ((tmp_path / "missing",), "missing is not a folder"),
-        ((tmp_path / "empty",), "has no password file; expected one of: worker, api, provisioner, runner"),
+        ((tmp_path / "empty",), "has no password file; expected one of: worker, api, operator, provisioner, runner"),
         ((tmp_path / "blank",), "worker is missing or empty; expected a password"),
         ((tmp_path / "filled", "--runner", "runner=default,r1"), "runner is missing or empty; expected a password"),
     ):

@@ -122,9 +122,9 @@ async def test_an_operator_replays_a_command(outside: WorkerHarness, users: dict
         taken = aio_pika.Message(letter.body, headers=letter.headers, message_id="m")
         await outside.channel.default_exchange.publish(taken, f"{outside.prefix}.dead", timeout=5)
 
-        async def dead(*arguments: str) -> tuple[int, str]:
+        async def dead(*arguments: str, **settings: str) -> tuple[int, str]:
             environment = {
-                "TASKHERD_AMQP_URL": users["developer"], "TASKHERD_AMQP_PREFIX": outside.prefix, "PATH": "",
+                "TASKHERD_AMQP_URL": users["developer"], "TASKHERD_AMQP_PREFIX": outside.prefix, "PATH": "", **settings,
             }  # fmt: skip
             command = [sys.executable, "-m", "taskherd", "dead", *arguments]
             done = await asyncio.to_thread(
@@ -137,7 +137,10 @@ async def test_an_operator_replays_a_command(outside: WorkerHarness, users: dict
         assert (code, "came from no trusted sender" in output) == (1, True), output
         _, listed = await dead("list", "-o", "json")
         identity = json.loads(listed)[0]["id"]
-        assert (await dead("replay", identity))[0] == 0
+        for setting in ({"TASKHERD_COMMAND_SENDERS": "other"}, {"TASKHERD_COMMAND_SENDERS": name_of(users["api"])}):
+            code, output = await dead("replay", identity, **setting)
+            assert (code, "TASKHERD_COMMAND_SENDERS" in output) == (1, True), output
+        assert (await dead("replay", identity, TASKHERD_COMMAND_SENDERS=name_of(users["developer"])))[0] == 0
         await outside.until_row("SELECT count(*) FROM tasks WHERE id = $1", task_id, is_=1)
 
 

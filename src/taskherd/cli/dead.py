@@ -31,6 +31,8 @@ from taskherd.settings import load
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from taskherd.settings import Settings
+
 app = typer.Typer(
     help="Inspect, replay and purge dead letters: messages that could not be processed.", no_args_is_help=True
 )
@@ -125,8 +127,8 @@ def replay(
 
     Each one is removed from the dead letters after the broker has confirmed it. Exits with 1 if some could not be
     published. They are sent as your own RabbitMQ user, so you vouch for them. Two kinds are replayed only by their id:
-    those of an untrusted sender, and those that RabbitMQ dead-lettered before a worker checked their sender. Commands
-    count only if TASKHERD_COMMAND_SENDERS has your user.
+    those of an untrusted sender, and those that RabbitMQ dead-lettered before a worker checked their sender. What the
+    workers would refuse is kept: if TASKHERD_COMMAND_SENDERS or TASKHERD_REPORT_SENDERS is set, it must have your user.
     """
     _check_selection(ids, reason, everything=everything, hint="name ids, or use --reason or --all")
     count, kept = asyncio.run(_replay(ids or [], reason, limit))
@@ -181,12 +183,13 @@ async def _read(limit: int) -> list[DeadLetter]:
 async def _replay(ids: list[str], reason: str | None, limit: int) -> tuple[int, dict[str, str]]:
     """Return the number of replayed dead letters, and the reason why others were kept, by id."""
     kept: dict[str, str] = {}
+    settings = load("amqp_url")
 
     def target_of(message: QueuedMessage) -> ReplayTarget | None:
         letter = decode(message)
         if not _is_selected(letter, ids, reason):
             return None
-        obstacle = letter.replay_obstacle
+        obstacle = letter.replay_obstacle or _distrust(letter, settings, connection.user)
         if not ids:
             obstacle = obstacle or _doubt(letter)
         if obstacle is not None:
@@ -207,6 +210,22 @@ async def _replay(ids: list[str], reason: str | None, limit: int) -> tuple[int, 
         }
     )
     return result.count, kept
+
+
+def _distrust(letter: DeadLetter, settings: Settings, user: str | None) -> str | None:
+    """Return why workers with these settings would refuse a dead letter from this RabbitMQ user, or None."""
+    names = TopologyNames(settings.amqp_prefix)
+    target = letter.origin.exchange or letter.origin.routing_key
+    if target == names.commands:
+        setting, senders = "TASKHERD_COMMAND_SENDERS", sorted(settings.trusted_command_senders)
+    elif target in {names.reports, names.claims}:
+        setting, senders = "TASKHERD_REPORT_SENDERS", sorted(settings.sender_pools)
+    else:
+        return None
+    if not senders or user in senders:
+        return None
+    found = f"workers would refuse it from your RabbitMQ user {user or '(unknown)'}"
+    return f"{found}; use the URL of one that {setting} names: {', '.join(senders)}"
 
 
 def _doubt(letter: DeadLetter) -> str | None:

@@ -71,9 +71,16 @@ capabilities: {drop: [ALL]}
 {{- end -}}
 
 {{/* Secrets are mounted as files, so that no environment contains them. */}}
+{{/* The RabbitMQ users of the API and of operators, as deploy/rabbitmq/users.py names them, unless `settings` has others. */}}
+{{- define "taskherd.commandSenders" -}}
+COMMAND_SENDERS: taskherd-api,taskherd-operator
+{{- end -}}
+
 {{- define "taskherd.environment" -}}
 {{- $values := .values | default (index .root.Values .process) -}}
+{{- $own := ternary (include "taskherd.commandSenders" . | fromYaml) (dict) (eq .process "worker") -}}
 - {name: TASKHERD_OPS_PORT, value: {{ .ops | quote }}}
+- {name: TASKHERD_REPORT_PARTITIONS, value: {{ .root.Values.worker.partitions | quote }}}
 - {name: TASKHERD_GRACE, value: {{ printf "%ds" (int .root.Values.grace) }}}
 - {name: TASKHERD_MIGRATE, value: never}
 - {name: TASKHERD_AMQP_URL_FILE, value: /run/secrets/taskherd/amqp-url}
@@ -91,7 +98,7 @@ capabilities: {drop: [ALL]}
 {{- with $values.agentUids }}
 - {name: TASKHERD_RUNNER_AGENT_UIDS, value: {{ . | quote }}}
 {{- end }}
-{{- range $name, $value := merge (dict) ($values.settings | default dict) .root.Values.settings }}
+{{- range $name, $value := merge (dict) ($values.settings | default dict) .root.Values.settings $own }}
 - {name: {{ printf "TASKHERD_%s" $name }}, value: {{ $value | quote }}}
 {{- end }}
 {{- include "taskherd.extra" (dict "ctx" . "key" "extraEnv") }}
