@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +14,12 @@ import yaml
 
 from taskherd import durations
 from taskherd.runner.privileges import MAX_PROCESSES
+from taskherd.runner.workspaces.cgroups import CONTROLLERS
 from taskherd.settings import Settings, unknown_variables
 
-UNITS = sorted((Path(__file__).parents[2] / "deploy" / "systemd").glob("*.service"))
+ROOT = Path(__file__).parents[2]
+UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 INSTALLED = "/opt/taskherd/bin/taskherd"
 MAX_EXPOSURE = 4.0
 """Maximum exposure level, of 10; systemd calls up to 4 "OK"."""
@@ -83,3 +88,81 @@ def test_the_units_allow_enough_open_files() -> None:
     (api,) = limits["taskherd-api"]
     assert int(api) > 2 * Settings.model_fields["api_connections"].default
     assert limits["taskherd-runner"] == [f"1024:{api}"]
+
+
+def _runner() -> str:
+    return next(unit.read_text() for unit in UNITS if unit.stem == "taskherd-runner")
+
+
+def test_agents_outlive_the_runner_with_their_temporary_files() -> None:
+    """What agents see as /tmp lasts as long as they do, is open to all their users, and goes with no restart."""
+    text = _runner()
+    assert re.findall(r"(?m)^KillMode=(.*)$", text) == ["process"]
+    assert not re.findall(r"(?m)^(PrivateTmp|RuntimeDirectory)=", text)
+    (mounts,) = re.findall(r"(?m)^TemporaryFileSystem=(.*)$", text)
+    options = {path: set(chosen.split(",")) for path, _, chosen in (each.partition(":") for each in mounts.split())}
+    assert options.keys() == {"/tmp", "/var/tmp"}  # noqa: S108 - what the unit mounts
+    assert all({"mode=1777", "nosuid", "nodev"} <= chosen for chosen in options.values())
+
+
+def test_an_agent_that_is_out_of_memory_does_not_end_the_others() -> None:
+    """The unit goes on after the kernel has killed one of its processes; by default systemd stops it."""
+    assert re.findall(r"(?m)^OOMPolicy=(.*)$", _runner()) == ["continue"]
+
+
+def test_the_example_templates_find_their_programs_under_the_unit() -> None:
+    """The program ``python`` of the example is that of the environment in which the unit's taskherd is installed."""
+    (path,) = re.findall(r"(?m)^Environment=PATH=(.*)$", _runner())
+    assert path.split(":")[0] == str(Path(INSTALLED).parent)
+    assert {"/usr/local/bin", "/usr/bin", "/bin"} <= set(path.split(":"))
+
+
+def test_systemd_accepts_the_documented_cgroup(tmp_path: Path) -> None:
+    """With the drop-in of docs/operations.md, the runner owns the unit's cgroup and is itself in one below it."""
+    (dropin,) = re.findall(r"(?ms)^ *```ini\n(.*?)^ *```$", OPERATIONS)
+    dropin = re.sub(r"(?m)^ +", "", dropin)
+    unit = tmp_path / "taskherd-runner.service"
+    unit.write_text(_runner().replace(INSTALLED, sys.executable))
+    folder = tmp_path / "taskherd-runner.service.d"
+    folder.mkdir()
+    (folder / "cgroup.conf").write_text(dropin)
+    command = ["systemd-analyze", "verify", "--man=no", str(unit)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (process.returncode, process.stdout + process.stderr) == (0, "")
+    options = dict(line.split("=", 1) for line in dropin.splitlines() if "=" in line)
+    assert options["ProtectControlGroups"] == "no"
+    assert options["DelegateSubgroup"]
+    assert set(options["Delegate"].split()) >= CONTROLLERS
+    assert options["Environment"] == f"TASKHERD_RUNNER_CGROUP=/sys/fs/cgroup/system.slice/{unit.name}"
+
+
+def test_the_secrets_of_the_units_are_made(tmp_path: Path) -> None:
+    """``secrets.sh`` makes each file that a unit loads, closed to others, and keeps them when it runs again."""
+    folder = tmp_path / "etc"
+    contents: list[dict[Path, str]] = []
+    for _ in range(2):
+        subprocess.run(["sh", ROOT / "deploy" / "systemd" / "secrets.sh", folder], check=True, timeout=30)
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        contents.append({path: path.read_text() for path in files})
+        assert all(stat.S_IMODE(path.stat().st_mode) & 0o077 == 0 for path in folder.rglob("*"))
+    assert contents[0] == contents[1]
+    loaded = re.findall(r"(?m)^LoadCredential=\S+?:/etc/taskherd/(.*)$", "".join(unit.read_text() for unit in UNITS))
+    for name in (*loaded, "operator/amqp-url"):
+        assert folder / name in contents[0], name
+    for path, content in contents[0].items():
+        if path.name.endswith("-url"):
+            Settings.model_validate({path.name.replace("-", "_"): content.strip()})
+    command = [
+        sys.executable,
+        ROOT / "deploy" / "rabbitmq" / "users.py",
+        folder / "rabbitmq",
+        "--runner",
+        "runner=default,r",
+    ]
+    printed = subprocess.run(command, capture_output=True, check=True, timeout=30)
+    users = {user["name"] for user in json.loads(printed.stdout)["users"]}
+    assert users == {"taskherd-worker", "taskherd-api", "taskherd-operator", "taskherd-runner"}
+    roles = re.findall(
+        r"ALTER ROLE (\w+) PASSWORD '[0-9a-f]{48}';", (folder / "postgres" / "passwords.sql").read_text()
+    )
+    assert roles == ["taskherd_migrator", "taskherd_worker", "taskherd_api"]
