@@ -1,8 +1,16 @@
 #!/bin/sh
 # Creates the secrets that deploy/compose.yaml mounts as files. Existing ones are kept, so it can be run again.
 # Other users of this machine cannot open the folder. The files in it are readable, for the containers' users, except
-# the URLs of the runner: it is root, and its agents are other users in the same container.
+# the URLs of runners: they are root, and their agents are other users in the same container.
+#
+# With arguments it also makes users of further runners, each with its pool and the names of the runners that use it:
+#   sh deploy/compose/secrets.sh runner-gpu=gpu,gpu-1
+# They are kept in secrets/runners, where a line can be changed or removed before the next run.
 set -eu
+for runner; do
+    printf '%s\n' "$runner" | grep -Eqx 'runner-[a-z0-9-]+=[a-z0-9-]+(,[a-z0-9-]+)*' ||
+        { echo "secrets.sh: expected runner-NAME=POOL,RUNNER,… instead of $runner" >&2; exit 1; }
+done
 cd "$(dirname "$0")"
 mkdir -p secrets && chmod 700 secrets && cd secrets
 umask 022
@@ -33,7 +41,14 @@ own='amq\\.gen-.*'
 user worker "taskherd\\\\..*" "taskherd\\\\..*|amq\\\\.default" "taskherd\\\\..*"
 user api "$own" "taskherd\\\\.(commands|reports)|$own" "taskherd\\\\.wakeups|$own"
 user operator "" "taskherd\\\\.(claims|commands|reports)" "taskherd\\\\.dead"
-user runner "" "taskherd\\\\.(claims|reports)" "taskherd\\\\.work\\\\.(default|runner)"
+make runners runner=default,runner # the one of compose.yaml
+for runner; do
+    { grep -v "^${runner%%=*}=" runners || true; printf '%s\n' "$runner"; } >runners.new && mv runners.new runners
+done
+while IFS== read -r name targets; do
+    user "$name" "" "taskherd\\\\.(claims|reports)" "taskherd\\\\.work\\\\.($(printf %s "$targets" | tr , '|'))"
+    chmod 600 "${name}_amqp_url" "${name}_amqp_cluster_url"
+done <runners
 printf '%s\n' '{"vhosts": [{"name": "/"}], "users": ['"$users"'], "permissions": ['"$permissions"']}' >rabbitmq.json
-printf '%s\n' 'load_definitions = /etc/rabbitmq/taskherd.json' >rabbitmq.conf
-chmod 600 runner_amqp_url runner_amqp_cluster_url
+# The management API is for commands in the container, not for agents.
+printf '%s\n' 'load_definitions = /etc/rabbitmq/taskherd.json' 'management.tcp.ip = 127.0.0.1' >rabbitmq.conf

@@ -14,19 +14,43 @@ from urllib.parse import urlsplit
 
 import aio_pika
 import pytest
+import trustme
 import yaml
 from aio_pika.exceptions import AMQPError
 
-from taskherd.dev import rabbitmq
+from taskherd.dev import ports, rabbitmq
 from taskherd.dev.sources import Missing
 from taskherd.runner import privileges
 from taskherd.settings import Settings
 from taskherd.settings.isolation import parse_uids
 
 ROOT = Path(__file__).parents[2]
-SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the tag ``!override`` of Compose."""
+
+
+def _override(loader: yaml.SafeLoader, node: Any) -> Any:
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("!override", _override)
+
+
+def _load(text: str) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    return document
+
+
+COMPOSE = _load((ROOT / "deploy" / "compose.yaml").read_text())
+CLUSTER = _load((ROOT / "deploy" / "compose.cluster.yaml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 PROCESSES = ("migrate", "worker", "api", "runner")
+NODES = {"rabbitmq", "rabbitmq2", "rabbitmq3"}
 
 
 def test_every_port_of_the_machine_can_be_chosen() -> None:
@@ -40,9 +64,46 @@ def test_every_port_of_the_machine_can_be_chosen() -> None:
 
 
 def test_all_processes_read_the_file_for_settings_and_tracing() -> None:
-    """``compose/taskherd.env``, which need not exist, reaches every process, as does what the service itself sets."""
+    """``compose/taskherd.env``, which need not exist, reaches every process, as does what the service itself sets.
+
+    ``compose/runner.env`` has what agents inherit, and reaches the runner alone.
+    """
     for name in PROCESSES:
-        assert SERVICES[name]["env_file"] == [{"path": "./compose/taskherd.env", "required": False}], name
+        common, *own = SERVICES[name]["env_file"]
+        assert common == {"path": "./compose/taskherd.env", "required": False}, name
+        assert own == ([{"path": "./compose/runner.env", "required": False}] if name == "runner" else []), name
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {"deploy/compose/*.env", "deploy/.env", "deploy/compose/secrets/"} <= set(ignored)
+
+
+def test_agents_reach_neither_the_database_nor_the_workers() -> None:
+    """Of the services, those that agents need share a network with the runner, and Prometheus, which scrapes it."""
+    assert COMPOSE["networks"]["inside"] == COMPOSE["networks"]["agents"] == {"internal": True}
+    own = set(SERVICES["runner"]["networks"])
+    reached = {name for name, service in SERVICES.items() if own & set(service["networks"])} - {"runner"}
+    assert reached == {"rabbitmq", "api", "prometheus"}
+    script = (ROOT / "deploy" / "compose" / "secrets.sh").read_text()
+    assert "management.tcp.ip = 127.0.0.1" in script
+    for services in (SERVICES, CLUSTER["services"]):  # `check_port_connectivity` tries that port at the node's name
+        checks = {
+            " ".join(each["healthcheck"]["test"][3:])
+            for name, each in services.items()
+            if name in NODES & services.keys() and "healthcheck" in each
+        }
+        assert checks == {"check_port_listener 5672"}
+
+
+def test_logs_of_containers_are_bounded() -> None:
+    """Docker keeps the logs of a container for ever unless it is told otherwise."""
+    containers = {
+        name: service
+        for services in (CLUSTER["services"], SERVICES)
+        for name, service in services.items()
+        if "image" in service
+    }
+    assert {"rabbitmq", "rabbitmq2", "postgres1", "worker", "runner", "grafana"} <= containers.keys()
+    for name, service in containers.items():
+        assert {"max-size", "max-file"} <= service["logging"]["options"].keys(), name
 
 
 def test_agents_are_users_of_their_own_who_cannot_read_the_runners_secret(tmp_path: Path) -> None:
@@ -99,6 +160,68 @@ def test_operators_replay_as_a_user_that_the_worker_accepts() -> None:
     for setting in ("TASKHERD_COMMAND_SENDERS", "TASKHERD_REPORT_SENDERS"):
         assert operator["environment"][setting] == SERVICES["worker"]["environment"][setting]
     assert operator["profiles"] == ["operator"]
+
+
+def test_a_runner_of_another_pool_is_added_as_documented(tmp_path: Path) -> None:
+    """It has its own user, name, ids and volume; the worker accepts it for its pool, and other users are as before."""
+    (argument,) = re.findall(r"secrets\.sh (runner-\S+)", OPERATIONS)
+    before = json.loads(_secrets(tmp_path, "rabbitmq.json").read_text())
+    for arguments in ([argument], []):
+        subprocess.run(["sh", tmp_path / "compose" / "secrets.sh", *arguments], check=True, timeout=30)
+        after = json.loads((tmp_path / "compose" / "secrets" / "rabbitmq.json").read_text())
+        assert after["users"][:-1] == before["users"]
+        assert after["permissions"][:-1] == before["permissions"]
+        assert after["permissions"][-1]["user"] == "taskherd-runner-gpu"
+        assert after["permissions"][-1]["read"] == r"^(taskherd\.work\.(gpu|gpu-1))$"
+    command = ["sh", str(tmp_path / "compose" / "secrets.sh"), "gpu=gpu"]
+    wrong = subprocess.run(command, capture_output=True, timeout=30, check=False)
+    assert (wrong.returncode, b"runner-NAME=POOL" in wrong.stderr) == (1, True)
+    pool_file = _load((ROOT / "deploy" / "compose.pool.yaml").read_text())
+    added, first = pool_file["services"]["runner-gpu"]["environment"], SERVICES["runner"]["environment"]
+    name, pool = added["TASKHERD_RUNNER_NAME"], added["TASKHERD_RUNNER_POOL"]
+    assert argument == f"runner-{pool}={pool},{name}"
+    (_, last), (start, _) = (parse_uids(each["TASKHERD_RUNNER_AGENT_UIDS"]) or (0, 0) for each in (first, added))
+    assert last < start
+    secret = tmp_path / pool_file["secrets"]["runner-gpu_amqp_url"]["file"]
+    assert urlsplit(secret.read_text()).username == "taskherd-runner-gpu"
+    assert secret.stat().st_mode & 0o077 == 0
+    (senders,) = re.findall(r"echo 'TASKHERD_REPORT_SENDERS=(.*)'", OPERATIONS)
+    accepted = Settings(report_senders=senders).sender_pools
+    usual = Settings(report_senders=default(SERVICES["worker"]["environment"]["TASKHERD_REPORT_SENDERS"])).sender_pools
+    assert accepted == {**usual, "taskherd-runner-gpu": frozenset({pool})}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_rabbitmq_listens_with_tls_for_other_machines(tmp_path: Path) -> None:
+    """A node with the file of ``compose.amqps.yaml`` takes runners that verify its certificate."""
+    remote = _load((ROOT / "deploy" / "compose.amqps.yaml").read_text())["services"]["rabbitmq"]
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    certificates = [tmp_path / name for name in ("ca.crt", "tls.crt", "tls.key")]
+    parts = (authority.cert_pem, issued.cert_chain_pems[0], issued.private_key_pem)
+    for file, part in zip(certificates, parts, strict=True):
+        part.write_to_path(file)
+    text = (ROOT / "deploy" / "compose" / "amqps.conf").read_text()
+    for secret, file in zip(remote["secrets"], certificates, strict=True):
+        assert f"= {secret['target']}\n" in text
+        text = text.replace(secret["target"], str(file))
+    assert remote["ports"][0].endswith(":5671")
+    (port,) = ports.find_free([None])
+    found = rabbitmq.find()
+    assert not isinstance(found, Missing)
+    node = rabbitmq.RabbitNode(found, tmp_path / "node")
+    (tmp_path / "node" / "conf.d").mkdir(parents=True)
+    (tmp_path / "node" / "conf.d" / "95.conf").write_text(text.replace("default = 5671", f"default = 127.0.0.1:{port}"))
+    await asyncio.to_thread(node.start)
+    try:
+        await asyncio.to_thread(node.ctl, "await_startup")  # the TLS listener starts after the plain one
+        address = urlsplit(node.url)._replace(scheme="amqps")
+        url = address._replace(netloc=address.netloc.replace(str(address.port), str(port)))
+        async with await aio_pika.connect(f"{url.geturl()}?cafile={certificates[0]}", timeout=10) as connection:
+            assert not connection.is_closed
+    finally:
+        await asyncio.to_thread(node.stop)
 
 
 def default(written: str) -> str:

@@ -154,8 +154,8 @@ def test_the_secrets_of_the_units_are_made(tmp_path: Path) -> None:
             Settings.model_validate({path.name.replace("-", "_"): content.strip()})
     command = [
         sys.executable,
-        ROOT / "deploy" / "rabbitmq" / "users.py",
-        folder / "rabbitmq",
+        str(ROOT / "deploy" / "rabbitmq" / "users.py"),
+        str(folder / "rabbitmq"),
         "--runner",
         "runner=default,r",
     ]

@@ -14,6 +14,7 @@ from taskherd.api.board.routes import ROUTES as BOARD
 from taskherd.cli.main import app
 from taskherd.directory_file.example import EXAMPLE
 from taskherd.directory_file.parse import parse
+from taskherd.domain.outcome import DeadLetterReason
 from taskherd.observability import metrics
 from taskherd.settings import __main__ as settings
 from taskherd.settings import unknown_variables
@@ -55,9 +56,10 @@ def test_make_targets_exist(page: Path) -> None:
 
 @every_page
 def test_variables_are_settings(page: Path) -> None:
-    """Every ``TASKHERD_`` variable that a page names is a setting."""
+    """Every ``TASKHERD_`` variable that a page names is a setting, or an image of the compose file."""
     named = dict.fromkeys(matches(r"(TASKHERD_[A-Z][A-Z_]*[A-Z])", page), "set")
-    assert unknown_variables(named) == ()
+    images = set(matches(r"\$\{(TASKHERD_\w*IMAGE)\b", ROOT / "deploy" / "compose.yaml"))
+    assert [each for each in unknown_variables(named) if each.variable not in images] == []
 
 
 @every_page
@@ -167,3 +169,12 @@ def test_the_tests_that_hold_the_trust_table_exist() -> None:
     assert len(named) == 6
     for path, test in named:
         assert re.search(rf"(?m)^(async )?def {test}\(", (ROOT / path).read_text(encoding="utf-8")), (path, test)
+
+
+def test_the_runbook_explains_every_reason_of_dead_letters() -> None:
+    """Its table has each code that a dead letter can have, once, and no other."""
+    runbook = (ROOT / "docs" / "runbook.md").read_text("utf-8")
+    section = runbook.partition("## TaskherdDeadLetters")[2].partition("\n## ")[0]
+    rows = re.findall(r"(?m)^ *\| (`[^|]*) \|", section)
+    named = [reason for row in rows for reason in re.findall(r"`(\w+)`", row)]
+    assert sorted(named) == sorted(DeadLetterReason)
