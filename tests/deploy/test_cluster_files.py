@@ -85,6 +85,17 @@ def test_the_name_of_each_rabbitmq_node_leads_to_it_alone() -> None:
     assert not aliases & set(names)
 
 
+def test_prometheus_scrapes_all_rabbitmq_nodes() -> None:
+    """The file of targets that is mounted over the one for a single node names each node."""
+    names = re.findall(r"nodes\.\d = rabbit@(\S+)", (CLUSTER / "rabbitmq.conf").read_text())
+    (mount,) = COMPOSE["services"]["prometheus"]["volumes"]
+    source, target, _ = mount.split(":")
+    [group] = yaml.safe_load((DEPLOY / source).read_text())
+    assert group["targets"] == [f"{name}:15692" for name in names]
+    [single] = yaml.safe_load((DEPLOY / "prometheus" / Path(target).name).read_text())
+    assert single["targets"] == group["targets"][:1]
+
+
 def test_each_process_knows_all_rabbitmq_nodes(tmp_path: Path) -> None:
     """The URLs of the cluster are those of the single node, with the other nodes as further hosts."""
     script = shutil.copy(DEPLOY / "compose" / "secrets.sh", tmp_path)

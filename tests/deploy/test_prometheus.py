@@ -97,6 +97,18 @@ def test_every_alert_has_unit_tests_that_fire_and_that_do_not() -> None:
     assert names == {f"{alert} {word}" for alert in alerts() for word in ("fires", "does not fire")}
 
 
+def test_the_jobs_have_the_names_that_alerts_select() -> None:
+    """Those of compose and of the example in docs/operations.md are the same, and alerts have somewhere to go."""
+    configured = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    jobs = {job["job_name"] for job in configured["scrape_configs"]}
+    (block,) = re.findall(r"(?ms)^```text\n(scrape_configs:.*?)^```$", (ROOT / "docs" / "operations.md").read_text())
+    assert {job["job_name"] for job in yaml.safe_load(block)["scrape_configs"]} == jobs
+    for rule in alerts().values():
+        assert set(re.findall(r'job="(taskherd-\w+)"', rule["expr"])) <= jobs
+    (files,) = configured["alerting"]["alertmanagers"][0]["file_sd_configs"]
+    assert yaml.safe_load((PROMETHEUS / files["files"][0]).read_text()) == []
+
+
 def test_every_alert_links_to_its_section_in_the_runbook() -> None:
     """Each alert links to a section of the runbook, which has no others, and the operations page lists each alert."""
     runbook = (ROOT / "docs" / "runbook.md").read_text()
