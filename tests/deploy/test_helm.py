@@ -211,9 +211,25 @@ def test_the_schema_is_migrated_before_the_processes_start(values: Manifest) -> 
     manifests = render(values)
     (job,) = kinds(manifests, "Job")
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
-    assert job["spec"]["template"]["spec"]["containers"][0]["args"] == ["db", "upgrade"]
+    (container,) = pod_of(job)["containers"]
+    assert container["args"] == ["db", "upgrade", "--grants", "/etc/taskherd/grants/grants.sql"]
+    (grants,) = (each for each in kinds(manifests, "ConfigMap") if each["metadata"]["name"].endswith("-grants"))
+    assert grants["data"] == {"grants.sql": (ROOT / "deploy" / "postgres" / "grants.sql").read_text()}
+    hook, before = job["metadata"]["annotations"], grants["metadata"]["annotations"]
+    assert before["helm.sh/hook"] == hook["helm.sh/hook"]
+    assert int(before["helm.sh/hook-weight"]) < int(hook["helm.sh/hook-weight"])
+    assert {"name": "grants", "mountPath": "/etc/taskherd/grants", "readOnly": True} in container["volumeMounts"]
+    assert {"name": "grants", "configMap": {"name": grants["metadata"]["name"]}} in pod_of(job)["volumes"]
     for name, pod in pods(manifests):
         assert name.endswith(NOT_PROCESSES) or environment(pod)["TASKHERD_MIGRATE"] == "never"
+
+
+def test_the_privileges_of_other_roles_are_left_alone() -> None:
+    """With roles of another kind, the job only migrates."""
+    manifests = render({"migration": {"grants": False}})
+    (job,) = kinds(manifests, "Job")
+    assert pod_of(job)["containers"][0]["args"] == ["db", "upgrade"]
+    assert list(kinds(manifests, "ConfigMap")) == []
 
 
 def test_settings_of_one_process_override_common_settings() -> None:
@@ -377,7 +393,7 @@ def test_the_chart_ships_the_tested_rules_and_dashboard() -> None:
         yaml.safe_dump(groups).replace("docs/runbook.md", "https://runbooks.example.com/taskherd")
     )
     assert rule["spec"]["groups"] == expected
-    (dashboard,) = kinds(manifests, "ConfigMap")
+    (dashboard,) = (each for each in kinds(manifests, "ConfigMap") if each["metadata"]["name"].endswith("-dashboard"))
     assert dashboard["data"]["taskherd.json"] == (ROOT / "deploy" / "grafana" / "taskherd.json").read_text()
     monitors = {
         each["spec"]["endpoints"][0]["relabelings"][0]["replacement"] for each in kinds(manifests, "ServiceMonitor")

@@ -313,6 +313,33 @@ async def test_a_provisioner_may_only_publish_reports(installation: Installation
                 await operation(await connection.channel())
 
 
+async def test_a_migration_applies_the_grants(installation: Installation, tmp_path: Path) -> None:
+    """``db upgrade --grants FILE`` executes the file after the migration, and names a role that is missing."""
+    await _run(installation.database, "GRANT INSERT ON users TO taskherd_worker")
+
+    async def upgrade(file: Path) -> tuple[int, str]:
+        environment = {"TASKHERD_DATABASE_URL": installation.database_as("taskherd_migrator"), "PATH": ""}
+        command = [sys.executable, "-m", "taskherd", "db", "upgrade", "--grants", str(file)]
+        done = await asyncio.to_thread(
+            subprocess.run, command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60,
+            check=False,
+        )  # fmt: skip
+        return done.returncode, done.stderr
+
+    assert await upgrade(POSTGRES / "grants.sql") == (0, "")
+    connection = await asyncpg.connect(installation.database_as("taskherd_worker"), timeout=10)
+    try:
+        assert not await connection.fetchval("SELECT has_table_privilege('users', 'INSERT')")
+    finally:
+        await connection.close(timeout=5)
+    (tmp_path / "wrong.sql").write_text("GRANT SELECT ON users TO taskherd_nobody")
+    code, output = await upgrade(tmp_path / "wrong.sql")
+    assert code == 2
+    assert "taskherd_nobody" in output
+    assert "roles.sql" in output
+    assert "Traceback" not in output
+
+
 async def test_an_operator_replays_dead_letters_and_no_more(installation: Installation, harness: WorkerHarness) -> None:
     """A refused command is listed, replayed and then executed; other exchanges and queues are closed."""
     prefix, task_id = harness.prefix, uuid.uuid4()

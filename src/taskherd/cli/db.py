@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +11,7 @@ import typer
 from taskherd.cli.output import OutputFormat, OutputOption, document, print_error
 from taskherd.errors import Retry
 from taskherd.settings import load
+from taskherd.store import grants as privileges
 from taskherd.store import migrate
 from taskherd.store import role_settings as roles
 
@@ -19,6 +21,12 @@ app = typer.Typer(help="Create, migrate and check the database schema at TASKHER
 @app.command()
 def upgrade(
     revision: Annotated[str, typer.Argument(help="Schema revision to migrate to; head is the newest.")] = migrate.HEAD,
+    grants: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="SQL to execute afterwards, such as deploy/postgres/grants.sql."
+        ),
+    ] = None,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Create the schema, or migrate it to this release. Running it again changes nothing."""
@@ -30,6 +38,8 @@ def upgrade(
             f"could not lock the tables ({error}); nothing was changed", "try again when the database is less busy"
         )
         raise typer.Exit(1) from None
+    if grants is not None:
+        asyncio.run(privileges.apply(settings.database_url, grants.read_text(encoding="utf-8")))
     _print(state, f"The schema is at revision {state.actual}.", output)
 
 
