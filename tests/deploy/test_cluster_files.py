@@ -49,6 +49,26 @@ def test_haproxy_accepts_its_configuration(announce: Callable[[str], None]) -> N
 
 
 @pytest.mark.slow
+def test_haproxy_accepts_the_documented_changes_for_several_machines(
+    tmp_path: Path, announce: Callable[[str], None]
+) -> None:
+    """Without Docker's resolver, and on ports that neither PostgreSQL nor RabbitMQ of the same machine has."""
+    (edits,) = re.findall(
+        r"(?ms)^cd deploy/cluster\n(sed .*?)^```$", (DEPLOY.parent / "docs" / "operations.md").read_text()
+    )
+    copy = shutil.copytree(CLUSTER, tmp_path / "cluster")
+    subprocess.run(["sh", "-euc", edits], cwd=copy, check=True, timeout=30)
+    changed = (copy / "haproxy.cfg").read_text()
+    assert "docker" not in changed
+    assert re.findall(r"bind (\S+)", changed) == ["127.0.0.1:5433", "127.0.0.1:5673"]
+    assert "host=127.0.0.1 port=5433" in (copy / "pgbouncer.ini").read_text()
+    program = find_program("haproxy", "haproxy", announce)
+    command = [program, "-c", "-f", str(copy / "haproxy.cfg")]
+    checked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.slow
 async def test_taskherd_works_behind_this_pgbouncer(start_pgbouncer: StartPgBouncer, database_url: str) -> None:
     """With these settings, PgBouncer takes the sessions of taskherd, once the role has its settings."""
     settings = recommended_settings()
@@ -136,5 +156,8 @@ def test_the_url_says_what_pgbouncer_does() -> None:
     url = re.search(r'make pgbouncer_url "(.*)"', (DEPLOY / "compose" / "secrets.sh").read_text())
     assert url is not None
     assert Settings(database_url=url[1].replace("$(cat postgres_password)", "x")).database_url
-    assert "pool_mode = transaction" in (CLUSTER / "pgbouncer.ini").read_text()
+    settings = (CLUSTER / "pgbouncer.ini").read_text()
+    assert "pool_mode = transaction" in settings
+    (console,) = re.findall(r"(?m)^admin_users = (\w+)$", settings)
+    assert f'"{console}"' in COMPOSE["services"]["pgbouncer"]["command"][0]
     assert url[1].endswith("?pgbouncer=transaction")

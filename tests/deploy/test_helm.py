@@ -127,6 +127,18 @@ def test_agents_are_users_of_their_own_unless_that_is_switched_off(
         )
 
 
+def test_agents_cannot_remove_each_others_temporary_files() -> None:
+    """The volume of /tmp gets the sticky bit before a runner starts whose agents are different users."""
+    for pool, runner in runners(render({"runner": {"pools": [{"name": "a"}, {"name": "b", "agentUids": ""}]}})).items():
+        pod = pod_of(runner)
+        (own,) = (each for each in pod["containers"][0]["volumeMounts"] if each["mountPath"] == "/tmp")  # noqa: S108
+        found = [(each["command"], each["volumeMounts"]) for each in pod.get("initContainers", ())]
+        assert found == ([(["chmod", "01777", own["mountPath"]], [own])] if pool == "a" else [])
+        assert all(
+            each["securityContext"]["capabilities"] == {"drop": ["ALL"]} for each in pod.get("initContainers", ())
+        )
+
+
 @every_values
 def test_secrets_are_files_and_not_shared(values: Manifest) -> None:
     """No secret is in the environment, and no two processes share a secret."""

@@ -19,7 +19,7 @@ from tests.harness.programs import find_program
 
 IGNORED = "ignore_startup_parameters"
 CONFIGURATION = Path(__file__).parents[2] / "deploy" / "cluster" / "pgbouncer.ini"
-_OF_THE_MACHINE = frozenset({"listen_addr", "listen_port", "unix_socket_dir", "auth_type", "auth_file"})
+_OF_THE_MACHINE = frozenset({"listen_addr", "listen_port", "unix_socket_dir", "auth_type", "auth_file", "admin_users"})
 _START_TIMEOUT = 30.0
 
 
