@@ -1,9 +1,10 @@
-"""Check what a runner needs of its machine: its name, its folder, processes and cgroups."""
+"""Check what a runner needs of its machine: its name, its folder, processes, cgroups and users."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Final
 from taskherd.cli.diagnostics.findings import Finding, error, note, ok
 from taskherd.runner.app import default_name
 from taskherd.runner.workspaces.cgroups import CONTROLLERS
+from taskherd.settings.isolation import parse_uids
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from taskherd.settings import Settings
 
@@ -24,6 +26,8 @@ LITTLE_FREE: Final = 2 * 1024 * 1024 * 1024
 """Free bytes below which there is a warning."""
 MIN_INODES: Final = 10_000
 """Free inodes below which there is a warning: a workspace with a git clone uses thousands."""
+SUBORDINATE_IDS: Final = (Path("/etc/subuid"), Path("/etc/subgid"))
+"""What users of this machine may become in containers of their own; Debian gives the second one 165536 to 231071."""
 _GIB: Final = 1024**3
 
 
@@ -39,7 +43,13 @@ async def _in_daemon_thread(settings: Settings) -> list[Finding]:
     result: asyncio.Future[list[Finding]] = loop.create_future()
 
     def run() -> None:
-        findings = [_name(settings), _folder(Path(settings.runner_root)), _processes(), _limits(settings.runner_cgroup)]
+        findings = [
+            _name(settings),
+            _folder(Path(settings.runner_root)),
+            _processes(),
+            _limits(settings.runner_cgroup),
+            check_agent_users(settings.runner_agent_uids),
+        ]
         loop.call_soon_threadsafe(lambda: None if result.done() else result.set_result(findings))
 
     threading.Thread(target=run, name="machine", daemon=True).start()
@@ -101,3 +111,31 @@ def _limits(cgroup: str) -> Finding:
     if not all(os.access(each, os.W_OK) for each in (root, root / "cgroup.subtree_control")):
         return error(what, f"this user may not write {root}", advice)
     return ok(what, f"cgroups in {root}")
+
+
+def check_agent_users(uids: str, files: Sequence[Path] = SUBORDINATE_IDS) -> Finding:
+    """Check that no user of this machine may become a user of agents in containers of its own (subuid(5))."""
+    what, chosen = "users of agents", parse_uids(uids)
+    if chosen is None:
+        return ok(what, "the runner's own (TASKHERD_RUNNER_AGENT_UIDS is not set)")
+    first, last = chosen
+    owners = {
+        f"{owner} in {file}"
+        for file in files
+        for owner, start, count in _subordinate_ids(file)
+        if start <= last and first < start + count
+    }
+    if owners:
+        advice = "choose a range of TASKHERD_RUNNER_AGENT_UIDS that these files do not have, while there are no tasks"
+        return error(what, f"{uids} overlaps the ids of {', '.join(sorted(owners))}", advice)
+    return ok(what, uids)
+
+
+def _subordinate_ids(file: Path) -> list[tuple[str, int, int]]:
+    """Return the owner, the first id and the number of ids of each valid line; none if the file cannot be read."""
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    valid = filter(None, (re.fullmatch(r"([^:]*):([0-9]{1,10}):([0-9]{1,10})", line) for line in lines))
+    return [(match[1], int(match[2]), int(match[3])) for match in valid]
