@@ -173,7 +173,7 @@ CALLS: dict[str, Call] = {
     _name(leases.renew): lambda b: leases.renew(b.connection, b.heartbeats()),
     _name(leases.lock): lambda b: leases.lock(b.connection, b.ids),
     _name(leases.upsert): lambda b: leases.upsert(b.connection, b.leases()),
-    _name(outbox.stale): lambda b: outbox.stale(b.connection, b.now, BATCH),
+    _name(outbox.stale): lambda b: outbox.stale(b.connection, b.now, b.now + timedelta(days=1), BATCH),
     _name(tasks.due): lambda b: tasks.due(b.connection, b.now, 500),
     _name(leases.scan): lambda b: leases.scan(
         b.connection,

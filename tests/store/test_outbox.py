@@ -15,6 +15,8 @@ from taskherd.store.task_creation import insert_tasks
 from tests.harness.tasks import prompt_of
 from tests.store.conftest import NOW, event, task_row, waits_for_lock
 
+LATER = NOW + timedelta(seconds=30)
+
 
 async def _store_events(engine: AsyncEngine, task_count: int, versions: int) -> list[tuple[UUID, int]]:
     rows = [task_row() for _ in range(task_count)]
@@ -35,14 +37,38 @@ async def test_due_events_contain_everything_to_publish(engine: AsyncEngine) -> 
     """An event is returned completely until it is marked as published; marking it again has no effect."""
     ((task_id, _),) = await _store_events(engine, 1, 1)
     async with transaction(engine) as connection:
-        assert await outbox.stale(connection, NOW - timedelta(seconds=1), 10) == []
-        (due,) = await outbox.stale(connection, NOW, 10)
+        assert await outbox.stale(connection, NOW - timedelta(seconds=1), LATER, 10) == []
+        (due,) = await outbox.stale(connection, NOW, LATER, 10)
         assert (due.task_id, due.version, due.kind, due.prompt) == (task_id, 1, "created", prompt_of(task_id))
         assert due.changes == ["status", "current_state"]
         assert orjson.loads(due.cause) == {"kind": "report", "type": "app.status"}
         assert await outbox.mark_published(connection, [(task_id, 1)]) == 1
         assert await outbox.mark_published(connection, [(task_id, 1)]) == 0
-        assert await outbox.stale(connection, NOW, 10) == []
+        assert await outbox.stale(connection, NOW, LATER, 10) == []
+
+
+async def test_after_the_clock_was_set_back_first_versions_come_first(engine: AsyncEngine) -> None:
+    """An event from the future is due, and before the later versions of its task, whose times are earlier.
+
+    However few events are asked for, they are those that can be marked next.
+    """
+    rows = sorted((task_row() for _ in range(2)), key=lambda row: row.task.id)
+    first, second = (row.task.id for row in rows)
+    at = {
+        (first, 1): NOW + timedelta(hours=1),
+        (first, 2): NOW - timedelta(seconds=9),
+        (first, 3): NOW,
+        (second, 1): NOW + timedelta(seconds=5),
+        (second, 2): NOW + timedelta(hours=2),
+    }
+    async with transaction(engine) as connection:
+        await insert_tasks(connection, rows)
+        await tasks.save(connection, [], [event(*key, when) for key, when in at.items()])
+        found: list[list[tuple[UUID, int]]] = []
+        while due := await outbox.stale(connection, NOW - timedelta(seconds=3), LATER, 2):
+            found.append([(row.task_id, row.version) for row in due])
+            assert await outbox.mark_published(connection, found[-1]) == len(due)
+    assert found == [[(first, 1), (first, 2)], [(second, 1)], [(second, 2)]]
 
 
 async def test_a_later_version_waits_for_an_earlier_one(engine: AsyncEngine) -> None:

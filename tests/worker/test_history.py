@@ -8,6 +8,9 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import pytest
+
+from taskherd.worker import relay
 from tests.harness.worker import ALICE, WorkerHarness, build_report, make_report
 
 CREATED = [
@@ -180,3 +183,38 @@ async def test_traffic_does_not_starve_stale_events(harness: WorkerHarness) -> N
         await harness.report(make_report("app.status", other, state="working", message=f"step {steps}"))
         await harness.until(partial(has_more_events, harness, other, count))
         assert steps < 2_000
+
+
+async def test_an_event_from_before_the_clock_was_set_back_holds_up_nothing(
+    harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unpublished event whose time is in the future is published, and so are the later versions of its task.
+
+    Work requests are sent meanwhile, however many events there are.
+    """
+    task_id, other = await harness.make_active(), await harness.make_active()
+    await harness.until_row("SELECT count(*) FROM outbox", is_=0)
+    harness.events.clear()
+    monkeypatch.setattr(relay, "MAX_EVENTS_PER_ROUND", 1)
+    version = await harness.database.fetchval("SELECT version FROM tasks WHERE id = $1", task_id)
+    async with harness.database.transaction():
+        await harness.database.execute(
+            "UPDATE task_events SET occurred_at = occurred_at + interval '1 hour' WHERE task_id = $1 AND version = $2",
+            task_id,
+            version,
+        )
+        await harness.database.execute("DELETE FROM task_feed WHERE task_id = $1 AND version = $2", task_id, version)
+        await harness.database.execute(
+            "INSERT INTO outbox SELECT task_id, version, occurred_at FROM task_events"
+            " WHERE task_id = $1 AND version = $2",
+            task_id,
+            version,
+        )
+    await harness.report(make_report("app.status", task_id, state="working", message="after the clock was set back"))
+    await harness.until(lambda: version + 1 in harness.versions(task_id))
+    assert (await harness.command("task.pause", other))["ok"]
+    await harness.until(lambda: harness.requests_of(other, "workspace.stop"))
+    await harness.until_row("SELECT count(*) FROM outbox", is_=0)
+    feed = await harness.database.fetch("SELECT version FROM task_feed WHERE task_id = $1 ORDER BY position", task_id)
+    assert [row["version"] for row in feed] == list(range(1, version + 2))
+    assert version in harness.versions(task_id)

@@ -32,14 +32,26 @@ class OutboxEvent(NamedTuple):
     prompt: str
 
 
+# A task's next events are those with its lowest versions, also if a later version has an earlier time because the clock
+# was set back: of each task that has events among the oldest, as many are taken, in the order of their versions.
 STALE: Final = text("""
 SELECT o.task_id, o.version, o.occurred_at, t.owner_id, t.template_version_id, e.kind, CAST(e.document AS text),
        e.changes, CAST(e.cause AS text), p.prompt
-FROM (SELECT * FROM outbox WHERE occurred_at <= :older_than ORDER BY occurred_at, task_id, version LIMIT :limit) AS o
+FROM (
+    SELECT task_id, max(version) AS last, count(*) AS count
+    FROM (
+        SELECT task_id, version FROM outbox WHERE occurred_at <= :before OR occurred_at > :until
+        ORDER BY occurred_at, task_id, version LIMIT :limit
+    ) AS oldest
+    GROUP BY task_id
+) AS s
+CROSS JOIN LATERAL (
+    SELECT * FROM outbox WHERE task_id = s.task_id AND version <= s.last ORDER BY version LIMIT s.count
+) AS o
 JOIN task_events AS e ON e.task_id = o.task_id AND e.version = o.version AND e.occurred_at = o.occurred_at
 JOIN tasks AS t ON t.id = o.task_id
 JOIN task_prompts AS p ON p.task_id = e.task_id AND p.version = e.prompt_version
-ORDER BY o.occurred_at, o.task_id, o.version
+ORDER BY max(o.occurred_at) OVER (PARTITION BY o.task_id ORDER BY o.version), o.task_id, o.version
 """)
 
 # Versions of a task have no gaps. A run of consecutive versions is removed unless an earlier version is unpublished:
@@ -84,12 +96,15 @@ SELECT count(*) FROM appended
 """)
 
 
-async def stale(connection: AsyncConnection, older_than: datetime, limit: int) -> list[OutboxEvent]:
-    """Return up to ``limit`` events that occurred at or before ``older_than``, oldest first, without locking.
+async def stale(connection: AsyncConnection, before: datetime, until: datetime, limit: int) -> list[OutboxEvent]:
+    """Return up to ``limit`` events that occurred at or before ``before``, oldest first, without locking.
+
+    Those after ``until`` too: only a clock that was set back since explains them. An event never comes without the
+    unpublished ones of its task that precede it.
 
     Two relays may publish the same event, which readers recognize by its version; it gets one position.
     """
-    rows = await connection.execute(STALE, {"older_than": older_than, "limit": limit})
+    rows = await connection.execute(STALE, {"before": before, "until": until, "limit": limit})
     return [OutboxEvent(*row) for row in rows]
 
 

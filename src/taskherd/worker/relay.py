@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from taskherd import retry
 from taskherd.broker.publisher import OutgoingMessage, PublishOutcome
+from taskherd.domain.liveness import MAX_SKEW
 from taskherd.errors import Retry, Unavailable
 from taskherd.messages import document, events
 from taskherd.observability.failpoints import Failpoint
@@ -193,7 +194,10 @@ class Relay:
                 await asyncio.sleep(retry.delay(failures))
 
     async def _poll_once(self) -> int:
-        """Send all due work requests; every ``every`` seconds also publish stale events. Return the number of both."""
+        """Send all due work requests; every ``every`` seconds also publish stale events. Return the number of both.
+
+        If stale events remain, the next poll, which publishes them, follows at once.
+        """
         count = 0
         while sent := await work_requests.send_due(self._context, self._context.now()):
             count += sent
@@ -201,10 +205,11 @@ class Relay:
                 break
         if monotonic() - self._polled_at >= self._every:
             self._polled_at = monotonic()
-            while published := await republish_stale(self._context, MAX_EVENTS_PER_ROUND):
-                count += published
-                if published < MAX_EVENTS_PER_ROUND:
-                    break
+            published, has_more = await republish_stale(self._context, MAX_EVENTS_PER_ROUND)
+            count += published
+            if has_more:  # go on at once, after the requests that are due by then
+                self._polled_at -= self._every
+                self._due.set()
         return count
 
 
@@ -278,23 +283,36 @@ async def publish(
     return confirmed, next((outcome for outcome in outcomes if isinstance(outcome, Unavailable)), None)
 
 
-async def mark_published(context: WorkerContext, confirmed: Sequence[events.ChangeEvent]) -> None:
-    """Remove confirmed events from the outbox and wake the readers of the feed. Raises ``Unavailable``."""
+async def mark_published(context: WorkerContext, confirmed: Sequence[events.ChangeEvent]) -> int:
+    """Remove confirmed events from the outbox and wake the readers of the feed; return the number removed.
+
+    Raises:
+        Unavailable: the database cannot be reached.
+    """
     async with transaction(context.engine) as connection:
-        await outbox.mark_published(connection, [(event.task_id, event.version) for event in confirmed])
+        removed = await outbox.mark_published(connection, [(event.task_id, event.version) for event in confirmed])
         context.failpoint(Failpoint.RELAY_MARK)
     context.wakeups.notify()
+    return removed
 
 
-async def republish_stale(context: WorkerContext, limit: int) -> int:
-    """Publish up to ``limit`` stale events from the outbox and return how many were found. Raises ``Unavailable``."""
+async def republish_stale(context: WorkerContext, limit: int) -> tuple[int, bool]:
+    """Publish up to ``limit`` stale events from the outbox.
+
+    Returns:
+        The number of events that left the outbox, and whether more may be there that can leave it too.
+
+    Raises:
+        Unavailable: the database or the broker cannot be reached.
+    """
+    now = context.now()
     async with transaction(context.engine) as connection:
-        rows = await outbox.stale(connection, context.now() - STALE_AFTER, limit)
+        rows = await outbox.stale(connection, now - STALE_AFTER, now + MAX_SKEW, limit)
     context.failpoint(Failpoint.RELAY_SELECT)
     if not rows:
-        return 0
+        return 0, False
     confirmed, error = await publish(context, await _render(context, rows))
-    await mark_published(context, confirmed)
+    removed = await mark_published(context, confirmed)
     if error is not None:
         raise error
-    return len(rows)
+    return removed, removed > 0 and len(rows) == limit
