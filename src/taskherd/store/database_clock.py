@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Final
+from typing import Any, Final, NamedTuple
+from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 READ: Final = text("SELECT clock_timestamp()")
@@ -18,17 +19,51 @@ SELECT COALESCE((SELECT occurred_at FROM task_feed ORDER BY position DESC LIMIT 
     OR EXISTS (SELECT FROM leases WHERE ctid < '(1024,0)' AND last_heartbeat_at > :now)
 """)
 
-CLAMP_DEADLINES: Final = text("UPDATE task_deadlines SET due_at = :now WHERE due_at > :now")
-CLAMP_PARKED: Final = text("UPDATE parked SET parked_at = :now WHERE parked_at > :now")
-CLAMP_REQUESTS: Final = text("""
-UPDATE work_requests SET next_at = LEAST(next_at, :now), first_sent_at = LEAST(first_sent_at, :now)
-WHERE next_at > :now OR first_sent_at > :now
-""")
+# A chunk is a range of keys, so that a time that is set anew while others are clamped is not clamped again and again.
+# Of its rows those in the future are locked, in order.
+_CLAMP: Final = """
+WITH chunk AS MATERIALIZED (
+    SELECT {key}, {condition} AS is_future FROM {table} WHERE {key} > :after ORDER BY {key} LIMIT :limit
+), locked AS MATERIALIZED (
+    SELECT {key} FROM {table} WHERE {key} = ANY(ARRAY(SELECT {key} FROM chunk WHERE is_future)) ORDER BY {key}
+    FOR UPDATE
+), clamped AS (
+    UPDATE {table} AS t SET {values} FROM locked WHERE t.{key} = locked.{key} AND ({condition})
+)
+SELECT {key} FROM chunk ORDER BY {key} DESC LIMIT 1
+"""
+
+CLAMP_DEADLINES: Final = text(
+    _CLAMP.format(table="task_deadlines", key="task_id", condition="due_at > :now", values="due_at = :now")
+)
+CLAMP_PARKED: Final = text(
+    _CLAMP.format(table="parked", key="id", condition="parked_at > :now", values="parked_at = :now")
+)
+CLAMP_REQUESTS: Final = text(
+    _CLAMP.format(
+        table="work_requests",
+        key="request_id",
+        condition="next_at > :now OR first_sent_at > :now",
+        values="next_at = LEAST(next_at, :now), first_sent_at = LEAST(first_sent_at, :now)",
+    )
+)
 CLAMP_WORKERS: Final = text("""
 UPDATE workers SET seen_at = :now, drained_since = LEAST(drained_since, :now) WHERE seen_at > :now
 """)
 CLAMP_ACTIONS: Final = text("UPDATE task_actions SET next_at = :now WHERE finished_at IS NULL AND next_at > :now")
-CLAMP_STATEMENTS: Final = (CLAMP_DEADLINES, CLAMP_PARKED, CLAMP_REQUESTS, CLAMP_WORKERS, CLAMP_ACTIONS)
+CLAMP_CHUNKS: Final[tuple[tuple[TextClause, UUID | int], ...]] = (
+    (CLAMP_DEADLINES, UUID(int=0)),
+    (CLAMP_PARKED, 0),
+    (CLAMP_REQUESTS, UUID(int=0)),
+)
+"""The statements that clamp the next chunk of a large table, each with a key before that of any row."""
+
+
+class ClampPosition(NamedTuple):
+    """How far ``clamp_chunk`` has come: the index of the table, and the last key of its previous chunk."""
+
+    table: int = 0
+    after: Any = CLAMP_CHUNKS[0][1]
 
 
 async def read(connection: AsyncConnection) -> datetime:
@@ -43,10 +78,25 @@ async def moved_back(connection: AsyncConnection, now: datetime) -> bool:
     return is_back
 
 
-async def clamp_future_times(connection: AsyncConnection, now: datetime) -> None:
-    """Move the stored times in the future to ``now``, so that after the clock was set back every timer is due.
-
-    Leases keep theirs: there may be millions, heartbeats renew them, and ``leases.scan`` finds those without any.
-    """
-    for statement in CLAMP_STATEMENTS:
+async def clamp_workers(connection: AsyncConnection, now: datetime) -> None:
+    """Move the times of workers and of task actions that are in the future to ``now``; both are few."""
+    for statement in (CLAMP_WORKERS, CLAMP_ACTIONS):
         await connection.execute(statement, {"now": now})
+
+
+async def clamp_chunk(
+    connection: AsyncConnection, now: datetime, position: ClampPosition, limit: int
+) -> ClampPosition | None:
+    """Move the times in the future among the next ``limit`` rows to ``now``, so that their timers are due.
+
+    Return the position of the next chunk, None after the last one. These are the deadlines, parked reports and work
+    requests. Leases keep their times: there may be millions, heartbeats renew them, and ``leases.scan`` finds those
+    without any.
+    """
+    statement, _ = CLAMP_CHUNKS[position.table]
+    found = await connection.execute(statement, {"now": now, "after": position.after, "limit": limit})
+    last = found.scalar_one_or_none()
+    if last is not None:
+        return ClampPosition(position.table, last)
+    table = position.table + 1
+    return ClampPosition(table, CLAMP_CHUNKS[table][1]) if table < len(CLAMP_CHUNKS) else None

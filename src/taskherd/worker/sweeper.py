@@ -25,6 +25,7 @@ from taskherd.domain.updates import TimerCheck
 from taskherd.domain.value import replace
 from taskherd.errors import Retry, Unavailable
 from taskherd.store import database_clock, directory, task_index, tasks, work_requests, workers
+from taskherd.store.database_clock import ClampPosition
 from taskherd.store.engine import DataError, transaction
 from taskherd.worker import metric_labels
 from taskherd.worker.batch import Batch
@@ -51,6 +52,9 @@ MAX_TASKS = 500
 
 MAX_ROUNDS = 40
 """Maximum number of such batches in one sweep; the next sweep continues."""
+
+MAX_CLAMPED = 5_000
+"""Maximum number of rows whose times are compared with the clock in one transaction, after it has jumped."""
 
 MAX_INDEXED = 250
 """Maximum number of tasks whose changes are applied to the index in one transaction."""
@@ -89,6 +93,7 @@ class Sweeper:
         self._started_at = context.now()
         self._earliest_watermark = context.now()  # when this worker last saw an interruption
         self._registered = False
+        self._clamping: ClampPosition | None = None  # how far, after the clock jumped
         self._mass_held_since: datetime | None = None  # of the present mass loss, even after it was accepted
         self._mass_held = False
         self._leases = LeaseScan()
@@ -119,6 +124,7 @@ class Sweeper:
     async def sweep_once(self) -> int:
         """Check all timers once and return the number of tasks checked. Raises ``Unavailable``."""
         rows = await self._register()
+        await self._clamp()
         now = self._context.now()
         fresh = {row.worker_id for row in rows if now - row.seen_at <= ROW_FRESH_FOR}
         watermarks = [
@@ -154,16 +160,33 @@ class Sweeper:
                 self._started_at = self._earliest_watermark = clock
                 jumped = jumped or await database_clock.moved_back(connection, clock + MAX_SKEW)
             if jumped:
-                log.warning("database clock jumped", previous=before.isoformat(), current=clock.isoformat())
-                self._probe.reset()
-                self._earliest_watermark = clock
-                await database_clock.clamp_future_times(connection, clock)
+                self._on_jump(before, clock)
+            if self._clamping is not None:
+                await database_clock.clamp_workers(connection, clock)
             row = workers.WorkerRow(self._id, self._started_at, self._context.now(), self._probe.drained_since)
             await workers.record_seen(connection, row)
             await self._follow_directory(connection)
             live = await workers.live(connection, self._context.now() - WORKER_EXPIRY)
         self._registered = True
         return live
+
+    def _on_jump(self, before: datetime, clock: datetime) -> None:
+        """Start to measure all silences again. Stored times are clamped until that has succeeded, see ``_clamp``."""
+        log.warning("database clock jumped", previous=before.isoformat(), current=clock.isoformat())
+        self._probe.reset()
+        self._earliest_watermark = clock
+        self._end_mass_hold()
+        self._clamping = ClampPosition()
+
+    async def _clamp(self) -> None:
+        """Clamp stored times after a jump of the clock, for a limited time; the next sweep continues."""
+        until = monotonic() + CHECK_TIME
+        while self._clamping is not None and monotonic() < until:
+            async with transaction(self._context.engine) as connection:
+                position = await database_clock.clamp_chunk(
+                    connection, self._context.now(), self._clamping, MAX_CLAMPED
+                )
+            self._clamping = position
 
     async def _follow_directory(self, connection: AsyncConnection) -> None:
         """If the directory has changed, read again which templates and pools metrics name, and clear the cache."""
