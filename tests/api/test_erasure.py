@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from datetime import timedelta
 from io import BytesIO
 from typing import Any
 
@@ -110,7 +109,7 @@ async def delete(api_harness: ApiHarness, task_id: uuid.UUID) -> None:
 
 async def test_nothing_of_an_erased_task_is_left(start_api: StartApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a retention of 0, no table has a text of the task soon after its delete; the delete still completes."""
-    monkeypatch.setattr(maintenance, "EVERY", timedelta(0))
+    monkeypatch.setattr(maintenance, "EVERY", 0.0)
     monkeypatch.setattr(maintenance, "MAX_ROWS", 2)
     async with start_api(deleted_retention=0) as api_harness:
         worker, database = api_harness.worker, api_harness.worker.database
@@ -156,7 +155,7 @@ async def test_the_delete_of_an_erased_task_is_requested_without_its_texts(
     start_api: StartApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A runner that has not answered yet is sent the request for the delete again, which has no prompt and no name."""
-    monkeypatch.setattr(maintenance, "EVERY", timedelta(0))
+    monkeypatch.setattr(maintenance, "EVERY", 0.0)
     async with start_api(deleted_retention=0) as api_harness:
         worker = api_harness.worker
         task_id, _ = await create_with_secrets(api_harness)
@@ -175,7 +174,7 @@ async def test_the_input_of_an_action_is_erased_with_its_last_task(
     start_api: StartApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The text that an action sent to a task is in no table once the task is erased: a finished action keeps none."""
-    monkeypatch.setattr(maintenance, "EVERY", timedelta(0))
+    monkeypatch.setattr(maintenance, "EVERY", 0.0)
     async with start_api(deleted_retention=0, api_action_rate=1) as api_harness:
         worker, database, client = api_harness.worker, api_harness.worker.database, api_harness.alice
         ids = [uuid.UUID((await api_harness.active(input=f"Will be gone {number}"))["id"]) for number in range(3)]
@@ -204,7 +203,7 @@ async def test_the_input_of_an_action_is_erased_with_its_last_task(
 
 async def test_the_retention_time(start_api: StartApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only tasks whose retention time has passed are erased: not live ones, not ones deleted later."""
-    monkeypatch.setattr(maintenance, "EVERY", timedelta(0))
+    monkeypatch.setattr(maintenance, "EVERY", 0.0)
     async with start_api(deleted_retention=3600) as api_harness:
         worker, database = api_harness.worker, api_harness.worker.database
         live = uuid.UUID((await api_harness.create(name="live", input="Live words"))["id"])
@@ -226,7 +225,7 @@ async def test_the_retention_time(start_api: StartApi, monkeypatch: pytest.Monke
 
 async def test_usage_outlives_the_contents(start_api: StartApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an erased task used stays, and a late report adds only what is new, because it was used."""
-    monkeypatch.setattr(maintenance, "EVERY", timedelta(0))
+    monkeypatch.setattr(maintenance, "EVERY", 0.0)
     async with start_api(deleted_retention=0) as api_harness:
         worker = api_harness.worker
         task_id = uuid.UUID((await api_harness.active())["id"])

@@ -36,10 +36,18 @@ WHERE occurred_at < :before AND position IN (SELECT position FROM task_feed ORDE
 """)
 
 
+LIMIT_LOCK_WAITS = text("SELECT set_config('lock_timeout', :milliseconds, true)")
+
+
 def monday(at: datetime) -> date:
     """Return the first day of the UTC week that contains ``at``, an aware time."""
     day = at.astimezone(UTC).date()
     return day - timedelta(days=day.weekday())
+
+
+async def limit_lock_waits(connection: AsyncConnection, limit: timedelta) -> None:
+    """Have the statements of this transaction wait for no lock longer than ``limit``; they raise ``Retry`` then."""
+    await connection.execute(LIMIT_LOCK_WAITS, {"milliseconds": str(int(limit / timedelta(milliseconds=1)))})
 
 
 async def ensure_ahead(connection: AsyncConnection, now: datetime, weeks: int = AHEAD) -> int:

@@ -49,6 +49,7 @@ from taskherd.worker.claim_consumer import ClaimConsumer
 from taskherd.worker.command_consumer import MAX_WAITING, CommandConsumer
 from taskherd.worker.context import RequestRetryPolicy, Retention, WorkerContext
 from taskherd.worker.directory_cache import DirectoryCache
+from taskherd.worker.maintenance import Maintenance
 from taskherd.worker.probe import Probe
 from taskherd.worker.rates import Rates
 from taskherd.worker.relay import Relay
@@ -135,7 +136,10 @@ class Worker:
         self._command_consumer = CommandConsumer(self._commands, self._context, self._relay)
         self._work_queues = WorkQueues(self._context, self._connections.consume, self._connections.declare)
         self._claim_consumer = ClaimConsumer(self._claims, self._context, self._relay, self._work_queues)
-        self._sweeper = Sweeper(self._id, self._context, self._relay, self.probe, self._clock.correct)
+        self._maintenance = Maintenance(self._context)
+        self._sweeper = Sweeper(
+            self._id, self._context, self._relay, self.probe, self._clock.correct, maintenance=self._maintenance
+        )
         self._ops = OpsServer(self.metrics, self._readiness)
 
     def _make_readiness(self) -> Readiness:
@@ -238,6 +242,7 @@ class Worker:
         unconfirmed = asyncio.create_task(self._replies.run(), name="replies")
         background = [
             asyncio.create_task(self._sweeper.run(settings.sweep_every), name="sweeper"),
+            asyncio.create_task(self._maintenance.run(), name="maintenance"),
             asyncio.create_task(
                 self.probe.send_probes(settings.probe_every, settings.probe_timeout, self._report_queues),
                 name="probe send",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
+from time import monotonic
 from typing import TYPE_CHECKING
+
+import structlog
 
 from taskherd.broker.dead_letters import build_dead_letter, publish_dead_letter
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.domain.updates import TimerCheck
+from taskherd.errors import Retry, Unavailable
 from taskherd.messages.dead_letters import Origin, encode
 from taskherd.store import (
     command_log,
@@ -20,7 +25,7 @@ from taskherd.store import (
     task_index,
     workers,
 )
-from taskherd.store.engine import transaction
+from taskherd.store.engine import DataError, transaction
 from taskherd.worker.batch import Batch
 from taskherd.worker.rates import RETENTION as RATES_RETENTION
 from taskherd.worker.reconcile import reconcile
@@ -32,8 +37,19 @@ if TYPE_CHECKING:
     from taskherd.store import AsyncConnection
     from taskherd.worker.context import WorkerContext
 
-EVERY = timedelta(seconds=15)
-"""Interval of pruning and counting."""
+log = structlog.get_logger(__name__)
+
+EVERY = 15.0
+"""Seconds between two runs of pruning and counting."""
+
+PARTITION_LOCK_TIMEOUT = timedelta(milliseconds=200)
+"""Time for which creating or dropping a partition waits for a lock, such as one of ``pg_dump``.
+
+All writes to the table wait behind it for as long.
+"""
+
+PARTITIONS_RETRY = 300.0
+"""Seconds until partitions are created or dropped again after that has failed."""
 
 WORKER_RETENTION = timedelta(minutes=10)
 """Time for which the row of a worker that is no longer live is kept."""
@@ -52,34 +68,60 @@ MAX_ROUNDS = 200
 
 
 class Maintenance:
-    """Periodic maintenance of the tables, every ``EVERY``; the first run is due immediately."""
+    """Periodic maintenance of the tables: ``run`` does it after each sweep of this worker that asks for it.
 
-    def __init__(self, context: WorkerContext) -> None:
-        """Record that nothing has been maintained yet."""
+    A failed step is logged and tried again later. It keeps neither the other steps nor the sweeps from going on.
+    """
+
+    def __init__(self, context: WorkerContext, monotonic: Callable[[], float] = monotonic) -> None:
+        """Record that nothing has been maintained yet. ``monotonic`` returns seconds, whatever the database's clock."""
         self._context = context
-        self._done_at: datetime | None = None
+        self._monotonic = monotonic
+        self._requested = asyncio.Event()
+        self._watermark: datetime | None = None
+        self._tables_due_at = self._partitions_due_at = monotonic()
+
+    def request(self, watermark: datetime | None) -> None:
+        """Have maintenance done soon; ``watermark`` is the present one."""
+        self._watermark = watermark
+        self._requested.set()
+
+    async def run(self) -> None:
+        """Do maintenance whenever it was requested."""
+        while True:
+            await self._requested.wait()
+            self._requested.clear()
+            await self.run_maintenance(self._context.now(), self._watermark)
 
     async def run_maintenance(self, now: datetime, watermark: datetime | None) -> None:
-        """Expire parked reports; prune and count if ``EVERY`` has elapsed.
+        """Expire parked reports; prune and count if ``EVERY`` seconds have elapsed.
 
         Parked reports expire only if ``watermark`` is older than their maximum age: while workers are down, or after
         the clock has jumped, no create could have been consumed.
-
-        Raises:
-            Unavailable: the database or the broker cannot be reached; the next call repeats what failed.
         """
         if watermark is not None and now - watermark > self._context.retention.parked_ttl:
-            for _ in range(MAX_ROUNDS):
-                if await self.expire_parked_once(now) < MAX_ROWS:
-                    break
-        if self._done_at is not None and now - self._done_at < EVERY:
+            await self._attempt("expire parked reports", self._expire_parked(now))
+        if self._monotonic() < self._tables_due_at:
             return
-        await self._prune(now)
+        self._tables_due_at = self._monotonic() + EVERY
+        await self._maintain_partitions(now)
+        await self._attempt("prune", self._prune(now))
+        await self._attempt("erase", self._erase(now))
+        await self._attempt("count", self._count(now))
+
+    async def _attempt(self, step: str, work: Awaitable[None]) -> bool:
+        """Do a step and return whether it succeeded. A failure does not interrupt the drained time."""
+        try:
+            await work
+        except (Unavailable, Retry, DataError) as error:
+            log.warning("maintenance failed, it is tried again later", step=step, reason=str(error))
+            return False
+        return True
+
+    async def _expire_parked(self, now: datetime) -> None:
         for _ in range(MAX_ROUNDS):
-            if await self.erase_once(now) < MAX_ERASED:
+            if await self.expire_parked_once(now) < MAX_ROWS:
                 break
-        await self._count(now)
-        self._done_at = now
 
     async def expire_parked_once(self, now: datetime) -> int:
         """Dead-letter expired parked reports and return their number. Rows are deleted after the broker's confirm."""
@@ -122,15 +164,36 @@ class Maintenance:
         context.metrics.tasks_erased.inc(len(ids))
         return len(ids)
 
-    async def _prune(self, now: datetime) -> None:
-        context = self._context
-        retention = context.retention
-        async with transaction(context.engine) as connection:
+    async def _erase(self, now: datetime) -> None:
+        for _ in range(MAX_ROUNDS):
+            if await self.erase_once(now) < MAX_ERASED:
+                break
+
+    async def _maintain_partitions(self, now: datetime) -> None:
+        """Create and drop partitions, unless that failed a moment ago: while it waits for a lock, all writes wait."""
+        if self._monotonic() < self._partitions_due_at:
+            return
+        created = await self._attempt("create partitions", self._create_partitions(now))
+        dropped = await self._attempt("drop partitions", self._drop_partitions(now))
+        if not (created and dropped):
+            self._partitions_due_at = self._monotonic() + PARTITIONS_RETRY
+
+    async def _create_partitions(self, now: datetime) -> None:
+        async with transaction(self._context.engine) as connection:
+            await partitions.limit_lock_waits(connection, PARTITION_LOCK_TIMEOUT)
             await partitions.ensure_ahead(connection, now)
-        async with transaction(context.engine) as connection:
+
+    async def _drop_partitions(self, now: datetime) -> None:
+        retention = self._context.retention
+        async with transaction(self._context.engine) as connection:
+            await partitions.limit_lock_waits(connection, PARTITION_LOCK_TIMEOUT)
             await partitions.prune(
                 connection, events_before=now - retention.history_retention, logs_before=now - retention.log_retention
             )
+
+    async def _prune(self, now: datetime) -> None:
+        context = self._context
+        retention = context.retention
         await self._prune_in_rounds(partitions.prune_feed, now - retention.history_retention)
         await self._prune_in_rounds(command_log.prune, now - retention.command_retention)
         await self._prune_in_rounds(rates.prune, now - RATES_RETENTION)

@@ -31,7 +31,6 @@ from taskherd.worker import metric_labels
 from taskherd.worker.batch import Batch
 from taskherd.worker.directory_cache import MAX_TEMPLATE_POOLS
 from taskherd.worker.lease_scan import LeaseScan
-from taskherd.worker.maintenance import Maintenance
 from taskherd.worker.reconcile import reconcile
 
 if TYPE_CHECKING:
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from taskherd.store import AsyncConnection
     from taskherd.worker.context import WorkerContext
     from taskherd.worker.lease_scan import LeaseSample
+    from taskherd.worker.maintenance import Maintenance
     from taskherd.worker.probe import Probe
     from taskherd.worker.relay import Relay
 
@@ -82,7 +82,14 @@ class Sweeper:
     """Registers this worker and checks all timers periodically."""
 
     def __init__(
-        self, worker_id: str, context: WorkerContext, relay: Relay, probe: Probe, correct: Callable[[datetime], bool]
+        self,
+        worker_id: str,
+        context: WorkerContext,
+        relay: Relay,
+        probe: Probe,
+        correct: Callable[[datetime], bool],
+        *,
+        maintenance: Maintenance,
     ) -> None:
         """Create the sweeper. ``correct`` sets the worker's clock and returns whether the time jumped."""
         self._id = worker_id
@@ -97,7 +104,7 @@ class Sweeper:
         self._mass_held_since: datetime | None = None  # of the present mass loss, even after it was accepted
         self._mass_held = False
         self._leases = LeaseScan()
-        self._maintenance = Maintenance(context)
+        self._maintenance = maintenance
 
     async def run(self, every: float) -> None:
         """Sweep ``every`` seconds until the worker stops. A failed sweep is logged and repeated."""
@@ -147,7 +154,7 @@ class Sweeper:
             checked += await self._check_expired_inputs(watermark, check)
         checked += await self._check_due(check)
         await self.update_index()
-        await self._maintenance.run_maintenance(now, watermark)
+        self._maintenance.request(watermark)
         return checked
 
     async def _register(self) -> list[workers.WorkerRow]:
