@@ -107,7 +107,7 @@ FORBIDDEN: dict[str, tuple[tuple[str, str], ...]] = {
         ("taskherd.runner.journal", "asyncpg"),
         ("taskherd.runner.journal", "sqlalchemy"),
     ),
-    "Only the worker's reconcile path and sweeper read and write tasks through store.tasks": (
+    "Only the worker's reconcile path, sweeper and timer checks use store.tasks": (
         ("taskherd.api.tasks.queries", "taskherd.store.tasks"),
         ("taskherd.worker.command_consumer", "taskherd.store.tasks"),
         ("taskherd.worker.command_consumer", "taskherd.store.task_creation"),

@@ -8,6 +8,7 @@ from typing import cast
 from taskherd.errors import Retry, Unavailable
 from taskherd.worker.context import WorkerContext
 from taskherd.worker.maintenance import EVERY, PARTITIONS_RETRY, Maintenance
+from taskherd.worker.timer_checks import TimerChecks
 from tests.harness.histories import NOON
 
 
@@ -16,7 +17,7 @@ class RecordingMaintenance(Maintenance):
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        super().__init__(cast("WorkerContext", None), lambda: self.seconds)
+        super().__init__(cast("WorkerContext", None), cast("TimerChecks", None), lambda: self.seconds)
         self.created: list[float] = []
         self.dropped: list[float] = []
         self.pruned: list[float] = []

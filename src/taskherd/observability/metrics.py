@@ -128,6 +128,10 @@ class Metrics:
             *TEMPLATE_AND_POOL,
         )
         self.tasks_erased = self._counter("tasks_erased", "Deleted tasks whose contents were erased.")
+        self.timer_checks_failed = self._counter(
+            "timer_checks_failed",
+            "Timer checks of single tasks that failed and are tried again minutes later; the log names the tasks.",
+        )
         self.deletes_retried = self._counter("deletes_retried", "Workspace deletes requested again after a failure.")
 
     def _declare_api(self) -> None:

@@ -130,6 +130,9 @@ SELECT task_id FROM task_deadlines WHERE due_at <= :now ORDER BY due_at LIMIT :l
 """)
 
 
+POSTPONE: Final = text("UPDATE task_deadlines SET due_at = :until WHERE task_id = :task_id AND due_at < :until")
+
+
 async def lock(connection: AsyncConnection, ids: Sequence[UUID]) -> list[StoredTask]:
     """Lock and return the existing tasks among ``ids``, in id order; the locks last until the end of the transaction.
 
@@ -213,3 +216,8 @@ async def add_prompts(connection: AsyncConnection, changed: Sequence[Task]) -> N
 async def due(connection: AsyncConnection, now: datetime, limit: int) -> list[UUID]:
     """Return the ids of up to ``limit`` tasks that are due, most overdue first, without locking."""
     return [task_id for (task_id,) in await connection.execute(DUE, {"now": now, "limit": limit})]
+
+
+async def postpone(connection: AsyncConnection, task_id: UUID, until: datetime) -> None:
+    """Postpone the next timer check of a task, if it is earlier, to ``until``."""
+    await connection.execute(POSTPONE, {"task_id": task_id, "until": until})

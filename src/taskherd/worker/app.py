@@ -56,6 +56,7 @@ from taskherd.worker.relay import Relay
 from taskherd.worker.report_consumer import ReportConsumer
 from taskherd.worker.sender_pools import SenderPools
 from taskherd.worker.sweeper import Sweeper
+from taskherd.worker.timer_checks import TimerChecks
 from taskherd.worker.topology import Topology
 from taskherd.worker.wakeups import Wakeups
 from taskherd.worker.work_queues import WorkQueues
@@ -136,9 +137,10 @@ class Worker:
         self._command_consumer = CommandConsumer(self._commands, self._context, self._relay)
         self._work_queues = WorkQueues(self._context, self._connections.consume, self._connections.declare)
         self._claim_consumer = ClaimConsumer(self._claims, self._context, self._relay, self._work_queues)
-        self._maintenance = Maintenance(self._context)
+        timer_checks = TimerChecks(self._context, self._relay)
+        self._maintenance = Maintenance(self._context, timer_checks)
         self._sweeper = Sweeper(
-            self._id, self._context, self._relay, self.probe, self._clock.correct, maintenance=self._maintenance
+            self._id, self._context, timer_checks, self.probe, self._clock.correct, maintenance=self._maintenance
         )
         self._ops = OpsServer(self.metrics, self._readiness)
 

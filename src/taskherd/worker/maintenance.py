@@ -26,9 +26,7 @@ from taskherd.store import (
     workers,
 )
 from taskherd.store.engine import DataError, transaction
-from taskherd.worker.batch import Batch
 from taskherd.worker.rates import RETENTION as RATES_RETENTION
-from taskherd.worker.reconcile import reconcile
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -36,6 +34,7 @@ if TYPE_CHECKING:
 
     from taskherd.store import AsyncConnection
     from taskherd.worker.context import WorkerContext
+    from taskherd.worker.timer_checks import TimerChecks
 
 log = structlog.get_logger(__name__)
 
@@ -73,9 +72,12 @@ class Maintenance:
     A failed step is logged and tried again later. It keeps neither the other steps nor the sweeps from going on.
     """
 
-    def __init__(self, context: WorkerContext, monotonic: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self, context: WorkerContext, timer_checks: TimerChecks, monotonic: Callable[[], float] = monotonic
+    ) -> None:
         """Record that nothing has been maintained yet. ``monotonic`` returns seconds, whatever the database's clock."""
         self._context = context
+        self._timer_checks = timer_checks
         self._monotonic = monotonic
         self._requested = asyncio.Event()
         self._watermark: datetime | None = None
@@ -160,9 +162,9 @@ class Maintenance:
         else:
             return 0  # the next run continues with the same tasks
         check = TimerCheck(None, erase=True)
-        await reconcile(context, Batch(timer_checks=dict.fromkeys(ids, check)), now)
-        context.metrics.tasks_erased.inc(len(ids))
-        return len(ids)
+        erased = await self._timer_checks.run(dict.fromkeys(ids, check))
+        context.metrics.tasks_erased.inc(erased)
+        return erased
 
     async def _erase(self, now: datetime) -> None:
         for _ in range(MAX_ROUNDS):

@@ -28,10 +28,8 @@ from taskherd.store import database_clock, directory, task_index, tasks, work_re
 from taskherd.store.database_clock import ClampPosition
 from taskherd.store.engine import DataError, transaction
 from taskherd.worker import metric_labels
-from taskherd.worker.batch import Batch
 from taskherd.worker.directory_cache import MAX_TEMPLATE_POOLS
 from taskherd.worker.lease_scan import LeaseScan
-from taskherd.worker.reconcile import reconcile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +41,7 @@ if TYPE_CHECKING:
     from taskherd.worker.lease_scan import LeaseSample
     from taskherd.worker.maintenance import Maintenance
     from taskherd.worker.probe import Probe
-    from taskherd.worker.relay import Relay
+    from taskherd.worker.timer_checks import TimerChecks
 
 log = structlog.get_logger(__name__)
 
@@ -85,7 +83,7 @@ class Sweeper:
         self,
         worker_id: str,
         context: WorkerContext,
-        relay: Relay,
+        timer_checks: TimerChecks,
         probe: Probe,
         correct: Callable[[datetime], bool],
         *,
@@ -94,7 +92,7 @@ class Sweeper:
         """Create the sweeper. ``correct`` sets the worker's clock and returns whether the time jumped."""
         self._id = worker_id
         self._context = context
-        self._relay = relay
+        self._timer_checks = timer_checks
         self._probe = probe
         self._correct = correct
         self._started_at = context.now()
@@ -210,7 +208,7 @@ class Sweeper:
         for _ in range(MAX_ROUNDS):
             async with transaction(self._context.engine) as connection:
                 due = await tasks.due(connection, self._context.now(), MAX_TASKS)
-            await self._reconcile(dict.fromkeys(due, check))
+            await self._timer_checks.run(dict.fromkeys(due, check))
             checked += len(due)
             if len(due) < MAX_TASKS or monotonic() > until:
                 break
@@ -254,7 +252,7 @@ class Sweeper:
             if len(waiting) >= MAX_TASKS or number == len(sample.ranges):
                 for start in range(0, len(waiting), MAX_TASKS):
                     part = waiting[start : start + MAX_TASKS]
-                    await self._reconcile({task_id: TimerCheck(watermark) for task_id in part})
+                    await self._timer_checks.run({task_id: TimerCheck(watermark) for task_id in part})
                 checked += len(waiting)
                 waiting = []
                 self._leases.continue_at(each.next_position)
@@ -291,15 +289,5 @@ class Sweeper:
         for task_id, input_id in expired:
             earlier = checks.get(task_id, check)
             checks[task_id] = replace(earlier, expired_inputs=(*earlier.expired_inputs, input_id))
-        await self._reconcile(checks)
+        await self._timer_checks.run(checks)
         return len(checks)
-
-    async def _reconcile(self, checks: dict[UUID, TimerCheck]) -> None:
-        if not checks:
-            return
-        result = await reconcile(self._context, Batch(timer_checks=checks), self._context.now())
-        for request_type, template_pool in result.given_up:
-            label = self._context.directory_cache.metric_label(template_pool)
-            self._context.metrics.requests_given_up.labels(request_type, *label).inc()
-        self._context.metrics.deletes_retried.inc(result.deletes_retried)
-        self._relay.offer(result.changes, has_due_requests=result.has_due_requests)
