@@ -7,7 +7,7 @@ from typing import cast
 
 from taskherd.errors import Retry, Unavailable
 from taskherd.worker.context import WorkerContext
-from taskherd.worker.maintenance import EVERY, PARTITIONS_RETRY, Maintenance
+from taskherd.worker.maintenance import EVERY, PARTITIONS_RETRY, SETTLED_AFTER, Maintenance
 from taskherd.worker.timer_checks import TimerChecks
 from tests.harness.histories import NOON
 
@@ -39,6 +39,9 @@ class RecordingMaintenance(Maintenance):
         self.dropped.append(self.seconds)
         if self.locked:
             raise Retry("A backup reads the partition")
+
+    async def _update_tables(self, now: datetime) -> None:
+        assert now == NOON
 
     async def _prune(self, now: datetime) -> None:
         assert now == NOON
@@ -80,3 +83,16 @@ async def test_a_partition_that_is_locked_is_dropped_minutes_later() -> None:
     await maintenance.run_at(0, EVERY, PARTITIONS_RETRY - 0.01, PARTITIONS_RETRY + EVERY)
     assert maintenance.created == maintenance.dropped == [0, PARTITIONS_RETRY + EVERY]
     assert maintenance.counted == [0, EVERY, PARTITIONS_RETRY - 0.01, PARTITIONS_RETRY + EVERY]
+
+
+async def test_nothing_is_deleted_until_the_clock_has_not_jumped_for_an_hour() -> None:
+    """Each jump begins the hour anew. Partitions are created and rows are counted meanwhile."""
+    maintenance = RecordingMaintenance()
+    await maintenance.run_at(0)
+    maintenance.on_jump()
+    await maintenance.run_at(EVERY, SETTLED_AFTER - 1)
+    maintenance.on_jump()
+    times = [SETTLED_AFTER + EVERY, 2 * SETTLED_AFTER - 1.01, 2 * SETTLED_AFTER + EVERY]
+    await maintenance.run_at(*times)
+    assert maintenance.dropped == maintenance.pruned == maintenance.erased == [0, times[-1]]
+    assert maintenance.created == maintenance.counted == [0, EVERY, SETTLED_AFTER - 1, *times]

@@ -8,7 +8,9 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import asyncpg
+import pytest
 
+from taskherd.worker import maintenance
 from tests.chaos.clocks import DatabaseClock
 from tests.harness.worker import TIMEOUT, WorkerHarness, make_report, running_worker
 
@@ -68,3 +70,24 @@ async def test_a_mass_loss_is_not_held_for_the_time_by_which_the_clock_was_set_b
             while (held := worker._sweeper._mass_held_since) is None or held > first_hold - HOUR / 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         assert external.metric("taskherd_mass_silence_held") == 1
+
+
+async def test_a_clock_that_jumps_ahead_deletes_nothing(
+    external: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock is set a year ahead: feed, history and recorded commands stay, and maintenance goes on."""
+    monkeypatch.setattr(maintenance, "EVERY", 0.1)
+    clock = await shadowed_clock(external)
+    async with running_worker(external, sweep_every=0.1):
+        await external.create()
+        await external.until_row("SELECT count(*) FROM task_feed", is_=1)
+        partitions = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'task_events'::regclass"
+        before = await external.database.fetchval(partitions)
+        await clock.move(365 * 24 * HOUR)
+        await external.until_row(f"SELECT ({partitions}) > $1", before)
+        await external.database.execute(
+            "INSERT INTO workers (worker_id, started_at, seen_at) VALUES ('gone', now(), now())"
+        )
+        await external.until_row("SELECT count(*) FROM workers WHERE worker_id = 'gone'", is_=0)
+        for table in ("task_feed", "task_events", "command_log"):
+            assert await external.database.fetchval(f"SELECT count(*) FROM {table}") == 1

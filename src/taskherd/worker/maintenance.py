@@ -47,6 +47,9 @@ PARTITION_LOCK_TIMEOUT = timedelta(milliseconds=200)
 All writes to the table wait behind it for as long.
 """
 
+SETTLED_AFTER = 3600.0
+"""Seconds without a jump of the clock after which rows are deleted by their age again; people can correct it before."""
+
 PARTITIONS_RETRY = 300.0
 """Seconds until partitions are created or dropped again after that has failed."""
 
@@ -82,6 +85,12 @@ class Maintenance:
         self._requested = asyncio.Event()
         self._watermark: datetime | None = None
         self._tables_due_at = self._partitions_due_at = monotonic()
+        self._deleting_from = monotonic()
+
+    def on_jump(self) -> None:
+        """Delete nothing by its age for ``SETTLED_AFTER``: by a clock that is wrongly ahead, everything is too old."""
+        self._deleting_from = self._monotonic() + SETTLED_AFTER
+        log.warning("nothing is deleted by its age until the clock has not jumped for a while", seconds=SETTLED_AFTER)
 
     def request(self, watermark: datetime | None) -> None:
         """Have maintenance done soon; ``watermark`` is the present one."""
@@ -96,7 +105,7 @@ class Maintenance:
             await self.run_maintenance(self._context.now(), self._watermark)
 
     async def run_maintenance(self, now: datetime, watermark: datetime | None) -> None:
-        """Expire parked reports; prune and count if ``EVERY`` seconds have elapsed.
+        """Expire parked reports; if ``EVERY`` seconds have elapsed, prune, unless the clock has jumped, and count.
 
         Parked reports expire only if ``watermark`` is older than their maximum age: while workers are down, or after
         the clock has jumped, no create could have been consumed.
@@ -107,9 +116,15 @@ class Maintenance:
             return
         self._tables_due_at = self._monotonic() + EVERY
         await self._maintain_partitions(now)
-        await self._attempt("prune", self._prune(now))
-        await self._attempt("erase", self._erase(now))
+        await self._attempt("update tables", self._update_tables(now))
+        if self._deletes:
+            await self._attempt("prune", self._prune(now))
+            await self._attempt("erase", self._erase(now))
         await self._attempt("count", self._count(now))
+
+    @property
+    def _deletes(self) -> bool:
+        return self._monotonic() >= self._deleting_from
 
     async def _attempt(self, step: str, work: Awaitable[None]) -> bool:
         """Do a step and return whether it succeeded. A failure does not interrupt the drained time."""
@@ -176,7 +191,7 @@ class Maintenance:
         if self._monotonic() < self._partitions_due_at:
             return
         created = await self._attempt("create partitions", self._create_partitions(now))
-        dropped = await self._attempt("drop partitions", self._drop_partitions(now))
+        dropped = not self._deletes or await self._attempt("drop partitions", self._drop_partitions(now))
         if not (created and dropped):
             self._partitions_due_at = self._monotonic() + PARTITIONS_RETRY
 
@@ -200,6 +215,9 @@ class Maintenance:
         await self._prune_in_rounds(command_log.prune, now - retention.command_retention)
         await self._prune_in_rounds(rates.prune, now - RATES_RETENTION)
         await self._prune_in_rounds(_prune_actions, now - retention.action_retention)
+
+    async def _update_tables(self, now: datetime) -> None:
+        context = self._context
         async with transaction(context.engine) as connection:
             await workers.prune(connection, now - WORKER_RETENTION)
         async with transaction(context.engine) as connection:

@@ -182,6 +182,7 @@ class Sweeper:
         self._earliest_watermark = clock
         self._end_mass_hold()
         self._clamping = ClampPosition()
+        self._maintenance.on_jump()
 
     async def _clamp(self) -> None:
         """Clamp stored times after a jump of the clock, for a limited time; the next sweep continues."""
