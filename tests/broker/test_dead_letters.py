@@ -73,7 +73,7 @@ async def publish(
         reply_to="reply",
         correlation_id="corr",
     )
-    await dead_letters.publish_dead_letter(publisher, message)
+    await dead_letters.publish_dead_letters(publisher, [message])
 
 
 async def read(connection: SupervisedConnection, names: TopologyNames) -> list[DeadLetter]:

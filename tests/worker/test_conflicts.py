@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from taskherd.broker.dead_letters import publish_dead_letter
+from taskherd.broker.dead_letters import publish_dead_letters
 from taskherd.domain.reports import AgentHeartbeat, AgentLifecycle, Lifecycle
 from taskherd.worker import maintenance, reconcile
 from taskherd.worker.batch import Batch, BatchResult
@@ -66,8 +66,8 @@ async def test_two_workers_expire_a_parked_report_once(harness: WorkerHarness, m
     _, reports = await park(harness, 3)
     first = harness.worker
     async with running_worker(harness) as second:
-        hold = Hold(publish_dead_letter)
-        monkeypatch.setattr(maintenance, "publish_dead_letter", hold)
+        hold = Hold(publish_dead_letters)
+        monkeypatch.setattr(maintenance, "publish_dead_letters", hold)
         expiring = asyncio.create_task(harness.expire_parked(first))
         await hold.reached.wait()
         assert await harness.expire_parked(second) == 0
@@ -84,8 +84,8 @@ async def test_a_report_that_expires_is_not_folded_by_a_create(
 ) -> None:
     """A create that comes while its reports expire waits, and does not fold what is in the dead letters by then."""
     task_id, reports = await park(harness, 3)
-    hold = Hold(publish_dead_letter)
-    monkeypatch.setattr(maintenance, "publish_dead_letter", hold)
+    hold = Hold(publish_dead_letters)
+    monkeypatch.setattr(maintenance, "publish_dead_letters", hold)
     expiring = asyncio.create_task(harness.expire_parked())
     await hold.reached.wait()
     creating = asyncio.create_task(harness.create(task_id))

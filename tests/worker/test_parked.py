@@ -6,7 +6,10 @@ import asyncio
 import json
 import uuid
 
-from tests.harness.worker import ALICE, WorkerHarness, build_report, make_report
+from taskherd.store.engine import IDLE_IN_TRANSACTION
+from taskherd.worker.maintenance import MAX_EXPIRED
+from tests.harness.tcp_proxy import TcpProxy, through
+from tests.harness.worker import ALICE, WorkerHarness, build_report, make_report, running_worker
 from tests.worker.conftest import StartWorker
 
 
@@ -100,3 +103,28 @@ async def test_a_parked_report_with_a_build_number_far_too_high_expires(harness:
     await harness.until(lambda: harness.dead_letters)
     assert [json.loads(letter.body) for letter in harness.dead_letters] == [stray]
     assert await harness.database.fetchval("SELECT count(*) FROM parked") == 0
+
+
+async def test_parked_reports_expire_although_confirms_are_slow(external: WorkerHarness, amqp_url: str) -> None:
+    """Each is dead-lettered once, together, although their confirms, one by one, would outlast a transaction."""
+    proxy = await TcpProxy.before(amqp_url)
+    external.urls = (external.urls[0], through(amqp_url, proxy))
+    try:
+        async with running_worker(external):
+            task_id = uuid.uuid4()
+            reports = [
+                make_report("app.status", task_id, build_number=1, seq=seq, state="idle", message=f"report {seq}")
+                for seq in range(MAX_EXPIRED)
+            ]
+            await external.report(*reports)
+            await external.until_row("SELECT count(*) FROM parked", is_=len(reports))
+            proxy.delay = 1.2 * IDLE_IN_TRANSACTION / len(reports)
+            assert await external.expire_parked() == len(reports)
+            proxy.delay = 0
+            assert await external.expire_parked() == 0
+            await external.until(lambda: len(external.dead_letters) >= len(reports))
+            assert sorted(json.loads(letter.body)["seq"] for letter in external.dead_letters) == list(
+                range(MAX_EXPIRED)
+            )
+    finally:
+        await proxy.stop()

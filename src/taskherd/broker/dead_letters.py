@@ -90,20 +90,16 @@ def build_dead_letter(
     )
 
 
-async def publish_dead_letter(publisher: Publisher, dead_letter: OutgoingMessage) -> None:
-    """Publish one dead letter. Raise ``Unavailable`` unless the broker confirms that it is in a queue."""
-    if await publisher.send(dead_letter) is PublishOutcome.UNROUTED:
-        raise Unavailable(
-            f"no queue is bound for dead letters; `taskherd topology apply` declares {dead_letter.exchange}"
-        )
-
-
 async def publish_dead_letters(publisher: Publisher, pending: list[OutgoingMessage]) -> None:
     """Publish all dead letters and remove the confirmed ones from ``pending``. Raise ``Unavailable`` if any remains."""
     outcomes = await publisher.publish_many(pending)
     pending[:] = [
         each for each, outcome in zip(pending, outcomes, strict=True) if outcome is not PublishOutcome.CONFIRMED
     ]
+    if PublishOutcome.UNROUTED in outcomes:
+        raise Unavailable(
+            f"no queue is bound for dead letters; `taskherd topology apply` declares {pending[0].exchange}"
+        )
     if pending:
         raise Unavailable(f"{len(pending)} dead letters were not confirmed")
 

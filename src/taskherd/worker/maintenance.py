@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from itertools import accumulate
 from time import monotonic
 from typing import TYPE_CHECKING
 
 import structlog
 
-from taskherd.broker.dead_letters import build_dead_letter, publish_dead_letter
+from taskherd.broker.dead_letters import build_dead_letter, publish_dead_letters
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.domain.updates import TimerCheck
 from taskherd.errors import Retry, Unavailable
@@ -29,10 +30,12 @@ from taskherd.store.engine import DataError, transaction
 from taskherd.worker.rates import RETENTION as RATES_RETENTION
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
     from datetime import datetime
 
+    from taskherd.broker.publisher import OutgoingMessage
     from taskherd.store import AsyncConnection
+    from taskherd.store.parked_reports import ParkedReport
     from taskherd.worker.context import WorkerContext
     from taskherd.worker.timer_checks import TimerChecks
 
@@ -57,7 +60,16 @@ WORKER_RETENTION = timedelta(minutes=10)
 """Time for which the row of a worker that is no longer live is kept."""
 
 MAX_ROWS = 500
-"""Maximum number of rows that one transaction expires or deletes."""
+"""Maximum number of rows that one transaction deletes."""
+
+MAX_EXPIRED = 200
+"""Maximum number of parked reports that one transaction expires; all wait for their confirms at the same time."""
+
+MAX_EXPIRED_BYTES = 4 * 1024 * 1024
+"""Maximum total size of these reports, unless a single one is larger."""
+
+EXPIRE_TIME = 2.0
+"""Seconds after which a run begins no further such transaction; the next run, a second later, continues."""
 
 MAX_FINISHED_ACTIONS = 20
 """Number of finished task actions that are kept of one user, the newest."""
@@ -136,32 +148,44 @@ class Maintenance:
         return True
 
     async def _expire_parked(self, now: datetime) -> None:
-        for _ in range(MAX_ROUNDS):
-            if await self.expire_parked_once(now) < MAX_ROWS:
-                break
+        until = self._monotonic() + EXPIRE_TIME
+        while await self.expire_parked_once(now) and self._monotonic() < until:
+            continue
 
     async def expire_parked_once(self, now: datetime) -> int:
-        """Dead-letter expired parked reports and return their number. Rows are deleted after the broker's confirm."""
+        """Dead-letter some expired parked reports together and return their number. May raise ``Unavailable``.
+
+        A row is deleted once its dead letter is confirmed. Until then it is locked, so that no other worker expires it.
+        """
         context = self._context
-        reason = DeadLetterReason.PARKED_EXPIRED
         async with transaction(context.engine) as connection:
-            rows = await parked_reports.lock_expired(connection, now - context.retention.parked_ttl, MAX_ROWS)
-            for row in rows:
-                origin = Origin(context.names.reports, context.names.reports, str(row.task_id))
-                body, headers = encode(
-                    row.report.encode(),
-                    reason,
-                    "The task was not created in time, or its create rejected the report.",
-                    origin,
-                    time=now,
-                )
-                dead_letter = build_dead_letter(context.names, origin.routing_key, body, headers)
-                await publish_dead_letter(context.publisher, dead_letter)
-                context.metrics.dead_lettered.labels(reason.value).inc()
-                context.rates.count_dead_letter(reason.value, now)
-            if rows:
-                await parked_reports.delete(connection, [row.id for row in rows])
+            before = now - context.retention.parked_ttl
+            rows = _limit_bytes(await parked_reports.lock_expired(connection, before, MAX_EXPIRED))
+            if not rows:
+                return 0
+            letters = [self._dead_letter_of(row, now) for row in rows]
+            pending = list(letters)
+            failure: Unavailable | None = None
+            try:
+                await publish_dead_letters(context.publisher, pending)
+            except Unavailable as error:
+                failure = error
+            unconfirmed = {id(letter) for letter in pending}
+            confirmed = [row.id for row, letter in zip(rows, letters, strict=True) if id(letter) not in unconfirmed]
+            await parked_reports.delete(connection, confirmed)
+        context.metrics.dead_lettered.labels(DeadLetterReason.PARKED_EXPIRED.value).inc(len(confirmed))
+        for _ in confirmed:
+            context.rates.count_dead_letter(DeadLetterReason.PARKED_EXPIRED.value, now)
+        if failure is not None:
+            raise failure
         return len(rows)
+
+    def _dead_letter_of(self, row: ParkedReport, now: datetime) -> OutgoingMessage:
+        names = self._context.names
+        origin = Origin(names.reports, names.reports, str(row.task_id))
+        detail = "The task was not created in time, or its create rejected the report."
+        body, headers = encode(row.report.encode(), DeadLetterReason.PARKED_EXPIRED, detail, origin, time=now)
+        return build_dead_letter(names, origin.routing_key, body, headers)
 
     async def erase_once(self, now: datetime) -> int:
         """Erase the contents of deleted tasks whose retention time has passed, and return their number."""
@@ -243,6 +267,12 @@ class Maintenance:
         metrics.outbox_events.set(counts.unpublished)
         oldest = counts.oldest_unpublished_at
         metrics.outbox_oldest_seconds.set((now - oldest).total_seconds() if oldest else 0)
+
+
+def _limit_bytes(rows: Sequence[ParkedReport]) -> Sequence[ParkedReport]:
+    """Return the first rows, at least one, with up to ``MAX_EXPIRED_BYTES`` of reports in all."""
+    sizes = accumulate(len(row.report.encode()) for row in rows)
+    return rows[: max(1, sum(size <= MAX_EXPIRED_BYTES for size in sizes))]
 
 
 async def _prune_actions(connection: AsyncConnection, before: datetime, limit: int) -> int:
