@@ -41,8 +41,10 @@ _BARE_ERRORS = (Exception, RuntimeError)
 
 
 @contextmanager
-def map_errors(action: str = "") -> Iterator[None]:
+def map_errors(action: str = "", timeout: type[Unavailable] = Unavailable) -> Iterator[None]:
     """Map every error that aio-pika raises while the broker is unreachable to ``Unavailable``, after the action.
+
+    A missing answer becomes a ``timeout``, if that is a class of its own.
 
     Two of them are peculiar to aiormq: a bare ``Exception`` or ``RuntimeError`` for a request that was pending when
     the connection ended, and a ``CancelledError`` from a future although the task was not cancelled (``cancelling()``
@@ -62,7 +64,7 @@ def map_errors(action: str = "") -> Iterator[None]:
         if task is not None and task.cancelling():
             raise asyncio.CancelledError from error
         if isinstance(error, TimeoutError):
-            raise Unavailable(f"{prefix}no answer in time") from error
+            raise timeout(f"{prefix}no answer in time") from error
         raise Unavailable(f"{prefix}{_reason(error)}") from error
     if task is not None and task.cancelling():
         raise asyncio.CancelledError

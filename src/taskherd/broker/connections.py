@@ -26,11 +26,18 @@ def _log_loss(name: str, reason: str) -> None:
     log.warning("broker lost", connection=name, reason=reason)
 
 
-class BrokerConnections:
-    """The connections of one process: for consuming, for publishing, for publishing without confirms and for declaring.
+def _purpose(name: str) -> str:
+    return name.rpartition(" ")[2]
 
-    The last two are connected only if they are used, and the process is ready without them. Declarations have their
-    own, because RabbitMQ closes the connection of one that it cannot make while a node hangs.
+
+class BrokerConnections:
+    """The connections of one process, each for what may not wait for the others.
+
+    ``consume`` and ``publish`` are always connected. The others are connected only if they are used, and the process is
+    ready without them: ``unconfirmed`` for publishing without confirms, ``work`` for work requests, ``dead`` for dead
+    letters, and ``declare``. Work requests and dead letters have their own, because RabbitMQ stops reading from a
+    connection that publishes to a queue without a majority; declarations, because RabbitMQ closes the connection of one
+    that it cannot make while a node hangs.
     """
 
     def __init__(
@@ -55,6 +62,8 @@ class BrokerConnections:
         self.publish = SupervisedConnection(amqp_url, f"{process} publish", hooks)
         quiet = ConnectionHooks(on_up=self._count_up, on_down=_log_loss)
         self.unconfirmed = SupervisedConnection(amqp_url, f"{process} unconfirmed", quiet)
+        self.work = SupervisedConnection(amqp_url, f"{process} work", quiet)
+        self.dead = SupervisedConnection(amqp_url, f"{process} dead", quiet)
         self.declare = SupervisedConnection(amqp_url, f"{process} declare", quiet)
         self._metrics = metrics
         self._readiness = readiness
@@ -63,26 +72,20 @@ class BrokerConnections:
         for name in ("consume", "publish"):
             metrics.reconnects.labels(name)  # Prometheus misses the first increment of a new series
 
-    def start(self, *, unconfirmed: bool = False, declare: bool = False) -> None:
-        """Start connecting in the background."""
-        self.consume.start()
-        self.publish.start()
-        for name, connection, used in (
-            ("unconfirmed", self.unconfirmed, unconfirmed),
-            ("declare", self.declare, declare),
-        ):
-            if used:
-                self._metrics.reconnects.labels(name)  # as above
-                connection.start()
+    def start(self, *others: SupervisedConnection) -> None:
+        """Start connecting in the background: for consuming, publishing, and these others."""
+        for connection in (self.consume, self.publish, *others):
+            self._metrics.reconnects.labels(_purpose(connection.name))  # as above
+            connection.start()
 
     async def close(self) -> None:
         """Close all connections."""
-        connections = (self.consume, self.publish, self.unconfirmed, self.declare)
+        connections = (self.consume, self.publish, self.unconfirmed, self.work, self.dead, self.declare)
         await asyncio.gather(*(connection.close() for connection in connections))
 
     def _count_up(self, name: str) -> None:
         if name in self._connected_before:
-            self._metrics.reconnects.labels(name.rpartition(" ")[2]).inc()
+            self._metrics.reconnects.labels(_purpose(name)).inc()
         self._connected_before.add(name)
 
     def _up(self, name: str) -> None:

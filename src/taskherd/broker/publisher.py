@@ -30,6 +30,10 @@ _MAX_UNCONFIRMED = 100
 """Number of missing confirms after which a connection is aborted."""
 
 
+class Unconfirmed(Unavailable):
+    """The broker refused a message, or did not confirm it in time: perhaps only one of the queues that it goes to."""
+
+
 class PublishOutcome(Enum):
     """The result of publishing a message that the broker confirmed."""
 
@@ -184,11 +188,11 @@ class Publisher:
         except PublishError:
             return PublishOutcome.UNROUTED
         except DeliveryError as error:
-            raise Unavailable("publishing: the broker refused the message") from error
+            raise Unconfirmed("publishing: the broker refused the message") from error
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, TimeoutError):
                 self._drop_if_stuck(began)
-            with map_errors("publishing"):
+            with map_errors("publishing", timeout=Unconfirmed):
                 raise
         return PublishOutcome.CONFIRMED
 

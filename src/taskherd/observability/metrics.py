@@ -255,7 +255,8 @@ class Metrics:
         self.database_up = self._gauge("database_up", "1 if PostgreSQL took the writes of the last sweep.")
         self.reconnects = self._counter(
             "reconnects",
-            "Connections to RabbitMQ made again after a loss, by connection: consume, publish, unconfirmed or declare.",
+            "Connections to RabbitMQ made again after a loss, by connection: consume, publish, unconfirmed, work, dead "
+            "or declare.",
             "connection",
         )
         self.pool_in_use = self._gauge(

@@ -161,6 +161,8 @@ class Worker:
         return WorkerContext(
             engine=self._engine,
             publisher=self._publisher,
+            work_publisher=Publisher(self._connections.work),
+            dead_publisher=Publisher(self._connections.dead),
             replies=self._replies,
             wakeups=self._wakeups,
             names=self._names,
@@ -169,6 +171,7 @@ class Worker:
             now=self._clock.now,
             failpoint=failpoints.failpoint_hook(settings.failpoint),
             on_error=self._on_error,
+            on_unconfirmed=self._on_unconfirmed,
             stopping=self._stopping,
             timeouts=timeouts_of(settings),
             delete_backoff=Backoff(DELETE_RETRY_AFTER, settings.delete_backoff_most),
@@ -231,7 +234,8 @@ class Worker:
             self._clock.correct(await database_clock.read(connection))
 
     async def _work(self) -> None:
-        self._connections.start(unconfirmed=True, declare=True)
+        connections = self._connections
+        connections.start(connections.unconfirmed, connections.work, connections.dead, connections.declare)
         for consumer in (self._commands, self._claims, self._reports):
             consumer.start()
         settings = self._settings
@@ -349,6 +353,10 @@ class Worker:
     def _on_error(self, reason: str) -> None:
         self.probe.reset()
         log.warning("operation failed, retrying", reason=reason)
+
+    def _on_unconfirmed(self, reason: str) -> None:
+        """Log what is repeated. A queue that takes no messages says nothing about the reports."""
+        log.warning("not confirmed, retrying", reason=reason)
 
 
 def _request_retry(settings: Settings) -> RequestRetryPolicy:

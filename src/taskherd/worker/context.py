@@ -77,11 +77,15 @@ class WorkerContext:
     """The dependencies that the worker's loops share.
 
     Attributes:
+        publisher: publishes events.
+        work_publisher: publishes work requests.
+        dead_publisher: publishes dead letters.
         replies: sends replies, without confirms.
         wakeups: tell APIs to read the feed.
         now: returns the time of the database's clock.
         failpoint: kills or freezes the process if this failpoint is armed.
-        on_error: called with the reason of every failure that is retried.
+        on_error: called with the reason of every failure that is retried, and that may delay reports.
+        on_unconfirmed: called with the reason if the broker did not confirm an event, work request or dead letter.
         make_agent_token: creates the agent token for a task and build number.
         max_running: maximum number of running tasks of one owner, 0 for no maximum.
         command_senders: the RabbitMQ users whose commands count; empty: any.
@@ -92,6 +96,8 @@ class WorkerContext:
 
     engine: AsyncEngine
     publisher: Publisher
+    work_publisher: Publisher
+    dead_publisher: Publisher
     replies: UnconfirmedPublisher
     wakeups: Wakeups
     names: TopologyNames
@@ -100,6 +106,7 @@ class WorkerContext:
     now: Callable[[], datetime]
     failpoint: Callable[[Failpoint], None]
     on_error: Callable[[str], None]
+    on_unconfirmed: Callable[[str], None]
     stopping: asyncio.Event
     timeouts: Timeouts
     delete_backoff: Backoff

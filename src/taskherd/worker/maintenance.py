@@ -167,7 +167,7 @@ class Maintenance:
             pending = list(letters)
             failure: Unavailable | None = None
             try:
-                await publish_dead_letters(context.publisher, pending)
+                await publish_dead_letters(context.dead_publisher, pending)
             except Unavailable as error:
                 failure = error
             unconfirmed = {id(letter) for letter in pending}

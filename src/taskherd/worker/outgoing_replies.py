@@ -71,7 +71,7 @@ async def publish_rejected(context: WorkerContext, rejected: Sequence[Rejected])
     if not rejected:
         return
     messages = [dead_letter_of(context, delivery, invalid) for delivery, invalid in rejected]
-    await context.until_stopped(partial(publish_dead_letters, context.publisher, messages), "broker")
+    await context.until_stopped(partial(publish_dead_letters, context.dead_publisher, messages), "broker")
     for _, invalid in rejected:
         context.metrics.dead_lettered.labels(invalid.reason.value).inc()
         context.rates.count_dead_letter(invalid.reason.value, context.now())

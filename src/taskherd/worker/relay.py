@@ -4,7 +4,7 @@ No ack waits for the relay: an event is in the outbox before its report is acked
 confirmed it. Changes that are dropped from memory are published from the outbox a moment later.
 
 Three loops run in parallel, so that no event waits for another's database statements: one publishes, one removes
-confirmed events from the outbox, and one polls the database for due work requests and stale events.
+confirmed events from the outbox, and one polls it for stale events. Work requests are sent beside them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from itertools import repeat
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from taskherd import retry
-from taskherd.broker.publisher import OutgoingMessage, PublishOutcome
+from taskherd.broker.publisher import OutgoingMessage, PublishOutcome, Unconfirmed
 from taskherd.domain.liveness import MAX_SKEW
 from taskherd.errors import Retry, Unavailable
 from taskherd.messages import document, events
@@ -27,22 +26,19 @@ from taskherd.observability.failpoints import Failpoint
 from taskherd.store import outbox
 from taskherd.store.engine import transaction
 from taskherd.store.outbox import OutboxEvent
-from taskherd.worker import work_requests
+from taskherd.worker.request_sender import RequestSender
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from taskherd.broker import FieldTable
     from taskherd.observability.tracing import Carrier
-    from taskherd.store.work_request_details import WorkRequestDetails
-    from taskherd.store.work_requests import WorkRequestRow
     from taskherd.worker.batch import CommittedChange
     from taskherd.worker.context import WorkerContext
-
-    StartedRequest = tuple[WorkRequestRow, WorkRequestDetails]
+    from taskherd.worker.request_sender import StartedRequest
 
 MAX_BUFFER = 20_000
-"""Maximum number of changes in memory; further ones are published from the outbox. The same for work requests."""
+"""Maximum number of changes in memory; further ones are published from the outbox."""
 
 MAX_EVENTS_PER_ROUND = 1_000
 """Maximum number of events that one round of the relay publishes."""
@@ -65,13 +61,12 @@ class Relay:
         self._context = context
         self._every = every
         self._changes: deque[tuple[CommittedChange, Carrier]] = deque()
-        self._requests: deque[StartedRequest] = deque()
+        self._requests = RequestSender(context, every)
         self._confirmed: list[events.ChangeEvent] = []
         self._slots = asyncio.Semaphore(MAX_PUBLISHING)
-        self._changed, self._to_mark, self._due = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._changed, self._to_mark, self._stopping = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._failures = 0
-        self._polled_at = monotonic()
-        self._stopping = self._all_published = False
+        self._all_published = False
 
     def offer(self, changes: Sequence[CommittedChange], *, has_due_requests: bool) -> None:
         """Buffer committed changes for publishing, up to ``MAX_BUFFER``, and have due work requests sent."""
@@ -80,59 +75,39 @@ class Relay:
         if changes:
             self._changed.set()
         if has_due_requests:
-            self._due.set()
+            self._requests.wake()
 
     def send(self, requests: Sequence[StartedRequest]) -> None:
-        """Buffer work requests whose first attempt is committed, up to ``MAX_BUFFER``; the rest is sent when due."""
-        self._requests.extend(requests[: max(0, MAX_BUFFER - len(self._requests))])
+        """Have work requests sent whose first attempt is committed."""
         if requests:
-            self._changed.set()
+            self._requests.send(requests)
 
     async def run(self) -> None:
         """Publish until stopped, then drain the in-memory buffer. Retry during outages."""
         async with asyncio.TaskGroup() as loops:
+            loops.create_task(self._requests.run(), name="relay requests")
             loops.create_task(self._poll_loop(), name="relay poll")
             loops.create_task(self._mark_loop(), name="relay mark")
             await self._publish_loop()
 
     def stop(self) -> None:
         """Make ``run`` publish what is left in memory, and end."""
-        self._stopping = True
-        for wakeup in (self._changed, self._due):
-            wakeup.set()
+        self._requests.stop()
+        self._stopping.set()
+        self._changed.set()
 
     async def _publish_loop(self) -> None:
         async with asyncio.TaskGroup() as publishing:
-            while self._changes or self._requests or not self._stopping:
+            while self._changes or not self._stopping.is_set():
                 await self._changed.wait()
                 self._changed.clear()
-                while self._changes or self._requests:
-                    await self._send_once(publishing)
+                while self._changes:
                     await self._publish_once(publishing)
         self._all_published = True
         self._to_mark.set()
 
-    async def _send_once(self, publishing: asyncio.TaskGroup) -> int:
-        """Start to send the next work requests from memory, and return their number."""
-        count = min(work_requests.MAX_REQUESTS, len(self._requests))
-        if count:
-            requests = [self._requests.popleft() for _ in range(count)]
-            await self._slots.acquire()
-            publishing.create_task(self._send_in_slot(requests), name="relay requests")
-        return count
-
-    async def _send_in_slot(self, requests: Sequence[StartedRequest]) -> None:
-        try:
-            await work_requests.send(self._context, requests, self._context.now())
-        except Unavailable as error:
-            await self._back_off(error)
-        finally:
-            self._slots.release()
-
     async def _publish_once(self, publishing: asyncio.TaskGroup) -> int:
         """Start to publish the next changes from memory, and return the number of events; 0 if they cannot be read."""
-        if not self._changes:
-            return 0
         batch = [self._changes.popleft() for _ in range(min(MAX_EVENTS_PER_ROUND, len(self._changes)))]
         changes, traces = zip(*batch, strict=True)
         try:
@@ -159,13 +134,17 @@ class Relay:
     async def _back_off(self, error: Unavailable | Retry) -> None:
         """Report the error and wait. Events that were not published are still in the outbox."""
         self._failures += 1
-        self._context.on_error(str(error))
+        self._note(error)
         await asyncio.sleep(retry.delay(self._failures))
+
+    def _note(self, error: Unavailable | Retry) -> None:
+        note = self._context.on_unconfirmed if isinstance(error, Unconfirmed) else self._context.on_error
+        note(str(error))
 
     async def _mark_loop(self) -> None:
         while not self._all_published or self._confirmed:
             await self._to_mark.wait()
-            if not self._stopping:
+            if not self._stopping.is_set():
                 await asyncio.sleep(MARK_AFTER)
             self._to_mark.clear()
             await self._mark_once()
@@ -180,36 +159,23 @@ class Relay:
 
     async def _poll_loop(self) -> None:
         failures = 0
-        while not self._stopping:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._every):
-                    await self._due.wait()
-            self._due.clear()
+        while not self._stopping.is_set():
+            await retry.wait(self._stopping, self._every)
             try:
                 await self._poll_once()
                 failures = 0
             except (Unavailable, Retry) as error:
                 failures += 1
-                self._context.on_error(str(error))
-                await asyncio.sleep(retry.delay(failures))
+                self._note(error)
+                await retry.wait(self._stopping, retry.delay(failures))
 
     async def _poll_once(self) -> int:
-        """Send all due work requests; every ``every`` seconds also publish stale events. Return the number of both.
-
-        If stale events remain, the next poll, which publishes them, follows at once.
-        """
+        """Publish all stale events and return their number."""
         count = 0
-        while sent := await work_requests.send_due(self._context, self._context.now()):
-            count += sent
-            if sent < work_requests.MAX_REQUESTS:
-                break
-        if monotonic() - self._polled_at >= self._every:
-            self._polled_at = monotonic()
+        has_more = True
+        while has_more:
             published, has_more = await republish_stale(self._context, MAX_EVENTS_PER_ROUND)
             count += published
-            if has_more:  # go on at once, after the requests that are due by then
-                self._polled_at -= self._every
-                self._due.set()
         return count
 
 

@@ -214,7 +214,9 @@ class ReportConsumer:
         if not rejected:
             return
         messages = [dead_letter_of(self._context, delivery, invalid) for delivery, invalid in rejected]
-        await self._context.until_stopped(partial(publish_dead_letters, self._context.publisher, messages), "broker")
+        await self._context.until_stopped(
+            partial(publish_dead_letters, self._context.dead_publisher, messages), "broker"
+        )
         for _, invalid in rejected:
             self._context.metrics.dead_lettered.labels(invalid.reason.value).inc()
             self._context.rates.count_dead_letter(invalid.reason.value, self._context.now())

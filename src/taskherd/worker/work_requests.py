@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
 from taskherd.broker.publisher import OutgoingMessage
@@ -27,6 +29,9 @@ DEFAULT_POOL = "default"
 MAX_REQUESTS = 500
 """Maximum number of requests that are sent at a time."""
 
+MAX_OF_TARGET = 64
+"""Maximum number of requests to one target that wait for the broker's confirm at the same time."""
+
 
 @value(frozen=True, slots=True)
 class RequestContents:
@@ -46,7 +51,7 @@ async def send_due(context: WorkerContext, now: datetime) -> int:
     """Send the requests that are due and return their number. The times of their next attempts are committed first.
 
     Raises:
-        Unavailable: the database cannot be reached, or the broker did not confirm all of them.
+        Unavailable: the database cannot be reached.
     """
     policy = context.request_retry
     async with transaction(context.engine) as connection:
@@ -87,14 +92,25 @@ async def send(
     now: datetime,
     contents: RequestContents = NO_CONTENTS,
 ) -> None:
-    """Send requests, whose attempts are committed. Raise ``Unavailable`` if the broker did not confirm all of them."""
-    messages = [message for row, details in requests for message in _messages(context, row, details, contents, now)]
-    outcomes = await context.publisher.publish_many(messages)
+    """Send requests, whose attempts are committed. Those that the broker does not confirm are sent again when due."""
+    by_target: defaultdict[str, list[OutgoingMessage]] = defaultdict(list)
+    for row, details in requests:
+        for target, message in _messages(context, row, details, contents, now):
+            by_target[target].append(message)
+    await asyncio.gather(*(_send_to(context, target, messages) for target, messages in by_target.items()))
     for row, _ in requests:
         context.metrics.requests_sent.labels(row.type).inc()
-    failed = [outcome for outcome in outcomes if isinstance(outcome, Unavailable)]
-    if failed:
-        raise failed[0]
+
+
+async def _send_to(context: WorkerContext, target: str, messages: Sequence[OutgoingMessage]) -> None:
+    """Send requests to one target, until it confirms none of several: the others would only wait as long, too."""
+    for start in range(0, len(messages), MAX_OF_TARGET):
+        outcomes = await context.work_publisher.publish_many(messages[start : start + MAX_OF_TARGET])
+        errors = [outcome for outcome in outcomes if isinstance(outcome, Unavailable)]
+        if errors:
+            context.on_unconfirmed(f"requests to {target}: {errors[0]}")
+        if len(errors) == len(outcomes):
+            return
 
 
 def targets(row: WorkRequestRow, run: Mapping[str, Any], now: datetime, runner_answer_timeout: timedelta) -> list[str]:
@@ -116,14 +132,20 @@ def _messages(
     task: WorkRequestDetails,
     contents: RequestContents,
     now: datetime,
-) -> list[OutgoingMessage]:
+) -> list[tuple[str, OutgoingMessage]]:
+    """Return the messages of a request, each with its target."""
     request = _request(context, row, task, contents)
     if request is None:
         return []
     body = work.encode_request(request)
     ttl = _expiration(context, row, now)
     return [
-        OutgoingMessage(context.names.work, work.routing_key(row.type, target), body, mandatory=True, expiration=ttl)
+        (
+            target,
+            OutgoingMessage(
+                context.names.work, work.routing_key(row.type, target), body, mandatory=True, expiration=ttl
+            ),
+        )
         for target in targets(row, task.run, now, context.request_retry.runner_answer_timeout)
     ]
 

@@ -1,0 +1,104 @@
+"""Send work requests: new ones immediately from memory, and from the database those that are due.
+
+A request that the broker does not confirm is due again later, like one that no runner answers, so nothing waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, TypeAlias
+
+from taskherd import retry
+from taskherd.errors import Retry, Unavailable
+from taskherd.worker import work_requests
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from taskherd.store.work_request_details import WorkRequestDetails
+    from taskherd.store.work_requests import WorkRequestRow
+    from taskherd.worker.context import WorkerContext
+
+    StartedRequest: TypeAlias = tuple[WorkRequestRow, WorkRequestDetails]
+
+MAX_BUFFER = 20_000
+"""Maximum number of new requests in memory; further ones are sent when their second attempt is due."""
+
+MAX_SENDING = 4
+"""Maximum number of batches of new requests that wait for the broker's confirm at the same time."""
+
+
+class RequestSender:
+    """Buffers new work requests; ``run`` sends them, and those that are due."""
+
+    def __init__(self, context: WorkerContext, every: float) -> None:
+        """Create the sender. It looks for due requests ``every`` seconds."""
+        self._context = context
+        self._every = every
+        self._requests: deque[StartedRequest] = deque()
+        self._slots = asyncio.Semaphore(MAX_SENDING)
+        self._added, self._due = asyncio.Event(), asyncio.Event()
+        self._stopping = False
+
+    def send(self, requests: Sequence[StartedRequest]) -> None:
+        """Buffer work requests whose first attempt is committed, up to ``MAX_BUFFER``."""
+        self._requests.extend(requests[: max(0, MAX_BUFFER - len(self._requests))])
+        self._added.set()
+
+    def wake(self) -> None:
+        """Send the requests that are due now."""
+        self._due.set()
+
+    async def run(self) -> None:
+        """Send until stopped, then what is left in memory."""
+        async with asyncio.TaskGroup() as loops:
+            loops.create_task(self._due_loop(), name="relay due requests")
+            await self._new_loop()
+
+    def stop(self) -> None:
+        """Make ``run`` send what is left in memory, and end."""
+        self._stopping = True
+        self._added.set()
+        self._due.set()
+
+    async def _new_loop(self) -> None:
+        async with asyncio.TaskGroup() as sending:
+            while self._requests or not self._stopping:
+                await self._added.wait()
+                self._added.clear()
+                while self._requests:
+                    await self._send_once(sending)
+
+    async def _send_once(self, sending: asyncio.TaskGroup) -> int:
+        """Start to send the next new requests, and return their number."""
+        await self._slots.acquire()
+        requests = [self._requests.popleft() for _ in range(min(work_requests.MAX_REQUESTS, len(self._requests)))]
+        task = sending.create_task(
+            work_requests.send(self._context, requests, self._context.now()), name="relay requests"
+        )
+        task.add_done_callback(lambda _: self._slots.release())
+        return len(requests)
+
+    async def _due_loop(self) -> None:
+        failures = 0
+        while not self._stopping:
+            await retry.wait(self._due, self._every)
+            self._due.clear()
+            try:
+                await self._send_due_once()
+                failures = 0
+            except (Unavailable, Retry) as error:
+                failures += 1
+                self._context.on_error(str(error))
+                await asyncio.sleep(retry.delay(failures))
+
+    async def _send_due_once(self) -> int:
+        """Send all due work requests and return their number. Raises ``Unavailable`` if the database is."""
+        count = 0
+        while not self._stopping:
+            sent = await work_requests.send_due(self._context, self._context.now())
+            count += sent
+            if sent < work_requests.MAX_REQUESTS:
+                break
+        return count
