@@ -37,3 +37,12 @@ def test_exactly_the_acknowledged_tags_are_acked(batches: list[list[int]]) -> No
 def test_a_contiguous_run_takes_one_frame() -> None:
     """A thousand deliveries acknowledged in order take one frame."""
     assert AckTracker().acknowledge(range(1, 1001)) == Acks(1000, ())
+
+
+def test_a_delivery_that_stays_unacknowledged_costs_no_memory() -> None:
+    """Only the tags that are not acknowledged are remembered, not those after them that are."""
+    tracker = AckTracker()
+    for tag in range(2, 10_000):
+        assert tracker.acknowledge([tag]) == Acks(None, (tag,))
+    assert tracker._open == {1}
+    assert tracker.acknowledge([1]) == Acks(1, ())

@@ -18,11 +18,14 @@ class Acks:
 
 
 class AckTracker:
-    """The acknowledged delivery tags of one channel; a channel numbers its deliveries from 1, without gaps."""
+    """The acknowledged delivery tags of one channel; a channel numbers its deliveries from 1, without gaps.
+
+    What it remembers is bounded by the prefetch, even if one delivery is never acknowledged: the tags that are not.
+    """
 
     def __init__(self) -> None:
-        self._floor = 0
-        self._above: set[int] = set()
+        self._highest = 0
+        self._open: set[int] = set()
 
     def acknowledge(self, tags: Iterable[int]) -> Acks:
         """Record ``tags`` as acknowledged and return the ack frames to send.
@@ -30,10 +33,12 @@ class AckTracker:
         Tags that were acknowledged before are left out, because the broker closes the channel if one is repeated. For
         the same reason ``up_to`` is always one of ``tags``.
         """
-        new_tags = {tag for tag in tags if tag > self._floor and tag not in self._above}
-        self._above |= new_tags
-        while self._floor + 1 in self._above:
-            self._floor += 1
-            self._above.remove(self._floor)
-        up_to = max((tag for tag in new_tags if tag <= self._floor), default=None)
-        return Acks(up_to, tuple(sorted(tag for tag in new_tags if tag > self._floor)))
+        new_tags = {tag for tag in tags if tag > self._highest or tag in self._open}
+        highest = max(new_tags, default=0)
+        if highest > self._highest:
+            self._open.update(range(self._highest + 1, highest + 1))
+            self._highest = highest
+        self._open -= new_tags
+        floor = min(self._open) - 1 if self._open else self._highest
+        up_to = max((tag for tag in new_tags if tag <= floor), default=None)
+        return Acks(up_to, tuple(sorted(tag for tag in new_tags if tag > floor)))

@@ -132,6 +132,10 @@ class Consumer:
         acked = [await self._ack(epoch, of_channel) for epoch, of_channel in tags.items()]
         return all(acked)
 
+    def holds(self, delivery: Delivery) -> bool:
+        """Return whether ``delivery`` can still be acknowledged; if not, the broker redelivers it."""
+        return delivery.epoch in self._subscriptions
+
     async def _ack(self, epoch: int, tags: Sequence[int]) -> bool:
         subscription = self._subscriptions.get(epoch)
         if subscription is None:

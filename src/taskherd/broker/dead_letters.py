@@ -11,10 +11,9 @@ from pamqp.commands import Basic
 
 from taskherd.broker.connection import REQUEST_TIMEOUT, SupervisedConnection, map_errors
 from taskherd.broker.publisher import JSON, OutgoingMessage, Publisher, PublishOutcome
-from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from aiormq.abc import AbstractChannel, DeliveredMessage
     from pamqp.common import FieldTable
@@ -90,18 +89,9 @@ def build_dead_letter(
     )
 
 
-async def publish_dead_letters(publisher: Publisher, pending: list[OutgoingMessage]) -> None:
-    """Publish all dead letters and remove the confirmed ones from ``pending``. Raise ``Unavailable`` if any remains."""
-    outcomes = await publisher.publish_many(pending)
-    pending[:] = [
-        each for each, outcome in zip(pending, outcomes, strict=True) if outcome is not PublishOutcome.CONFIRMED
-    ]
-    if PublishOutcome.UNROUTED in outcomes:
-        raise Unavailable(
-            f"no queue is bound for dead letters; `taskherd topology apply` declares {pending[0].exchange}"
-        )
-    if pending:
-        raise Unavailable(f"{len(pending)} dead letters were not confirmed")
+async def publish_dead_letters(publisher: Publisher, dead_letters: Sequence[OutgoingMessage]) -> list[bool]:
+    """Publish dead letters together. Return for each whether the broker confirmed that it is in a queue."""
+    return [outcome is PublishOutcome.CONFIRMED for outcome in await publisher.publish_many(dead_letters)]
 
 
 async def read(connection: SupervisedConnection, names: TopologyNames, limit: int) -> list[QueuedMessage]:

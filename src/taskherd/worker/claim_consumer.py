@@ -24,9 +24,10 @@ from taskherd.observability.failpoints import Failpoint
 from taskherd.store.engine import DataError, transaction
 from taskherd.worker.batch import MESSAGE_ERRORS, Batch
 from taskherd.worker.concurrency import isolate_possible_poison
+from taskherd.worker.dead_letter_sender import DeadLetterSender
 from taskherd.worker.dead_letters import untrusted_sender
 from taskherd.worker.load import load_ownership
-from taskherd.worker.outgoing_replies import OutgoingReply, publish_rejected, reply_queue, send_replies
+from taskherd.worker.outgoing_replies import OutgoingReply, reply_queue, send_replies
 from taskherd.worker.reconcile import reconcile
 from taskherd.worker.sender_pools import NO_POOL
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from taskherd.broker.delivery import Delivery
     from taskherd.domain.claims import ClaimDecision
     from taskherd.worker.context import WorkerContext
-    from taskherd.worker.outgoing_replies import Rejected
+    from taskherd.worker.dead_letter_sender import Rejected
     from taskherd.worker.relay import Relay
     from taskherd.worker.sender_pools import Pools, SenderPools
     from taskherd.worker.work_queues import WorkQueues
@@ -76,10 +77,11 @@ class ClaimConsumer:
         self._hellos: list[tuple[Delivery, RunnerHello]] = []  # unacked, so the prefetch bounds it
         self._hello_arrived = asyncio.Event()
         self._finished = False
+        self._dead_letters = DeadLetterSender(consumer, context)
 
     async def run(self) -> None:
         """Process messages until consuming has stopped and the buffer is empty."""
-        async with asyncio.TaskGroup() as group:
+        async with self._dead_letters.sending(), asyncio.TaskGroup() as group:
             group.create_task(self._handle_hellos(), name="hellos")
             try:
                 while await self._consume_once():
@@ -191,20 +193,15 @@ class ClaimConsumer:
                 reason = DeadLetterReason.COMMAND_REFUSED
                 refused.append((delivery, InvalidMessage(None, reason, refusal, delivery.body)))
         await self._answer(answers)
-        if refused:
-            await self._publish_rejected(refused)
+        await self._dead_letters.add(refused)
 
     async def _reject(self, rejected: Sequence[Rejected]) -> None:
-        """Reply to invalid messages with an error, and publish them as dead letters."""
+        """Reply to invalid messages with an error, and have them published as dead letters."""
         for _ in rejected:
             self._count("unknown", "invalid")
         answers = [OutgoingReply(delivery, replies.invalid_message_reply(invalid)) for delivery, invalid in rejected]
         send_replies(self._context, answers)
-        await self._publish_rejected(rejected)
-
-    async def _publish_rejected(self, rejected: Sequence[Rejected]) -> None:
-        await publish_rejected(self._context, rejected)
-        await self._consumer.ack([delivery for delivery, _ in rejected])
+        await self._dead_letters.add(rejected)
 
     async def _answer(self, answers: Sequence[OutgoingReply]) -> None:
         """Publish the replies and ack their messages."""

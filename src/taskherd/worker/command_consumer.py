@@ -1,7 +1,8 @@
 """Consume commands: all that wait are executed together, each is judged and answered by itself.
 
 Commands have their own queue, so they do not wait behind reports. A batch is one transaction; after its commit the
-replies are sent and the batch is acked. A batch that fails is halved until the command that makes it fail is found.
+replies are sent and the batch is acked; a command that cannot be executed becomes a dead letter first. A batch that
+fails is halved until the command that makes it fail is found.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from taskherd.store.engine import DataError
 from taskherd.worker.batch import MESSAGE_ERRORS, Batch
 from taskherd.worker.command_order import WaitingCommand, next_commands
 from taskherd.worker.concurrency import BatchFootprint, BatchScheduler
+from taskherd.worker.dead_letter_sender import DeadLetterSender
 from taskherd.worker.dead_letters import untrusted_sender
-from taskherd.worker.outgoing_replies import OutgoingReply, publish_rejected, reply_queue, send_replies
+from taskherd.worker.outgoing_replies import OutgoingReply, reply_queue, send_replies
 from taskherd.worker.reconcile import reconcile
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from taskherd.broker.delivery import Delivery
     from taskherd.worker.batch import BatchResult, CommandReply
     from taskherd.worker.context import WorkerContext
-    from taskherd.worker.outgoing_replies import Rejected
+    from taskherd.worker.dead_letter_sender import Rejected
     from taskherd.worker.relay import Relay
 
 log = structlog.get_logger(__name__)
@@ -66,10 +68,11 @@ class CommandConsumer:
         self._waiting: list[WaitingCommand] = []
         self._latest_actor: UUID | None = None
         self._shared_until = 0.0
+        self._dead_letters = DeadLetterSender(consumer, context)
 
     async def run(self) -> None:
         """Execute commands until consuming has stopped and the buffer is empty."""
-        async with asyncio.TaskGroup() as group:
+        async with self._dead_letters.sending(), asyncio.TaskGroup() as group:
             scheduler = BatchScheduler(group)
             while await self._receive():
                 await scheduler.wait_slot(self._ready, 0.0 if self._is_shared() else MAX_GROW)
@@ -123,7 +126,7 @@ class CommandConsumer:
                 self._waiting.append(WaitingCommand(delivery, command))
 
     async def _handle(self, batch: Sequence[WaitingCommand], _previous: asyncio.Task[None] | None) -> None:
-        """Execute commands, reply to them, publish dead letters, and ack."""
+        """Execute commands, reply to them, ack, and have dead letters published."""
         try:
             with self._span(batch):
                 outcomes = await self._execute(batch)
@@ -189,24 +192,16 @@ class CommandConsumer:
                 reason = DeadLetterReason.COMMAND_REFUSED
                 refused.append((delivery, InvalidMessage(None, reason, detail, delivery.body)))
         send_replies(self._context, answers)
-        await publish_rejected(self._context, refused)
-        await self._consumer.ack([answer.delivery for answer in answers])
+        waiting = {id(delivery) for delivery, _ in refused}
+        await self._consumer.ack([answer.delivery for answer in answers if id(answer.delivery) not in waiting])
+        await self._dead_letters.add(refused)
         await self._reject(rejected)
 
     async def _reject(self, rejected: Sequence[Rejected]) -> None:
-        """Reply to commands with an error, publish them as dead letters, and ack them."""
-        if not rejected:
-            return
-        try:
-            answers = [
-                OutgoingReply(delivery, replies.invalid_message_reply(invalid)) for delivery, invalid in rejected
-            ]
-            send_replies(self._context, answers)
-            await publish_rejected(self._context, rejected)
-        except Unavailable as error:
-            log.warning("commands abandoned, the broker redelivers them", count=len(rejected), reason=str(error))
-            return
-        await self._consumer.ack([delivery for delivery, _ in rejected])
+        """Reply to commands with an error, and have them published as dead letters."""
+        answers = [OutgoingReply(delivery, replies.invalid_message_reply(invalid)) for delivery, invalid in rejected]
+        send_replies(self._context, answers)
+        await self._dead_letters.add(rejected)
 
 
 def _footprint(batch: Sequence[WaitingCommand]) -> BatchFootprint:

@@ -164,20 +164,14 @@ class Maintenance:
             if not rows:
                 return 0
             letters = [self._dead_letter_of(row, now) for row in rows]
-            pending = list(letters)
-            failure: Unavailable | None = None
-            try:
-                await publish_dead_letters(context.dead_publisher, pending)
-            except Unavailable as error:
-                failure = error
-            unconfirmed = {id(letter) for letter in pending}
-            confirmed = [row.id for row, letter in zip(rows, letters, strict=True) if id(letter) not in unconfirmed]
-            await parked_reports.delete(connection, confirmed)
-        context.metrics.dead_lettered.labels(DeadLetterReason.PARKED_EXPIRED.value).inc(len(confirmed))
-        for _ in confirmed:
+            confirmed = await publish_dead_letters(context.dead_publisher, letters)
+            expired = [row.id for row, is_confirmed in zip(rows, confirmed, strict=True) if is_confirmed]
+            await parked_reports.delete(connection, expired)
+        context.metrics.dead_lettered.labels(DeadLetterReason.PARKED_EXPIRED.value).inc(len(expired))
+        for _ in expired:
             context.rates.count_dead_letter(DeadLetterReason.PARKED_EXPIRED.value, now)
-        if failure is not None:
-            raise failure
+        if len(expired) < len(rows):
+            raise Unavailable(f"{len(rows) - len(expired)} dead letters were not confirmed")
         return len(rows)
 
     def _dead_letter_of(self, row: ParkedReport, now: datetime) -> OutgoingMessage:

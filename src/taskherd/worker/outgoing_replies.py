@@ -1,29 +1,22 @@
-"""Send replies to commands and claims, and publish those that cannot be processed as dead letters."""
+"""Send replies to commands and claims."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
-from taskherd.broker.dead_letters import publish_dead_letters
 from taskherd.broker.publisher import OutgoingMessage
 from taskherd.broker.reply_queues import may_reply_to
 from taskherd.messages import replies
-from taskherd.worker.dead_letters import dead_letter_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from taskherd.broker.delivery import Delivery
-    from taskherd.messages.decoding import InvalidMessage
     from taskherd.worker.context import WorkerContext
 
 log = structlog.get_logger(__name__)
-
-Rejected: TypeAlias = "tuple[Delivery, InvalidMessage]"
-"""A delivery, and why it becomes a dead letter."""
 
 
 class OutgoingReply(NamedTuple):
@@ -64,14 +57,3 @@ def _outgoing(answer: OutgoingReply, queue: str) -> OutgoingMessage:
         headers={replies.REPEATED_HEADER: True} if answer.repeated else None,
         correlation_id=answer.delivery.correlation_id,
     )
-
-
-async def publish_rejected(context: WorkerContext, rejected: Sequence[Rejected]) -> None:
-    """Publish rejected deliveries as dead letters, and count them. Raises ``Unavailable`` if it is stopping."""
-    if not rejected:
-        return
-    messages = [dead_letter_of(context, delivery, invalid) for delivery, invalid in rejected]
-    await context.until_stopped(partial(publish_dead_letters, context.dead_publisher, messages), "broker")
-    for _, invalid in rejected:
-        context.metrics.dead_lettered.labels(invalid.reason.value).inc()
-        context.rates.count_dead_letter(invalid.reason.value, context.now())

@@ -1,8 +1,8 @@
-"""Consume reports: decode deliveries in batches, reconcile them, dead-letter the invalid ones, then ack.
+"""Consume reports: decode deliveries in batches, reconcile them, then ack; the invalid ones become dead letters first.
 
 A delivery is acked only after all its reports are committed or dead-lettered; after a crash before the ack it is
-delivered again. During an outage the batch is kept and retried: requeueing would use up the delivery limit of its
-messages.
+delivered again. During an outage of the database the batch is kept and retried: requeueing would use up the delivery
+limit of its messages. Dead letters are published beside the batches.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from taskherd.broker.dead_letters import publish_dead_letters
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.errors import Unavailable
 from taskherd.messages.decoding import InvalidMessage
@@ -29,7 +28,8 @@ from taskherd.store.engine import DataError
 from taskherd.worker import pacing
 from taskherd.worker.batch import MESSAGE_ERRORS, Batch
 from taskherd.worker.concurrency import BatchFootprint, BatchScheduler, isolate_possible_poison
-from taskherd.worker.dead_letters import dead_letter_of, untrusted_sender
+from taskherd.worker.dead_letter_sender import DeadLetterSender
+from taskherd.worker.dead_letters import untrusted_sender
 from taskherd.worker.probe import is_probe
 from taskherd.worker.reconcile import reconcile
 from taskherd.worker.sender_pools import NO_POOL
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from taskherd.domain.reports import Report
     from taskherd.observability.tracing import Carrier
     from taskherd.worker.context import WorkerContext
+    from taskherd.worker.dead_letter_sender import Rejected
     from taskherd.worker.probe import Probe
     from taskherd.worker.relay import Relay
     from taskherd.worker.sender_pools import Pools
@@ -55,7 +56,7 @@ MIN_TIME = datetime.min.replace(tzinfo=UTC)
 """Earlier than the receipt of any report."""
 
 MAX_LOGGED = 5
-"""Maximum number of task ids or dead letters in a log line."""
+"""Maximum number of task ids in a log line."""
 
 
 @dataclass(slots=True)
@@ -96,6 +97,7 @@ class ReportConsumer:
         self._scheduler: BatchScheduler | None = None
         self._received_until = MIN_TIME
         self._pace = pacing.Pace(monotonic)
+        self._dead_letters = DeadLetterSender(consumer, context)
 
     @property
     def in_flight(self) -> int:
@@ -107,7 +109,7 @@ class ReportConsumer:
 
         ``wait`` is the time in seconds that a batch may take to fill; 0: as ``pacing`` says.
         """
-        async with asyncio.TaskGroup() as group:
+        async with self._dead_letters.sending(), asyncio.TaskGroup() as group:
             self._scheduler = scheduler = BatchScheduler(group)
             while await self._consume_once(scheduler, limit, wait):
                 await scheduler.wait_idle(lambda: self._consumer.buffered >= limit)
@@ -126,19 +128,20 @@ class ReportConsumer:
         return len(deliveries)
 
     async def _process(self, decoded: DecodedBatch, previous: asyncio.Task[None] | None) -> None:
-        """Reconcile a batch, publish its dead letters, and ack it after the ``previous`` batch has ended."""
+        """Reconcile a batch, ack it after the ``previous`` batch has ended, and have its dead letters published."""
         try:
             with self._context.tracing.span("batch", links=decoded.traces, deliveries=len(decoded.deliveries)):
                 outcomes = await self._reconcile(decoded.reports, decoded.pools)
                 self._context.failpoint(Failpoint.POST_COMMIT)
-                await self._send_dead_letters(decoded, outcomes)
         except Unavailable as error:
             reason = str(error)
             log.warning("batch abandoned, the broker redelivers it", deliveries=len(decoded.deliveries), reason=reason)
             return
         if previous is not None:
             await asyncio.wait({previous})
-        acked = await self._consumer.ack(decoded.deliveries)
+        rejected = _rejected(decoded, outcomes)
+        waiting = {id(delivery) for delivery, _ in rejected}
+        acked = await self._consumer.ack([each for each in decoded.deliveries if id(each) not in waiting])
         self._context.failpoint(Failpoint.POST_ACK)
         for delivery in decoded.probes:
             self._probe.reply(delivery)
@@ -150,6 +153,7 @@ class ReportConsumer:
             acked=acked,
             task_ids=[str(report.task_id) for report in decoded.reports[:MAX_LOGGED]],
         )
+        await self._dead_letters.add(rejected)
 
     def _decode(self, deliveries: Sequence[Delivery]) -> DecodedBatch:
         now = max(self._context.now(), self._received_until)
@@ -204,25 +208,6 @@ class ReportConsumer:
         self._relay.offer(result.changes, has_due_requests=result.has_due_requests)
         return result.outcomes
 
-    async def _send_dead_letters(self, decoded: DecodedBatch, outcomes: Sequence[ReportOutcome]) -> None:
-        """Publish invalid elements and rejected reports as dead letters, and wait for the broker's confirm."""
-        rejected = list(decoded.invalid)
-        for (delivery, index), outcome in zip(decoded.origins, outcomes, strict=True):
-            if outcome.dead_letter_reason is not None:
-                body = delivery.body if index is None else (split_json_array(delivery.body) or [])[index]
-                rejected.append((delivery, InvalidMessage(index, outcome.dead_letter_reason, outcome.detail, body)))
-        if not rejected:
-            return
-        messages = [dead_letter_of(self._context, delivery, invalid) for delivery, invalid in rejected]
-        await self._context.until_stopped(
-            partial(publish_dead_letters, self._context.dead_publisher, messages), "broker"
-        )
-        for _, invalid in rejected:
-            self._context.metrics.dead_lettered.labels(invalid.reason.value).inc()
-            self._context.rates.count_dead_letter(invalid.reason.value, self._context.now())
-        first = [(invalid.reason.value, invalid.detail[:100]) for _, invalid in rejected[:MAX_LOGGED]]
-        log.warning("dead letters published", count=len(rejected), first=first)
-
     def _count(self, decoded: DecodedBatch, outcomes: Sequence[ReportOutcome]) -> None:
         self._context.metrics.batch_size.observe(len(decoded.deliveries))
         labels = (outcome.metric for outcome in outcomes)
@@ -230,3 +215,13 @@ class ReportConsumer:
         counts["unknown", "invalid"] += len(decoded.invalid)
         for (kind, label), count in counts.items():
             self._context.metrics.reports.labels(kind, label).inc(count)
+
+
+def _rejected(decoded: DecodedBatch, outcomes: Sequence[ReportOutcome]) -> list[Rejected]:
+    """Return the invalid elements and the rejected reports."""
+    rejected = list(decoded.invalid)
+    for (delivery, index), outcome in zip(decoded.origins, outcomes, strict=True):
+        if outcome.dead_letter_reason is not None:
+            body = delivery.body if index is None else (split_json_array(delivery.body) or [])[index]
+            rejected.append((delivery, InvalidMessage(index, outcome.dead_letter_reason, outcome.detail, body)))
+    return rejected
