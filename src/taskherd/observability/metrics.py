@@ -103,7 +103,7 @@ class Metrics:
         self.batch_failures = self._counter(
             "batch_failures",
             "Batches that failed and were tried again, by reason: database, broker, or bisected (to find an invalid "
-            "report).",
+            "report, or because they took too long).",
             "reason",
         )
 

@@ -62,6 +62,10 @@ STATEMENT_ERRORS: Final = frozenset({"26000", "42P05"})
 PgBouncer in transaction mode."""
 
 
+STATEMENT_BUGS: Final = (SQLAlchemyError, asyncpg.PostgresError)
+"""What ``transaction`` raises as it is, because it is none of its errors: a mistake in a statement or in the schema."""
+
+
 class DataError(TaskherdError):
     """PostgreSQL rejects a value (invalid or duplicate); retrying cannot help."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from taskherd.domain.value import value
-from taskherd.store.engine import DataError
+from taskherd.store.engine import STATEMENT_BUGS, DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,7 +30,16 @@ if TYPE_CHECKING:
     from taskherd.worker.sender_pools import Pools
 
 
-MESSAGE_ERRORS = (DataError, ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+MESSAGE_ERRORS = (
+    DataError,
+    *STATEMENT_BUGS,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
 """Errors attributable to a single message: PostgreSQL rejects one of its values, or it triggers a bug."""
 
 

@@ -22,7 +22,8 @@ from taskherd.messages.claims import BUILD_CLAIM, RUNNER_HELLO, TASK_OWNED, Owne
 from taskherd.messages.decoding import InvalidMessage
 from taskherd.observability.failpoints import Failpoint
 from taskherd.store.engine import DataError, transaction
-from taskherd.worker.batch import MESSAGE_ERRORS, Batch
+from taskherd.worker.batch import Batch
+from taskherd.worker.bisection import Bisection
 from taskherd.worker.concurrency import isolate_possible_poison
 from taskherd.worker.dead_letter_sender import DeadLetterSender
 from taskherd.worker.dead_letters import untrusted_sender
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from taskherd.broker.consumer import Consumer
     from taskherd.broker.delivery import Delivery
     from taskherd.domain.claims import ClaimDecision
+    from taskherd.worker.batch import BatchResult
     from taskherd.worker.context import WorkerContext
     from taskherd.worker.dead_letter_sender import Rejected
     from taskherd.worker.relay import Relay
@@ -77,6 +79,7 @@ class ClaimConsumer:
         self._hellos: list[tuple[Delivery, RunnerHello]] = []  # unacked, so the prefetch bounds it
         self._hello_arrived = asyncio.Event()
         self._finished = False
+        self._bisection = Bisection(context)
         self._dead_letters = DeadLetterSender(consumer, context)
 
     async def run(self) -> None:
@@ -131,24 +134,21 @@ class ClaimConsumer:
     async def _decide(
         self, batch: Sequence[BuildClaim], pools: Sequence[Pools]
     ) -> list[ClaimDecision | DeadLetterReason]:
-        """Return the committed decisions. A failing batch is halved until the claim that makes it fail is found."""
-        try:
-            result = await self._context.until_stopped(
-                lambda: reconcile(self._context, Batch(claims=batch, claim_pools=pools), self._context.now()),
-                "database",
-            )
-        except MESSAGE_ERRORS as error:
-            if len(batch) == 1:
-                log.warning("claim rejected", task_id=str(batch[0].task_id), reason=repr(error)[:200])
-                return [DeadLetterReason.DATA_ERROR if isinstance(error, DataError) else DeadLetterReason.FAULT]
-            self._context.metrics.batch_failures.labels("bisected").inc()
-            half = len(batch) // 2
-            return [
-                *await self._decide(batch[:half], pools[:half]),
-                *await self._decide(batch[half:], pools[half:]),
-            ]
-        self._relay.offer(result.changes, has_due_requests=result.has_due_requests)
-        return [*result.decisions]
+        """Return the committed decisions, or why a claim is dead-lettered."""
+
+        async def attempt(part: range) -> BatchResult:
+            claimed = Batch(claims=batch[part.start : part.stop], claim_pools=pools[part.start : part.stop])
+            return await reconcile(self._context, claimed, self._context.now())
+
+        def accept(_: range, result: BatchResult) -> list[ClaimDecision | DeadLetterReason]:
+            self._relay.offer(result.changes, has_due_requests=result.has_due_requests)
+            return [*result.decisions]
+
+        def reject(index: int, error: Exception) -> DeadLetterReason:
+            log.warning("claim rejected", task_id=str(batch[index].task_id), reason=repr(error)[:200])
+            return DeadLetterReason.DATA_ERROR if isinstance(error, DataError) else DeadLetterReason.FAULT
+
+        return await self._bisection.run(range(len(batch)), attempt, accept, reject)
 
     async def _answer_queries(self, queries: Sequence[tuple[Delivery, OwnershipQuery]]) -> None:
         async def read() -> Sequence[bytes]:

@@ -22,7 +22,8 @@ from taskherd.messages.decoding import InvalidMessage
 from taskherd.observability.failpoints import Failpoint
 from taskherd.observability.tracing import MAX_LINKS, extract
 from taskherd.store.engine import DataError
-from taskherd.worker.batch import MESSAGE_ERRORS, Batch
+from taskherd.worker.batch import Batch
+from taskherd.worker.bisection import Bisection
 from taskherd.worker.command_order import WaitingCommand, next_commands
 from taskherd.worker.concurrency import BatchFootprint, BatchScheduler
 from taskherd.worker.dead_letter_sender import DeadLetterSender
@@ -68,6 +69,7 @@ class CommandConsumer:
         self._waiting: list[WaitingCommand] = []
         self._latest_actor: UUID | None = None
         self._shared_until = 0.0
+        self._bisection = Bisection(context)
         self._dead_letters = DeadLetterSender(consumer, context)
 
     async def run(self) -> None:
@@ -137,21 +139,21 @@ class CommandConsumer:
     async def _execute(self, batch: Sequence[WaitingCommand]) -> list[CommandReply | DeadLetterReason]:
         """Return the reply to each command, or why it is dead-lettered."""
         commands = [command for _, command in batch]
-        try:
-            result = await self._context.until_stopped(
-                lambda: reconcile(self._context, Batch(commands=commands), self._context.now()), "database"
-            )
-        except MESSAGE_ERRORS as error:
-            if len(batch) == 1:
-                log.warning("command rejected", command_id=str(commands[0].command_id), reason=repr(error)[:200])
-                return [DeadLetterReason.DATA_ERROR if isinstance(error, DataError) else DeadLetterReason.FAULT]
-            self._context.metrics.batch_failures.labels("bisected").inc()
-            half = len(batch) // 2
-            return [*await self._execute(batch[:half]), *await self._execute(batch[half:])]
-        if any(isinstance(command, Answer) for command in commands):
-            self._context.failpoint(Failpoint.ANSWER_COMMITTED)
-        self._offer(batch, result)
-        return [*result.replies]
+
+        async def attempt(part: range) -> BatchResult:
+            return await reconcile(self._context, Batch(commands=commands[part.start : part.stop]), self._context.now())
+
+        def accept(part: range, result: BatchResult) -> list[CommandReply | DeadLetterReason]:
+            if any(isinstance(command, Answer) for command in commands[part.start : part.stop]):
+                self._context.failpoint(Failpoint.ANSWER_COMMITTED)
+            self._offer(batch[part.start : part.stop], result)
+            return [*result.replies]
+
+        def reject(index: int, error: Exception) -> DeadLetterReason:
+            log.warning("command rejected", command_id=str(commands[index].command_id), reason=repr(error)[:200])
+            return DeadLetterReason.DATA_ERROR if isinstance(error, DataError) else DeadLetterReason.FAULT
+
+        return await self._bisection.run(range(len(batch)), attempt, accept, reject)
 
     def _offer(self, batch: Sequence[WaitingCommand], result: BatchResult) -> None:
         """Pass each change to the relay in the trace of its command."""

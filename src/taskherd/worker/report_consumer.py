@@ -26,7 +26,8 @@ from taskherd.observability.failpoints import Failpoint
 from taskherd.observability.tracing import MAX_LINKS, extract
 from taskherd.store.engine import DataError
 from taskherd.worker import pacing
-from taskherd.worker.batch import MESSAGE_ERRORS, Batch
+from taskherd.worker.batch import Batch
+from taskherd.worker.bisection import Bisection
 from taskherd.worker.concurrency import BatchFootprint, BatchScheduler, isolate_possible_poison
 from taskherd.worker.dead_letter_sender import DeadLetterSender
 from taskherd.worker.dead_letters import untrusted_sender
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from taskherd.broker.delivery import Delivery
     from taskherd.domain.reports import Report
     from taskherd.observability.tracing import Carrier
+    from taskherd.worker.batch import BatchResult
     from taskherd.worker.context import WorkerContext
     from taskherd.worker.dead_letter_sender import Rejected
     from taskherd.worker.probe import Probe
@@ -97,6 +99,7 @@ class ReportConsumer:
         self._scheduler: BatchScheduler | None = None
         self._received_until = MIN_TIME
         self._pace = pacing.Pace(monotonic)
+        self._bisection = Bisection(context)
         self._dead_letters = DeadLetterSender(consumer, context)
 
     @property
@@ -186,27 +189,24 @@ class ReportConsumer:
         return decoded
 
     async def _reconcile(self, reports: Sequence[Report], pools: Sequence[Pools]) -> list[ReportOutcome]:
-        """Reconcile reports and return their outcomes. A failing batch is halved until the invalid report is found."""
-        if not reports:
-            return []
-        started_at = perf_counter()
-        try:
-            result = await self._context.until_stopped(
-                lambda: reconcile(self._context, Batch(reports, report_pools=pools), self._context.now()), "database"
-            )
-        except MESSAGE_ERRORS as error:
-            if len(reports) == 1:
-                log.warning("report rejected", task_id=str(reports[0].task_id), reason=repr(error)[:200])
-                return [ReportOutcome.DATA_ERROR if isinstance(error, DataError) else ReportOutcome.FAULT]
-            self._context.metrics.batch_failures.labels("bisected").inc()
-            half = len(reports) // 2
-            return [
-                *await self._reconcile(reports[:half], pools[:half]),
-                *await self._reconcile(reports[half:], pools[half:]),
-            ]
-        self._context.metrics.batch_seconds.observe(perf_counter() - started_at)
-        self._relay.offer(result.changes, has_due_requests=result.has_due_requests)
-        return result.outcomes
+        """Reconcile reports and return their outcomes."""
+
+        async def attempt(part: range) -> BatchResult:
+            batch = Batch(reports[part.start : part.stop], report_pools=pools[part.start : part.stop])
+            started_at = perf_counter()
+            result = await reconcile(self._context, batch, self._context.now())
+            self._context.metrics.batch_seconds.observe(perf_counter() - started_at)
+            return result
+
+        def accept(_: range, result: BatchResult) -> list[ReportOutcome]:
+            self._relay.offer(result.changes, has_due_requests=result.has_due_requests)
+            return result.outcomes
+
+        def reject(index: int, error: Exception) -> ReportOutcome:
+            log.warning("report rejected", task_id=str(reports[index].task_id), reason=repr(error)[:200])
+            return ReportOutcome.DATA_ERROR if isinstance(error, DataError) else ReportOutcome.FAULT
+
+        return await self._bisection.run(range(len(reports)), attempt, accept, reject) if reports else []
 
     def _count(self, decoded: DecodedBatch, outcomes: Sequence[ReportOutcome]) -> None:
         self._context.metrics.batch_size.observe(len(decoded.deliveries))
