@@ -12,7 +12,7 @@ import aio_pika
 import pytest
 from aio_pika.exceptions import ChannelNotFoundEntity
 
-from taskherd.errors import Unavailable
+from taskherd.errors import Misconfigured, Unavailable
 from taskherd.worker.work_queues import EVERY, WorkQueues
 from tests.harness.worker import SECRET, WorkerHarness, build_report, external_harness, running_worker
 
@@ -200,6 +200,23 @@ async def test_queues_of_the_directory_exist_without_a_hello(
             assert await harness.ask({"type": "runner.hello", "runner": "r2", "pool": "gpu"}) == {"ok": True}
             await harness.worker._work_queues.declare_missing_once()
             for name in ("gpu", "r1", "r2"):
+                assert await harness.queue_counts(f"work.{name}") == (0, 0)
+                await harness.channel.queue_delete(f"{harness.prefix}.work.{name}", timeout=5)
+
+
+async def test_a_queue_that_cannot_be_declared_delays_no_other(
+    database_url: str, amqp_url: str, amqp_prefix: str
+) -> None:
+    """If somebody declared the queue of one runner with other arguments, those of others are declared all the same."""
+    async with external_harness(database_url, amqp_url, amqp_prefix) as harness:
+        await harness.database.execute('UPDATE template_versions SET run = \'{"pool": "last"}\'')
+        await harness.database.execute("INSERT INTO runners (name, pool) VALUES ('first', 'last')")
+        await harness.channel.declare_queue(f"{harness.prefix}.work.first", durable=True, timeout=5)
+        async with running_worker(harness):
+            await harness.until_metric(1, "taskherd_drained")
+            with pytest.raises(Misconfigured, match=r"work\.first"):
+                await harness.worker._work_queues.declare_missing_once()
+            for name in ("first", "last"):
                 assert await harness.queue_counts(f"work.{name}") == (0, 0)
                 await harness.channel.queue_delete(f"{harness.prefix}.work.{name}", timeout=5)
 

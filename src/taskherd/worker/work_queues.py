@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -51,13 +52,14 @@ class WorkQueues:
         """Declare missing queues and delete idle ones, periodically, and sooner after a failure."""
         failures = 0
         while True:
-            try:
-                await self.declare_missing_once()
-                await self.forget_idle_once(self._context.now())
-                failures = 0
-            except (Unavailable, Retry, Misconfigured) as error:
-                failures += 1
-                log.warning("cannot declare work queues, retrying", reason=str(error))
+            failed = False
+            for once in (self.declare_missing_once, partial(self.forget_idle_once, self._context.now())):
+                try:
+                    await once()
+                except (Unavailable, Retry, Misconfigured) as error:
+                    failed = True
+                    log.warning("cannot declare work queues, retrying", reason=str(error))
+            failures = failures + 1 if failed else 0
             await asyncio.sleep(retry.delay(failures) if failures else EVERY)
 
     def reset(self) -> None:
@@ -65,11 +67,24 @@ class WorkQueues:
         self._declared.clear()
 
     async def declare_missing_once(self) -> None:
-        """Declare the queues of all pools and runners that were not declared yet."""
+        """Declare the queues of all pools and runners that were not declared yet.
+
+        Raises:
+            Unavailable: the database or the broker cannot be reached, or one of the queues hangs.
+            Misconfigured: one of the queues exists with other arguments. The others were declared.
+        """
         async with transaction(self._context.engine) as connection:
             targets = await runners.targets(connection)
+        failed: Unavailable | Misconfigured | None = None
         for target in sorted((targets.pools | targets.runners) - self._declared):
-            await self._declare(target)
+            try:
+                await self._declare(target)
+            except (Unavailable, Misconfigured) as error:
+                failed = error
+                if not self._declaring.is_up:
+                    break
+        if failed is not None:
+            raise failed
 
     async def register(self, hellos: Sequence[RunnerHello], now: datetime) -> list[str | None]:
         """Record runners and declare their missing queues. Return for each hello why it was refused, or None.
