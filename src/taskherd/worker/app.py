@@ -47,6 +47,7 @@ from taskherd.timeouts import timeouts_of
 from taskherd.worker import metric_labels
 from taskherd.worker.claim_consumer import ClaimConsumer
 from taskherd.worker.command_consumer import MAX_WAITING, CommandConsumer
+from taskherd.worker.consumer_watchdog import ConsumerWatchdog
 from taskherd.worker.context import RequestRetryPolicy, Retention, WorkerContext
 from taskherd.worker.directory_cache import DirectoryCache
 from taskherd.worker.maintenance import Maintenance
@@ -137,6 +138,7 @@ class Worker:
         self._command_consumer = CommandConsumer(self._commands, self._context, self._relay)
         self._work_queues = WorkQueues(self._context, self._connections.consume, self._connections.declare)
         self._claim_consumer = ClaimConsumer(self._claims, self._context, self._relay, self._work_queues)
+        self._watchdog = ConsumerWatchdog((self._commands, self._claims))
         timer_checks = TimerChecks(self._context, self._relay)
         self._maintenance = Maintenance(self._context, timer_checks)
         self._sweeper = Sweeper(
@@ -255,6 +257,7 @@ class Worker:
             ),
             asyncio.create_task(self._topology.run(), name="topology"),
             asyncio.create_task(self._work_queues.run(), name="work queues"),
+            asyncio.create_task(self._watchdog.run(), name="consumer watchdog"),
             asyncio.create_task(self._wakeups.run(), name="wakeups"),
             asyncio.create_task(self._wakeup_publisher.run(), name="wakeup publisher"),
             asyncio.create_task(self._update_gauges(), name="gauges"),
