@@ -6,10 +6,12 @@ import asyncio
 import json
 import uuid
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from taskherd import retry
 from taskherd.broker.dead_letters import publish_dead_letters
 from taskherd.domain.reports import AgentHeartbeat, AgentLifecycle, Lifecycle
 from taskherd.worker import maintenance, reconcile
@@ -124,3 +126,23 @@ async def test_a_heartbeat_during_the_reconcile_of_its_task_counts(
 async def reconciled(context: WorkerContext, batch: Batch, now: datetime) -> BatchResult:
     """Reconcile a batch as the consumers do, which repeat it after a conflict."""
     return await context.until_stopped(lambda: reconcile.reconcile(context, batch, now), "database")
+
+
+async def test_a_conflict_that_does_not_end_ends_no_worker(
+    harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the number of conflicts that are retried at once it counts as an outage, and is retried as long as one."""
+    monkeypatch.setattr(retry, "MAX_CONFLICTS", 0)
+    task_id = await harness.create()
+    failures = partial(harness.metric, "taskherd_batch_failures_total")
+    blocked = await harness.block_writes("tasks, runner_hellos")
+    hello = await harness.post({"type": "runner.hello", "runner": "r1", "pool": "default"}, "claims")
+    await harness.report(make_report("app.status", task_id, state="working", message="Reading"))
+    async with asyncio.timeout(TIMEOUT):
+        while not (failures(reason="broker") and failures(reason="database")):  # noqa: ASYNC110 - a counter is silent
+            await asyncio.sleep(0.05)
+    await blocked.rollback()
+    async with asyncio.timeout(TIMEOUT):
+        assert (await hello)["ok"]
+    await harness.until(lambda: harness.state(task_id).get("message") == "Reading")
+    await harness.channel.queue_delete(f"{harness.prefix}.work.r1", timeout=5)

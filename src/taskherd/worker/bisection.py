@@ -88,10 +88,10 @@ class Bisection:
             return await self._wait_out(attempt, size)
 
     async def _wait_out(self, attempt: Callable[[], Awaitable[BatchResult]], size: int) -> BatchResult:
-        timeouts = 0
+        timeouts = conflicts = 0
 
         async def once() -> BatchResult:
-            nonlocal timeouts
+            nonlocal timeouts, conflicts
             try:
                 return await attempt()
             except StatementTimeout as error:
@@ -99,13 +99,10 @@ class Bisection:
                 if size > 1 and timeouts >= MAX_TIMEOUTS:
                     raise _TooMuch from error
                 raise
-
-        while True:
-            try:
-                return await self._context.until_stopped(once, "database")
             except Retry as error:
-                if size > 1:
+                conflicts += 1
+                if size > 1 and conflicts > retry.MAX_CONFLICTS:
                     raise _TooMuch from error
-                if self._context.stopping.is_set():
-                    raise Unavailable(str(error)) from error
-                self._context.on_error(str(error))
+                raise
+
+        return await self._context.until_stopped(once, "database")

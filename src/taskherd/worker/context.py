@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from taskherd.domain.liveness import Timeouts
+from taskherd.errors import Retry, Unavailable
 from taskherd.retry import until_stopped
 
 if TYPE_CHECKING:
@@ -125,6 +126,8 @@ class WorkerContext:
     async def until_stopped(self, work: Callable[[], Awaitable[T]], dependency: str) -> T:
         """Retry ``work`` until it succeeds and return its result; count failures by ``dependency`` (database, broker).
 
+        Conflicts that do not end count as a failure.
+
         Raises:
             Unavailable: ``work`` failed while the worker was stopping.
         """
@@ -133,4 +136,10 @@ class WorkerContext:
             self.metrics.batch_failures.labels(dependency).inc()
             self.on_error(reason)
 
-        return await until_stopped(work, self.stopping, on_error)
+        while True:
+            try:
+                return await until_stopped(work, self.stopping, on_error)
+            except Retry as error:
+                on_error(str(error))
+                if self.stopping.is_set():
+                    raise Unavailable(str(error)) from error
