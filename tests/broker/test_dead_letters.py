@@ -18,7 +18,6 @@ from taskherd.broker.publisher import Publisher
 from taskherd.broker.topology import TopologyNames
 from taskherd.cli import dead as dead_cli
 from taskherd.domain.outcome import DeadLetterReason
-from taskherd.errors import Unavailable
 from taskherd.messages.dead_letters import MAX_DETAIL, DeadLetter, Origin, decode, encode, producer_headers
 from tests.broker.conftest import ConnectTo, ConsumeReports
 
@@ -73,7 +72,7 @@ async def publish(
         reply_to="reply",
         correlation_id="corr",
     )
-    await dead_letters.publish_dead_letters(publisher, [message])
+    assert await dead_letters.publish_dead_letters(publisher, [message]) == [None]
 
 
 async def read(connection: SupervisedConnection, names: TopologyNames) -> list[DeadLetter]:
@@ -263,13 +262,14 @@ async def test_purge_removes_the_selected_or_all(
     assert await read(connection, names) == []
 
 
-async def test_publishing_without_a_dead_letter_queue_fails(
+async def test_publishing_without_a_dead_letter_queue_says_so(
     names: TopologyNames, publisher: Publisher, connection: SupervisedConnection
 ) -> None:
-    """A dead letter that was not routed to any queue raises ``Unavailable``."""
+    """A dead letter that was not routed to any queue is not confirmed, and the reason says what to do."""
     await (await connection.channel()).queue_delete(names.dead)
-    with pytest.raises(Unavailable, match="no queue is bound for dead letters"):
-        await publish(publisher, names)
+    message = dead_letters.build_dead_letter(names, "x", b"x", {})
+    (obstacle,) = await dead_letters.publish_dead_letters(publisher, [message])
+    assert obstacle == f"no queue is bound for dead letters; `taskherd topology apply` declares {names.dead}"
 
 
 async def test_the_command_lists_and_shows_dead_letters(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pamqp.common import FieldTable
 
     from taskherd.broker.topology import TopologyNames
+    from taskherd.errors import Unavailable
 
 MAX_PRODUCER_HEADERS = 32 * 1024
 """Maximum encoded size of a producer's headers that are sent again, in bytes.
@@ -89,9 +90,18 @@ def build_dead_letter(
     )
 
 
-async def publish_dead_letters(publisher: Publisher, dead_letters: Sequence[OutgoingMessage]) -> list[bool]:
-    """Publish dead letters together. Return for each whether the broker confirmed that it is in a queue."""
-    return [outcome is PublishOutcome.CONFIRMED for outcome in await publisher.publish_many(dead_letters)]
+async def publish_dead_letters(publisher: Publisher, dead_letters: Sequence[OutgoingMessage]) -> list[str | None]:
+    """Publish dead letters together. Return for each None if the broker has it in a queue, else the reason."""
+    outcomes = await publisher.publish_many(dead_letters)
+    return [_obstacle(outcome, each.exchange) for outcome, each in zip(outcomes, dead_letters, strict=True)]
+
+
+def _obstacle(outcome: PublishOutcome | Unavailable, exchange: str) -> str | None:
+    if outcome is PublishOutcome.CONFIRMED:
+        return None
+    if outcome is PublishOutcome.UNROUTED:
+        return f"no queue is bound for dead letters; `taskherd topology apply` declares {exchange}"
+    return str(outcome) or "not confirmed"
 
 
 async def read(connection: SupervisedConnection, names: TopologyNames, limit: int) -> list[QueuedMessage]:

@@ -103,16 +103,16 @@ class DeadLetterSender:
         Return False if some were not confirmed; they are published again after the others.
         """
         sent = self._waiting[:MAX_AT_ONCE]
-        confirmed = await publish_dead_letters(self._context.dead_publisher, [each.message for each in sent])
-        done = [each for each, is_confirmed in zip(sent, confirmed, strict=True) if is_confirmed]
-        failed = [each for each, is_confirmed in zip(sent, confirmed, strict=True) if not is_confirmed]
+        obstacles = await publish_dead_letters(self._context.dead_publisher, [each.message for each in sent])
+        done = [each for each, obstacle in zip(sent, obstacles, strict=True) if obstacle is None]
+        failed = [each for each, obstacle in zip(sent, obstacles, strict=True) if obstacle is not None]
         self._replace([*self._waiting[len(sent) :], *failed])
         self._count(done)
         waiting = {id(each.delivery) for each in self._waiting}
         await self._consumer.ack([*{each.delivery: None for each in done if id(each.delivery) not in waiting}])
         if failed:
             self._context.metrics.batch_failures.labels("broker").inc()
-            self._context.on_unconfirmed(f"{len(failed)} dead letters")
+            self._context.on_unconfirmed(f"{len(failed)} dead letters: {next(filter(None, obstacles))}")
         return not failed
 
     def _count(self, done: Sequence[_DeadLetter]) -> None:

@@ -164,14 +164,14 @@ class Maintenance:
             if not rows:
                 return 0
             letters = [self._dead_letter_of(row, now) for row in rows]
-            confirmed = await publish_dead_letters(context.dead_publisher, letters)
-            expired = [row.id for row, is_confirmed in zip(rows, confirmed, strict=True) if is_confirmed]
+            obstacles = await publish_dead_letters(context.dead_publisher, letters)
+            expired = [row.id for row, obstacle in zip(rows, obstacles, strict=True) if obstacle is None]
             await parked_reports.delete(connection, expired)
         context.metrics.dead_lettered.labels(DeadLetterReason.PARKED_EXPIRED.value).inc(len(expired))
         for _ in expired:
             context.rates.count_dead_letter(DeadLetterReason.PARKED_EXPIRED.value, now)
-        if len(expired) < len(rows):
-            raise Unavailable(f"{len(rows) - len(expired)} dead letters were not confirmed")
+        if any(obstacles):
+            raise Unavailable(next(filter(None, obstacles)))
         return len(rows)
 
     def _dead_letter_of(self, row: ParkedReport, now: datetime) -> OutgoingMessage:
