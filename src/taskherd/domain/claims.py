@@ -62,7 +62,7 @@ class Ownership(StrEnum):
     OWNED = "owned"
     """The task exists, and no other runner has its latest known start."""
     GONE = "gone"
-    """The task does not exist, or is deleted."""
+    """The task is deleted."""
     ELSEWHERE = "elsewhere"
     """Another runner has taken the task over."""
 
@@ -89,10 +89,17 @@ def ownership(
     holders: Mapping[UUID, BuildClaim],
     task_id: UUID,
     runner: str,
-) -> Ownership:
-    """Return where a task is, seen from ``runner``; ``states`` has the state and time of deletion of existing tasks."""
-    state, deleted_at = states.get(task_id, (None, None))
-    if state is None or deleted_at is not None:
+) -> Ownership | None:
+    """Return where a task is, seen from ``runner``, or None if the database has no record of it.
+
+    ``states`` has the state and time of deletion of each task of which there is a record. That of a deleted task is
+    never removed, so a task without one was created after the backup from which the database was restored, or in
+    another database.
+    """
+    if task_id not in states:
+        return None
+    state, deleted_at = states[task_id]
+    if deleted_at is not None:
         return Ownership.GONE
     _, _, current = _latest_runner(state, holders.get(task_id))
     return Ownership.OWNED if current in {runner, ""} else Ownership.ELSEWHERE

@@ -99,7 +99,10 @@ class OwnershipReply(BaseModel):
     """The reply to a ``task.owned``."""
 
     tasks: dict[UUID, Ownership] = Field(
-        description="owned; gone: it does not exist or is deleted; elsewhere: another runner has taken it over."
+        description=(
+            "owned; gone: it is deleted; elsewhere: another runner has taken it over. A task is left out if the "
+            "database has no record of it: its files may be the only ones, so keep them."
+        )
     )
 
 

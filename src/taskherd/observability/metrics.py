@@ -301,7 +301,8 @@ class Metrics:
             "outcome",
         )
         self.runner_orphans = self._counter(
-            "runner_orphans", "Workspaces on this disk whose task no longer exists, and which were removed."
+            "runner_orphans",
+            "Workspaces on this disk whose task was deleted elsewhere, and which were removed at startup.",
         )
         self.runner_output_lost = self._counter("runner_output_lost_bytes", "Bytes of agent output that were dropped.")
         self.runner_agent_events_bad = self._counter(

@@ -40,6 +40,7 @@ from taskherd.runner.metric_labels import LABEL_VALUES
 from taskherd.runner.outbox import Budget
 from taskherd.runner.report_sender import ReportSender
 from taskherd.runner.workspaces.cgroups import Cgroups
+from taskherd.runner.workspaces.folders import TaskFolder
 from taskherd.runner.workspaces.isolation import Isolation
 from taskherd.runner.workspaces.sandbox import Sandbox
 from taskherd.runner.workspaces.users import AgentUsers
@@ -210,10 +211,10 @@ class RunnerProcess:
     async def _find_orphans(self) -> None:
         """After each connection, end the agents of tasks that another runner has taken over meanwhile.
 
-        After the first one, also remove tasks that no longer exist. Later this is left to the worker's requests, which
-        it repeats: no files are removed because a database was restored from a backup while the runner ran.
+        After the first one, also remove those that were deleted meanwhile; later the worker's requests, which it
+        repeats, do that. Tasks that the database does not know are kept, with their agents.
         """
-        removes_gone = True
+        removes_deleted = True
         while True:
             await self._connected.wait()
             self._connected.clear()
@@ -221,15 +222,26 @@ class RunnerProcess:
                 found = await orphans.find_orphans(self._claims, self._name, list(builds), self._on_error)
                 for task_id in found.elsewhere:
                     self._dispatcher.end_taken_over(task_id, builds[task_id])
-                self._remove(found.gone if removes_gone else ())
-            removes_gone = False
+                self._remove(found.deleted if removes_deleted else ())
+                self._warn_of_unknown(found.unknown)
+            removes_deleted = False
 
-    def _remove(self, gone: Iterable[UUID]) -> None:
-        """Remove tasks on this disk that no longer exist."""
-        for task_id in gone:
-            log.info("task no longer exists, removing its files", task_id=str(task_id))
+    def _remove(self, deleted: Iterable[UUID]) -> None:
+        """Remove tasks on this disk that were deleted."""
+        for task_id in deleted:
+            log.info("task was deleted, removing its files", task_id=str(task_id))
             self.metrics.runner_orphans.inc()
             self._dispatcher.discard(task_id)
+
+    def _warn_of_unknown(self, unknown: Sequence[UUID]) -> None:
+        """Log where the files of tasks are that the database does not know, and what may be the cause."""
+        for task_id in unknown:
+            log.warning(
+                "the database does not know this task, its files and its agent are kept",
+                task_id=str(task_id),
+                folder=str(TaskFolder(self._root, task_id).path),
+                hint="was it restored from an older backup, or is this the wrong broker or TASKHERD_AMQP_PREFIX?",
+            )
 
     async def _update_readiness(self) -> None:
         """Keep the readiness of ``consumers`` up to date until the runner is to stop."""

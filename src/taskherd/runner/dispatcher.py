@@ -80,7 +80,7 @@ class Dispatcher:
         return len(self._supervisors)
 
     def discard(self, task_id: UUID) -> None:
-        """Stop and remove a task that no longer exists, without reports."""
+        """Stop and remove a task that was deleted, without reports."""
         if task_id in self._supervisors:
             self._supervisors[task_id].discard()
 

@@ -1,10 +1,10 @@
-"""Find tasks on this disk that no longer exist, or that another runner has taken over."""
+"""Find tasks on this disk that were deleted, that another runner has taken over, or that the database does not know."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from taskherd.domain.claims import Ownership
 from taskherd.errors import Malformed, Unavailable
@@ -19,42 +19,38 @@ if TYPE_CHECKING:
 
 RETRY_AFTER = 10.0
 """Seconds before unanswered questions are repeated."""
-MIN_SUSPICIOUS, SUSPICIOUS_SHARE = 5, 0.55
-"""Number and share of unknown tasks from which all are kept: this may be the wrong worker, or one on an old backup.
-
-They equal ``MIN_MASS`` and ``MASS_PERCENT`` of the worker's mass-loss guard (``domain.liveness``): both detect a cause
-that is common to most tasks, and operators need to know only one rule.
-"""
 
 
 @dataclass(slots=True)
 class Orphans:
-    """The tasks that no longer exist, and those that another runner has taken over."""
+    """The tasks on this disk that are not, or no longer, this runner's."""
 
-    gone: list[UUID] = field(default_factory=list)
+    deleted: list[UUID] = field(default_factory=list)
+    unknown: list[UUID] = field(default_factory=list)
+    """Tasks without a record in the database: it was restored from an older backup, or it is the wrong one."""
     elsewhere: list[UUID] = field(default_factory=list)
 
 
 async def find_orphans(
     client: CommandClient, runner: str, tasks: Sequence[UUID], on_error: Callable[[str], None]
 ) -> Orphans:
-    """Return the tasks that are not this runner's, once the worker has answered for all.
-
-    No task counts as gone if nearly all are unknown.
-    """
+    """Return the tasks that are not this runner's, once the worker has answered for all."""
     orphans = Orphans()
     for start in range(0, len(tasks), MAX_ELEMENTS):
-        for task_id, ownership in (await _ask(client, runner, tasks[start : start + MAX_ELEMENTS], on_error)).items():
-            if ownership is Ownership.GONE:
-                orphans.gone.append(task_id)
-            elif ownership is Ownership.ELSEWHERE:
-                orphans.elsewhere.append(task_id)
-    if len(orphans.gone) >= MIN_SUSPICIOUS and len(orphans.gone) >= SUSPICIOUS_SHARE * len(tasks):
-        on_error(
-            f"the worker does not know {len(orphans.gone)} of {len(tasks)} tasks on this disk; they are kept, "
-            "check that this runner uses the right broker and TASKHERD_AMQP_PREFIX"
-        )
-        orphans.gone.clear()
+        asked = tasks[start : start + MAX_ELEMENTS]
+        known = await _ask(client, runner, asked, on_error)
+        for task_id in asked:
+            match known.get(task_id):
+                case None:
+                    orphans.unknown.append(task_id)
+                case Ownership.GONE:
+                    orphans.deleted.append(task_id)
+                case Ownership.ELSEWHERE:
+                    orphans.elsewhere.append(task_id)
+                case Ownership.OWNED:
+                    pass
+                case ownership:
+                    assert_never(ownership)
     return orphans
 
 

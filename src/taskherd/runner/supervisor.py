@@ -60,7 +60,7 @@ class _Drain:
 
 @dataclass(frozen=True, slots=True)
 class _Discard:
-    """A request to delete the workspace of a task that no longer exists, as the build ``build_number``."""
+    """A request to delete the workspace of a task that was deleted, as the build ``build_number``."""
 
     build_number: int
 
@@ -177,7 +177,7 @@ class TaskSupervisor:
             self._workspace.kill()
 
     def discard(self) -> None:
-        """Stop the agent and remove everything, without reports: the task no longer exists."""
+        """Stop the agent and remove everything, without reports: the task was deleted."""
         self._outbox.discard()
         self._builds.put_nowait(_Discard(self._journal.build_number + 1))
 

@@ -130,12 +130,20 @@ async def load_batch(
 
 
 async def load_ownership(connection: AsyncConnection, queries: Sequence[OwnershipQuery]) -> list[dict[UUID, Ownership]]:
-    """Return for each query where each of its tasks is. This locks and changes nothing."""
+    """Return for each query where each of its tasks is that the database has a record of.
+
+    This locks and changes nothing.
+    """
     task_ids = {task_id for query in queries for task_id in query.task_ids}
     states = await tasks.states(connection, task_ids)
     claims = await build_claims.latest(connection, task_ids)
     return [
-        {task_id: ownership(states, claims, task_id, query.runner) for task_id in query.task_ids} for query in queries
+        {
+            task_id: known
+            for task_id in query.task_ids
+            if (known := ownership(states, claims, task_id, query.runner)) is not None
+        }
+        for query in queries
     ]
 
 
