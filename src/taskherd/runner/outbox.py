@@ -65,6 +65,7 @@ class Outbox:
         self._room = asyncio.Event()
         self._room.set()
         self._torn = False
+        """True if the file lacks a record or the end of one: nothing may be appended before it is rewritten."""
         self._empty = asyncio.Event()
         self._empty.set()
         self._takes_no_more = False
@@ -96,16 +97,17 @@ class Outbox:
         await self._empty.wait()
 
     def append(self, reports: Sequence[str], checkpoint: Checkpoint | None = None) -> None:
-        """Append JSON reports to be sent; if the disk is full they are kept only in memory until it has room again.
+        """Append JSON reports to be sent.
 
-        After ``discard`` or ``close`` nothing is appended.
+        If the disk is full they are kept only in memory until one is appended while it has room. No later checkpoint
+        is written before them. After ``discard`` or ``close`` nothing is appended.
         """
         self.checkpoint = checkpoint or self.checkpoint
         if not self._takes_no_more:
+            self._store(reports)
             is_written = self._write(reports, checkpoint)
             if checkpoint:
                 self.is_saved = is_written
-            self._store(reports)
             if self._written > MAX_WRITTEN_BYTES:
                 self._rewrite()
             if not self._waiting:
@@ -173,18 +175,19 @@ class Outbox:
             self._room.clear()
 
     def _write(self, reports: Sequence[str], checkpoint: Checkpoint | None) -> bool:
-        """Append a record to the file, and return whether all of it was written."""
-        line = b"\n" if self._torn else b""
+        """Write stored reports to the file, with those that it lacks, and return whether that succeeded."""
+        if self._torn:
+            return self._rewrite()
         try:
             if self._file is None:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
                 self._file = os.open(self._path, flags, 0o600)
-            line += json.dumps([checkpoint, list(reports)]).encode() + b"\n"
+            line = json.dumps([checkpoint, list(reports)]).encode() + b"\n"
             self._written += len(line)
             is_written = os.write(self._file, line) == len(line)
         except OSError:
             is_written = False
-        self._torn |= not is_written
+        self._torn = not is_written
         return is_written
 
     def _close_file(self) -> None:
@@ -204,20 +207,25 @@ class Outbox:
                     self._store([str(report) for report in reports])
                     self.last_seq = max([self.last_seq, *map(_seq, reports)])
 
-    def _rewrite(self) -> None:
-        """Replace the file by one with only the unconfirmed reports."""
+    def _rewrite(self) -> bool:
+        """Replace the file by one with only the unconfirmed reports, and return whether that succeeded."""
         temporary = self._path.with_suffix(".new")
-        self._written = 0  # also if it fails, which must not be tried with each record
-        with suppress(OSError):
+        self._written = 0  # also if it fails: a file that only grew is not rewritten with each record
+        try:
             record = json.dumps([self.checkpoint, [report.decode() for report in self._waiting]]) + "\n"
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with open(descriptor, "w") as file:  # noqa: PTH123 - opened with its mode
                 file.write(record)
             temporary.replace(self._path)
-            self._close_file()
-            self._confirmed = 0
-            self._torn = False
-            self.is_saved = True
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink()  # a part of it would take up the last room
+            return False
+        self._close_file()
+        self._confirmed = 0
+        self._torn = False
+        self.is_saved = True
+        return True
 
 
 def _seq(report: str) -> int:

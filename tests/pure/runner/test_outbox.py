@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import resource
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from taskherd.runner.outbox import MAX_CONFIRMED_BYTES, MAX_WRITTEN_BYTES, Budget, Outbox
 
@@ -32,6 +37,50 @@ async def test_an_incomplete_record_is_ignored(tmp_path: Path) -> None:
     torn.append(["3"], {"offset": 3})
     again = open_outbox(path)
     assert (again.peek(9, 99), again.checkpoint) == ([b"1", b"3"], {"offset": 3})
+
+
+@contextmanager
+def full_disk(used: int) -> Generator[None]:
+    """Let no file of this process grow beyond ``used`` bytes, so that writes fail as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (used, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("room", [0, 10])
+async def test_reports_of_a_full_disk_are_saved_when_it_has_room_again(tmp_path: Path, room: int) -> None:
+    """The next record takes along what could not be written, in order: its checkpoint is behind those reports."""
+    path = tmp_path / "outbox.jsonl"
+    outbox = open_outbox(path)
+    outbox.append(["1"], {"offset": 1})
+    used = path.stat().st_size
+    with full_disk(used + room):
+        outbox.append(["222222"], {"offset": 2})
+        outbox.append(["333333"])
+    again = open_outbox(path)
+    assert (again.peek(9, 99), again.checkpoint) == ([b"1"], {"offset": 1})
+    assert (outbox.is_saved, list(tmp_path.iterdir())) == (False, [path])
+    outbox.append(["4"], {"offset": 4})
+    again = open_outbox(path)
+    assert (again.peek(9, 99), again.checkpoint) == ([b"1", b"222222", b"333333", b"4"], {"offset": 4})
+    assert outbox.is_saved
+
+
+async def test_a_checkpoint_is_not_saved_ahead_of_reports_that_are_not(tmp_path: Path) -> None:
+    """While there is room for a record but not for those before it, neither is on disk: both are made again."""
+    path = tmp_path / "outbox.jsonl"
+    outbox = open_outbox(path)
+    outbox.append(["1"], {"offset": 1})
+    used = path.stat().st_size
+    with full_disk(used):
+        outbox.append(["2" * 200], {"offset": 2})
+    with full_disk(used + 100):
+        outbox.append(["3"], {"offset": 3})
+    again = open_outbox(path)
+    assert (again.peek(9, 99), again.checkpoint, outbox.is_saved) == ([b"1"], {"offset": 1}, False)
 
 
 async def test_confirmed_reports_are_removed_from_the_file(tmp_path: Path) -> None:
