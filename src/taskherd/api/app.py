@@ -96,7 +96,6 @@ class ApiProcess:
         self._tracing = open_tracing(settings.tracing, "api", __version__)
         self._readiness = Readiness("serving")
         self._readiness.add_check("database", self._check_database)
-        self._readiness.add_check("schema", self._check_schema)
         host = socket.gethostname()
         self._connections = BrokerConnections(settings.amqp_url, f"api {host}", self.metrics)
         self._repeats = SupervisedConnection(settings.amqp_url, f"api {host} repeat", first_host=1)
@@ -104,6 +103,8 @@ class ApiProcess:
         name = f"taskherd api {host}"
         self._reader = ReadPool(settings.database_url, size=size, application_name=name)
         self._engine = open_engine(settings.database_url, size=WRITE_CONNECTIONS, application_name=name)
+        self._readiness.add_check("schema", lambda: migrate.lacking(self._engine))
+        self._readiness.add_note("release", lambda: migrate.newer(self._engine))
         self._standby = self._make_standby(size, name)
         self._reads: ReadRouting | None = None
         self.change_feed = ChangeFeed(
@@ -210,7 +211,7 @@ class ApiProcess:
         note_uses = _repeat(NOTE_USE_INTERVAL, lambda: api.authenticator.note_uses(self._engine))
         tasks: list[asyncio.Task[Any]] = [
             asyncio.create_task(self._stopping.wait(), name="stopping"),
-            asyncio.create_task(self._refuse_misconfigured_database(), name="database settings"),
+            asyncio.create_task(self._refuse_unusable_database(), name="database settings"),
             asyncio.create_task(self.change_feed.run(), name="change feed"),
             asyncio.create_task(self._log_revisions.run(), name="log revisions"),
             asyncio.create_task(note_uses, name="token uses"),
@@ -252,14 +253,15 @@ class ApiProcess:
         standby = 0 if self._standby is None else self._standby.in_use
         self.metrics.pool_in_use.set(self._reader.in_use + in_use(self._engine) + standby)
 
-    async def _refuse_misconfigured_database(self) -> None:
+    async def _refuse_unusable_database(self) -> None:
         """Wait until the database answers, then until the process stops.
 
         Raises:
-            Misconfigured: the URL or the database's settings are wrong, which ends the process.
+            Misconfigured: the URL or the database's settings are wrong, or its schema is not the one that this release
+                needs, which ends the process.
         """
         with suppress(Unavailable):
-            await until_stopped(self._check_database, self._stopping, lambda _: None)
+            await until_stopped(self._check_schema, self._stopping, lambda _: None)
         await self._stopping.wait()
 
     async def _check_database(self) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from taskherd.backoff import Backoff
 from taskherd.errors import Misconfigured, Retry
@@ -224,3 +224,20 @@ async def check(connection: AsyncConnection) -> None:
     current_state = await state(connection)
     if current_state.status is not SchemaStatus.CURRENT:
         raise Misconfigured("database_url", current_state.advice)
+
+
+async def lacking(engine: AsyncEngine) -> str | None:
+    """Return what to do if the schema lacks something that this release needs, else None."""
+    async with transaction(engine) as connection:
+        current_state = await state(connection)
+    return None if current_state.status is SchemaStatus.NEW else current_state.advice or None
+
+
+async def newer(engine: AsyncEngine) -> str | None:
+    """Return what to do if the schema is that of a later release, else None.
+
+    A process that was started before works on with it: a migration takes nothing away that the release before uses.
+    """
+    async with transaction(engine) as connection:
+        current_state = await state(connection)
+    return current_state.advice if current_state.status is SchemaStatus.NEW else None

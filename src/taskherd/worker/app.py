@@ -149,7 +149,8 @@ class Worker:
     def _make_readiness(self) -> Readiness:
         readiness = Readiness("broker", "consumers")
         readiness.add_check("database", self._check_database)
-        readiness.add_check("schema", self._check_schema)
+        readiness.add_check("schema", lambda: migrate.lacking(self._engine))
+        readiness.add_note("release", lambda: migrate.newer(self._engine))
         return readiness
 
     def _make_consumer(
@@ -332,10 +333,6 @@ class Worker:
     async def _check_database(self) -> None:
         async with transaction(self._engine) as connection:
             await check_writable(connection)
-
-    async def _check_schema(self) -> None:
-        async with transaction(self._engine) as connection:
-            await migrate.check(connection)
 
     async def _check_consuming(self) -> None:
         """Find out whether probes are missing because the node that delivers them hangs, sooner than by heartbeats."""
