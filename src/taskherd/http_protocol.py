@@ -2,8 +2,8 @@
 
 uvicorn limits neither the size of a request's head nor the time it may take. This subclass of its protocol limits both,
 because the protocol receives the bytes. It also keeps a connection open until the body of an already answered request
-has arrived: closing it earlier resets it, and many clients then never see the response (RFC 9112, section 9.6). The API
-and the operations port use it.
+has arrived, and for a moment after an invalid or late head: closing it while the client sends resets it, and many
+clients then never see the response (RFC 9112, section 9.6). The API and the operations port use it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ MAX_DISCARD: Final = 256 * 1024 * 1024
 """Maximum size of the rest of a body that is read and discarded after the response, in bytes."""
 DISCARD_TIMEOUT: Final = 30.0
 """Seconds within which that rest must have arrived; then the connection is closed."""
+LINGER_TIMEOUT: Final = 2.0
+"""Seconds within which the client must have closed a connection after its head was rejected; then it is closed here."""
 STUCK_AFTER: Final = 60.0
 """Default number of seconds after which a connection is aborted if the client reads nothing of the response."""
 _FIELD_EXTRA: Final = 4  # a colon, a space and the line end
@@ -61,8 +63,10 @@ class LimitedProtocol(HttpToolsProtocol):
     _discarded_bytes = 0
     _rejection: tuple[HTTPStatus, str] | None = None
     _closes_after_body = False
+    _lingers = False
     _head_timer: asyncio.TimerHandle | None = None
     _discard_timer: asyncio.TimerHandle | None = None
+    """The timer of the rest of a body, or of a connection that lingers."""
     _write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
@@ -92,7 +96,10 @@ class LimitedProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser, and limit the size of an incomplete head."""
+        """Feed the parser, and limit the size of an incomplete head; discard what follows a rejected one."""
+        if self._lingers:
+            self._discard(len(data))
+            return
         super().data_received(data)
         if self._in_head and not self.transport.is_closing():
             self._unparsed_bytes += len(data)
@@ -126,9 +133,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Pass on a part of the body; close the connection if too much of an already rejected body arrives."""
         if self.cycle.response_complete:
-            self._discarded_bytes += len(body)
-            if self._discarded_bytes > MAX_DISCARD:
-                self.transport.close()
+            self._discard(len(body))
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -155,6 +160,12 @@ class LimitedProtocol(HttpToolsProtocol):
         """Respond to invalid HTTP, or to a request that a callback rejected."""
         self.reject(*(self._rejection or (HTTPStatus.BAD_REQUEST, msg)))
 
+    def _discard(self, size: int) -> None:
+        """Count bytes that nobody needs; close the connection if there are too many."""
+        self._discarded_bytes += size
+        if self._discarded_bytes > MAX_DISCARD:
+            self.transport.close()
+
     def _start_head_timer(self) -> None:
         if self._head_timer is None:
             self._head_timer = self.loop.call_later(self.head_timeout, self._head_timed_out)
@@ -176,11 +187,15 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _head_timed_out(self) -> None:
         self._head_timer = None
-        if not self.transport.is_closing():
-            self.reject(HTTPStatus.REQUEST_TIMEOUT, "Request header did not arrive in time.")
+        if not self.transport.is_closing() and not self._lingers:
+            lingers = self._unparsed_bytes > 0  # a client that has sent nothing is not sending
+            self.reject(HTTPStatus.REQUEST_TIMEOUT, "Request header did not arrive in time.", lingers=lingers)
 
-    def reject(self, status: HTTPStatus, message: str) -> None:
-        """Answer with an error that has this message, and close the connection."""
+    def reject(self, status: HTTPStatus, message: str, *, lingers: bool = True) -> None:
+        """Answer with an error that has this message, and close the connection.
+
+        If it ``lingers``, it is closed when the client has, within ``LINGER_TIMEOUT``.
+        """
         body = orjson.dumps({"message": message})
         head = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
@@ -188,4 +203,17 @@ class LimitedProtocol(HttpToolsProtocol):
         )
         self._in_head = False
         self.transport.write(head.encode("latin-1") + body)
-        self.transport.close()
+        if self.cycle is not None:  # there is none before the first request
+            lingers = lingers and self.cycle.response_complete  # a response to an earlier request cannot follow
+        if lingers and self.transport.can_write_eof():
+            self._linger()
+        else:
+            self.transport.close()
+
+    def _linger(self) -> None:
+        """Tell the client that nothing follows, and read until it closes the connection too."""
+        self._lingers = True
+        self.transport.write_eof()
+        self._stop_head_timer()
+        self._stop_discard_timer()
+        self._discard_timer = self.loop.call_later(LINGER_TIMEOUT, self.transport.close)

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
+from taskherd import http_protocol
 from taskherd.api.http import authenticator, user_tokens
 from tests.api.conftest import StartApi
 from tests.harness.api import TIMEOUT, ApiHarness, token_for
@@ -232,6 +233,47 @@ async def test_a_silent_connection_ends(start_api: StartApi) -> None:
         drips.cancel()
         await asyncio.wait({drips})
         writer.close()
+
+
+@asynccontextmanager
+async def rejected_connection(api_harness: ApiHarness) -> AsyncIterator[socket.socket]:
+    """Yield a connection that has received its 408 to the end, and is open in the other direction."""
+    loop = asyncio.get_running_loop()
+    async with silent_connections(api_harness.api.port, 1, MALLORY) as (sock,), asyncio.timeout(TIMEOUT):
+        await loop.sock_sendall(sock, b"GET / HTTP/1.1\r\nX: ")
+        received = b""
+        while part := await loop.sock_recv(sock, 1_000):
+            received += part
+        assert received.startswith(b"HTTP/1.1 408")
+        yield sock
+
+
+async def test_a_client_that_sends_on_is_not_cut_off_from_its_408(
+    start_api: StartApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it still sends is read: a reset could take the response away before the client has read it."""
+    monkeypatch.setattr(http_protocol, "LINGER_TIMEOUT", TIMEOUT)
+    async with start_api(api_read_timeout=0.5) as api_harness, rejected_connection(api_harness) as sock:
+        for _ in range(20):
+            await asyncio.get_running_loop().sock_sendall(sock, b"x" * 100_000)  # fails after a reset
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+
+
+async def test_a_client_that_does_not_close_after_its_408_is_not_waited_for(
+    start_api: StartApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps its connection only a moment longer."""
+    monkeypatch.setattr(http_protocol, "LINGER_TIMEOUT", 0.2)
+    async with start_api(api_read_timeout=0.5) as api_harness, rejected_connection(api_harness) as sock:
+        with pytest.raises(ConnectionError):
+            await send_until_reset(sock)
+
+
+async def send_until_reset(sock: socket.socket) -> None:
+    """Send now and then, until that fails."""
+    while True:
+        await asyncio.get_running_loop().sock_sendall(sock, b"x")
+        await asyncio.sleep(0.02)
 
 
 async def drip(writer: asyncio.StreamWriter) -> None:

@@ -60,9 +60,12 @@ class ApiProtocol(LimitedProtocol):
         super().on_headers_complete()
 
     def close_for_limit(self, message: str) -> None:
-        """Close the connection: with a 429, or at once during a response."""
-        if self._in_head or self.cycle.response_complete:
-            self.reject(HTTPStatus.TOO_MANY_REQUESTS, message)
+        """Close the connection: with a 429, or at once during or after another response.
+
+        It does not linger, since others need its place.
+        """
+        if self._in_head or (not self._lingers and self.cycle.response_complete):
+            self.reject(HTTPStatus.TOO_MANY_REQUESTS, message, lingers=False)
         else:
             self.transport.abort()
 
