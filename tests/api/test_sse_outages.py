@@ -25,7 +25,8 @@ class BrokerProxy:
 
     def __init__(self, url: str) -> None:
         self._url = urlsplit(url)
-        self._connected = True
+        self._connected = asyncio.Event()
+        self._connected.set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
 
@@ -38,13 +39,13 @@ class BrokerProxy:
 
     def disconnect(self) -> None:
         """End all connections and accept no new ones."""
-        self._connected = False
+        self._connected.clear()
         for writer in self._writers:
             writer.transport.abort()
 
     def reconnect(self) -> None:
         """Accept connections again."""
-        self._connected = True
+        self._connected.set()
 
     async def stop(self) -> None:
         """End all connections and stop."""
@@ -53,10 +54,14 @@ class BrokerProxy:
             self._server.close()
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if not self._connected:
+        if not self._connected.is_set():
             writer.transport.abort()
             return
         from_broker, to_broker = await asyncio.open_connection(self._url.hostname, self._url.port)
+        if not self._connected.is_set():  # it was cut meanwhile
+            for each in (writer, to_broker):
+                each.transport.abort()
+            return
         self._writers |= {writer, to_broker}
         await asyncio.gather(_copy(reader, to_broker), _copy(from_broker, writer))
         self._writers -= {writer, to_broker}
@@ -80,17 +85,26 @@ async def broker_proxy(url: str) -> AsyncIterator[tuple[BrokerProxy, str]]:
         await proxy.stop()
 
 
+async def create(client: httpx.AsyncClient, name: str) -> uuid.UUID:
+    """Create a task over HTTP, once the broker is available, and return its id."""
+    async with asyncio.timeout(TIMEOUT):
+        while True:
+            created = await client.post("/tasks/me", json={**BODY, "name": name}, headers={"Idempotency-Key": name})
+            if created.status_code != 503:
+                assert created.status_code in {200, 201}, created.text
+                return uuid.UUID(created.json()["id"])
+
+
 async def test_without_the_broker(api_harness: ApiHarness, database_url: str, amqp_url: str, amqp_prefix: str) -> None:
     """Streams stay connected and poll the feed; writes get a 503 in time; everything recovers automatically."""
     async with (
         broker_proxy(amqp_url) as (proxy, url),
-        running_api(database_url, url, amqp_prefix, api_command_timeout=1) as api,
+        running_api(database_url, url, amqp_prefix, api_command_timeout=3) as api,
         httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{api.port}/api/v2", headers=api_harness.alice.headers, timeout=TIMEOUT
         ) as client,
     ):
-        task = await api_harness.create(client)
-        task_id = uuid.UUID(task["id"])
+        task_id = await create(client, "first")
         api.change_feed._poll_interval = 0.2
         async with sse_client(client, "/tasks/watch") as stream:
             await stream.ready()
@@ -104,9 +118,7 @@ async def test_without_the_broker(api_harness: ApiHarness, database_url: str, am
             assert waited.json()["status"] == "active"
             proxy.reconnect()
             api.change_feed._poll_interval = 600.0  # from now on only a wakeup causes a read
-            async with asyncio.timeout(TIMEOUT):
-                while (await client.post("/tasks/me", json={**BODY, "name": "back"})).status_code == 503:
-                    continue
+            await create(client, "back")
             await stream.until(lambda: stream.events[-1].task["name"] == "back")
             assert not stream.ended
 
