@@ -90,15 +90,19 @@ async def test_invalid_messages_are_answered_and_dead_lettered(harness: WorkerHa
 async def test_ownership(harness: WorkerHarness) -> None:
     """A task is gone, or belongs to the runner that claimed or reported its latest start, or to anyone if none did.
 
-    One of which there is no record is left out, since it need not be deleted.
+    One of which there is no record counts as gone, and is named, since it was not deleted.
     """
     mine, theirs, new, deleted = [await harness.create() for _ in range(4)]
     await harness.ask(claim(mine, "r1"))
     await harness.ask(claim(theirs, "r2"))
     assert (await harness.command("task.delete", deleted))["ok"]
-    ids = [str(task) for task in (mine, theirs, new, deleted)]
-    reply = await harness.ask({"type": "task.owned", "task_ids": [*ids, str(uuid.uuid4())], "runner": "r1"})
-    assert reply == {"tasks": dict(zip(ids, ["owned", "elsewhere", "owned", "gone"], strict=True))}
+    ids = [str(task) for task in (mine, theirs, new, deleted, uuid.uuid4())]
+    owned = dict(zip(ids, ["owned", "elsewhere", "owned", "gone", "gone"], strict=True))
+    reply = await harness.ask({"type": "task.owned", "task_ids": ids, "runner": "r1"})
+    assert reply == {"tasks": owned, "unknown": ids[-1:]}
+    assert await harness.ask({"type": "task.owned", "task_ids": ids[:1], "runner": "r1"}) == {
+        "tasks": {ids[0]: "owned"}
+    }
     too_many = {"type": "task.owned", "task_ids": [str(uuid.uuid4())] * 1001, "runner": "r1"}
     assert (await harness.ask(too_many))["ok"] is False
 

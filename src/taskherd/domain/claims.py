@@ -62,7 +62,7 @@ class Ownership(StrEnum):
     OWNED = "owned"
     """The task exists, and no other runner has its latest known start."""
     GONE = "gone"
-    """The task is deleted."""
+    """The task is deleted, or the database has no record of it."""
     ELSEWHERE = "elsewhere"
     """Another runner has taken the task over."""
 

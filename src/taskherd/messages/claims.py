@@ -99,10 +99,11 @@ class OwnershipReply(BaseModel):
     """The reply to a ``task.owned``."""
 
     tasks: dict[UUID, Ownership] = Field(
-        description=(
-            "owned; gone: it is deleted; elsewhere: another runner has taken it over. A task is left out if the "
-            "database has no record of it: its files may be the only ones, so keep them."
-        )
+        description="owned; gone: it does not exist or is deleted; elsewhere: another runner has taken it over."
+    )
+    unknown: list[UUID] = Field(
+        default=[],
+        description="The gone ones that the database has no record of: they were not deleted, so keep their files.",
     )
 
 
@@ -151,9 +152,14 @@ def claim_reply(decision: ClaimDecision) -> bytes:
     return orjson.dumps(fields)
 
 
-def ownership_reply(tasks: Mapping[UUID, Ownership]) -> bytes:
-    """Encode the reply to a question about ownership."""
-    return orjson.dumps({"tasks": {str(task_id): ownership.value for task_id, ownership in tasks.items()}})
+def ownership_reply(tasks: Mapping[UUID, Ownership | None]) -> bytes:
+    """Encode the reply to a question about ownership; None stands for a task of which there is no record."""
+    reply: dict[str, Any] = {
+        "tasks": {str(task_id): (ownership or Ownership.GONE).value for task_id, ownership in tasks.items()}
+    }
+    if unknown := [str(task_id) for task_id, ownership in tasks.items() if ownership is None]:
+        reply["unknown"] = unknown
+    return orjson.dumps(reply)
 
 
 def hello_reply() -> bytes:
@@ -172,12 +178,16 @@ def decode_claim_reply(body: bytes) -> ClaimDecision:
     return ClaimDecision(ClaimOutcome.GONE) if reply.gone else ClaimDecision(ClaimOutcome.TAKEN, reply.by)
 
 
-def decode_ownership_reply(body: bytes) -> dict[UUID, Ownership]:
-    """Decode the reply to a question about ownership. Raises ``Malformed`` if the body is not one."""
+def decode_ownership_reply(body: bytes) -> dict[UUID, Ownership | None]:
+    """Decode the reply to a question about ownership; None stands for a task of which there is no record.
+
+    Raises ``Malformed`` if the body is not one.
+    """
     try:
-        return OwnershipReply.model_validate_json(body).tasks
+        reply = OwnershipReply.model_validate_json(body)
     except ValidationError as error:
         raise Malformed("not_a_reply", str(error)) from None
+    return {**reply.tasks, **dict.fromkeys(reply.unknown)}
 
 
 def decode_hello_reply(body: bytes) -> str | None:

@@ -56,8 +56,8 @@ async def find_orphans(
 
 async def _ask(
     client: CommandClient, runner: str, tasks: Sequence[UUID], on_error: Callable[[str], None]
-) -> dict[UUID, Ownership]:
-    """Return the worker's answer, and ask again until there is one."""
+) -> dict[UUID, Ownership | None]:
+    """Return the worker's answer, None for a task that it does not know, and ask again until there is one."""
     body = encode_ownership_query(OwnershipQuery(tuple(tasks), runner))
     while True:
         try:

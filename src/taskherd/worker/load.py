@@ -129,8 +129,10 @@ async def load_batch(
     )
 
 
-async def load_ownership(connection: AsyncConnection, queries: Sequence[OwnershipQuery]) -> list[dict[UUID, Ownership]]:
-    """Return for each query where each of its tasks is that the database has a record of.
+async def load_ownership(
+    connection: AsyncConnection, queries: Sequence[OwnershipQuery]
+) -> list[dict[UUID, Ownership | None]]:
+    """Return for each query where each of its tasks is, None for one that the database has no record of.
 
     This locks and changes nothing.
     """
@@ -138,12 +140,7 @@ async def load_ownership(connection: AsyncConnection, queries: Sequence[Ownershi
     states = await tasks.states(connection, task_ids)
     claims = await build_claims.latest(connection, task_ids)
     return [
-        {
-            task_id: known
-            for task_id in query.task_ids
-            if (known := ownership(states, claims, task_id, query.runner)) is not None
-        }
-        for query in queries
+        {task_id: ownership(states, claims, task_id, query.runner) for task_id in query.task_ids} for query in queries
     ]
 
 

@@ -46,7 +46,8 @@ def test_replies_to_claims(decision: ClaimDecision, body: bytes) -> None:
 
 def test_replies_to_questions_and_hellos() -> None:
     """What the worker answers is what the runner reads."""
-    assert claims.decode_ownership_reply(claims.ownership_reply({TASK: Ownership.GONE})) == {TASK: Ownership.GONE}
+    for ownership in (*Ownership, None):
+        assert claims.decode_ownership_reply(claims.ownership_reply({TASK: ownership})) == {TASK: ownership}
     assert claims.decode_hello_reply(claims.hello_reply()) is None
     assert claims.decode_hello_reply(replies.refused_reply(CommandRefused(409, "No."))) == "No."
 
