@@ -23,7 +23,7 @@ async def test_connections_have_the_names_of_their_processes(harness: WorkerHarn
         await harness.create()
         await process.change_feed.poll()
         await harness.until_metric(1, "taskherd_drained")
-        named = await asyncio.to_thread(rabbit.ctl, "list_connections", "client_properties")
+        named = await asyncio.to_thread(rabbit.ctl, "list_connections", "client_properties", within=90)
         purposes = ("consume", "publish", "unconfirmed", "work", "dead", "declare")
         for name in (*(f"{worker} {purpose}" for purpose in purposes), f"{api} consume"):
             assert f'"{name}"' in named, named
