@@ -59,6 +59,14 @@ async def test_an_agent_can_set_its_state_with_a_line(harness: RunnerHarness) ->
     assert not any(state and state["message"] in {"hello", "more"} and state["state"] == "idle" for state in states)
 
 
+async def test_the_latest_line_is_told_while_the_agent_is_silent(harness: RunnerHarness) -> None:
+    """What an agent prints just before a long silence becomes its message, however soon it follows other lines."""
+    await harness.start()
+    steps = ["say:I read the issue.", "sleep:0.5", "say:I run all tests.", "sleep"]
+    task_id = await harness.task(*steps, stdin="none")
+    await harness.until_state(task_id, "working", "I run all tests.")
+
+
 async def test_an_agent_gets_its_task_and_none_of_the_secrets(harness: RunnerHarness) -> None:
     """Its environment has prompt, id, token and API address, under both names, and the variables that are listed."""
     await harness.start(

@@ -98,6 +98,7 @@ class StdioFollower(FollowerWithoutRequests):
         self._self_reported: bool = checkpoint.get("self_reported", False)
         """True once the agent has reported its state; other lines and silence then no longer change the state."""
         self._last_line: str = checkpoint.get("last", "")
+        self._reported_line: str = checkpoint.get("reported", "")
         self._status_at = 0.0
         self._activity = ActivityWatch(context.processes, context.folder)
         self._look_at = 0.0
@@ -124,6 +125,7 @@ class StdioFollower(FollowerWithoutRequests):
                 self._activity.reset()
                 await asyncio.sleep(0)
                 continue
+            self._report_latest_line(now)
             await self._handle_silence(now - last_output_at)
             await asyncio.sleep(_POLL_INTERVAL)
 
@@ -215,6 +217,13 @@ class StdioFollower(FollowerWithoutRequests):
         self._state, self._status_at = AgentState.WORKING, now
         return [self._guess(AgentState.WORKING, "its output")]
 
+    def _report_latest_line(self, now: float) -> None:
+        """Report the latest line, now that there is no more output, if it came too soon after another one."""
+        is_told = self._self_reported or shorten(self._last_line) == self._reported_line
+        if not is_told and self._state == AgentState.WORKING and now - self._status_at >= STATUS_EVERY:
+            self._status_at = now
+            self._report_lines([], [self._guess(AgentState.WORKING, "its output")])
+
     async def _handle_silence(self, silence: float) -> None:
         """Look at the agent's processes, and report ``idle`` if none is working, and an incomplete line as an entry.
 
@@ -246,7 +255,8 @@ class StdioFollower(FollowerWithoutRequests):
         return self._context.run.stdin_kind == "pipe"
 
     def _guess(self, state: AgentState, guessed_from: str, message: str = "") -> Report:
-        message = message or shorten(self._last_line)
+        if not message:
+            message = self._reported_line = shorten(self._last_line)
         return self._context.reporter.status_report(state, message, guessed_from=guessed_from)
 
     def _report_gap(self, count: int) -> None:
@@ -280,6 +290,7 @@ class StdioFollower(FollowerWithoutRequests):
             "state": str(self._state),
             "self_reported": self._self_reported,
             "last": shorten(self._last_line),
+            "reported": self._reported_line,
         }
 
 
