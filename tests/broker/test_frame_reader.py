@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import tracemalloc
 
 import pytest
 from aiormq.connection import FrameReceiver
@@ -14,8 +15,8 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader, ProtocolHeader
 from pamqp.heartbeat import Heartbeat
 
-from taskherd.broker.delivery import RawDelivery
-from taskherd.broker.patches.frame_reader import TAG_PREFIX, FrameReader
+from taskherd.broker.delivery import MAX_BODY_BYTES, TRUNCATED_BYTES, RawDelivery
+from taskherd.broker.patches.frame_reader import LIMITED_TAG_PREFIX, TAG_PREFIX, FrameReader
 
 
 def _message(channel: int, tag: str, number: int, *parts: bytes) -> list[bytes]:
@@ -66,6 +67,54 @@ async def test_deliveries_are_assembled_from_interleaved_frames() -> None:
         assert (result.consumer_tag.decode(), result.exchange, result.routing_key) == (tag, "an exchange", "a key")
         assert (result.headers, result.correlation_id, result.reply_to) == ({"a": "b"}, "c", None)
         assert not result.redelivered
+
+
+def _pieces(body: bytes, size: int) -> list[bytes]:
+    """Return the body in pieces of ``size`` bytes, as a broker with this frame size sends it."""
+    return [body[start : start + size] for start in range(0, len(body), size)]
+
+
+@pytest.mark.parametrize("frame_size", [5000, TRUNCATED_BYTES, 131_064])
+@pytest.mark.parametrize("size", [MAX_BODY_BYTES, MAX_BODY_BYTES + 1, 3 * MAX_BODY_BYTES])
+async def test_only_the_beginning_of_a_body_that_is_too_large_is_kept(size: int, frame_size: int) -> None:
+    """One byte beyond the limit is too large. The message is complete otherwise, and the next one follows it."""
+    body = bytes(range(256)) * (size // 256) + b"!" * (size % 256)
+    tag = f"{LIMITED_TAG_PREFIX}1"
+    results = await _read(
+        *_message(1, tag, 5, *_pieces(body, frame_size)), *_message(1, tag, 6, b"next"), chunk=128 * 1024
+    )
+    too_large, following = (result for _, result in results if isinstance(result, RawDelivery))
+    if size > MAX_BODY_BYTES:
+        assert (too_large.body, too_large.original_length) == (body[:TRUNCATED_BYTES], size)
+    else:
+        assert (too_large.body, too_large.original_length) == (body, None)
+    assert (too_large.delivery_tag, too_large.headers, too_large.routing_key) == (5, {"a": "b"}, "a key")
+    assert (following.delivery_tag, following.body, following.original_length) == (6, b"next", None)
+
+
+async def test_no_more_of_a_body_is_held_than_is_kept() -> None:
+    """While a body that is too large arrives, the reader drops what is beyond its beginning."""
+    frames = _message(1, f"{LIMITED_TAG_PREFIX}1", 1, *_pieces(bytes(4 * MAX_BODY_BYTES), 100_000))
+    reader = asyncio.StreamReader()
+    receiver = FrameReader(reader)
+    for each in frames[:-1]:
+        reader.feed_data(each)
+    tracemalloc.start()
+    try:
+        for _ in frames[2:-1]:
+            await receiver.get_frame()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < TRUNCATED_BYTES + 4 * 128 * 1024  # and what is read at once
+
+
+async def test_bodies_for_other_consumers_are_not_truncated() -> None:
+    """Only consumer tags that say so have limited bodies: a reply or a request of a runner may be larger."""
+    body = bytes(2 * MAX_BODY_BYTES)
+    results = await _read(*_message(1, f"{TAG_PREFIX}1", 5, *_pieces(body, 100_000)), chunk=128 * 1024)
+    [delivery] = [result for _, result in results if isinstance(result, RawDelivery)]
+    assert (delivery.body, delivery.original_length) == (body, None)
 
 
 async def test_a_channel_close_discards_a_partial_delivery() -> None:

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from taskherd.clock import Clock
+from taskherd.messages.limits import MAX_BODY_BYTES, TRUNCATED_BYTES
 from tests.harness.worker import make_command, make_report
 from tests.worker.conftest import StartWorker
 
@@ -45,3 +46,22 @@ async def test_data_of_many_levels_are_a_dead_letter(start_worker: StartWorker) 
         await harness.until(lambda: harness.reasons() == ["invalid"])
         await harness.report(make_report("task.log", task_id, entries=[entry]))
         await harness.until_row("SELECT count(*) FROM task_logs WHERE task_id = $1", task_id, is_=1)
+
+
+@pytest.mark.parametrize("sender_checked", [True, False])
+async def test_of_a_body_that_is_too_large_the_beginning_is_kept(
+    start_worker: StartWorker, *, sender_checked: bool
+) -> None:
+    """In each queue, with its length; also if it was not read because of its sender. A command is told so."""
+    body = json.dumps(make_report("agent.heartbeat", uuid.uuid4(), padding="x" * 3 * MAX_BODY_BYTES)).encode()
+    settings = {"report_senders": "nobody=*", "command_senders": "nobody"} if sender_checked else {}
+    reason = "untrusted_sender" if sender_checked else "too_large"
+    async with start_worker(**settings) as harness:
+        await harness.report(raw=body)
+        command = await harness.send(body)
+        claim = await harness.ask(body)
+        await harness.until(lambda: len(harness.dead_letters) == 3)
+    assert harness.reasons() == [reason] * 3
+    for letter in harness.dead_letters:
+        assert (letter.body, letter.headers["x-taskherd-length"]) == (body[:TRUNCATED_BYTES], len(body))
+    assert command["ok"] is claim["ok"] is False

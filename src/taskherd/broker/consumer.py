@@ -48,6 +48,7 @@ class Consumer:
         prepare: Callable[[AbstractChannel], Awaitable[Sequence[Source]]],
         *,
         prefetch: int,
+        truncating: bool = False,
         on_error: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Create the consumer; it subscribes after ``start``.
@@ -57,11 +58,13 @@ class Consumer:
             prepare: called with a channel for the time of the call, at the start and when a source without ``ensure``
                 is lost; declares server-named queues.
             prefetch: maximum number of unacknowledged deliveries, divided equally over the sources.
+            truncating: whether only the beginning of a body is kept that exceeds ``delivery.MAX_BODY_BYTES``.
             on_error: called with the reason when subscribing fails; the consumer retries by itself.
         """
         self._connection = connection
         self._prepare = prepare
         self._prefetch = prefetch
+        self._truncating = truncating
         self._on_error = on_error
         self._buffer: deque[Delivery] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -258,7 +261,8 @@ class Consumer:
             await source.ensure()
         channel = await self._connection.channel()
         self._epoch += 1
-        subscription = self._subscriptions[self._epoch] = Subscription(channel, self._epoch, source)
+        subscription = Subscription(channel, self._epoch, source, truncating=self._truncating)
+        self._subscriptions[self._epoch] = subscription
         try:
             await self._apply(subscription)
             await subscription.lost.wait()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from struct import Struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from aiormq.abc import DeliveredMessage
+
+MAX_BODY_BYTES: Final = 1024 * 1024
+"""Size of a body beyond which a consumer that limits bodies keeps only its beginning; as in ``messages.limits``."""
+
+TRUNCATED_BYTES: Final = 64 * 1024
+"""Size of the beginning that is kept; as in ``messages.limits``."""
 
 POISON_FROM = 3
 """Number of redeliveries from which a message may be the cause of its consumers' failures."""
@@ -29,12 +35,16 @@ class Delivery(ABC):
     """A message as delivered; the consumer sets ``queue`` and ``epoch``.
 
     ``epoch`` identifies the channel, because a delivery tag is valid only on the channel of the delivery.
+    ``original_length`` is the size in bytes of a body of which only the beginning was kept, None for a complete one.
     """
 
-    __slots__ = ("body", "delivery_tag", "epoch", "queue", "redelivered")
+    __slots__ = ("body", "delivery_tag", "epoch", "original_length", "queue", "redelivered")
 
-    def __init__(self, body: bytes, delivery_tag: int, *, redelivered: bool) -> None:
+    def __init__(
+        self, body: bytes, delivery_tag: int, *, redelivered: bool, original_length: int | None = None
+    ) -> None:
         self.body = body
+        self.original_length = original_length
         self.delivery_tag = delivery_tag
         self.redelivered = redelivered
         self.epoch = 0
@@ -97,10 +107,10 @@ class RawDelivery(Delivery):
 
     __slots__ = ("_deliver", "_header", "_properties")
 
-    def __init__(self, deliver: bytes, header: bytes, body: bytes) -> None:
+    def __init__(self, deliver: bytes, header: bytes, body: bytes, original_length: int | None = None) -> None:
         """Create a delivery from its complete ``deliver`` and ``header`` frames."""
         tag, flags = _TAG_AND_FLAGS.unpack_from(deliver, _TAG_AT + 1 + deliver[_TAG_AT])
-        super().__init__(body, tag, redelivered=bool(flags & 1))
+        super().__init__(body, tag, redelivered=bool(flags & 1), original_length=original_length)
         self._deliver = deliver
         self._header = header
         self._properties: Basic.Properties | None = None

@@ -10,7 +10,7 @@ from uuid import uuid4
 from taskherd.broker.ack_tracker import AckTracker
 from taskherd.broker.connection import REQUEST_TIMEOUT, map_errors
 from taskherd.broker.patches.delivery_dispatcher import DeliveryDispatcher, Receive
-from taskherd.broker.patches.frame_reader import TAG_PREFIX
+from taskherd.broker.patches.frame_reader import LIMITED_TAG_PREFIX, TAG_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -39,12 +39,14 @@ class Subscription:
     about a queue whose leader hangs holds up those about other queues.
     """
 
-    def __init__(self, channel: AbstractChannel, epoch: int, source: Source) -> None:
+    def __init__(self, channel: AbstractChannel, epoch: int, source: Source, *, truncating: bool) -> None:
+        """Create it; with ``truncating`` only the beginning of a body that is too large is kept."""
         self.channel = channel
         self.epoch = epoch
         self.source = source
         self._acks = AckTracker()
         self._tag = ""
+        self._tag_prefix = LIMITED_TAG_PREFIX if truncating else TAG_PREFIX
         self._dispatcher = DeliveryDispatcher(channel)
         self.lost = asyncio.Event()
         self._changing = asyncio.Lock()
@@ -63,7 +65,7 @@ class Subscription:
                 return
             priority = self.source.priority
             arguments: FieldTable | None = None if priority is None else {"x-priority": priority}
-            tag = f"{TAG_PREFIX}{self.epoch}.{uuid4().hex}"
+            tag = f"{self._tag_prefix}{self.epoch}.{uuid4().hex}"
             callback = self._dispatcher.register(tag, receive)
             with map_errors(f"consuming {self.source.queue}"):
                 async with asyncio.timeout(REQUEST_TIMEOUT):

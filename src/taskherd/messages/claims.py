@@ -132,10 +132,13 @@ def encode_hello(hello: RunnerHello) -> bytes:
     return orjson.dumps({"type": RUNNER_HELLO, "runner": hello.runner, "pool": hello.pool})
 
 
-def decode_runner_message(body: bytes) -> RunnerMessage | InvalidMessage:
-    """Decode a body. Invalid input is returned, not raised."""
-    if len(body) > MAX_BODY_BYTES:
-        return too_large(body)
+def decode_runner_message(body: bytes, original_length: int | None = None) -> RunnerMessage | InvalidMessage:
+    """Decode a body. Invalid input is returned, not raised.
+
+    ``original_length`` is the size of a body of which only the beginning was received.
+    """
+    if original_length is not None or len(body) > MAX_BODY_BYTES:
+        return too_large(body, original_length)
     try:
         return decode(_CLAIM, body, {}).to_domain()
     except Undecodable as error:

@@ -189,10 +189,13 @@ def encode_command(command: Command) -> bytes:
     return canonical_json(command).encode()
 
 
-def decode_command(body: bytes) -> Command | InvalidMessage:
-    """Decode a body. Invalid input is returned, not raised."""
-    if len(body) > MAX_BODY_BYTES:
-        return too_large(body)
+def decode_command(body: bytes, original_length: int | None = None) -> Command | InvalidMessage:
+    """Decode a body. Invalid input is returned, not raised.
+
+    ``original_length`` is the size of a body of which only the beginning was received.
+    """
+    if original_length is not None or len(body) > MAX_BODY_BYTES:
+        return too_large(body, original_length)
     try:
         return decode(_COMMAND, body, {}).to_domain({})
     except Undecodable as error:

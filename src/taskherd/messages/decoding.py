@@ -79,10 +79,11 @@ def decode(adapter: TypeAdapter[T], body: bytes, counts: SanitizeCounts) -> T:
         raise Undecodable(*_describe(error)) from None
 
 
-def too_large(body: bytes) -> InvalidMessage:
-    """Return a body that exceeds ``MAX_BODY_BYTES`` as a truncated ``InvalidMessage``."""
-    detail = f"{len(body)} bytes; expected at most {MAX_BODY_BYTES}"
-    return InvalidMessage(None, DeadLetterReason.TOO_LARGE, detail, body[:TRUNCATED_BYTES], len(body))
+def too_large(body: bytes, original_length: int | None = None) -> InvalidMessage:
+    """Return a body that exceeds ``MAX_BODY_BYTES``, or did before it was truncated, as an ``InvalidMessage``."""
+    length = len(body) if original_length is None else original_length
+    detail = f"{length} bytes; expected at most {MAX_BODY_BYTES}"
+    return InvalidMessage(None, DeadLetterReason.TOO_LARGE, detail, body[:TRUNCATED_BYTES], length)
 
 
 def may_hold_nan(body: bytes) -> bool:

@@ -92,13 +92,14 @@ def decode_stored_report(text: str, now: datetime) -> Report:
     return _REPORT.validate_json(text).to_domain(now, {})
 
 
-def decode_reports(body: bytes, now: datetime) -> list[DecodeResult]:
+def decode_reports(body: bytes, now: datetime, original_length: int | None = None) -> list[DecodeResult]:
     """Decode a body with one report or an array of them. Invalid input is returned, not raised.
 
     ``now`` (UTC) is the default of a seq, one microsecond later for each further element, to keep their order.
+    ``original_length`` is the size of a body of which only the beginning was received.
     """
-    if len(body) > MAX_BODY_BYTES:
-        return [too_large(body)]
+    if original_length is not None or len(body) > MAX_BODY_BYTES:
+        return [too_large(body, original_length)]
     if body.lstrip(_SPACE).startswith(b"["):
         return _decode_array(body, now)
     return [_decode_one(None, body, now)]

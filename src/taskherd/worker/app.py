@@ -156,7 +156,7 @@ class Worker:
     def _make_consumer(
         self, sources: Callable[[AbstractChannel], Awaitable[Sequence[Source]]], prefetch: int
     ) -> Consumer:
-        return Consumer(self._connections.consume, sources, prefetch=prefetch, on_error=self._on_error)
+        return Consumer(self._connections.consume, sources, prefetch=prefetch, truncating=True, on_error=self._on_error)
 
     def _make_context(self) -> WorkerContext:
         settings = self._settings

@@ -219,7 +219,7 @@ def _decode(deliveries: Sequence[Delivery], senders: SenderPools) -> DecodedMess
         if pools == NO_POOL:
             decoded.invalid.append((delivery, untrusted_sender(delivery, "TASKHERD_REPORT_SENDERS")))
             continue
-        match claims.decode_runner_message(delivery.body):
+        match claims.decode_runner_message(delivery.body, delivery.original_length):
             case BuildClaim() as claim:
                 decoded.claims.append((delivery, claim))
             case OwnershipQuery() as query:

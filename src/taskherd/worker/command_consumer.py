@@ -119,7 +119,7 @@ class CommandConsumer:
                 log.warning("command of an untrusted sender rejected", detail=invalid.detail)
                 yield delivery, invalid
                 continue
-            command = decode_command(delivery.body)
+            command = decode_command(delivery.body, delivery.original_length)
             if isinstance(command, InvalidMessage):
                 self._context.metrics.commands.labels("unknown", "invalid").inc()
                 yield delivery, command

@@ -20,7 +20,7 @@ def untrusted_sender(delivery: Delivery, setting: str) -> InvalidMessage:
     sender = delivery.sender
     found = "The property user_id is missing" if sender is None else f"The property user_id is {sender[:64]!r}"
     detail = f"{found}; expected a user in {setting}."
-    return InvalidMessage(None, DeadLetterReason.UNTRUSTED_SENDER, detail, delivery.body)
+    return InvalidMessage(None, DeadLetterReason.UNTRUSTED_SENDER, detail, delivery.body, delivery.original_length)
 
 
 def dead_letter_of(context: WorkerContext, delivery: Delivery, invalid: InvalidMessage) -> OutgoingMessage:

@@ -172,7 +172,7 @@ class ReportConsumer:
             if pools == NO_POOL:
                 decoded.invalid.append((delivery, untrusted_sender(delivery, "TASKHERD_REPORT_SENDERS")))
                 continue
-            elements = decode_reports(delivery.body, now)
+            elements = decode_reports(delivery.body, now, delivery.original_length)
             now += len(elements) * SEQ_STEP  # so that reports without a seq keep the order received
             single = len(elements) == 1 and not delivery.body.lstrip().startswith(b"[")
             for index, element in enumerate(elements):

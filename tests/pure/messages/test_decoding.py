@@ -12,9 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from taskherd.broker import delivery
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.domain.reports import AppStatus
 from taskherd.domain.value import replace
+from taskherd.messages import limits
+from taskherd.messages.claims import decode_runner_message
 from taskherd.messages.commands import decode_command
 from taskherd.messages.decoding import InvalidMessage
 from taskherd.messages.json_array import split_json_array
@@ -328,3 +331,23 @@ def test_a_stored_report_without_a_seq_gets_that_of_the_given_time() -> None:
     assert isinstance(element, DecodedReport)
     stored = encode_report(element.report, with_seq=False).decode()
     assert decode_reports(stored.encode(), NOW) == [DecodedReport(decode_stored_report(stored, NOW), {})]
+
+
+def test_the_broker_truncates_what_is_too_large() -> None:
+    """It keeps complete what is decoded, and of the rest what a dead letter keeps."""
+    assert delivery.MAX_BODY_BYTES == limits.MAX_BODY_BYTES
+    assert delivery.TRUNCATED_BYTES == limits.TRUNCATED_BYTES
+
+
+def test_a_truncated_body_is_too_large_whatever_it_says() -> None:
+    """A beginning that is valid by itself is not taken for the message."""
+    beginning, length = HEARTBEAT.ljust(limits.TRUNCATED_BYTES), limits.MAX_BODY_BYTES + 1
+    results = [
+        *decode_reports(beginning, NOW, length),
+        decode_command(beginning, length),
+        decode_runner_message(beginning, length),
+    ]
+    for result in results:
+        assert isinstance(result, InvalidMessage)
+        assert (result.reason, result.body, result.length) == (DeadLetterReason.TOO_LARGE, beginning, length)
+        assert result.detail == "1048577 bytes; expected at most 1048576"
