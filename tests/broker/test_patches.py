@@ -79,8 +79,9 @@ async def test_both_kinds_of_delivery_have_the_same_content(
     assert isinstance(from_reader, RawDelivery)
     assert isinstance(from_aiormq, DecodedDelivery)
     for name, _ in inspect.getmembers(Delivery, inspect.isdatadescriptor):
-        if name not in {"epoch", "properties", "__weakref__"}:
+        if name not in {"epoch", "properties", "size", "__weakref__"}:
             assert getattr(from_aiormq, name) == getattr(from_reader, name), name
+    assert from_aiormq.size == 200_000 < from_reader.size  # which has the header too
     assert from_reader.may_have_trace
     assert from_aiormq.properties.delivery_mode == from_reader.properties.delivery_mode
 

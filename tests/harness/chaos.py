@@ -83,6 +83,12 @@ class WorkerProcess:
         """True until the process has exited."""
         return self._process.returncode is None
 
+    @property
+    def peak_resident(self) -> int:
+        """The largest resident memory that the process has had, in bytes."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii")
+        return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process."""
         self._process.send_signal(number)

@@ -2,7 +2,8 @@
 
 It uses the aiormq channel below aio-pika, because an ``aio_pika.Message`` costs more CPU than everything else here. The
 callback only appends to the buffer: aiormq cancels callbacks when a connection drops, so nothing else may run there.
-The prefetch limits the buffer, because the broker sends no more unacknowledged messages than that.
+The prefetch limits the buffer, because the broker sends no more unacknowledged messages than that; where their bytes
+are limited too, ``prefetch_window`` chooses it.
 
 Each queue is subscribed by itself, on a channel of its own, so that one which is missing or hangs holds up no other.
 """
@@ -12,11 +13,13 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict, deque
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from itertools import accumulate, islice
+from typing import TYPE_CHECKING, Final
 
 from taskherd import retry
 from taskherd.broker import topology
 from taskherd.broker.connection import REQUEST_TIMEOUT, SupervisedConnection, close_channel
+from taskherd.broker.prefetch_window import PrefetchWindow
 from taskherd.broker.subscription import Source, Subscription
 from taskherd.broker.supervision import survive
 from taskherd.errors import Unavailable
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 
 QUIET = 0.1
 """While acks are held back, this many seconds without a delivery mean that none is in flight."""
+
+MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
+"""Maximum size of a batch, so that its statements end in time; a single delivery may be larger."""
 
 MAX_QUIET_ROUNDS = 20
 """Maximum number of times ``QUIET`` that ``stop`` waits."""
@@ -48,7 +54,7 @@ class Consumer:
         prepare: Callable[[AbstractChannel], Awaitable[Sequence[Source]]],
         *,
         prefetch: int,
-        truncating: bool = False,
+        max_bytes: int | None = None,
         on_error: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Create the consumer; it subscribes after ``start``.
@@ -58,15 +64,18 @@ class Consumer:
             prepare: called with a channel for the time of the call, at the start and when a source without ``ensure``
                 is lost; declares server-named queues.
             prefetch: maximum number of unacknowledged deliveries, divided equally over the sources.
-            truncating: whether only the beginning of a body is kept that exceeds ``delivery.MAX_BODY_BYTES``.
+            max_bytes: maximum size of the unacknowledged deliveries, divided equally over the sources, each of which
+                may have a single larger one; of a body that exceeds ``delivery.MAX_BODY_BYTES`` only the beginning is
+                kept. Only for a caller that acknowledges each delivery without waiting for others.
             on_error: called with the reason when subscribing fails; the consumer retries by itself.
         """
         self._connection = connection
         self._prepare = prepare
         self._prefetch = prefetch
-        self._truncating = truncating
+        self._max_bytes = max_bytes
         self._on_error = on_error
         self._buffer: deque[Delivery] = deque()
+        self._buffered_bytes = 0
         self._waiter: asyncio.Future[None] | None = None
         self._wake_at = 1
         self._epoch = 0
@@ -92,6 +101,10 @@ class Consumer:
         """Number of deliveries in the buffer."""
         return len(self._buffer)
 
+    def has_batch(self, limit: int) -> bool:
+        """Return whether the buffer holds a batch of ``limit`` deliveries, or one as large as a batch may be."""
+        return len(self._buffer) >= limit or self._buffered_bytes >= MAX_BATCH_BYTES
+
     @property
     def _prefetch_of_each(self) -> int:
         """The number of unacknowledged deliveries that each source may have."""
@@ -105,8 +118,9 @@ class Consumer:
     async def next_batch(self, limit: int, wait: float, enough: int | None = None) -> list[Delivery]:
         """Return 1 to ``limit`` deliveries, in order: wait for the first, then up to ``wait`` seconds for more.
 
-        It does not wait any longer with ``limit`` deliveries, or with ``enough``, if given, or as many as one source
-        may deliver, because the others may be empty.
+        It does not wait any longer with ``limit`` deliveries, ``MAX_BATCH_BYTES`` or as many bytes as one source may
+        deliver, or with ``enough``, if given, or as many deliveries as one source may deliver, because the others may
+        be empty.
         The result is empty only after ``stop``, when the buffer is empty.
         """
         while True:
@@ -116,12 +130,21 @@ class Consumer:
                 await self._wait_buffered(1)
             most = min(limit, self._prefetch)
             enough = most if enough is None else min(enough, most, self._prefetch_of_each)
-            if len(self._buffer) < enough and wait > 0 and not self._stopping:
+            if not self.has_batch(enough) and wait > 0 and not self._stopping:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(wait):
                         await self._wait_buffered(enough)
             if self._buffer:  # a lost channel may have cleared it in the meantime
-                return [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
+                return self._take(limit)
+
+    def _take(self, limit: int) -> list[Delivery]:
+        count = min(limit, len(self._buffer))
+        if self._buffered_bytes > MAX_BATCH_BYTES:
+            totals = accumulate(delivery.size for delivery in islice(self._buffer, count))
+            count = max(1, sum(total <= MAX_BATCH_BYTES for total in totals))
+        batch = [self._buffer.popleft() for _ in range(count)]
+        self._buffered_bytes -= sum(delivery.size for delivery in batch)
+        return batch
 
     async def ack(self, deliveries: Sequence[Delivery]) -> bool:
         """Acknowledge ``deliveries``, in one frame for each queue where possible.
@@ -129,22 +152,22 @@ class Consumer:
         Return False if some deliveries belong to a closed channel; the broker redelivers those.
         """
         await self._acks_allowed.wait()
-        tags: defaultdict[int, list[int]] = defaultdict(list)
+        by_epoch: defaultdict[int, list[Delivery]] = defaultdict(list)
         for delivery in deliveries:
-            tags[delivery.epoch].append(delivery.delivery_tag)
-        acked = [await self._ack(epoch, of_channel) for epoch, of_channel in tags.items()]
+            by_epoch[delivery.epoch].append(delivery)
+        acked = [await self._ack(epoch, of_channel) for epoch, of_channel in by_epoch.items()]
         return all(acked)
 
     def holds(self, delivery: Delivery) -> bool:
         """Return whether ``delivery`` can still be acknowledged; if not, the broker redelivers it."""
         return delivery.epoch in self._subscriptions
 
-    async def _ack(self, epoch: int, tags: Sequence[int]) -> bool:
+    async def _ack(self, epoch: int, deliveries: Sequence[Delivery]) -> bool:
         subscription = self._subscriptions.get(epoch)
         if subscription is None:
             return False
         try:
-            await subscription.ack(tags)
+            await subscription.ack(deliveries)
         except Unavailable:
             if not subscription.channel.is_closed:
                 self._connection.drop()  # unknown whether they were sent; a new channel makes it certain
@@ -164,7 +187,7 @@ class Consumer:
     def resubscribe(self) -> None:
         """Subscribe again, to the sources that ``prepare`` returns then; unacknowledged deliveries are requeued."""
         for subscription in self._subscriptions.values():
-            subscription.lost.set()
+            subscription.lose()
         self._prepare_again.set()
 
     async def stop(self) -> None:
@@ -261,11 +284,16 @@ class Consumer:
             await source.ensure()
         channel = await self._connection.channel()
         self._epoch += 1
-        subscription = Subscription(channel, self._epoch, source, truncating=self._truncating)
+        max_bytes = None if self._max_bytes is None else self._max_bytes // max(1, len(self._sources))
+        window = PrefetchWindow(self._prefetch_of_each, max_bytes)
+        subscription = Subscription(channel, self._epoch, source, window, truncating=max_bytes is not None)
         self._subscriptions[self._epoch] = subscription
         try:
             await self._apply(subscription)
-            await subscription.lost.wait()
+            while not subscription.is_lost:
+                await self._adjust(subscription)
+                await subscription.attention.wait()
+                subscription.attention.clear()
         finally:
             await self._drop(subscription)
 
@@ -274,8 +302,20 @@ class Consumer:
         if self._paused:
             await subscription.cancel()
         else:
-            receive = self._receiver(subscription.epoch, subscription.source.queue)
-            await subscription.consume(receive, self._prefetch_of_each)
+            await subscription.consume(self._receiver(subscription))
+
+    async def _adjust(self, subscription: Subscription) -> None:
+        """Adjust the prefetch; while acks are held back it stays as it is."""
+        if not self._acks_allowed.is_set():
+            return
+        try:
+            await subscription.adjust()
+        except Unavailable:
+            if not subscription.channel.is_closed:
+                self._connection.drop()  # the broker may still deliver; a new channel makes it certain
+            raise
+        if subscription.window.exhausted:
+            self._wake()
 
     async def _apply_to_all(self) -> None:
         """Start or stop consuming on all channels; on failure, drop the channel."""
@@ -286,7 +326,7 @@ class Consumer:
             await self._apply(subscription)
         except Unavailable as error:
             self._on_error(str(error))
-            subscription.lost.set()
+            subscription.lose()
 
     async def _drop(self, subscription: Subscription) -> None:
         """Drop the deliveries of a channel that is lost; the broker redelivers them."""
@@ -294,16 +334,24 @@ class Consumer:
             kept = [each for each in self._buffer if each.epoch != subscription.epoch]
             self._buffer.clear()
             self._buffer.extend(kept)
+            self._buffered_bytes = sum(each.size for each in kept)
         await close_channel(subscription.channel)
 
-    def _receiver(self, epoch: int, queue: str) -> Receive:
+    def _receiver(self, subscription: Subscription) -> Receive:
+        epoch, queue, window = subscription.epoch, subscription.source.queue, subscription.window
+
         def receive(delivery: Delivery) -> None:
-            if epoch in self._subscriptions:
+            if epoch not in self._subscriptions:
+                return
+            self._received += 1
+            if window.admit(delivery):
                 delivery.epoch, delivery.queue = epoch, queue
-                self._received += 1
                 self._buffer.append(delivery)
-                if len(self._buffer) >= self._wake_at:
+                self._buffered_bytes += delivery.size
+                if len(self._buffer) >= self._wake_at or self._buffered_bytes >= MAX_BATCH_BYTES:
                     self._wake()
+            if window.full:
+                subscription.attention.set()
 
         return receive
 

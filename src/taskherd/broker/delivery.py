@@ -35,19 +35,23 @@ class Delivery(ABC):
     """A message as delivered; the consumer sets ``queue`` and ``epoch``.
 
     ``epoch`` identifies the channel, because a delivery tag is valid only on the channel of the delivery.
-    ``original_length`` is the size in bytes of a body of which only the beginning was kept, None for a complete one.
+    ``original_length`` is the size in bytes of a body of which only the beginning was kept, None for a complete one;
+    ``size`` is the number of bytes that are kept, with the header unless aiormq has decoded it, and ``settled`` is True
+    once it is acknowledged.
     """
 
-    __slots__ = ("body", "delivery_tag", "epoch", "original_length", "queue", "redelivered")
+    __slots__ = ("body", "delivery_tag", "epoch", "original_length", "queue", "redelivered", "settled", "size")
 
     def __init__(
         self, body: bytes, delivery_tag: int, *, redelivered: bool, original_length: int | None = None
     ) -> None:
         self.body = body
+        self.size = len(body)
         self.original_length = original_length
         self.delivery_tag = delivery_tag
         self.redelivered = redelivered
         self.epoch = 0
+        self.settled = False
         self.queue = ""
 
     @property
@@ -111,6 +115,7 @@ class RawDelivery(Delivery):
         """Create a delivery from its complete ``deliver`` and ``header`` frames."""
         tag, flags = _TAG_AND_FLAGS.unpack_from(deliver, _TAG_AT + 1 + deliver[_TAG_AT])
         super().__init__(body, tag, redelivered=bool(flags & 1), original_length=original_length)
+        self.size += len(header)
         self._deliver = deliver
         self._header = header
         self._properties: Basic.Properties | None = None

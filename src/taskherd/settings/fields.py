@@ -263,7 +263,8 @@ class Settings(BaseSettings):
         4000,
         ge=1,
         le=65_535,
-        description="Maximum number of unacknowledged report deliveries of one worker; it limits the worker's memory.",
+        description="Maximum number of unacknowledged report deliveries of one worker. Of large ones there are fewer, "
+        "so that they have at most 64 MiB together.",
     )
     report_partitions: int = Field(
         1,

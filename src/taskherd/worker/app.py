@@ -74,6 +74,9 @@ REQUIRED_SETTINGS = ("database_url", "amqp_url", "secret_key")
 CLAIMS_PREFETCH = 2_000
 """Maximum number of unacked messages of runners: a start of all runners at once fits."""
 
+MAX_REPORT_BYTES, MAX_COMMAND_BYTES, MAX_CLAIM_BYTES = 64 * 1024 * 1024, 32 * 1024 * 1024, 16 * 1024 * 1024
+"""Maximum size of the unacked messages in each queue; together well below the memory of a worker in the Helm chart."""
+
 DELETE_RETRY_AFTER = 5.0
 """Seconds until a failed delete is requested again for the first time."""
 
@@ -128,9 +131,9 @@ class Worker:
             settings.report_partitions,
             self._on_declare_error,
         )
-        self._reports = self._make_consumer(self._report_sources, settings.prefetch)
-        self._commands = self._make_consumer(self._command_source, MAX_WAITING)
-        self._claims = self._make_consumer(self._claim_source, CLAIMS_PREFETCH)
+        self._reports = self._make_consumer(self._report_sources, settings.prefetch, MAX_REPORT_BYTES)
+        self._commands = self._make_consumer(self._command_source, MAX_WAITING, MAX_COMMAND_BYTES)
+        self._claims = self._make_consumer(self._claim_source, CLAIMS_PREFETCH, MAX_CLAIM_BYTES)
         self._context = self._make_context()
         self._relay = Relay(self._context, settings.relay_every)
         self.probe = Probe(self._publisher, self._replies, self.metrics, self._clock.now, self._check_consuming)
@@ -154,9 +157,11 @@ class Worker:
         return readiness
 
     def _make_consumer(
-        self, sources: Callable[[AbstractChannel], Awaitable[Sequence[Source]]], prefetch: int
+        self, sources: Callable[[AbstractChannel], Awaitable[Sequence[Source]]], prefetch: int, max_bytes: int
     ) -> Consumer:
-        return Consumer(self._connections.consume, sources, prefetch=prefetch, truncating=True, on_error=self._on_error)
+        return Consumer(
+            self._connections.consume, sources, prefetch=prefetch, max_bytes=max_bytes, on_error=self._on_error
+        )
 
     def _make_context(self) -> WorkerContext:
         settings = self._settings

@@ -115,7 +115,7 @@ class ReportConsumer:
         async with self._dead_letters.sending(), asyncio.TaskGroup() as group:
             self._scheduler = scheduler = BatchScheduler(group)
             while await self._consume_once(scheduler, limit, wait):
-                await scheduler.wait_idle(lambda: self._consumer.buffered >= limit)
+                await scheduler.wait_idle(lambda: self._consumer.has_batch(limit))
 
     async def _consume_once(self, scheduler: BatchScheduler, limit: int, wait: float) -> int:
         """Start to process the next batch and return its number of deliveries; 0 after the last one."""

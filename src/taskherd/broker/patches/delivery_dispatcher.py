@@ -45,6 +45,10 @@ class DeliveryDispatcher:
 
         return on_message
 
+    def unregister(self, consumer_tag: str) -> None:
+        """Forget a consumer, once the broker has confirmed that it is canceled."""
+        self._receivers.pop(consumer_tag.encode(), None)
+
     async def _put(self, item: tuple[int, Any]) -> None:
         frame = item[1]
         if type(frame) is RawDelivery:

@@ -1,0 +1,175 @@
+"""How many deliveries a consumer may have, by their size."""
+
+from __future__ import annotations
+
+from itertools import count
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pamqp.commands import Basic
+
+from taskherd.broker.delivery import MAX_BODY_BYTES, Delivery
+from taskherd.broker.prefetch_window import PrefetchWindow, Step
+
+MAX_BYTES = 8 * MAX_BODY_BYTES
+OF_ANY_SIZE = 4
+
+
+class _Message(Delivery):
+    """A delivery of ``size`` bytes, without any."""
+
+    def __init__(self, tag: int, size: int) -> None:
+        super().__init__(b"", tag, redelivered=False)
+        self.size = size
+
+    exchange = routing_key = ""
+    properties = Basic.Properties()
+    may_have_trace = False
+
+
+def _fill(window: PrefetchWindow, tags: count[int], size: int) -> list[Delivery]:
+    """Deliver messages of ``size`` bytes until the consumer has as many as it may have, and return them."""
+    admitted: list[Delivery] = []
+    while not window.full:
+        admitted.append(_Message(next(tags), size))
+        assert window.admit(admitted[-1])
+    return admitted
+
+
+def _tags(deliveries: list[Delivery]) -> list[int]:
+    return [delivery.delivery_tag for delivery in deliveries]
+
+
+def test_a_window_widens_while_messages_are_small() -> None:
+    """It begins with one, then has as many as fit at any size, then its maximum, less what is still unacknowledged."""
+    window, tags = PrefetchWindow(1000, MAX_BYTES), count(1)
+    assert (window.size, window.next_step()) == (1, Step.NOTHING)
+    _fill(window, tags, 100)
+    assert window.next_step() is Step.WIDEN
+    window.widen()
+    assert (window.size, window.full, window.next_step()) == (OF_ANY_SIZE, False, Step.NOTHING)
+    _fill(window, tags, 100)
+    assert window.next_step() is Step.WIDEN
+    window.widen()
+    assert window.size == 1000 - 1 - OF_ANY_SIZE
+    _fill(window, tags, 100)
+    assert window.next_step() is Step.NOTHING
+
+
+def test_a_window_stays_small_while_messages_are_large() -> None:
+    """Nothing is refused then: what fits at any size fits."""
+    window, tags = PrefetchWindow(1000, MAX_BYTES), count(1)
+    window.settle(_fill(window, tags, MAX_BODY_BYTES))
+    for _ in range(3):
+        admitted = _fill(window, tags, MAX_BODY_BYTES)
+        if window.next_step() is Step.WIDEN:
+            window.widen()
+        window.settle(admitted)
+    assert (window.size, window.stopped) == (OF_ANY_SIZE, False)
+
+
+def test_what_does_not_fit_is_refused_until_there_is_room() -> None:
+    """It is canceled, consumes again when half of the bytes are free, and then with as many as fit by their size."""
+    window, tags = PrefetchWindow(1000, MAX_BYTES), count(1)
+    window.size = 900
+    size = MAX_BODY_BYTES // 2
+    messages: list[Delivery] = [_Message(next(tags), size) for _ in range(30)]
+    admitted = [message for message in messages if window.admit(message)]
+    assert _tags(admitted) == [*range(1, 17)]
+    assert not window.admit(_Message(next(tags), 1)), "smaller ones come after those before them"
+    assert window.next_step() is Step.STOP
+    assert window.stop() == [*range(17, 32)]
+    assert (window.stopped, window.next_step()) == (True, Step.NOTHING)
+    window.settle(admitted[:7])
+    assert window.next_step() is Step.NOTHING
+    window.settle(admitted[:8])  # seven of them again
+    assert window.next_step() is Step.RESUME
+    window.resume()
+    assert window.size == 8
+    assert _tags(_fill(window, tags, size)) == [*range(32, 40)]
+
+
+def test_one_message_always_fits() -> None:
+    """Even if it is larger than everything may be, for example because the queues are many."""
+    window = PrefetchWindow(1000, 100)
+    large = _Message(1, 101)
+    assert window.admit(large)
+    assert not window.admit(_Message(2, 1))
+    assert window.stop() == [2]
+    assert (window.size, window.next_step()) == (1, Step.NOTHING)
+    window.settle([large])
+    assert window.next_step() is Step.RESUME
+
+
+def test_without_a_limit_of_bytes_the_prefetch_is_constant() -> None:
+    """And nothing is refused."""
+    window = PrefetchWindow(10)
+    assert window.size == 10
+    for tag in range(1, 11):
+        assert window.admit(_Message(tag, 100 * MAX_BODY_BYTES))
+        assert (window.full, window.exhausted, window.next_step()) == (False, False, Step.NOTHING)
+
+
+class _Queue:
+    """A queue of messages of these sizes, and its consumer with a window."""
+
+    def __init__(self, window: PrefetchWindow, sizes: list[int]) -> None:
+        self._window = window
+        self._waiting = [*enumerate(sizes)]
+        self._tags = count(1)
+        self._refused: list[tuple[int, _Message]] = []
+        self._of_consumer: set[int] = set()
+        self.held: list[tuple[int, _Message]] = []
+        self.consumed: list[int] = []
+
+    def deliver(self) -> None:
+        """Deliver all that the prefetch allows."""
+        while self._waiting and not self._window.stopped and len(self._of_consumer) < self._window.size:
+            index, size = self._waiting.pop(0)
+            message = _Message(next(self._tags), size)
+            self._of_consumer.add(message.delivery_tag)
+            (self.held if self._window.admit(message) else self._refused).append((index, message))
+
+    def ack(self, number: int) -> None:
+        """Acknowledge the first ``number`` messages that are held, one of them twice."""
+        acked, self.held = self.held[:number], self.held[number:]
+        messages: list[Delivery] = [message for _, message in acked]
+        self._window.settle([*messages, *messages[:1]])
+        self._of_consumer.difference_update(_tags(messages))
+        self.consumed += [index for index, _ in acked]
+
+    def adjust(self) -> None:
+        """Do what the window says."""
+        match self._window.next_step():
+            case Step.STOP:
+                assert self._window.stop() == [message.delivery_tag for _, message in self._refused]
+                self._waiting[:0] = [(index, message.size) for index, message in self._refused]
+                self._refused.clear()
+            case Step.RESUME:
+                self._window.resume()
+                self._of_consumer.clear()
+            case Step.WIDEN:
+                assert len(self._of_consumer) >= self._window.size, "something may be in flight"
+                self._window.widen()
+                self._of_consumer.clear()
+            case Step.NOTHING:
+                pass
+
+
+@pytest.mark.parametrize("max_bytes", [100, MAX_BYTES])
+@given(
+    st.lists(st.one_of(st.integers(1, 2000), st.integers(1, MAX_BODY_BYTES)), max_size=200),
+    st.lists(st.integers(0, 50), min_size=1, max_size=10),
+)
+def test_any_messages_are_consumed_within_the_bytes(max_bytes: int, sizes: list[int], acks: list[int]) -> None:
+    """Whatever follows whatever, all are consumed in order, and those held fit, or are a single one."""
+    window = PrefetchWindow(50, max_bytes)
+    queue = _Queue(window, sizes)
+    for number in range(5 * len(sizes) + 10):
+        queue.deliver()
+        queue.adjust()
+        assert len(queue.held) <= 50
+        assert len(queue.held) <= 1 or sum(message.size for _, message in queue.held) <= max_bytes
+        queue.ack(max(acks[number % len(acks)], 1))
+    assert queue.consumed == [*range(len(sizes))]
