@@ -45,6 +45,7 @@ SETTINGS = {
     "TASKHERD_AGENT_LOST_AFTER": HOURS,
     "TASKHERD_AGENT_CONNECT_TIMEOUT": HOURS,
 }
+LAUNCH = ("-m", "taskherd")
 GRACE = 25.0
 SETTLES_WITHIN = 180.0
 """Maximum time in seconds until all inputs are processed; generous, because the machine may be busy."""
@@ -70,11 +71,13 @@ class WorkerProcess:
         self.log = log
 
     @classmethod
-    async def start(cls, environment: dict[str, str], log: Path, program: str = "worker") -> WorkerProcess:
-        """Start the process; it is not ready yet."""
+    async def start(
+        cls, environment: dict[str, str], log: Path, program: str = "worker", launch: Sequence[str] = LAUNCH
+    ) -> WorkerProcess:
+        """Start the process, with ``launch`` as Python's arguments; it is not ready yet."""
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "taskherd", program, env=environment, stdout=output, stderr=output
+                sys.executable, *launch, program, env=environment, stdout=output, stderr=output
             )
         return cls(process, log)
 
@@ -167,6 +170,7 @@ class ChaosHarness:
     """The broker, if taskherd started its node."""
 
     redelivered_before: int = 0
+    launch: Sequence[str] = LAUNCH
 
     async def start(self, program: str = "worker", **settings: str) -> WorkerProcess:
         """Start a worker or an API. ``settings`` are environment variables, in lower case and without the prefix."""
@@ -178,7 +182,9 @@ class ChaosHarness:
         }
         variables = {f"TASKHERD_{name.upper()}": value for name, value in settings.items()}
         log = self.folder / f"{program}-{len(self.workers)}.log"
-        worker = await WorkerProcess.start({**inherited, **SETTINGS, **services, **variables}, log, program)
+        worker = await WorkerProcess.start(
+            {**inherited, **SETTINGS, **services, **variables}, log, program, self.launch
+        )
         self.workers.append(worker)
         return worker
 

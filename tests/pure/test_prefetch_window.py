@@ -9,22 +9,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp.commands import Basic
 
-from taskherd.broker.delivery import MAX_BODY_BYTES, Delivery
-from taskherd.broker.prefetch_window import PrefetchWindow, Step
+from taskherd.broker.delivery import MAX_BODY_BYTES, POISON_FROM, Delivery
+from taskherd.broker.patches.pamqp_patches import DELIVERY_COUNT
+from taskherd.broker.prefetch_window import CLEAN_ACKS, PrefetchWindow, Step
 
 MAX_BYTES = 8 * MAX_BODY_BYTES
 OF_ANY_SIZE = 4
 
 
 class _Message(Delivery):
-    """A delivery of ``size`` bytes, without any."""
+    """A delivery of ``size`` bytes, without any, whose delivery has failed ``failures`` times."""
 
-    def __init__(self, tag: int, size: int) -> None:
-        super().__init__(b"", tag, redelivered=False)
+    def __init__(self, tag: int, size: int, failures: int = 0) -> None:
+        super().__init__(b"", tag, redelivered=failures > 0)
         self.size = size
+        self.properties = Basic.Properties(headers={DELIVERY_COUNT: failures})
 
     exchange = routing_key = ""
-    properties = Basic.Properties()
+    properties = Basic.Properties()  # of the class too, since the property is abstract
     may_have_trace = False
 
 
@@ -109,6 +111,44 @@ def test_without_a_limit_of_bytes_the_prefetch_is_constant() -> None:
     for tag in range(1, 11):
         assert window.admit(_Message(tag, 100 * MAX_BODY_BYTES))
         assert (window.full, window.exhausted, window.next_step()) == (False, False, Step.NOTHING)
+
+
+def test_possible_poison_comes_alone() -> None:
+    """While it is the first, nothing else is delivered; it widens again after enough other messages."""
+    window, tags = PrefetchWindow(1000, MAX_BYTES), count(1)
+    poison = _Message(next(tags), 100, POISON_FROM)
+    assert window.admit(poison)
+    assert (window.full, window.exhausted, window.next_step()) == (True, True, Step.NOTHING)
+    window.settle([poison])
+    for _ in range(CLEAN_ACKS):
+        assert window.next_step() is Step.NOTHING
+        window.settle(_fill(window, tags, 100))
+    _fill(window, tags, 100)
+    assert window.next_step() is Step.WIDEN
+
+
+def test_possible_poison_among_others_stops_the_consumer() -> None:
+    """All that were delivered with it are processed first, then there is one at a time."""
+    window, tags = PrefetchWindow(1000, MAX_BYTES), count(1)
+    window.settle(_fill(window, tags, 100))
+    window.widen()
+    messages = [_Message(next(tags), 100), _Message(next(tags), 100, POISON_FROM), _Message(next(tags), 100)]
+    assert [window.admit(message) for message in messages] == [True, True, True]
+    assert window.next_step() is Step.STOP
+    assert window.stop() == []
+    window.settle(messages[:2])
+    assert window.next_step() is Step.NOTHING
+    window.settle(messages[2:])
+    assert window.next_step() is Step.RESUME
+    window.resume()
+    assert window.size == 1
+
+
+def test_fewer_failures_are_no_poison() -> None:
+    """A message that was redelivered, as after a lost connection, changes nothing."""
+    window = PrefetchWindow(1000, MAX_BYTES)
+    assert window.admit(_Message(1, 100, POISON_FROM - 1))
+    assert window.next_step() is Step.WIDEN
 
 
 class _Queue:
