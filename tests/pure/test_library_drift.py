@@ -79,6 +79,7 @@ EXTENDED = {
     },
     "broker/consumer.py": {
         "aiormq.channel:Channel.basic_ack": "43e43480733f7227",
+        "aiormq.channel:Channel.basic_nack": "3f324f556f68787d",
         "aiormq.channel:Channel._on_cancel_frame": "05ee42683dca1e6c",
     },
     "store/sessions.py": {
