@@ -161,7 +161,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.reject(*(self._rejection or (HTTPStatus.BAD_REQUEST, msg)))
 
     def _discard(self, size: int) -> None:
-        """Count bytes that nobody needs; close the connection if there are too many."""
+        """Count the bytes of what is not read any more; close the connection if there are too many."""
         self._discarded_bytes += size
         if self._discarded_bytes > MAX_DISCARD:
             self.transport.close()

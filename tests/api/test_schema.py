@@ -61,10 +61,11 @@ async def test_processes_work_on_while_the_schema_is_of_a_later_release(api_harn
     ],
     ids=["newer", "none"],
 )
-async def test_an_api_does_not_start_on_a_schema_that_does_not_fit(
-    database_url: str, amqp_url: str, change: str, message: str
+@pytest.mark.parametrize("name", ["worker", "api"])
+async def test_no_process_starts_on_a_schema_that_does_not_fit(
+    database_url: str, amqp_url: str, name: str, change: str, message: str
 ) -> None:
-    """It exits with 2, and names the schema found, the schema needed and what to do, as a worker does."""
+    """It exits with 2, and names the schema found, the schema needed and what to do."""
     database = await asyncpg.connect(database_url, timeout=TIMEOUT)
     await database.execute(change)
     await database.close()
@@ -74,18 +75,19 @@ async def test_an_api_does_not_start_on_a_schema_that_does_not_fit(
         "TASKHERD_SECRET_KEY": SECRET,
         "TASKHERD_API_PORT": "0",
         "TASKHERD_OPS_PORT": "0",
+        "TASKHERD_MIGRATE": "never",
     }
-    command = (sys.executable, "-m", "taskherd", "api")
-    api = await asyncio.create_subprocess_exec(
+    command = (sys.executable, "-m", "taskherd", name)
+    process = await asyncio.create_subprocess_exec(
         *command, env={**os.environ, **environment}, stderr=asyncio.subprocess.PIPE
     )
     try:
         async with asyncio.timeout(TIMEOUT):
-            _, errors = await api.communicate()
+            _, errors = await process.communicate()
     finally:
-        if api.returncode is None:
-            api.kill()
-            await api.wait()
-    assert api.returncode == 2
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 2
     assert "TASKHERD_DATABASE_URL" in errors.decode()
     assert message in errors.decode()

@@ -2,8 +2,8 @@
 
 Messages are also halved if together they take longer than the database allows, or conflict for ever. One that fails
 alone is rejected. If it fails by a bug in a statement, it may be that all do, as with a column that is missing: so it
-is tried again first, after a wait that doubles with each such message in a row. So a queue does not turn into dead
-letters before somebody looks, and messages that do not fail still have their turn.
+is tried again first, after a wait that doubles with each such message in a row. That keeps a whole queue from becoming
+dead letters before anybody has noticed, while messages that do not fail are still processed.
 """
 
 from __future__ import annotations

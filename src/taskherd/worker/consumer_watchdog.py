@@ -29,7 +29,7 @@ MAX_MISSING = 2
 
 
 class ConsumerWatchdog:
-    """Watches consumers that believe to be subscribed."""
+    """Watches consumers that count as subscribed."""
 
     def __init__(self, consumers: Sequence[Consumer]) -> None:
         """Create the watchdog; ``run`` starts it."""

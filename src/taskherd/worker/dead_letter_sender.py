@@ -1,4 +1,4 @@
-"""Publish the dead letters of a consumer beside its other work, and ack each delivery after the broker's confirm.
+"""Publish the dead letters of a consumer in the background, and ack each delivery after the broker's confirm.
 
 While the dead-letter queue takes no messages, valid ones are processed all the same; only when too many dead letters
 wait does the consumer wait, too. A delivery that is rejected stays unacked until then, so the broker still has it.

@@ -4,7 +4,7 @@ No ack waits for the relay: an event is in the outbox before its report is acked
 confirmed it. Changes that are dropped from memory are published from the outbox a moment later.
 
 Three loops run in parallel, so that no event waits for another's database statements: one publishes, one removes
-confirmed events from the outbox, and one polls it for stale events. Work requests are sent beside them.
+confirmed events from the outbox, and one polls it for stale events. ``request_sender`` sends work requests.
 """
 
 from __future__ import annotations

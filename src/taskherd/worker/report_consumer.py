@@ -2,7 +2,7 @@
 
 A delivery is acked only after all its reports are committed or dead-lettered; after a crash before the ack it is
 delivered again. During an outage of the database the batch is kept and retried: requeueing would use up the delivery
-limit of its messages. Dead letters are published beside the batches.
+limit of its messages. Dead letters are published at the same time as later batches.
 """
 
 from __future__ import annotations
