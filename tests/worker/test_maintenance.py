@@ -10,7 +10,10 @@ LOST = {"healthy": False, "reason": "agent has lost connection"}
 
 
 async def test_a_partition_that_cannot_be_dropped_delays_nothing_else(external: WorkerHarness) -> None:
-    """While a session like pg_dump's locks expired partitions, agents are found lost and reports are processed."""
+    """While a session like pg_dump's locks expired partitions, agents are found lost and reports are processed.
+
+    A metric counts the failure.
+    """
     await external.database.execute("SELECT taskherd_add_partition('task_events', '2020-01-06')")
     backup = await asyncpg.connect(external.urls[0], timeout=5, command_timeout=10)
     try:
@@ -26,6 +29,7 @@ async def test_a_partition_that_cannot_be_dropped_delays_nothing_else(external: 
                 )
                 await external.report(make_report("app.status", task_id, state="idle", message="Still here"))
                 await external.until(lambda: external.state(task_id).get("message") == "Still here")
+                await external.until_metric(1, "taskherd_maintenance_failures_total", step="drop_partitions")
         partition = "SELECT to_regclass('task_events_p20200106') IS NULL"
         assert await external.database.fetchval(partition) is False
     finally:

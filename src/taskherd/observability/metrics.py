@@ -133,6 +133,12 @@ class Metrics:
             "Timer checks of single tasks that failed and are tried again minutes later; the log names the tasks.",
         )
         self.deletes_retried = self._counter("deletes_retried", "Workspace deletes requested again after a failure.")
+        self.maintenance_failures = self._counter(
+            "maintenance_failures",
+            "Steps of the maintenance of tables that failed and are tried again, by step: expire_parked, "
+            "create_partitions, drop_partitions, update_tables, prune, erase or count.",
+            "step",
+        )
 
     def _declare_api(self) -> None:
         self.api_requests = self._counter(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from enum import StrEnum
 from itertools import accumulate
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -81,6 +82,18 @@ MAX_ROUNDS = 200
 """Maximum number of transactions for one table in one run; the next run continues."""
 
 
+class Step(StrEnum):
+    """A step that fails and is tried again by itself; metrics and logs name it."""
+
+    EXPIRE_PARKED = "expire_parked"
+    CREATE_PARTITIONS = "create_partitions"
+    DROP_PARTITIONS = "drop_partitions"
+    UPDATE_TABLES = "update_tables"
+    PRUNE = "prune"
+    ERASE = "erase"
+    COUNT = "count"
+
+
 class Maintenance:
     """Periodic maintenance of the tables: ``run`` does it after each sweep of this worker that asks for it.
 
@@ -123,27 +136,28 @@ class Maintenance:
         the clock has jumped, no create could have been consumed.
         """
         if watermark is not None and now - watermark > self._context.retention.parked_ttl:
-            await self._attempt("expire parked reports", self._expire_parked(now))
+            await self._attempt(Step.EXPIRE_PARKED, self._expire_parked(now))
         if self._monotonic() < self._tables_due_at:
             return
         self._tables_due_at = self._monotonic() + EVERY
         await self._maintain_partitions(now)
-        await self._attempt("update tables", self._update_tables(now))
+        await self._attempt(Step.UPDATE_TABLES, self._update_tables(now))
         if self._deletes:
-            await self._attempt("prune", self._prune(now))
-            await self._attempt("erase", self._erase(now))
-        await self._attempt("count", self._count(now))
+            await self._attempt(Step.PRUNE, self._prune(now))
+            await self._attempt(Step.ERASE, self._erase(now))
+        await self._attempt(Step.COUNT, self._count(now))
 
     @property
     def _deletes(self) -> bool:
         return self._monotonic() >= self._deleting_from
 
-    async def _attempt(self, step: str, work: Awaitable[None]) -> bool:
+    async def _attempt(self, step: Step, work: Awaitable[None]) -> bool:
         """Do a step and return whether it succeeded. A failure does not interrupt the drained time."""
         try:
             await work
         except (Unavailable, Retry, DataError) as error:
-            log.warning("maintenance failed, it is tried again later", step=step, reason=str(error))
+            log.warning("maintenance failed, it is tried again later", step=step.value, reason=str(error))
+            self._context.metrics.maintenance_failures.labels(step).inc()
             return False
         return True
 
@@ -208,8 +222,8 @@ class Maintenance:
         """Create and drop partitions, unless that failed a moment ago: while it waits for a lock, all writes wait."""
         if self._monotonic() < self._partitions_due_at:
             return
-        created = await self._attempt("create partitions", self._create_partitions(now))
-        dropped = not self._deletes or await self._attempt("drop partitions", self._drop_partitions(now))
+        created = await self._attempt(Step.CREATE_PARTITIONS, self._create_partitions(now))
+        dropped = not self._deletes or await self._attempt(Step.DROP_PARTITIONS, self._drop_partitions(now))
         if not (created and dropped):
             self._partitions_due_at = self._monotonic() + PARTITIONS_RETRY
 
