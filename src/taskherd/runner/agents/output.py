@@ -89,7 +89,7 @@ def read(folder: Path, offset: int, limit: int) -> OutputChunk:
         if next_start is not None and next_start <= offset:
             continue
         begin = max(offset, start)
-        data = _read(folder / f"{start:020d}", begin - start, limit)
+        data = _read(f"{folder}/{start:020d}", begin - start, limit)
         if data or next_start is None:
             return OutputChunk(data, begin - offset if data else 0, begin + len(data) if data else offset)
         if begin < next_start:  # the rest of this segment could not be written
@@ -132,9 +132,12 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
-def _read(path: Path, position: int, limit: int) -> bytes:
+def _read(path: str, position: int, limit: int) -> bytes:
+    """Return up to ``limit`` bytes of a segment; one that has no more is not opened, which takes most of the time."""
     try:
-        with path.open("rb") as file:
+        if os.stat(path).st_size <= position:  # noqa: PTH116 - five times a second for each agent
+            return b""
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - the same
             file.seek(position)
             return file.read(limit)
     except OSError:
