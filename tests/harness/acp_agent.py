@@ -184,6 +184,9 @@ def step(verb: str, argument: str) -> "str | None":  # noqa: PLR0915
             wait((FOLDER / argument).exists)
         case "hang":
             wait(lambda: False)
+        case "once-cancelled":
+            wait(lambda: False)
+            return step(first.removesuffix(":"), rest)
         case "raw":
             write(argument + "\n")
         case "torn":

@@ -172,6 +172,21 @@ async def test_files_are_read_and_written_only_in_the_tasks_folder(tmp_path: Pat
         assert (tmp_path / "secret").read_text() == "secret"
 
 
+@pytest.mark.parametrize(("method", "answer"), [("read", {"content": "one"}), ("write", -32602)])
+async def test_a_cancelled_turn_changes_no_file(tmp_path: Path, method: str, answer: object) -> None:
+    """What the agent writes through the runner after an interrupt is refused; it can still read."""
+    async with acp_run(tmp_path, client_files="write") as run:
+        file = run.task.work / "a"
+        file.write_text("one")
+        params = json.dumps({"path": str(file), "content": "two"})
+        await run.start(f"once-cancelled: request: 1 fs/{method}_text_file {params}")
+        await eventually(lambda: "session/prompt" in run.received_methods())
+        assert await run.follower.interrupt() == "stopped"
+        assert file.read_text() == "one"
+        (response,) = [each for each in run.received() if "method" not in each]
+        assert (response.get("error", {}).get("code") or response["result"]) == answer
+
+
 async def test_lines_that_are_no_messages_are_counted_and_logged_once(tmp_path: Path) -> None:
     """A banner, garbage and a line of 10 MB do no harm; a second response and a repeated request change nothing."""
     noise = ("garbage: 50", "flood: 10000000", "ask-only: 1 Change a", "ask-only: 1 Change b")

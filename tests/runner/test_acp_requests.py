@@ -164,6 +164,31 @@ async def test_an_interrupt_withdraws_what_is_open(tmp_path: Path) -> None:
         assert run.answers("1") == [CANCELLED]
 
 
+@pytest.mark.parametrize("policy", ["allow", "ask"])
+async def test_permission_asked_in_a_cancelled_turn_is_answered_as_cancelled(tmp_path: Path, policy: str) -> None:
+    """What comes after the interrupt is neither allowed by the policy nor opened for people, and the turn ends."""
+    async with acp_run(tmp_path, approvals={"default": policy}) as run:
+        await run.start(f"once-cancelled: {ASK}")
+        await eventually(lambda: "session/prompt" in run.received_methods())
+        assert await run.follower.interrupt() == "stopped"
+        await run.until_state("idle", "The turn was interrupted.")
+        assert run.answers("1") == [CANCELLED]
+        assert run.reports("agent.request") == []
+        assert ("idle", "Run make") not in run.states()
+        assert await run.send(ASK) is None  # the next turn is not cancelled
+        await eventually(lambda: run.became("Run make"))
+
+
+async def test_a_question_asked_in_a_turn_beyond_its_time_limit_is_cancelled(tmp_path: Path) -> None:
+    """Nobody is asked, and the agent ends its turn with that answer."""
+    form = json.dumps({"name": {"type": "string"}})
+    async with acp_run(tmp_path, turn_timeout="1s") as run:
+        await run.start(f"once-cancelled: form: 1 {form}")
+        await run.until_state("idle", "The turn was interrupted.")
+        assert run.answers("1") == [{"action": "cancel"}]
+        assert run.reports("agent.request") == []
+
+
 async def test_an_agent_withdraws_its_request(tmp_path: Path) -> None:
     """By the protocol's cancellation of a request, or by ending its turn; it is answered as cancelled."""
     cancel = json.dumps({"jsonrpc": "2.0", "method": "$/cancel_request", "params": {"requestId": "ask-1"}})

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from taskherd.runner.agents.acp.connection import AgentCall
     from taskherd.runner.agents.acp.requests import AgentRequests, Respond
     from taskherd.runner.agents.acp.terminals import Terminals
+    from taskherd.runner.agents.acp.turns import Turn
     from taskherd.runner.agents.context import AgentContext
 
 
@@ -18,9 +19,10 @@ class ClientMethods:
     """The methods of the runner as a client of one agent."""
 
     def __init__(
-        self, context: AgentContext, agent_requests: AgentRequests, terminals: Terminals, respond: Respond
+        self, context: AgentContext, turn: Turn, agent_requests: AgentRequests, terminals: Terminals, respond: Respond
     ) -> None:
         self._context = context
+        self._turn = turn
         self._requests = agent_requests
         self._terminals = terminals
         self._respond = respond
@@ -57,6 +59,9 @@ class ClientMethods:
             or not _is_count(limit)
         ):
             self._respond.refuse(call.id, INVALID_PARAMS, "the parameters do not fit the schema")
+            return
+        if writes and self._turn.cancelled:
+            self._respond.refuse(call.id, INVALID_PARAMS, "a file is not written in a turn that is cancelled")
             return
         context = self._context
         result: dict[str, Any] = {}

@@ -35,7 +35,7 @@ class MessageHandler:
         """``fail`` gives the agent up, for a reason."""
         self._parts = parts
         self._fail = fail
-        self._client = ClientMethods(parts.context, parts.requests, parts.terminals, parts.connection)
+        self._client = ClientMethods(parts.context, parts.turn, parts.requests, parts.terminals, parts.connection)
         self._bad_lines: int = checkpoint.get("bad_lines", 0)
         self._bad_line_logged: bool = checkpoint.get("bad_line_logged", False)
 

@@ -5,6 +5,7 @@
 - A request is reported as answered once the shim has written the whole answer. Where that cannot be known it is
   reported as withdrawn: no answer is given twice.
 - Only this side judges when a request has expired.
+- What comes in a turn that is cancelled is answered as cancelled: neither the policy nor a person decides it.
 """
 
 from __future__ import annotations
@@ -121,6 +122,9 @@ class AgentRequests:
             return
         tool, given = params.tool_call, call.params["toolCall"]
         self._conversation.apply(tool)
+        if self._turn.cancelled:
+            self._respond.answer(call.id, permissions.CANCELLED, keep=True)
+            return
         known = self._conversation.tool(tool.tool_call_id) or {}
         kind = permissions.tool_kind(known.get("kind"))
         described = permissions.describe_tool(kind, given.get("name"), tool.raw_input)
@@ -152,6 +156,9 @@ class AgentRequests:
 
     def handle_elicitation(self, call: AgentCall) -> None:
         """Open a form with one field for people, and decline any other."""
+        if self._turn.cancelled:
+            self._respond.answer(call.id, elicitation.CANCELLED, keep=True)
+            return
         question = elicitation.parse_question(call.params)
         message = call.params.get("message") if question is None else question.message
         title = sanitize_title(str(message or "")[: elicitation.MAX_MESSAGE], {}) or "The agent asks a question"
