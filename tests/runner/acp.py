@@ -79,6 +79,7 @@ class AcpRun:
         self.journal.accept(WorkspaceStart.model_validate(request))
         self.journal.gives_prompt = not given
         self.task.write_prompt(prompt, self.uid)
+        await self._save()
         handle = await processes.start(self.task.run(self.build), self._spec())
         self.follow(handle)
 

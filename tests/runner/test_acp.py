@@ -14,7 +14,7 @@ from taskherd.runner.agents.acp.conversation import Conversation
 from taskherd.runner.agents.acp.follower import AcpFollower
 from taskherd.runner.journal import InputDelivery
 from tests.harness.runner import TIMEOUT, eventually, is_alive
-from tests.runner.acp import acp_run, hold_prompt
+from tests.runner.acp import AcpRun, acp_run, hold_prompt
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -387,6 +387,40 @@ async def test_a_new_build_continues_the_session(tmp_path: Path, trait: str, met
         assert (run.journal.acp_session == session) == (method != "session/new")
         assert not any("replayed" in each["content"] for each in run.entries())
         assert any("begins a new one" in text for text in run.texts("notice")) == (method == "session/new")
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_a_session_is_continued_though_its_runner_died_as_it_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The checkpoint has the session before the journal does; the next runner puts it there, for the next build."""
+    save = AcpRun._save
+
+    async def save_unless_ready(run: AcpRun) -> None:
+        if run.build == number and run.journal.ready_reported:
+            await asyncio.Event().wait()
+        await save(run)
+
+    async with acp_run(tmp_path, "load", "forgetful") as run:  # so each build begins a session
+        if number == 2:
+            await run.start("line: one")
+            await run.until_state("idle", "one")
+            assert run.session is not None
+            await run.session.stop()
+        before = run.journal.acp_session
+        with monkeypatch.context() as patch:
+            patch.setattr(AcpRun, "_save", save_unless_ready)
+            await run.start("line: here")
+            await eventually(lambda: run.outbox.checkpoint.get("session") not in {None, before})
+        await run.take_over()
+        await run.until_state("idle", "here")
+        session = run.outbox.checkpoint["session"]
+        assert run.session is not None
+        await run.session.stop()
+        await run.start("line: again")
+        await run.until_state("idle", "again")
+        (*_, loads) = [each for each in run.received() if each.get("method") == "session/load"]
+        assert loads["params"]["sessionId"] == session
 
 
 async def test_a_session_that_the_agent_forgot_begins_anew(tmp_path: Path) -> None:

@@ -76,6 +76,27 @@ async def test_a_resumed_task_continues_its_session(harness: RunnerHarness) -> N
     )
 
 
+async def test_a_task_continues_its_session_after_a_reboot(harness: RunnerHarness) -> None:
+    """If runner, shim and agent were all killed, the next runner reports the loss; a resume loads the session, once."""
+    first = await harness.start()
+    task_id = await acp_task(harness, "load", prompt="line: hello")
+    await harness.until_state(task_id, "idle", "hello")
+    await first.kill()
+    harness.kill_all(task_id)
+    await harness.start()
+    await harness.until_state(task_id, "failed", "exit status is lost")
+    assert (await harness.worker.command("task.resume", task_id))["ok"]
+    await harness.until_status(task_id, "active")
+    assert (await harness.worker.command("task.send", task_id, input="line: again"))["ok"]
+    await harness.until_state(task_id, "idle", "again")
+    received = harness.work(task_id).joinpath("received.jsonl").read_text()
+    assert received.count('"session/load"') == received.count('"session/new"') == 1
+    assert received.count('"session/prompt"') == 2
+    await eventually_async(
+        lambda: harness.output(task_id), lambda texts: [text.strip() for text in texts][-1:] == ["again"]
+    )
+
+
 async def test_an_active_task_shows_that_its_prompt_is_to_be_given(harness: RunnerHarness) -> None:
     """It is never active without a state: an input would be sent then that waits for the end of the prompt's turn."""
     await harness.start()

@@ -34,6 +34,8 @@ class SessionOpening:
         self._sign_in: str = checkpoint.get("sign_in", "")
         """What to do if the agent wants its user to sign in."""
         self.session: str | None = checkpoint.get("session")
+        if self.session is not None:  # or it is lost to the next build if the earlier runner did not save its journal
+            context.journal.acp_session = self.session
         self.failure: str | None = None
 
     def checkpoint(self) -> dict[str, Any]:
