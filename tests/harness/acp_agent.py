@@ -20,7 +20,7 @@ SESSION = f"session-{os.getpid()}"
 FOLDER = Path.cwd()
 inbox: "queue.Queue[dict[str, Any]]" = queue.Queue()
 responses: "dict[object, dict[str, Any]]" = {}
-state: dict[str, Any] = {"cancelled": False, "session": SESSION, "turn": None}
+state: dict[str, Any] = {"cancelled": False, "session": SESSION, "turn": None, "after": []}
 
 
 def send(message: dict[str, Any]) -> None:
@@ -187,6 +187,8 @@ def step(verb: str, argument: str) -> "str | None":  # noqa: PLR0915
         case "once-cancelled":
             wait(lambda: False)
             return step(first.removesuffix(":"), rest)
+        case "after":
+            state["after"].append((first.removesuffix(":"), rest))
         case "raw":
             write(argument + "\n")
         case "torn":
@@ -228,6 +230,8 @@ def prompt(message: dict[str, Any]) -> None:
         usage = {} if state["turn"] is None else {"usage": state["turn"]}
         stop = "end_turn" if reason in {None, "twice"} else reason
         send({"id": message["id"], "result": {"stopReason": stop, **usage}})
+    while state["after"]:
+        step(*state["after"].pop(0))
 
 
 def answer(message: dict[str, Any]) -> None:

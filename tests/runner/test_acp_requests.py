@@ -84,6 +84,40 @@ async def test_a_person_answers(tmp_path: Path, option_id: str) -> None:
         assert (answered.option_id, answered.text) == (option_id, None)
 
 
+@pytest.mark.parametrize("take_overs", [0, 1])
+async def test_a_request_after_a_turn_shows_until_it_is_closed(tmp_path: Path, take_overs: int) -> None:
+    """It is idle with its title, and then as the turn has left it, also if another runner gives the answer."""
+    form = json.dumps({"name": {"type": "string"}})
+    async with acp_run(tmp_path, complete_after_turn=True) as run:
+        await run.start(steps("line: done", f"after: {ASK}", f"after: form: 2 {form}", "after: ask-only: 3 Change a"))
+        for option_id, text in (("o-allow_once", None), (None, "Ada")):
+            request = await run.opened()
+            await run.until_state("idle", request.title)
+            for _ in range(take_overs):
+                await run.take_over()
+            await eventually(lambda: run.answer(request, option_id, text) == "done")  # noqa: B023 - called at once
+            await run.until_became(request.title, "open", "answered")
+        await run.until_state("idle", "Change a")
+        assert await run.follower.interrupt() == "ended"
+        assert [state for state in run.states() if state[0] != "working"] == [
+            ("complete", "done"), ("idle", "Run make"), ("complete", "done"), ("idle", "2"), ("complete", "done"),
+            ("idle", "Change a"), ("complete", "done"),
+        ]  # fmt: skip
+        asking = [each["guessed_from"] for each in run.reports("app.status") if each["state"] == "idle"]
+        assert all("waits for an answer" in source for source in asking)
+
+
+async def test_an_agent_that_ends_after_its_turn_asks_nothing_any_more(tmp_path: Path) -> None:
+    """The task is complete again when the agent exits with status 0 beside an open request."""
+    async with acp_run(tmp_path, complete_after_turn=True) as run:
+        await run.start(steps("line: done", "after: ask-only: 1 Change a", "after: wait: go", "after: exit: 0"))
+        await run.until_state("idle", "Change a")
+        run.touch("go")
+        await run.until_ended()
+        assert run.became("Change a") == ["open", "withdrawn"]
+        assert run.state == ("complete", "done")
+
+
 async def test_what_is_no_answer_changes_nothing(tmp_path: Path) -> None:
     """An option that was not offered, a text alone, and an answer to a request that nobody knows."""
     async with acp_run(tmp_path) as run:

@@ -2,8 +2,8 @@
 
 Rules:
 
-- The state is what the protocol says: ``working`` while a prompt is in flight, ``idle`` while a request to a person is
-  open, and after the response what that says (``turns``). No screen and no timer takes part.
+- The state is what the protocol says: ``idle`` while a request to a person is open, else ``working`` while a prompt is
+  in flight, and after the response what that says (``turns``). No screen and no timer takes part.
 - What follows from some lines is recorded, with the reports, in one record of the outbox; only then are the lines
   submitted that they cause. The next runner continues at a line boundary, tells nothing twice, and knows all that is
   open.
@@ -102,7 +102,7 @@ class AcpFollower:
             self._conversation,
             self._requests,
             self._usage,
-            state=checkpoint.get("state", ""),
+            earlier=checkpoint,
             checkpoint=self._checkpoint,
         )
         self._parts = Parts(
@@ -212,7 +212,10 @@ class AcpFollower:
             self._conversation.add_notice(f"the agent's last output:\n{words}")
         if self._opening.session is None and self._opening.failure is None:
             self._opening.fail(f"{agent_exit.describe()} {words}".strip())
-        self._recorder.commit()
+        if self._turn.is_open:
+            self._recorder.commit()
+        else:
+            self._parts.report_state()
         last = shorten(self._conversation.last_words or words.rpartition("\n")[2])
         report_exit(self._context, agent_exit, self._recorder.state, last, words)
 
@@ -234,7 +237,7 @@ class AcpFollower:
             elif request is not None and not self._requests.answer_again(line):
                 self._connection.refuse(request, INTERNAL_ERROR, "taskherd was restarted while it handled this request")
         self._is_recovered = True
-        self._recorder.commit()
+        self._parts.report_state()
 
     def _withdraw_unknown(self, messages: list[dict[str, Any]]) -> None:
         """Cancel the turn if an answer may have reached the agent, or a prompt of which this runner knows nothing."""

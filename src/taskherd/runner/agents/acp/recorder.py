@@ -17,7 +17,7 @@ from taskherd.observability.failpoints import Failpoint
 from taskherd.runner.agents.context import shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from taskherd.domain.reports import Report
     from taskherd.runner.agents.acp.connection import Connection
@@ -37,7 +37,7 @@ _ASKS: Final = _GUESSED_FROM.format("it waits for an answer to its request")
 
 
 class Recorder:
-    """The records of one agent, and the state that was reported last."""
+    """The records of one agent, and the state that is reported."""
 
     def __init__(
         self,
@@ -47,18 +47,20 @@ class Recorder:
         requests: AgentRequests,
         usage: UsageMeter,
         *,
-        state: str,
+        earlier: Mapping[str, Any],
         checkpoint: Callable[[], dict[str, Any]],
     ) -> None:
-        """``checkpoint`` returns the follower's own part of a checkpoint."""
+        """``earlier`` is the checkpoint to go on from, ``checkpoint`` returns the follower's part of the next."""
         self._context = context
         self._connection = connection
         self._conversation = conversation
         self._requests = requests
         self._usage = usage
         self._checkpoint = checkpoint
-        self.state = state
-        self._message = ""
+        self.state: str = earlier.get("state", "")
+        """The state while no request is open; empty if there is none yet."""
+        self._message: str = earlier.get("message", "")
+        self._reported = self._current
         self._state_at = self._flushed_at = 0.0
         self._offset = connection.reader.offset
         self._gathered: list[Report] | None = None
@@ -81,23 +83,34 @@ class Recorder:
             self.commit(*reports)
 
     def report_state(self, *, in_turn: bool) -> None:
-        """Report the state that the protocol shows while a turn is in flight, and record what has changed."""
-        if not in_turn:
-            self.commit()
-        elif titles := self._requests.titles:
-            self.set_state(AgentState.IDLE, titles[0], _ASKS)
-        else:
-            self.set_state(AgentState.WORKING, self._conversation.activity, _IN_FLIGHT)
+        """Report the state that the protocol shows now, and record what has changed."""
+        if in_turn:
+            self.state, self._message = AgentState.WORKING, shorten(self._conversation.activity)
+        self._report_current()
 
-    def set_state(self, state: AgentState, message: str, source: str = _ENDED) -> None:
-        """Report a state unless it is the last one, and record what has changed."""
-        words = shorten(message)
-        if (state, words) == (self.state, self._message):
+    def set_state(self, state: AgentState, message: str) -> None:
+        """Set the state outside of a turn, report the one that is shown now, and record what has changed."""
+        self.state, self._message = state, shorten(message)
+        self._report_current()
+
+    @property
+    def _current(self) -> tuple[str, str]:
+        """The state and its message: an open request is idle with its title, also between two turns."""
+        if titles := self._requests.titles:
+            return AgentState.IDLE, shorten(titles[0])
+        return self.state, self._message
+
+    def _report_current(self) -> None:
+        """Report the state unless it is the last one, and record what has changed."""
+        state, message = self._current
+        if not state or (state, message) == self._reported:
             self.commit()
             return
-        self.state, self._message = state, words
+        self._reported = state, message
         self._state_at = asyncio.get_running_loop().time()
-        self.commit(self._context.reporter.status_report(state, words, guessed_from=source))
+        turn = _IN_FLIGHT if state == AgentState.WORKING else _ENDED
+        source = _ASKS if self._requests.titles else turn
+        self.commit(self._context.reporter.status_report(AgentState(state), message, guessed_from=source))
 
     def flush(self, *, in_turn: bool) -> None:
         """Record what has changed, at intervals, and what the agent is doing now."""
@@ -131,6 +144,7 @@ class Recorder:
         checkpoint = {
             "build": reporter.build_number,
             "state": str(self.state),
+            "message": self._message,
             "connection": self._connection.checkpoint(),
             "conversation": self._conversation.checkpoint(),
             "requests": self._requests.checkpoint(),
