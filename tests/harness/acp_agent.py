@@ -267,6 +267,8 @@ def answer(message: dict[str, Any]) -> None:
                     if trait.startswith("replay-cost="):
                         step("usage", f"7 {trait.partition('=')[2]}")
             send({"id": message["id"], "result": {}})
+        case "session/prompt" if "auth-at-prompt" in TRAITS:
+            send({"id": message["id"], "error": {"code": -32000, "message": "Authentication required"}})
         case "session/prompt":
             prompt(message)
         case _:

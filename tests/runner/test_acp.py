@@ -85,6 +85,18 @@ async def test_a_start_that_fails_says_what_to_do(tmp_path: Path, trait: str, wo
         assert run.state[0] == "failed"
 
 
+async def test_a_sign_in_that_is_wanted_at_a_prompt_says_what_to_do(tmp_path: Path) -> None:
+    """An agent may open its session first; the whole advice is in the log, also after another runner took over."""
+    async with acp_run(tmp_path, "auth-at-prompt") as run:
+        await run.start("line: hello")
+        await run.until_state("failed", "Fake Agent wants its user to sign in")
+        await run.take_over()
+        assert await run.send("line: again") is None
+        await eventually(lambda: len(run.texts("notice")) == 2)
+        for notice in run.texts("notice"):
+            assert re.search(r"API key \(FAKE_KEY\).*env\.inherit.*pause and resume the task", notice)
+
+
 @pytest.mark.parametrize(
     ("reason", "idle", "complete"),
     [

@@ -80,7 +80,7 @@ def authentication_needed(initialized: dict[str, Any]) -> str:
     return (
         f"{name} wants its user to sign in, which taskherd cannot do for it.{offered} Give it its key in a variable"
         " that the template names in `env.inherit` or sets in `env.set`, or sign in once as the user and with the HOME"
-        " that its agents have on the runner's machine. Then resume the task."
+        " that its agents have on the runner's machine."
     )
 
 

@@ -8,8 +8,16 @@ import structlog
 from acp import schema
 from pydantic import ValidationError
 
+from taskherd.domain.reports import AgentState
 from taskherd.runner.agents.acp.client import ClientMethods
-from taskherd.runner.agents.acp.connection import INVALID_PARAMS, AgentCall, AgentResponse, BadLine, Notification
+from taskherd.runner.agents.acp.connection import (
+    AUTH_REQUIRED,
+    INVALID_PARAMS,
+    AgentCall,
+    AgentResponse,
+    BadLine,
+    Notification,
+)
 from taskherd.runner.agents.acp.sizes import MAX_PARTS, has_few_parts
 
 if TYPE_CHECKING:
@@ -119,7 +127,10 @@ class MessageHandler:
             response.error,
             completes=parts.context.run.complete_after_turn,
             last_words=parts.conversation.last_words,
+            sign_in=parts.opening.sign_in,
         )
+        if state is AgentState.FAILED and (response.error or {}).get("code") == AUTH_REQUIRED:
+            parts.conversation.add_notice(message)  # the whole of it; a state's message is cut
         parts.turn.end()
         parts.terminals.end_turn()
         parts.recorder.set_state(state, message)

@@ -31,8 +31,8 @@ class SessionOpening:
         self._context = context
         self._conversation = conversation
         self._call = call
-        self._sign_in: str = checkpoint.get("sign_in", "")
-        """What to do if the agent wants its user to sign in."""
+        self.sign_in: str = checkpoint.get("sign_in", "")
+        """What to do if the agent wants its user to sign in; some say so only when they are given a prompt."""
         self.session: str | None = checkpoint.get("session")
         if self.session is not None:  # or it is lost to the next build if the earlier runner did not save its journal
             context.journal.acp_session = self.session
@@ -40,7 +40,7 @@ class SessionOpening:
 
     def checkpoint(self) -> dict[str, Any]:
         """Return what the next runner needs."""
-        return {"session": self.session, "sign_in": self._sign_in}
+        return {"session": self.session, "sign_in": self.sign_in}
 
     def begin(self) -> None:
         """Call ``initialize``."""
@@ -69,7 +69,7 @@ class SessionOpening:
         if isinstance(parsed, str):
             self.fail(parsed)
             return
-        self._sign_in = handshake.authentication_needed(response.result or {})[:MAX_WORDS]
+        self.sign_in = handshake.authentication_needed(response.result or {})[:MAX_WORDS]
         self._open(handshake.continuation(parsed, self._context.journal.acp_session))
 
     def _open(self, method: handshake.Continuation) -> None:
@@ -90,12 +90,11 @@ class SessionOpening:
             self.fail("The agent's answer to `session/new` has no usable `sessionId`.")
             return
         self.session = journal.acp_session = session
-        self._sign_in = ""
 
     def _handle_refused(self, method: str, error: dict[str, Any]) -> None:
         words = handshake.describe_error(error)
         if error.get("code") == AUTH_REQUIRED:
-            self.fail(self._sign_in)
+            self.fail(f"{self.sign_in} Then resume the task.")
         elif method == "session/new":
             self.fail(f"The agent refused `{method}`: {words}")
         else:

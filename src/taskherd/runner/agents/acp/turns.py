@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from taskherd.domain.reports import AgentState
+from taskherd.runner.agents.acp.connection import AUTH_REQUIRED
 from taskherd.runner.agents.acp.handshake import describe_error
 from taskherd.runner.agents.interrupting import INTERRUPTED
 
@@ -58,15 +59,23 @@ class Turn:
         self.number, self.cancelled, self.rejected = None, False, ""
 
     def state_after(
-        self, result: dict[str, Any] | None, error: dict[str, Any] | None, *, completes: bool, last_words: str
+        self,
+        result: dict[str, Any] | None,
+        error: dict[str, Any] | None,
+        *,
+        completes: bool,
+        last_words: str,
+        sign_in: str,
     ) -> tuple[AgentState, str]:
-        """Return the state and message after this turn.
+        """Return the state and message after this turn; ``sign_in`` is that of an agent that wants its user to sign in.
 
         A turn that was cancelled is interrupted, whatever the agent claims. Only one that came to its end completes a
         task; with ``completes`` any other has failed, without it the agent waits for what people say.
         """
         if self.cancelled:
             return AgentState.IDLE, INTERRUPTED
+        if error is not None and error.get("code") == AUTH_REQUIRED and sign_in:
+            return AgentState.FAILED, f"{sign_in} Then pause and resume the task."
         if error is not None:
             return AgentState.FAILED, f"The agent could not carry out its turn: {describe_error(error)}"
         reason = (result or {}).get("stopReason")
