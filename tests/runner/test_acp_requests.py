@@ -223,6 +223,31 @@ async def test_a_question_asked_in_a_turn_beyond_its_time_limit_is_cancelled(tmp
         assert run.reports("agent.request") == []
 
 
+async def test_a_request_that_cannot_be_carried_out_is_refused(tmp_path: Path) -> None:
+    """Its method is judged before its parameters and its session, and also what is no object gets an answer."""
+    calls: list[tuple[str, object, int]] = [
+        ("unknown", {}, -32601),
+        ("unknown", {"sessionId": "other"}, -32601),
+        ("unknown", [1], -32601),
+        ("terminal/resize", {"terminalId": "1"}, -32601),
+        ("terminal/output", {"terminalId": "1"}, -32002),
+        ("session/request_permission", {"sessionId": "other"}, -32602),
+        ("session/request_permission", {}, -32602),
+        ("session/request_permission", [1], -32602),
+        ("elicitation/create", "text", -32602),
+    ]
+    lines = [
+        json.dumps({"jsonrpc": "2.0", "id": f"ask-{number}", "method": method, "params": params})
+        for number, (method, params, _) in enumerate(calls)
+    ]
+    async with acp_run(tmp_path, client_terminals=True) as run:
+        await run.start(steps(*(f"raw: {line}" for line in lines), f"answer-of: {len(calls) - 1}"))
+        await run.until_state("idle", "-32602")
+        codes = {each["id"]: each["error"]["code"] for each in run.received() if "method" not in each}
+        assert codes == {f"ask-{number}": code for number, (_, _, code) in enumerate(calls)}
+        assert run.texts("notice") == []
+
+
 async def test_an_agent_withdraws_its_request(tmp_path: Path) -> None:
     """By the protocol's cancellation of a request, or by ending its turn; it is answered as cancelled."""
     cancel = json.dumps({"jsonrpc": "2.0", "method": "$/cancel_request", "params": {"requestId": "ask-1"}})

@@ -6,8 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from taskherd.runner.agents.acp import files, requests
 from taskherd.runner.agents.acp.connection import INVALID_PARAMS, METHOD_NOT_FOUND, RESOURCE_NOT_FOUND
+from taskherd.runner.agents.acp.sizes import MAX_PARTS, has_few_parts
+from taskherd.runner.agents.acp.terminals import METHODS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from taskherd.runner.agents.acp.connection import AgentCall
     from taskherd.runner.agents.acp.requests import AgentRequests, Respond
     from taskherd.runner.agents.acp.terminals import Terminals
@@ -23,29 +27,35 @@ class ClientMethods:
     ) -> None:
         self._context = context
         self._turn = turn
-        self._requests = agent_requests
-        self._terminals = terminals
         self._respond = respond
+        self._methods: dict[str, Callable[[AgentCall], None]] = {
+            requests.PERMISSION: agent_requests.handle_permission,
+            requests.ELICITATION: agent_requests.handle_elicitation,
+        }
+        if context.run.client_files != "none":
+            self._methods["fs/read_text_file"] = self._access
+        if context.run.client_files == "write":
+            self._methods["fs/write_text_file"] = self._access
+        if context.run.client_terminals:
+            self._methods |= dict.fromkeys(METHODS, terminals.handle)
 
-    def handle(self, call: AgentCall, session: str | None) -> None:
-        """Carry out a request of the agent, or refuse it."""
-        allowed = self._context.run.client_files
-        if call.params.get("sessionId", session) != session:
+    def handle(self, call: AgentCall, session: str | None) -> bool:
+        """Carry out a request of the agent, or refuse it; return False if that is for the form of its parameters.
+
+        What is refused is its method before its parameters, and those before the session in them.
+        """
+        method = self._methods.get(call.method)
+        if method is None:
+            self._respond.refuse(call.id, METHOD_NOT_FOUND, f"Method not found: {call.method[:100]}")
+        elif not call.has_fields or not has_few_parts(call.params):
+            words = f"have over {MAX_PARTS} parts" if call.has_fields else "are no object"
+            self._respond.refuse(call.id, INVALID_PARAMS, f"the parameters {words}")
+            return False
+        elif call.params.get("sessionId", session) != session:
             self._respond.refuse(call.id, INVALID_PARAMS, "there is no such session")
-            return
-        match call.method:
-            case requests.PERMISSION if session is not None:
-                self._requests.handle_permission(call)
-            case requests.ELICITATION:
-                self._requests.handle_elicitation(call)
-            case "fs/read_text_file" if allowed != "none":
-                self._access(call)
-            case "fs/write_text_file" if allowed == "write":
-                self._access(call)
-            case method if method.startswith("terminal/") and self._context.run.client_terminals:
-                self._terminals.handle(call)
-            case _:
-                self._respond.refuse(call.id, METHOD_NOT_FOUND, f"Method not found: {call.method[:100]}")
+        else:
+            method(call)
+        return True
 
     def _access(self, call: AgentCall) -> None:
         """Read or write a file in the task's folder."""

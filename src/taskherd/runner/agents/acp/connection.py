@@ -45,6 +45,8 @@ class AgentCall(NamedTuple):
     id: RpcId
     method: str
     params: dict[str, Any]
+    has_fields: bool = True
+    """False if its parameters are no object; ``params`` is empty then."""
 
 
 class Notification(NamedTuple):
@@ -247,11 +249,12 @@ class Connection:
             return BadLine("it is no JSON-RPC message", excerpt)
         method, number = message.get("method"), message.get("id")
         params = message.get("params") or {}
-        if isinstance(method, str) and isinstance(params, dict):
-            if "id" not in message:
+        has_fields = isinstance(params, dict)
+        if isinstance(method, str):
+            if "id" not in message and has_fields:
                 return Notification(method, params)
             if isinstance(number, int | str) and not isinstance(number, bool) and len(json.dumps(number)) <= MAX_ID:
-                return AgentCall(number, method, params)
+                return AgentCall(number, method, params if has_fields else {}, has_fields)
         elif "method" not in message and ("result" in message) != ("error" in message):
             return self._decode_response(number, message, excerpt)
         return BadLine("it is no JSON-RPC message", excerpt)

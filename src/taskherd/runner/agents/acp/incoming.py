@@ -12,13 +12,12 @@ from taskherd.domain.reports import AgentState
 from taskherd.runner.agents.acp.client import ClientMethods
 from taskherd.runner.agents.acp.connection import (
     AUTH_REQUIRED,
-    INVALID_PARAMS,
     AgentCall,
     AgentResponse,
     BadLine,
     Notification,
 )
-from taskherd.runner.agents.acp.sizes import MAX_PARTS, has_few_parts
+from taskherd.runner.agents.acp.sizes import has_few_parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -77,10 +76,7 @@ class MessageHandler:
         if self._parts.requests.has(call.id):
             self._handle_bad_line(BadLine("its id is that of an open request", str(call.id)))
             return
-        if has_few_parts(call.params):
-            self._client.handle(call, self._parts.opening.session)
-        else:
-            self._parts.connection.refuse(call.id, INVALID_PARAMS, f"the parameters have over {MAX_PARTS} parts")
+        if not self._client.handle(call, self._parts.opening.session):
             self._count_bad()
         self._parts.report_state()
 

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from taskherd.runner.agents import output
 from taskherd.runner.agents.acp import files
-from taskherd.runner.agents.acp.connection import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, RESOURCE_NOT_FOUND
+from taskherd.runner.agents.acp.connection import INTERNAL_ERROR, INVALID_PARAMS, RESOURCE_NOT_FOUND
 from taskherd.runner.agents.acp.conversation import MAX_CALL_TEXT
 from taskherd.runner.workspaces import processes
 from taskherd.runner.workspaces.terminals import TerminalCommand
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from taskherd.runner.workspaces.folders import RunFolder
     from taskherd.runner.workspaces.processes import ExitRecord, ShimHandle
 
+METHODS: Final = tuple(f"terminal/{verb}" for verb in ("create", "output", "wait_for_exit", "kill", "release"))
 MAX_TERMINALS: Final = 10
 """Maximum number of an agent's commands at a time: those that run, and those that it has not released."""
 MAX_WAITS: Final = 20
@@ -110,7 +111,7 @@ class Terminals:
         return {"next": self._next, "kept": [each.dump() for each in self._kept]}
 
     def handle(self, call: AgentCall) -> None:
-        """Carry out a request of the agent about a command."""
+        """Carry out a request of the agent about a command, with one of ``METHODS``."""
         if call.method == "terminal/create":
             self._create(call)
             return
@@ -130,11 +131,9 @@ class Terminals:
             case "terminal/kill":
                 terminal.is_ending = True
                 self._respond.answer(call.id, {}, keep=True)
-            case "terminal/release":
+            case _:  # terminal/release
                 terminal.is_ending = terminal.is_released = True
                 self._respond.answer(call.id, {}, keep=True)
-            case _:
-                self._respond.refuse(call.id, METHOD_NOT_FOUND, f"Method not found: {call.method[:100]}")
 
     def end_turn(self) -> None:
         """End the commands that run: their turn is over, or is cancelled."""
