@@ -51,6 +51,17 @@ async def test_a_turn_is_told_as_the_protocol_says(tmp_path: Path) -> None:
         assert all("the protocol" in report["guessed_from"] for report in run.reports("app.status"))
 
 
+async def test_the_last_sentence_is_the_message_of_the_state(tmp_path: Path) -> None:
+    """In a turn that of what is finished; the end of a message counts when something else comes, or the turn ends."""
+    prompt = steps("say: I look at it. It is ", "say: wrong. I fix", "wait: go", "say:  app.py")
+    async with acp_run(tmp_path) as run:
+        await run.start(prompt)
+        await run.until_state("working", "It is wrong.")
+        run.touch("go")
+        await run.until_state("idle")
+        assert [words for _, words in run.states()][-2:] == ["It is wrong.", "I fix app.py"]
+
+
 async def test_what_the_agent_is_asked(tmp_path: Path) -> None:
     """The agent is initialized with what the template offers, and opens its session in the task's folder."""
     async with acp_run(tmp_path, client_files="read") as run:

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+from itertools import groupby
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from taskherd.messages.limits import MAX_TEXT_CHARACTERS
-from taskherd.runner.agents.words import MAX_LAST_LINES, last_with_words, last_words, words_of
+from taskherd.runner.agents.words import MAX_LAST_LINES, last_sentence, last_with_words, last_words, words_of
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,46 @@ def test_words_are_readable(lines: list[str]) -> None:
     assert not any(letter in words for letter in "\x1b\x00\r")
     assert words == words.strip()
     assert not words or words_of(words) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("I read it. Now I fix app.py", "Now I fix app.py"),
+        ("First this.\nThen I fix it! Does it work?", "Does it work?"),
+        ("It is fixed. (All **tests** pass.)", "(All **tests** pass.)"),
+        ("**Done.** Version 1.5 is at https://a.example/b?c=1.2", "Version 1.5 is at https://a.example/b?c=1.2"),
+        ("So. Use it, e.g. ruff, i.e. linters vs. formatters", "Use it, e.g. ruff, i.e. linters vs. formatters"),
+        ("1. Read it\n2. Fix it", "Fix it"),
+        ("I ran it: exit status 0. All is well…", "All is well…"),
+        ("It works. 🎉", "It works."),
+        ("It works. ...\n```\n{}\n```\n", "It works."),
+        ("完成。测试通过。", "测试通过。"),
+        ("123. 456.", "default"),
+        ("", "default"),
+    ],
+)  # fmt: skip
+def test_the_last_sentence(text: str, sentence: str) -> None:
+    """It ends before a space, and a line ends one, too; names of files, numbers and abbreviations are parts of it."""
+    assert last_sentence(text, "default") == sentence
+
+
+def test_a_sentence_that_grows_shows_when_it_is_finished() -> None:
+    """As a text comes, its last sentence changes with each sentence, not with each chunk; only the first one grows."""
+    text = "Hm. Now I run app.py! They pass. So"
+    shown = [last_sentence(text[:end], goes_on=True) for end in range(1, len(text) + 1)]
+    changes = [each for each, _ in groupby(shown)]
+    assert changes == ["H", "Hm", "Hm.", "Now I run app.py!", "They pass."]
+    assert last_sentence(text) == "So"
+
+
+@given(st.text() | st.lists(st.sampled_from(["It works", ". ", "! ", "\n", "a", ".", "。", "1"])).map("".join))
+def test_a_sentence_is_a_part_of_a_line(text: str) -> None:
+    """Whatever a text is, its last sentence is a part of one line's words, and has a letter."""
+    for goes_on in (False, True):
+        sentence = last_sentence(text, goes_on=goes_on)
+        assert not sentence or any(letter.isalpha() for letter in sentence)
+        assert any(sentence in words_of(line) for line in text.split("\n"))
 
 
 @given(st.recursive(st.none() | st.booleans() | st.text(), lambda inner: st.dictionaries(st.text(), inner)))

@@ -1,4 +1,4 @@
-"""Find the lines of an agent's output that say something in words, for its status message and its last words.
+"""Find what says something in words in an agent's output, for its status message and its last words.
 
 Rules, borders, spinners, code fences and raw JSON are output too, but they tell a person nothing.
 """
@@ -6,6 +6,7 @@ Rules, borders, spinners, code fences and raw JSON are output too, but they tell
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import orjson
@@ -29,6 +30,10 @@ _FENCE = re.compile(r"(?:```|~~~)")
 _JSON_START = re.compile(r'[\[{]\s*["{\[]')
 _JSON_MEMBER = re.compile(r'"(?:[^"\\]|\\.)*"\s*(?::|,?$)')
 """A line of an object or array that is printed over several lines."""
+_SENTENCE_END = re.compile(
+    r"""(?:(?<!\b[^\W\d_])(?<!\betc)(?<!\bvs)(?<!\bcf)\.|[!?…])["'’”)\]*_`]*(?=\s)|(?<=[。！？])"""  # noqa: RUF001 - theirs
+)
+"""Where a sentence ends: before a space, so not within ``app.py``, and not after an abbreviation such as ``e.g.``."""
 
 
 def words_of(line: str) -> str:
@@ -37,12 +42,29 @@ def words_of(line: str) -> str:
     A line has words if it has a letter of any script, and is neither a code fence nor JSON.
     """
     text = sanitize(rendered_line(line), {}).strip(_DECORATION)
-    return "" if not any(map(str.isalpha, text)) or _FENCE.match(text) or _is_json(text) else text
+    return "" if not _has_letters(text) or _FENCE.match(text) or _is_json(text) else text
 
 
 def last_with_words(lines: Iterable[str], default: str = "") -> str:
     """Return the words of the last line that has some, else ``default``."""
     return next(filter(None, map(words_of, reversed(list(lines)))), default)
+
+
+def last_sentence(text: str, default: str = "", *, goes_on: bool = False) -> str:
+    """Return the last sentence with words of a text, else ``default``.
+
+    The unfinished end of a text that ``goes_on`` counts only if no sentence is before it; it would change all the time.
+    """
+    unfinished = ""
+    for number, line in enumerate(reversed(text.split("\n"))):
+        *sentences, rest = _split_sentences(words_of(line))
+        if goes_on and number == 0:
+            unfinished = rest
+        else:
+            sentences.append(rest)
+        for sentence in filter(_has_letters, reversed(sentences)):
+            return sentence
+    return unfinished if _has_letters(unfinished) else default
 
 
 def last_words(text: str) -> str:
@@ -55,6 +77,16 @@ def last_words(text: str) -> str:
             break
         kept.insert(0, line[:MAX_TEXT_CHARACTERS])
     return "\n".join(kept)
+
+
+def _split_sentences(line: str) -> list[str]:
+    """Return the sentences of a line; what is last may go on, and may be empty."""
+    ends = [end.end() for end in _SENTENCE_END.finditer(line)]
+    return [line[begin:end].strip() for begin, end in pairwise([0, *ends, len(line)])]
+
+
+def _has_letters(text: str) -> bool:
+    return any(map(str.isalpha, text))
 
 
 def _is_json(text: str) -> bool:

@@ -12,7 +12,7 @@ from acp import schema
 
 from taskherd.domain.reports import LogKind, LogSource, LogStatus
 from taskherd.messages.texts import canonical_data
-from taskherd.runner.agents.words import last_with_words
+from taskherd.runner.agents.words import last_sentence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE: Final = 16 * 1024
 """Number of characters of a message after which it goes on in another entry."""
+MAX_WORDS: Final = 2_000
+"""Number of characters at the end of a message in which its last sentence is looked for."""
 MAX_CALL_TEXT: Final = 4 * 1024
 """Maximum number of characters of a tool call's text in the log."""
 MAX_CALLS: Final = 64
@@ -67,7 +69,7 @@ class Conversation:
 
     @property
     def last_words(self) -> str:
-        """The last line with words that the agent wrote."""
+        """The last sentence with words that the agent wrote."""
         return self._last
 
     @property
@@ -106,7 +108,7 @@ class Conversation:
 
     def add_notice(self, text: str) -> None:
         """Add a notice by the runner."""
-        self._message = None
+        self._end_message()
         self._change({"entry": self._allocate(), "notice": f"taskherd: {text}"})
 
     def tool(self, call_id: str) -> dict[str, Any] | None:
@@ -139,7 +141,7 @@ class Conversation:
             case schema.AgentMessageChunk() | schema.AgentThoughtChunk():
                 self._add_chunk(update)
             case schema.ToolCallStart() | schema.ToolCallProgress() | schema.ToolCallUpdate():
-                self._message = None
+                self._end_message()
                 self._apply_call(update)
             case schema.AgentPlanUpdate():
                 self._apply_plan(update)
@@ -148,7 +150,7 @@ class Conversation:
 
     def end_turn(self) -> None:
         """Close what is open: a message, and tool calls that the agent left unfinished."""
-        self._message = None
+        self._end_message()
         for call in self._calls.values():
             if call["status"] in {LogStatus.PENDING, LogStatus.IN_PROGRESS}:
                 call["status"] = None
@@ -172,6 +174,8 @@ class Conversation:
         message_id = (getattr(chunk, "message_id", None) or "")[:MAX_ID]
         text, message = _text_of(chunk.content), self._message
         is_continued = message is not None and (message["kind"], message["id"]) == (kind, message_id)
+        if text and not is_continued:
+            self._end_message()
         while text:
             if message is None or not is_continued or len(message["text"]) >= MAX_MESSAGE:
                 message = {"entry": self._allocate(), "kind": kind, "id": message_id, "text": ""}
@@ -181,8 +185,17 @@ class Conversation:
             text = text[room:]
             self._change(message)
         self._message = message
-        if message is not None and kind is LogKind.MESSAGE:
-            self._last = last_with_words(message["text"][-2_000:].split("\n"), self._last)
+        self._note_words(goes_on=True)
+
+    def _end_message(self) -> None:
+        """Let what the agent says next be another message."""
+        self._note_words(goes_on=False)
+        self._message = None
+
+    def _note_words(self, *, goes_on: bool) -> None:
+        """Note the last sentence of the message that is open, if one is."""
+        if self._message is not None and self._message["kind"] == LogKind.MESSAGE:
+            self._last = last_sentence(self._message["text"][-MAX_WORDS:], self._last, goes_on=goes_on)
 
     def _apply_call(self, update: schema.ToolCall | schema.ToolCallUpdate) -> None:
         call_id = update.tool_call_id[:MAX_ID]
@@ -216,7 +229,7 @@ class Conversation:
             for entry in update.entries[:MAX_PLAN]
         ]
         if self._plan is None:
-            self._message = None
+            self._end_message()
             self._plan = {"entry": self._allocate(), "entries": entries}
         self._plan["entries"] = entries
         self._change(self._plan)

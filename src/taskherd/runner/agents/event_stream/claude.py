@@ -13,9 +13,9 @@ from taskherd.domain.reports import AgentState
 from taskherd.domain.usage import MAX_MODELS
 from taskherd.messages.limits import MAX_MODEL_CHARACTERS, MAX_TOKENS
 from taskherd.messages.texts import sanitize_name
-from taskherd.runner.agents.event_stream.stream import MAX_ID, AgentEventStream
+from taskherd.runner.agents.event_stream.stream import MAX_ID, MAX_TEXT, AgentEventStream
 from taskherd.runner.agents.usage_numbers import as_cost, is_count
-from taskherd.runner.agents.words import last_with_words
+from taskherd.runner.agents.words import last_sentence
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -107,7 +107,7 @@ class ClaudeStream(AgentEventStream):
     def _apply_result(self, event: Mapping[str, Any]) -> None:
         words = event.get("result")
         if isinstance(words, str):
-            self.last_words = last_with_words(words.split("\n"), self.last_words)
+            self.last_words = last_sentence(words[-MAX_TEXT:], self.last_words)
         has_failed = bool(event.get("is_error")) or event.get("subtype") != "success"
         reason = words if isinstance(words, str) and words else str(event.get("subtype"))
         self._end_turn(reason if has_failed else None)

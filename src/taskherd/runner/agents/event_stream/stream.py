@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from taskherd.domain.reports import AgentState, LogKind, LogSource, LogStatus
 from taskherd.messages.limits import MAX_TITLE_CHARACTERS
-from taskherd.runner.agents.words import last_with_words
+from taskherd.runner.agents.words import last_sentence
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,7 +101,7 @@ class AgentEventStream(ABC):
     def _say(self, text: str) -> None:
         """Add a message of the agent."""
         self.add(LogSource.OUTPUT, text[:MAX_TEXT], LogKind.MESSAGE)
-        self.last_words = last_with_words(text[:MAX_TEXT].split("\n"), self.last_words)
+        self.last_words = last_sentence(text[:MAX_TEXT], self.last_words)
 
     def _think(self, text: str) -> None:
         """Add a thought of the agent."""
