@@ -18,8 +18,8 @@ import aio_pika
 
 from tests.harness.worker import VERSION, WorkerHarness
 
-TIMEOUT = 60.0
-"""Seconds after which waiting for a condition fails the test; agents are processes, which take time to start."""
+TIMEOUT = 180.0
+"""Seconds after which waiting for a condition fails the test; runners and agents are processes, which start slowly."""
 AGENT = Path(__file__).parent / "agent.py"
 
 

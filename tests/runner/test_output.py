@@ -8,7 +8,7 @@ import pytest
 
 from tests.harness.runner import RunnerHarness, eventually
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 
 def peak_memory(pid: int) -> int:

@@ -184,24 +184,35 @@ async def test_a_few_of_many_agents_are_lost_at_once(start_worker: StartWorker) 
 
 SLOW_COMPARISON = """
 CREATE SCHEMA slow;
-CREATE FUNCTION slow.older(timestamptz, timestamptz) RETURNS boolean LANGUAGE plpgsql AS
-    'BEGIN PERFORM pg_sleep(0.002); RETURN $1 OPERATOR(pg_catalog.<) $2; END';
+CREATE FUNCTION slow.older(timestamptz, timestamptz) RETURNS boolean LANGUAGE plpgsql AS $$
+    BEGIN
+        IF $1 OPERATOR(pg_catalog.=) '2000-01-01' THEN
+            PERFORM pg_sleep(0.1);
+        END IF;
+        RETURN $1 OPERATOR(pg_catalog.>) '2000-01-02' AND $1 OPERATOR(pg_catalog.<) $2;
+    END
+$$;
 CREATE OPERATOR slow.< (FUNCTION = slow.older, LEFTARG = timestamptz, RIGHTARG = timestamptz);
 """
-"""Makes each comparison of a lease with a time take 2 ms, in sessions that have the schema in their search path."""
+"""Makes the comparison of some leases with a time take 100 ms, in sessions that have the schema in their search path.
+
+Those are few: on a busy machine each sleep takes longer. The other leases are never silent, however long it all takes.
+"""
 
 OTHER_LEASES = """
 INSERT INTO leases (task_id, build_number, seq, last_heartbeat_at)
-SELECT gen_random_uuid(), 1, 1, now() + interval '20 seconds' FROM generate_series(1, $1)
+SELECT gen_random_uuid(), 1, 1, CAST(CASE WHEN n % 100 = 0 THEN '2000-01-01' ELSE '2000-01-02' END AS timestamptz)
+FROM generate_series(1, $1) AS n
 """
 
 
+@pytest.mark.timeout(180)
 async def test_a_sweep_that_cannot_read_all_leases_in_time_still_finds_the_lost(external: WorkerHarness) -> None:
     """When reading all leases exceeds the statement's time, each sweep judges those it read, and the next continues."""
     async with running_worker(external):
         tasks = [await external.make_active() for _ in range(2)]
     await external.database.execute(SLOW_COMPARISON)
-    await external.database.execute(OTHER_LEASES, 4_000)  # 8 s, while a statement may take 4.5
+    await external.database.execute(OTHER_LEASES, 4_000)  # 4 s, while a statement may take 2
     name = await external.database.fetchval("SELECT current_database()")
     await external.database.execute(f'ALTER DATABASE "{name}" SET search_path = slow, pg_catalog, public')
     async with running_worker(external, agent_lost_after=1):
