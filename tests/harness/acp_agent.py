@@ -182,6 +182,8 @@ def step(verb: str, argument: str) -> "str | None":  # noqa: PLR0915
             update("tool_call_update", toolCallId=first, content=content)
         case "wait":
             wait((FOLDER / argument).exists)
+        case "trait":
+            TRAITS.append(argument)
         case "hang":
             wait(lambda: False)
         case "once-cancelled":

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.harness.runner import RunnerHarness, eventually, eventually_async, is_alive
+from tests.harness.runner import TIMEOUT, RunnerHarness, eventually, eventually_async, is_alive, json_lines
 from tests.runner.acp import acp_run
 from tests.runner.test_acp_runner import acp_task
 from tests.runner.test_agentapi import create_agentapi_task
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 
 async def interrupt(harness: RunnerHarness, task_id: uuid.UUID) -> str:
@@ -297,6 +299,62 @@ async def test_a_runner_killed_before_it_tells(harness: RunnerHarness) -> None:
     assert await outcome_of(harness, task_id, interrupt_id) == ("stopped", None)
     await harness.until_state(task_id, "idle", "The turn was interrupted.")
     assert exit_reason(harness, task_id) == ""
+
+
+@pytest.mark.parametrize(
+    "failpoint",
+    ["interrupt_record", "line_record", "line_submit", "line_written", "interrupt_outcome", "interrupt_report"],
+)
+async def test_a_runner_killed_at_each_boundary(harness: RunnerHarness, failpoint: str) -> None:
+    """The turn is cancelled once, and the same process goes on with the input that steers."""
+    first = await harness.start()
+    task_id = await acp_task(harness, prompt="line: I begin.\nhang")
+    await harness.until_state(task_id, "working", "I begin.")
+    agent = harness.agent(task_id)["agent"]
+    await first.kill()
+    second = await harness.start(failpoint=f"{failpoint}:kill")
+    steer = await send(harness, task_id, "line: steered", interrupt=True)
+    async with asyncio.timeout(TIMEOUT):
+        assert await second.process.wait() == -signal.SIGKILL
+    await harness.start()
+    assert await outcome_of(harness, task_id, steer["interrupt_id"]) == ("stopped", None)
+    await harness.until_state(task_id, "idle", "steered")
+    assert await all_delivered(harness, task_id, 1) == ["line: steered"]
+    assert cancellations(harness, task_id) == 1
+    assert is_alive(agent)
+
+
+async def test_what_was_reported_is_not_carried_out_again(harness: RunnerHarness) -> None:
+    """A runner killed between the report and its next journal has told the outcome: the next turn is left alone."""
+    first = await harness.start()
+    task_id = await acp_task(harness, prompt="line: I begin.\nhang")
+    await harness.until_state(task_id, "working", "I begin.")
+    agent = harness.agent(task_id)["agent"]
+    await first.kill()
+    second = await harness.start(failpoint="interrupt_report:kill")
+    steer = await send(harness, task_id, "line: steered\nwait: go", interrupt=True)
+    async with asyncio.timeout(TIMEOUT):
+        await second.process.wait()
+    journal = harness.state(task_id) / "journal.json"
+    before = json.loads(journal.read_text())
+    third = await harness.start()
+    assert await outcome_of(harness, task_id, steer["interrupt_id"]) == ("stopped", None)
+    await harness.until_state(task_id, "working", "steered")
+    await all_delivered(harness, task_id, 1)
+    await third.kill()
+    not_saved = {name: before[name] for name in ("interrupt", "ended_interrupts")}
+    journal.write_text(json.dumps(json.loads(journal.read_text()) | not_saved))
+    await harness.start()
+    await eventually(lambda: json.loads(journal.read_text())["interrupt"] is None)
+    harness.work(task_id).joinpath("go").touch()
+    await harness.until_state(task_id, "idle", "steered")
+    assert cancellations(harness, task_id) == 1
+    assert is_alive(agent)
+
+
+def cancellations(harness: RunnerHarness, task_id: uuid.UUID) -> int:
+    """Return how often the tests' agent which speaks ACP was asked to end its turn."""
+    return sum(each.get("method") == "session/cancel" for each in json_lines(harness.work(task_id) / "received.jsonl"))
 
 
 def received(harness: RunnerHarness, task_id: uuid.UUID) -> str:

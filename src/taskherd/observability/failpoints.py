@@ -18,9 +18,11 @@ class Failpoint(StrEnum):
 
     At ``post_claim`` a claim is committed, and at ``request_send`` the attempt to send work requests. Those after it
     are for requests of agents: their rows are written but not committed; their commands are committed, but not replied
-    to; the attempt to send answers is committed; and the answers are sent. The last five are those of a runner: a
-    request of an agent is recorded; an answer was received; and a line for an agent is recorded, submitted to the shim,
-    and known to be written.
+    to; the attempt to send answers is committed; and the answers are sent. Two are for
+    interrupts: that one has begun or ended is written but not committed; and its command is committed, but not replied
+    to. The others are those of a runner: a request of an agent is recorded; an answer was received; a line for an agent
+    is recorded, submitted to the shim, and known to be written; and an interrupt is in the journal, has sent SIGINT,
+    has an outcome, and is reported.
     """
 
     RECEIVE = "receive"
@@ -38,11 +40,17 @@ class Failpoint(StrEnum):
     ANSWER_COMMITTED = "answer_committed"
     ANSWER_SEND = "answer_send"
     ANSWER_SENT = "answer_sent"
+    INTERRUPT_SAVED = "interrupt_saved"
+    INTERRUPT_COMMITTED = "interrupt_committed"
     REQUEST_RECORD = "request_record"
     ANSWER_RECEIVE = "answer_receive"
     LINE_RECORD = "line_record"
     LINE_SUBMIT = "line_submit"
     LINE_WRITTEN = "line_written"
+    INTERRUPT_RECORD = "interrupt_record"
+    INTERRUPT_SIGNAL = "interrupt_signal"
+    INTERRUPT_OUTCOME = "interrupt_outcome"
+    INTERRUPT_REPORT = "interrupt_report"
 
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}

@@ -1,6 +1,7 @@
 """The interrupts of one task: carry each out once, whatever becomes of the runner, and report the outcome.
 
-An interrupt is accepted when it is in the journal. The next runner that finds it there carries it out again.
+An interrupt is accepted when it is in the journal. The next runner that finds it there carries it out again, unless the
+outcome is there, too: that may have been reported, and the agent may have been given its next turn since.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import structlog
 
 from taskherd.domain.reports import InterruptOutcome
 from taskherd.messages.work import AgentInterrupt
+from taskherd.observability.failpoints import Failpoint
 from taskherd.runner.agents.context import NotInterrupted
 from taskherd.runner.journal import AcceptedInterrupt
 
@@ -48,6 +50,7 @@ class TaskInterrupts:
         *,
         start_reporter: Callable[[int], Reporter],
         save: Callable[[], Awaitable[None]],
+        failpoint: Callable[[Failpoint], None],
         count: Callable[[str, str], None],
     ) -> None:
         """``save`` writes the journal if possible."""
@@ -55,6 +58,7 @@ class TaskInterrupts:
         self._inputs = inputs
         self._start_reporter = start_reporter
         self._save = save
+        self._failpoint = failpoint
         self._count = count
         self._queue: asyncio.Queue[PendingRequest] = asyncio.Queue()
         self._pending: set[UUID] = set() if journal.interrupt is None else {journal.interrupt.interrupt_id}
@@ -93,6 +97,7 @@ class TaskInterrupts:
             )
             self._journal.interrupt = accepted
             await self._save()
+            self._failpoint(Failpoint.INTERRUPT_RECORD)
             pending.on_accepted()
             await self._carry_out(workspace, accepted)
 
@@ -100,13 +105,19 @@ class TaskInterrupts:
         self, workspace: TaskWorkspace, accepted: AcceptedInterrupt, *, recovered: bool = False
     ) -> None:
         """Carry out an interrupt, and report the outcome; what is ``recovered`` may have been carried out before."""
-        outcome, detail = await self._end_turns(workspace, accepted)
-        if recovered and accepted.at_work and outcome is InterruptOutcome.ENDED:
-            outcome, detail = InterruptOutcome.STOPPED, None
+        if accepted.outcome is None:
+            outcome, detail = await self._end_turns(workspace, accepted)
+            if recovered and accepted.at_work and outcome is InterruptOutcome.ENDED:
+                outcome, detail = InterruptOutcome.STOPPED, None
+            self._failpoint(Failpoint.INTERRUPT_OUTCOME)
+            accepted.outcome, accepted.detail = outcome, detail
+            await self._save()
+        outcome, detail = accepted.outcome, accepted.detail
         reporter = self._start_reporter(accepted.build_number)
         reporter.interrupted(accepted.interrupt_id, outcome, detail)
         if outcome in NOTICES:
             workspace.append_notice(reporter, NOTICES[outcome].format(detail))
+        self._failpoint(Failpoint.INTERRUPT_REPORT)
         self._journal.record_interrupt(accepted.interrupt_id)
         self._pending.discard(accepted.interrupt_id)
         failed = outcome is InterruptOutcome.FAILED

@@ -15,6 +15,7 @@ from uuid import UUID, uuid5
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from taskherd.domain.reports import InterruptOutcome
 from taskherd.messages.work import WorkspaceDelete, WorkspaceStart, WorkspaceStop
 
 MAX_RECORDED_INPUTS = 500
@@ -50,6 +51,10 @@ class AcceptedInterrupt(BaseModel):
     interrupt_id: UUID
     build_number: int
     at_work: bool = Field(description="Whether the agent was at work when the interrupt was accepted.")
+    outcome: InterruptOutcome | None = Field(
+        None, description="What became of it, to be reported; null: not known yet."
+    )
+    detail: str | None = Field(None, description="The detail of the outcome.")
 
 
 class Journal(BaseModel):

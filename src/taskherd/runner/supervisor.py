@@ -93,7 +93,12 @@ class TaskSupervisor:
         self._sequence = SequenceGenerator(journal, context.now, self._save_in_background, above=above)
         self._inputs = TaskInputs(journal, start_reporter=self._start_reporter, save=self._save, count=self._count)
         self._interrupts = TaskInterrupts(
-            journal, self._inputs, start_reporter=self._start_reporter, save=self._save_if_possible, count=self._count
+            journal,
+            self._inputs,
+            start_reporter=self._start_reporter,
+            save=self._save_if_possible,
+            failpoint=context.failpoint,
+            count=self._count,
         )
         self._answers = TaskAnswers(failpoint=context.failpoint, count=self._count)
         context.isolation.hold_user(journal.task_id, journal.agent_uid)

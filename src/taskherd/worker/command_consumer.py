@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from taskherd.domain.commands import Answer
+from taskherd.domain.commands import Answer, Interrupt
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.errors import Unavailable
 from taskherd.messages import replies
@@ -146,6 +146,8 @@ class CommandConsumer:
         def accept(part: range, result: BatchResult) -> list[CommandReply | DeadLetterReason]:
             if any(isinstance(command, Answer) for command in commands[part.start : part.stop]):
                 self._context.failpoint(Failpoint.ANSWER_COMMITTED)
+            if any(isinstance(command, Interrupt) for command in commands[part.start : part.stop]):
+                self._context.failpoint(Failpoint.INTERRUPT_COMMITTED)
             self._offer(batch[part.start : part.stop], result)
             return [*result.replies]
 

@@ -20,6 +20,7 @@ from taskherd.domain.value import replace
 from taskherd.domain.view import derive_view, is_running
 from taskherd.errors import Retry
 from taskherd.messages import document, events, replies
+from taskherd.observability.failpoints import Failpoint
 from taskherd.store import builds, command_log, directory, erasure, leases, running_tasks, tasks, work_requests
 from taskherd.store.task_creation import AddedRows, insert_tasks
 from taskherd.worker import related_rows
@@ -162,6 +163,8 @@ async def save_batch(
         await leases.delete(connection, writes.ended_leases)
     await related_rows.close_requests(connection, updates)
     await _add(connection, writes.created, added)
+    if any(update.opened_interrupt or update.closed_interrupt for update in updates.values()):
+        context.failpoint(Failpoint.INTERRUPT_SAVED)
     await related_rows.save_claims(connection, loaded.batch.claims, result.decisions, now)
     await _erase(connection, loaded, now)
     await save_usage(connection, updates, now)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from taskherd.domain.reports import InterruptOutcome
+from taskherd.observability.failpoints import Failpoint
 from taskherd.runner.agents.context import NotInterrupted
 
 if TYPE_CHECKING:
@@ -37,6 +38,13 @@ async def mark_interrupted(context: AgentContext, *, interrupted: bool) -> None:
     context.journal.interrupted = interrupted
     with suppress(OSError):
         await context.save()
+
+
+async def send_interrupt(context: AgentContext) -> None:
+    """Send the agent SIGINT; its end from then on is that of an interrupt."""
+    await mark_interrupted(context, interrupted=True)
+    context.interrupt_agent()
+    context.failpoint(Failpoint.INTERRUPT_SIGNAL)
 
 
 async def end_agent(context: AgentContext) -> InterruptOutcome:

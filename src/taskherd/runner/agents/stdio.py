@@ -24,6 +24,7 @@ from taskherd.runner.agents.interrupting import (
     end_agent,
     has_exited,
     mark_interrupted,
+    send_interrupt,
 )
 from taskherd.runner.agents.reaction import QUIET_TIME, InterruptReaction
 from taskherd.runner.agents.words import last_with_words, last_words
@@ -141,8 +142,7 @@ class StdioFollower(FollowerWithoutRequests):
         if not self.is_at_work:
             return InterruptOutcome.ENDED
         reaction = InterruptReaction(context)
-        await mark_interrupted(context, interrupted=True)
-        context.interrupt_agent()
+        await send_interrupt(context)
         if not await reaction.wait(min(context.run.idle_after, QUIET_TIME), REACTION_TIMEOUT):
             return await end_agent(context)
         if not has_exited(context):

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from taskherd.domain.reports import InterruptOutcome
-from taskherd.runner.agents.interrupting import end_agent, has_exited, mark_interrupted
+from taskherd.runner.agents.interrupting import end_agent, has_exited, mark_interrupted, send_interrupt
 
 if TYPE_CHECKING:
     from taskherd.runner.agents.acp.parts import Parts
@@ -50,8 +50,7 @@ class TurnCancellation:
         self.cancel()
         if await self._ends(turn, CANCEL_TIMEOUT):
             return InterruptOutcome.STOPPED
-        await mark_interrupted(context, interrupted=True)
-        context.interrupt_agent()
+        await send_interrupt(context)
         if not await self._ends(turn, INTERRUPT_TIMEOUT):
             return await end_agent(context)
         if not has_exited(context):

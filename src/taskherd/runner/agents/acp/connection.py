@@ -85,7 +85,8 @@ class Connection:
         self.calls: dict[int, dict[str, Any]] = {int(key): value for key, value in checkpoint.get("calls", {}).items()}
         """Our open calls, by id: ``method``, ``deadline`` as ``deadline`` returns it, and ``line``."""
         self.lines: dict[int, dict[str, Any]] = {int(key): value for key, value in checkpoint.get("lines", {}).items()}
-        """Lines that are not acknowledged: ``answers`` (the agent's request), ``result``, ``deadline``, ``size``."""
+        """Lines that are not acknowledged: ``deadline``, ``size``; of answers ``answers`` (the agent's request) and
+        ``result``; of notifications ``notifies`` (the method)."""
         self._next_id: int = checkpoint.get("next_id", 0)
         self._next_line: int = checkpoint.get("next_line", 0)
         self._given: list[RpcId] = checkpoint.get("given", [])
@@ -138,8 +139,9 @@ class Connection:
         return number
 
     def notify(self, method: str, params: dict[str, Any]) -> None:
-        """Record a notification."""
-        self._record({"method": method, "params": params}, {"deadline": self.deadline(WRITE_TIMEOUT)})
+        """Record a notification; one that is lost is among the ``lost_lines`` of the next runner."""
+        about = {"deadline": self.deadline(WRITE_TIMEOUT), "notifies": method}
+        self._record({"method": method, "params": params}, about)
 
     def answer(self, request: RpcId, result: dict[str, Any] | None, *, keep: bool = False) -> int:
         """Record the answer to a request of the agent, and return its line.

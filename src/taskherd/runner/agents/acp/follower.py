@@ -228,6 +228,8 @@ class AcpFollower:
             self._terminals.end_turn()
             if self._turn.begun:  # else the prompt is given again
                 self._recorder.set_state(AgentState.IDLE, "")
+        elif any("notifies" in line for line in lost_lines.values()):
+            self._cancellation.notify()
         self._context.recover_prompt(is_given=self._turn.begun > 0)
         self._withdraw_unknown(self._connection.unrecorded)
         for line, lost in lost_lines.items():

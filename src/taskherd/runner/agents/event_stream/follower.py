@@ -37,6 +37,7 @@ from taskherd.runner.agents.interrupting import (
     end_agent,
     has_exited,
     mark_interrupted,
+    send_interrupt,
 )
 from taskherd.runner.agents.words import last_with_words, last_words
 
@@ -144,8 +145,7 @@ class EventStreamFollower(FollowerWithoutRequests):
             await asyncio.wait_for(self._has_begun.wait(), REACTION_TIMEOUT)
         if not self.is_at_work:
             return InterruptOutcome.ENDED
-        await mark_interrupted(context, interrupted=True)
-        context.interrupt_agent()
+        await send_interrupt(context)
         if not await self._turn_ends():
             return await end_agent(context)
         if not has_exited(context):
