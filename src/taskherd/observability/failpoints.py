@@ -18,11 +18,10 @@ class Failpoint(StrEnum):
 
     At ``post_claim`` a claim is committed, and at ``request_send`` the attempt to send work requests. Those after it
     are for requests of agents: their rows are written but not committed; their commands are committed, but not replied
-    to; the attempt to send answers is committed; and the answers are sent. Two are for
-    interrupts: that one has begun or ended is written but not committed; and its command is committed, but not replied
-    to. The others are those of a runner: a request of an agent is recorded; an answer was received; a line for an agent
-    is recorded, submitted to the shim, and known to be written; and an interrupt is in the journal, has sent SIGINT,
-    has an outcome, and is reported.
+    to; the attempt to send answers is committed; and the answers are sent. Two are for interrupts: that one has begun
+    or ended is written but not committed; and its command is committed, but not replied to. The others are those of a
+    runner: a request of an agent is recorded; an answer was received; a line for an agent is recorded, submitted to the
+    shim, and known to be written; and an interrupt is in the journal, has sent SIGINT, has an outcome, and is reported.
     """
 
     RECEIVE = "receive"

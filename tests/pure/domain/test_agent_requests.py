@@ -583,6 +583,7 @@ def random_step(rng: Random, desk: Desk) -> None:
         desk.check_timers(TimerCheck(NOON))
 
 
+@pytest.mark.timeout(300)  # on a busy machine
 @settings(max_examples=200, deadline=None)
 @given(randoms())
 def test_a_request_is_asked_once_and_answered_once(rng: Random) -> None:
