@@ -78,3 +78,85 @@ async def test_an_agents_words_are_never_a_persons(api_harness: ApiHarness) -> N
     await api_harness.worker.until_row("SELECT count(*) FROM task_logs WHERE task_id = $1", task_id, is_=6)
     logs = (await api_harness.alice.get(f"/tasks/me/{task_id}/logs")).json()["logs"]
     assert [each["type"] for each in logs] == ["input", "output", "input", "output", "output", "output"]
+
+
+TIME = "2026-01-02T03:04:05Z"
+
+
+async def give(api_harness: ApiHarness, task_id: uuid.UUID, text: str) -> None:
+    """Send an input, as a person, and report that it was delivered."""
+    sent = len(api_harness.worker.requests_of(task_id, "agent.input"))
+    assert (await api_harness.alice.post(f"/tasks/me/{task_id}/send", json={"input": text})).status_code == 204
+    await api_harness.worker.until(lambda: len(api_harness.worker.requests_of(task_id, "agent.input")) > sent)
+    request = api_harness.worker.requests_of(task_id, "agent.input")[-1]
+    input_id = request["input_id"]
+    await api_harness.worker.report(make_report("task.input", task_id, input_id=input_id, outcome="delivered"))
+    await api_harness.worker.until_row(
+        "SELECT state FROM inputs WHERE input_id = $1", uuid.UUID(input_id), is_="delivered"
+    )
+
+
+async def add(api_harness: ApiHarness, task_id: uuid.UUID, *entries: tuple[int, str, str]) -> None:
+    """Add entries to the log with the agent's token."""
+    headers = {"Coder-Session-Token": agent_token(SECRET, task_id, 1)}
+    body = {"entries": [{"id": number, "type": kind, "content": text, "time": TIME} for number, kind, text in entries]}
+    response = await api_harness.anonymous.post("/workspaceagents/me/logs", json=body, headers=headers)
+    assert response.status_code == 204
+
+
+async def log_of(api_harness: ApiHarness, task_id: uuid.UUID, until: str) -> list[tuple[str, str]]:
+    """Return types and contents of the log, once it has an entry with that content."""
+    statement = "SELECT count(*) FROM task_logs WHERE task_id = $1 AND content = $2"
+    await api_harness.worker.until_row(statement, task_id, until, is_=1)
+    logs = (await api_harness.alice.get(f"/tasks/me/{task_id}/logs")).json()["logs"]
+    return [(each["type"], each["content"]) for each in logs]
+
+
+async def test_an_agent_neither_changes_nor_repeats_what_its_runner_logged(api_harness: ApiHarness) -> None:
+    """It turns no "no" into an earlier "yes", makes no second "yes", and no word of a person its own."""
+    task_id = uuid.UUID((await api_harness.create(input="Clean up"))["id"])
+    claim = {"type": "build.claim", "task_id": str(task_id), "build_number": 1, "runner": "r1"}
+    assert (await api_harness.worker.send(claim, "claims"))["granted"]
+    await api_harness.worker.make_active(task_id)
+    await give(api_harness, task_id, "yes")
+    await give(api_harness, task_id, "no")
+    conversation = [
+        ("input", "Clean up"),
+        ("output", "Delete the cache?"),
+        ("input", "yes"),
+        ("output", "Delete the backups?"),
+        ("input", "no"),
+    ]
+    logged = [
+        {"id": number, "type": kind, "content": text, "time": TIME} for number, (kind, text) in enumerate(conversation)
+    ]
+    await api_harness.worker.report(make_report("task.log", task_id, build_number=1, seq=1, entries=logged))
+    assert await log_of(api_harness, task_id, "no") == conversation
+    await add(
+        api_harness, task_id, (4, "input", "yes"), (3, "input", "yes"), (5, "input", "yes"), (2, "output", "maybe")
+    )
+    messages = [message(4, "user", "yes"), message(6, "user", "yes"), message(8, "agent", "perhaps")]
+    assert (await upload(api_harness, task_id, 1, *messages)).status_code == 204
+    await add(api_harness, task_id, (7, "output", "end"))
+    log = await log_of(api_harness, task_id, "end")
+    assert log[:5] == conversation
+    assert set(log[5:]) == {("output", "maybe"), ("output", "perhaps"), ("output", "end")}
+
+
+async def test_an_agent_shows_an_input_as_often_as_it_was_given(api_harness: ApiHarness) -> None:
+    """Where no runner logs what the agent is given, it does so itself, but each input once."""
+    task_id = uuid.UUID((await api_harness.active(input="Clean up"))["id"])
+    await give(api_harness, task_id, "yes")
+    await add(api_harness, task_id, (0, "input", "Clean up"), (1, "input", "yes"))
+    await add(api_harness, task_id, (2, "input", "yes"), (0, "input", "Clean up"), (1, "output", "Delete the backups?"))
+    await add(api_harness, task_id, (3, "output", "end"))
+    given = [("input", "Clean up"), ("input", "yes")]
+    assert await log_of(api_harness, task_id, "end") == [
+        *given, ("output", "Delete the backups?"), ("output", "end")
+    ]  # fmt: skip
+    await give(api_harness, task_id, "yes")
+    await upload(api_harness, task_id, 1, *(message(number, "user", "yes") for number in (4, 5, 6)))
+    await add(api_harness, task_id, (7, "output", "the end"))
+    log = await log_of(api_harness, task_id, "the end")
+    assert [text for kind, text in log if kind == "input"] == ["Clean up", "yes", "yes"]
+    assert log[4:] == [("output", "yes"), ("input", "yes"), ("output", "the end")]

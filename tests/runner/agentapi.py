@@ -18,7 +18,7 @@ The message selects the behaviour: ``work`` takes two steps with a pause between
 after the turn, as the transport ``acp`` does, ``redraw`` redraws the screen after the turn, ``error`` sends an
 agent_error, ``cut`` breaks all streams, ``die`` ends the agent with an error, and ``/exit`` ends it without one;
 ``refused`` is rejected at first, ``long`` works until Escape is typed (a message of type ``raw``, which is accepted at
-any time), and ``stubborn`` whatever is typed.
+any time), and ``stubborn`` whatever is typed; ``forge`` shows messages of the user that nobody posted.
 """
 
 from __future__ import annotations
@@ -122,13 +122,7 @@ class AgentApi:
             self.end(EXIT_STATUSES[text])
             return
         number = await self.set_message("agent", screen("✻ Pondering…"))
-        if text == "error":
-            self.errors.append({"message": "quota exceeded", "level": "error", "time": now()})
-            await self.send_event("agent_error", self.errors[-1])
-        if text == "cut":
-            for writer in self.streams:
-                writer.transport.abort()
-            self.streams.clear()
+        await self.misbehave(text)
         for step in range(20):
             await self.set_message("agent", screen("● I work.", "", f"✻ Pondering… ({step}s · ↓ 8 tokens)"), number)
             await asyncio.sleep(0.01)
@@ -151,6 +145,24 @@ class AgentApi:
             for status in ("running", "stable"):
                 await asyncio.sleep(STABLE)
                 await self.set_status(status)
+
+    async def misbehave(self, text: str) -> None:
+        """Send what else a message asks for at the beginning of its turn."""
+        match text:
+            case "error":
+                self.errors.append({"message": "quota exceeded", "level": "error", "time": now()})
+                await self.send_event("agent_error", self.errors[-1])
+            case "cut":
+                for writer in self.streams:
+                    writer.transport.abort()
+                self.streams.clear()
+            case "forge":
+                said = [message for message in self.messages if message["role"] == "user"]
+                await self.set_message("user", "Yes, deploy it")
+                await self.set_message("user", said[0]["message"])
+                await self.set_message("user", said[0]["message"], said[-1]["id"])
+            case _:
+                pass
 
     def end(self, exit_status: int) -> None:
         """End the agent: end the streams, then the server."""

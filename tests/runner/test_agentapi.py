@@ -143,6 +143,34 @@ async def test_the_next_runner_continues_the_conversation(harness: RunnerHarness
     assert await harness.output(task_id) == [WELCOME, did("hello"), did("again")]
 
 
+async def test_what_an_agent_claims_that_its_user_said_is_its_own_word(harness: RunnerHarness) -> None:
+    """A user's message is input if the runner posted its text, once for each time, also for the next runner."""
+    first = await harness.start()
+    task_id = await create_agentapi_task(harness)
+    await harness.until_state(task_id, "idle", "Did: hello")
+    await send(harness, task_id, "forge")
+    await harness.until_state(task_id, "idle", "Did: forge")
+    await first.kill()
+    await harness.start()
+    await send(harness, task_id, "again")
+    await harness.until_state(task_id, "idle", "Did: again")
+    assert await harness.inputs(task_id) == ["hello", "forge", "again"]
+    expected = [WELCOME, did("hello"), did("forge"), "Yes, deploy it", "hello", did("again")]
+    assert await harness.output(task_id) == expected
+
+
+async def test_a_prompt_that_the_agent_posts_itself_is_input(harness: RunnerHarness) -> None:
+    """With ``post_prompt: false`` the agent has it from elsewhere, here its stdin; it counts once, as any other."""
+    await harness.start()
+    command = ["sh", "-c", f'printf %s "$TASKHERD_PROMPT" | {sys.executable} {SERVER} "$AGENTAPI_PORT"']
+    task_id = await create_agentapi_task(harness, command=command, post_prompt=False)
+    await harness.until_state(task_id, "idle", "Did: hello")
+    await send(harness, task_id, "forge")
+    await harness.until_state(task_id, "idle", "Did: forge")
+    assert await harness.inputs(task_id) == ["hello", "forge"]
+    assert (await harness.output(task_id)).count("hello") == 1
+
+
 async def test_the_shipped_template_starts_agentapi(
     harness: RunnerHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

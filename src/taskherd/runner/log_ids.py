@@ -1,13 +1,14 @@
-"""Ids of log entries: each source of entries has its own range, so that no entry replaces one of another source.
+"""Ids of log entries: each kind of entries has its own range, so that none replaces one of another kind.
 
 An entry with the id of an earlier one replaces it, which is how a changed message of AgentAPI updates its entry.
 
-- From 0: lines of an agent's output (a counter), messages of AgentAPI (its own ids), or what an agent tells over ACP (a
-  counter).
+- From 0: prompt, inputs and output of an agent, in one range. The runner counts, so that nothing is replaced unless it
+  means to; the ids of AgentAPI's messages are AgentAPI's own, and ``agents.posted_texts`` keeps inputs as they are.
 - From ``FIRST_ERROR_ID``: errors of AgentAPI (a counter).
 - From ``FIRST_NOTICE_ID``: notices by the runner (plus milliseconds since the epoch, which no two notices share).
 - ``LAST_OUTPUT_ID``: the last output of an agent whose output is not its log, after it ended.
 - From ``FIRST_INPUT_ID``: prompt and inputs of an agent that reports its own status and log (a counter).
+- From 2**62, which no runner uses: what agents add over HTTP (``api.agents.log_ids``).
 """
 
 FIRST_ERROR_ID = 2**40

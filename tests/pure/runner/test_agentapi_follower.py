@@ -25,7 +25,7 @@ async def test_an_unreachable_agentapi_is_reported_once_the_post_is_over() -> No
     reported: list[Health] = []
     journal = SimpleNamespace(port=1, ready_reported=True)
     run, reporter = SimpleNamespace(post_prompt=False), SimpleNamespace(health=reported.append)
-    context = SimpleNamespace(journal=journal, checkpoint={}, run=run, reporter=reporter)
+    context = SimpleNamespace(journal=journal, checkpoint={}, run=run, prompt="", reporter=reporter)
     async with httpx.AsyncClient() as client:
         follower = AgentApiFollower(cast("Any", context), client)
         post: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -46,7 +46,8 @@ async def test_an_unreachable_agentapi_is_reported_once_the_post_is_over() -> No
 def follower_of(respond: Callable[[httpx.Request], httpx.Response]) -> AgentApiFollower:
     """Return a follower of an agent whose AgentAPI responds like this."""
     journal, run = SimpleNamespace(port=1, ready_reported=True), SimpleNamespace(post_prompt=False)
-    context = SimpleNamespace(journal=journal, checkpoint={}, run=run)
+    reporter = SimpleNamespace(build_number=1, log=lambda *_, **__: None)
+    context = SimpleNamespace(journal=journal, checkpoint={}, run=run, prompt="", reporter=reporter)
     client = httpx.AsyncClient(base_url="http://127.0.0.1:1", transport=httpx.MockTransport(respond))
     return AgentApiFollower(cast("Any", context), client)
 

@@ -1,11 +1,17 @@
-"""Handlers of what agents add to the log of their task. An agent's words are never shown as a person's."""
+"""Handlers of what agents add to the log of their task. An agent's words are never shown as a person's.
+
+What an agent calls an input is one only if the agent was given its text. Runners log what they give, so of the agent of
+a build that a runner has claimed such an input is left out: it is in the log already.
+"""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 
 from pydantic import Field
 
+from taskherd.api.agents import log_ids
 from taskherd.api.agents.reporting import common_fields, publish
 from taskherd.api.agents.schemas import LogReport, LogSnapshot
 from taskherd.api.http.errors import HTTPError, not_found, rate_limited
@@ -20,10 +26,9 @@ from taskherd.store import agent_queries
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from datetime import datetime
-    from uuid import UUID
 
     from taskherd.api.context import RequestContext
+    from taskherd.store.agent_queries import GivenText
 
 FORMAT: Final = "agentapi"
 MAX_GIVEN_BYTES: Final = 64 * 1024
@@ -50,30 +55,16 @@ class SnapshotQuery(QueryModel):
 
 
 async def add_entries(request: RequestContext) -> BufferedResponse:
-    """Publish entries of the conversation as a report, as a runner does.
-
-    An entry of the type `input` stays one only if the agent was given its text; else it becomes output.
-    """
+    """Publish entries of the conversation as a report, as a runner does."""
     body: LogReport = request.body
     entries = [entry.to_domain({}) for entry in body.entries]
     _charge_log(request, [entry.content for entry in entries])
-    common = common_fields(request)
-    claimed = [entry.content for entry in entries if entry.type is LogSource.INPUT]
-    given = await _given_texts(request, common["task_id"], claimed)
-    entries = [
-        replace(entry, type=_source(entry.content, given)) if entry.type is LogSource.INPUT else entry
-        for entry in entries
-    ]
-    if entries:
-        await publish(request, [TaskLog(**common, entries=tuple(entries))])
+    await _publish(request, entries)
     return empty(204)
 
 
 async def log_snapshot(request: RequestContext) -> BufferedResponse:
-    """Publish the end of the conversation as reports, so that it can be read while no agent is running.
-
-    A user's message counts as input only if the agent was given it.
-    """
+    """Publish the end of the conversation as reports, so that it can be read while no agent is running."""
     if request.agent is None or parse_uuid(request.params["id"]) != request.agent[0]:
         raise not_found()
     request.parameters(SnapshotQuery)
@@ -81,22 +72,17 @@ async def log_snapshot(request: RequestContext) -> BufferedResponse:
     if any(message.role not in _ROLES for message in body.messages):
         raise HTTPError(400, "Invalid agentapi payload structure.", "The role of a message must be user or agent.")
     _charge_log(request, [message.content for message in body.messages])
-    common = common_fields(request)
-    now: datetime = common["observed_at"]
-    claimed = [message.content for message in body.messages if message.role == _USER]
-    given = await _given_texts(request, common["task_id"], claimed)
-    entries = tuple(
+    now = datetime.now(UTC)
+    entries = [
         LogEntry(
             message.id,
-            _source(message.content, given) if message.role == _USER else LogSource.OUTPUT,
+            LogSource.INPUT if message.role == _USER else LogSource.OUTPUT,
             texts.sanitize_content(message.content, {}),
             message.time or now,
         )
         for message in body.messages
-    )
-    parts = [entries[start : start + MAX_ELEMENTS] for start in range(0, len(entries), MAX_ELEMENTS)]
-    if parts:
-        await publish(request, [TaskLog(**common, entries=part) for part in parts])
+    ]
+    await _publish(request, entries)
     return empty(204)
 
 
@@ -111,17 +97,46 @@ def _charge_log(request: RequestContext, contents: Sequence[str]) -> None:
         raise rate_limited(wait, "The log of this task grows too fast. Please wait.")
 
 
-async def _given_texts(request: RequestContext, task_id: UUID, contents: Iterable[str]) -> set[str]:
-    """Return the compact texts of those that are inputs which the agent was given."""
-    claimed = {_compact(content) for content in contents}
-    if not claimed:
-        return set()
-    return await agent_queries.given_texts(request.api.reader, task_id, sorted(claimed), max_bytes=MAX_GIVEN_BYTES)
+async def _publish(request: RequestContext, entries: Iterable[LogEntry]) -> None:
+    """Publish entries as the agent's, each with its true source and an id of the agent's own."""
+    common = common_fields(request)
+    own = await _attribute(request, list(entries))
+    parts = [own[start : start + MAX_ELEMENTS] for start in range(0, len(own), MAX_ELEMENTS)]
+    if parts:
+        await publish(request, [TaskLog(**common, entries=tuple(part)) for part in parts])
 
 
-def _source(content: str, given: set[str]) -> LogSource:
-    """Return whose words these are that the agent says are a person's."""
-    return LogSource.INPUT if _compact(content) in given else LogSource.OUTPUT
+async def _attribute(request: RequestContext, entries: Sequence[LogEntry]) -> list[LogEntry]:
+    """Return the entries that are to be added, with source and id.
+
+    Of the inputs with the same text, the last is the one that was given last, and so on.
+    """
+    inputs = [entry for entry in entries if entry.type is LogSource.INPUT]
+    given = await _given_texts(request, [_compact(entry.content) for entry in inputs])
+    assert request.agent is not None
+    by_runner = bool(given) and await agent_queries.is_claimed(request.api.reader, *request.agent)
+    own = []
+    for entry in reversed(entries):
+        times = given.get(_compact(entry.content)) if entry.type is LogSource.INPUT else None
+        if times and by_runner:
+            continue
+        if times:
+            own.append(replace(entry, id=log_ids.of_input(times.pop())))
+        else:
+            own.append(replace(entry, id=log_ids.of_output(entry.id), type=LogSource.OUTPUT))
+    return own[::-1]
+
+
+async def _given_texts(request: RequestContext, claimed: Sequence[str]) -> dict[str, list[GivenText]]:
+    """Return each of these compact texts that the agent was given, with the times that it was, in order."""
+    given: dict[str, list[GivenText]] = {}
+    if claimed:
+        assert request.agent is not None
+        wanted = sorted(set(claimed))
+        task_id, _ = request.agent
+        for each in await agent_queries.given_texts(request.api.reader, task_id, wanted, max_bytes=MAX_GIVEN_BYTES):
+            given.setdefault(each.text, []).append(each)
+    return given
 
 
 def _compact(text: str) -> str:

@@ -37,7 +37,7 @@ ROUTES: Final = (
         handler=logs.log_snapshot,
         summary="Upload a snapshot of the task log",
         description="Stores the end of the conversation, so that it can be read while no agent is running. A user's"
-        " message is an input only if the agent was given it, else output.",
+        " message is an input only if the agent was given it, else output. It is left out if a runner has logged it.",
         auth=Auth.AGENT,
         body=LogSnapshot,
         max_body=MAX_SNAPSHOT_BYTES,
@@ -62,8 +62,9 @@ ROUTES: Final = (
         path="/workspaceagents/me/logs",
         handler=logs.add_entries,
         summary="Add entries to the task log",
-        description="Adds entries to the conversation, or replaces earlier ones, as the report `task.log` does. An"
-        " entry of the type `input` stays one only if the agent was given its text; else it becomes output.",
+        description="Adds entries to the conversation, or replaces those that the agent itself has added in this"
+        " build. An entry of the type `input` stays one only if the agent was given its text, and once for each time;"
+        " else it becomes output. If the build is a runner's, which logs what it gives the agent, it is left out.",
         auth=Auth.AGENT,
         body=LogReport,
         responses={204: ResponseSpec("The entries were accepted.")},

@@ -49,7 +49,7 @@ class UsageReport(UsageFields):
 
 
 class LogReport(BaseModel):
-    """Entries of the conversation; one with the id of an earlier entry of the agent's build replaces it."""
+    """Entries of the conversation; one with the id of an earlier one that the agent added in its build replaces it."""
 
     entries: Annotated[list[EntryIn], Field(max_length=MAX_ELEMENTS)]
 

@@ -34,6 +34,7 @@ from taskherd.runner.agents.interrupting import (
     end_agent,
     mark_interrupted,
 )
+from taskherd.runner.agents.posted_texts import PostedTexts, is_echo
 from taskherd.runner.agents.words import last_with_words
 from taskherd.runner.log_ids import FIRST_ERROR_ID
 
@@ -106,6 +107,9 @@ class AgentApiFollower(FollowerWithoutRequests):
         self._latest = ""
         self._delivery_lock = asyncio.Lock()
         self._highest_id = -1
+        self._posted_texts = PostedTexts(**checkpoint.get("posted", {}))
+        if not checkpoint and context.prompt and not context.run.post_prompt:
+            self._posted_texts.add(context.prompt)  # the agent has it from elsewhere
         self._posted: tuple[str, int, asyncio.Event] | None = None
         """The text being posted, the highest message id before it, and the event to set when the message is echoed."""
         self._posts: set[asyncio.Task[AgentApiResponse]] = set()
@@ -136,9 +140,15 @@ class AgentApiFollower(FollowerWithoutRequests):
             deadline = asyncio.get_running_loop().time() + STABLE_TIMEOUT
             await self._wait_stable(deadline)
             await record_attempt()
-            while not await self._post(text):
-                await asyncio.sleep(1)
-                await self._wait_stable(deadline)
+            self._posted_texts.add(text, self._highest_id)
+            self._context.reporter.log([], checkpoint=self._checkpoint())  # for the next runner to know its message
+            try:
+                while not await self._post(text):
+                    await asyncio.sleep(1)
+                    await self._wait_stable(deadline)
+            except NotDelivered:
+                self._posted_texts.discard_last()
+                raise
 
     @property
     def is_at_work(self) -> bool:
@@ -256,9 +266,11 @@ class AgentApiFollower(FollowerWithoutRequests):
 
     def _handle_message(self, fields: dict[str, Any]) -> None:
         message_id, text, role = int(fields["id"]), str(fields["message"]), str(fields["role"])
-        source = LogSource.INPUT if role == "user" else LogSource.OUTPUT
         if not 0 <= message_id < FIRST_ERROR_ID:
             raise ValueError(message_id)
+        source = self._posted_texts.source(message_id, role, text)
+        if source is None:
+            return
         at = _parse_time(fields.get("time"))
         lines = [line.rstrip() for line in text.split("\n")]  # AgentAPI pads the lines of a screen to its width
         entry = self._context.reporter.entry(message_id, source, "\n".join(lines).rstrip(), at)
@@ -266,7 +278,7 @@ class AgentApiFollower(FollowerWithoutRequests):
         self._changed_size += len(entry.content)
         if source is LogSource.OUTPUT:
             self._latest = last_with_words(_spoken_lines(lines), self._latest)
-        elif self._posted and message_id > self._posted[1] and _is_echo(self._posted[0], text):
+        elif self._posted and message_id > self._posted[1] and is_echo(self._posted[0], text):
             self._posted[2].set()
         self._highest_id = max(self._highest_id, message_id)
 
@@ -362,6 +374,7 @@ class AgentApiFollower(FollowerWithoutRequests):
             "state": str(self._state),
             "errors": self._errors,
             "errors_seen": list(self._errors_seen),
+            "posted": self._posted_texts.save(),
         }
 
     async def _type_escape(self) -> None:
@@ -455,11 +468,6 @@ def _retrieve(post: asyncio.Task[AgentApiResponse]) -> None:
     """Retrieve the outcome of a post that is not awaited any more, or asyncio warns that it was never retrieved."""
     if not post.cancelled():
         post.exception()
-
-
-def _is_echo(posted: str, message: str) -> bool:
-    """Return whether a message is the posted one; terminals trim it and break its lines."""
-    return "".join(posted.split()) == "".join(message.split())
 
 
 def _spoken_lines(lines: list[str]) -> list[str]:
