@@ -42,23 +42,40 @@ def make_folder(folder: Path) -> dict[str, str]:
 
 @asynccontextmanager
 async def session(folder: Path, env: dict[str, str]) -> AsyncIterator[list[str]]:
-    """Run ``taskherd dev`` and yield the lines it printed; check that Ctrl-C ends it with 0 and leaves no process."""
+    """Run ``taskherd dev`` and yield the lines it prints; check that Ctrl-C ends it with 0 and leaves no process.
+
+    The list begins with what was printed and logged until everything ran, and grows until everything has ended.
+    """
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "taskherd", "dev", cwd=folder, env=env, stdout=asyncio.subprocess.PIPE
+        sys.executable,
+        "-m",
+        "taskherd",
+        "dev",
+        cwd=folder,
+        env=env,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
     )
     lines: list[str] = []
-    try:
+    is_up = asyncio.Event()
+
+    async def collect() -> None:
         assert process.stdout is not None
-        async with asyncio.timeout(TIMEOUT):
-            while not lines or "Ctrl-C stops everything" not in lines[-1]:
-                line = await process.stdout.readline()
-                assert line, lines
-                lines.append(line.decode().rstrip())
+        async for line in process.stdout:
+            lines.append(line.decode().rstrip())
+            if lines[-1].endswith("Ctrl-C stops everything"):
+                is_up.set()
+        is_up.set()  # or it has ended
+
+    collecting = asyncio.create_task(collect())
+    try:
+        await asyncio.wait_for(is_up.wait(), TIMEOUT)
+        assert any(line.endswith("Ctrl-C stops everything") for line in lines), lines
         yield lines
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGINT)
-        await asyncio.wait_for(process.communicate(), TIMEOUT)
+        await asyncio.wait_for(asyncio.gather(process.wait(), collecting), TIMEOUT)
     assert process.returncode == 0
     assert not processes.belonging_to(folder / ".taskherd" / "worker")
     assert not processes.with_variable(MARKER_VARIABLE, f"{folder}/")
@@ -98,7 +115,6 @@ async def test_the_printed_commands_and_those_of_the_readme_work(
     find_program("curl", "curl", announce)
     env = make_folder(tmp_path)
     async with session(tmp_path, env) as lines:
-        assert not [line for line in lines if re.search("warning|error|Traceback", line)]
         curls = [line.partition(": ")[2].strip() for line in lines if "curl " in line]
         created, listed = [json_objects(await shell(line, tmp_path, env))[0] for line in curls]
         assert created["initial_prompt"] == "How large is this program?"
@@ -121,6 +137,7 @@ async def test_the_printed_commands_and_those_of_the_readme_work(
             await shell(". .taskherd/env; .venv/bin/python -m taskherd task list -o json", tmp_path, env)
         )
         assert [each["id"] for each in listed_by_cli] == [created["id"]]
+    assert not [line for line in lines if re.search("warning|error|Traceback", line, re.IGNORECASE)]
 
 
 def environment(pid: str) -> dict[str, str]:
@@ -137,7 +154,7 @@ async def test_the_runner_gets_no_secret_of_the_servers(tmp_path: Path) -> None:
     env = {**make_folder(tmp_path), "TASKHERD_SECRET_KEY": "0123456789abcdef" * 4, "PASSED_ON": "yes"}
     is_root = os.geteuid() == 0
     async with session(tmp_path, env) as lines:
-        (pids,) = re.findall(r"running as processes (\d+), (\d+) and (\d+);", lines[-1])
+        (pids,) = re.findall(r"running as processes (\d+), (\d+) and (\d+);", "\n".join(lines))
         worker, api = environment(pids[0]), environment(pids[1])
         with nullcontext() if is_root else pytest.raises(PermissionError):
             runner = environment(pids[2])

@@ -6,6 +6,7 @@ import os
 import sys
 import uuid
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import aio_pika
@@ -227,13 +228,23 @@ async def test_a_queue_that_cannot_be_declared_delays_no_other(
                 await harness.channel.queue_delete(f"{harness.prefix}.work.{name}", timeout=5)
 
 
+async def test_work_queues_bring_their_exchange_along(harness: WorkerHarness) -> None:
+    """The first worker of an installation declares both at once, in any order, and has nothing to complain about."""
+    await harness.until_metric(1, "taskherd_drained")
+    await harness.channel.exchange_delete(f"{harness.prefix}.work", timeout=5)
+    harness.worker._work_queues.reset()
+    await harness.worker._work_queues.declare_missing_once()
+    await harness.channel.get_exchange(f"{harness.prefix}.work", ensure=True)
+
+
 async def test_work_queues_are_declared_soon_after_a_failure(
     harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a failure, as before the exchange of work requests exists, a worker tries again within seconds."""
+    """After a failure, as while RabbitMQ is away, a worker tries again within seconds."""
     connections = harness.worker._connections
-    work_queues = WorkQueues(harness.worker._context, connections.consume, connections.declare)
-    failures = [Unavailable("no exchange yet"), Unavailable("no exchange yet")]
+    ensure = partial(harness.worker._topology.ensure, harness.worker._names.claims)
+    work_queues = WorkQueues(harness.worker._context, connections.consume, connections.declare, ensure)
+    failures = [Unavailable("no connection"), Unavailable("no connection")]
     declared = asyncio.Event()
 
     async def declare_missing_once() -> None:

@@ -139,7 +139,12 @@ class Worker:
         self.probe = Probe(self._publisher, self._replies, self.metrics, self._clock.now, self._check_consuming)
         self._report_consumer = ReportConsumer(self._reports, self._context, self._relay, self.probe)
         self._command_consumer = CommandConsumer(self._commands, self._context, self._relay)
-        self._work_queues = WorkQueues(self._context, self._connections.consume, self._connections.declare)
+        self._work_queues = WorkQueues(
+            self._context,
+            self._connections.consume,
+            self._connections.declare,
+            partial(self._topology.ensure, self._names.claims),
+        )
         self._claim_consumer = ClaimConsumer(self._claims, self._context, self._relay, self._work_queues)
         self._watchdog = ConsumerWatchdog((self._commands, self._claims))
         timer_checks = TimerChecks(self._context, self._relay)

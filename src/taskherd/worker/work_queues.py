@@ -16,7 +16,7 @@ from taskherd.store import runners
 from taskherd.store.engine import transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from datetime import datetime
 
     from taskherd.broker.connection import SupervisedConnection
@@ -41,11 +41,22 @@ MAX_FORGOTTEN = 20
 class WorkQueues:
     """Declares the queues of all pools and runners, and those of runners that say hello."""
 
-    def __init__(self, context: WorkerContext, checking: SupervisedConnection, declaring: SupervisedConnection) -> None:
-        """Create the object; ``run`` starts the periodic part. The connections are as those of ``Topology``."""
+    def __init__(
+        self,
+        context: WorkerContext,
+        checking: SupervisedConnection,
+        declaring: SupervisedConnection,
+        ensure_exchanges: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Create the object; ``run`` starts the periodic part.
+
+        The connections are as those of ``Topology``. ``ensure_exchanges`` declares the exchanges if they are missing,
+        and raises as ``declare_missing_once`` does.
+        """
         self._context = context
         self._checking = checking
         self._declaring = declaring
+        self._ensure_exchanges = ensure_exchanges
         self._declared: set[str] = set()
 
     async def run(self) -> None:
@@ -75,8 +86,11 @@ class WorkQueues:
         """
         async with transaction(self._context.engine) as connection:
             targets = await runners.targets(connection)
+        missing = sorted((targets.pools | targets.runners) - self._declared)
+        if missing:
+            await self._ensure_exchanges()
         failed: Unavailable | Misconfigured | None = None
-        for target in sorted((targets.pools | targets.runners) - self._declared):
+        for target in missing:
             try:
                 await self._declare(target)
             except (Unavailable, Misconfigured) as error:
