@@ -164,6 +164,35 @@ async def test_a_whole_organization_is_not_deactivated_unless_allowed(engine: As
     assert counts(await apply(engine, content)) == (0, 0, 0, 1)
 
 
+async def test_an_organization_is_not_emptied_unless_allowed(engine: AsyncEngine) -> None:
+    """That its entry stays, and that it is one of many, does not matter; others may have no members or templates."""
+    content = crowd(40)
+    content["organizations"].append({"id": identity(2), "name": "small"})
+    content["organizations"].append({"id": identity(3), "name": "empty"})
+    content["users"][0]["organizations"] = {"small": "admin"}
+    run = {"command": ["agent"]}
+    content["templates"] = [
+        {
+            "id": identity(200 + number),
+            "organization": "acme" if number else "small",
+            "name": f"t{number}",
+            "active_version": identity(300 + number),
+            "versions": [{"id": identity(300 + number), "name": "v1", "run": run}],
+        }
+        for number in range(20)
+    ]
+    await apply(engine, content)
+    small_template = content["templates"].pop(0)
+    with pytest.raises(directory.TooManyDeactivated, match=r"^all templates of the organization small$"):
+        await apply(engine, content, allow=False)
+    content["templates"].append(small_template)
+    content["users"][0]["organizations"] = {"acme": "member"}
+    with pytest.raises(directory.TooManyDeactivated, match=r"^all memberships of the organization small$"):
+        await apply(engine, content, allow=False)
+    content["users"][1]["organizations"] = {"small": "member"}
+    assert counts(await apply(engine, content, allow=False)) == (2, 0, 0, 2)
+
+
 async def test_a_plan_names_what_would_change_and_changes_nothing(engine: AsyncEngine) -> None:
     """It has every entry that changes, with kind, name and names of fields, and no values."""
     await apply(engine, file())

@@ -38,7 +38,8 @@ def apply(
     allow_deactivate: Annotated[
         bool,
         typer.Option(
-            PERMISSION, help="Allow to deactivate an organization, or more than a tenth of the entries of a kind."
+            PERMISSION,
+            help="Allow to deactivate an organization, all its members or templates, or more than a tenth of a kind.",
         ),
     ] = False,
     output: OutputOption = OutputFormat.TABLE,

@@ -107,8 +107,8 @@ async def apply(connection: AsyncConnection, directory: Directory, *, allow_deac
 
     Raises:
         InvalidDirectory: an entry would move to another parent, or take the name of an entry missing from the file.
-        TooManyDeactivated: an organization or more than a tenth of the entries of a kind would be deactivated, and
-            ``allow_deactivate`` is not set.
+        TooManyDeactivated: an organization, all its members or templates, or more than a tenth of the entries of a kind
+            would be deactivated, and ``allow_deactivate`` is not set.
     """
     plans = await _plan(connection, directory)
     changes = _describe(plans)
@@ -150,7 +150,19 @@ async def _execute(connection: AsyncConnection, plan: TablePlan) -> None:
 def _describe(plans: Sequence[TablePlan]) -> DirectoryChanges:
     labels = _Labels(plans)
     active = {each.spec.kind: sum(row["active"] for row in each.existing.values()) for each in plans}
-    return DirectoryChanges(tuple(change for each in plans for change in _table_changes(each, labels)), active)
+    changes = tuple(change for each in plans for change in _table_changes(each, labels))
+    return DirectoryChanges(changes, active, tuple(_emptied(plans, labels)))
+
+
+def _emptied(plans: Sequence[TablePlan], labels: _Labels) -> Iterator[str]:
+    """Yield what organizations that stay would have none of any more."""
+    by_kind = {each.spec.kind: each for each in plans}
+    for kind in ("membership", "template"):
+        before = {row["organization_id"] for row in by_kind[kind].existing.values() if row["active"]}
+        after = {row["organization_id"] for row in by_kind[kind].desired.values()}
+        for organization_id in sorted(before - after):
+            if (organization_id,) in by_kind[ORGANIZATION].desired:
+                yield f"{kind}s of the organization {labels.of(ORGANIZATION, (organization_id,))}"
 
 
 def _table_changes(plan: TablePlan, labels: _Labels) -> Iterator[EntryChange]:

@@ -39,10 +39,14 @@ class EntryChange:
 
 @dataclass(frozen=True, slots=True)
 class DirectoryChanges:
-    """All changes, and how many entries of each kind are active before."""
+    """All changes, and how many entries of each kind are active before.
+
+    ``emptied``: what organizations that stay would have none of any more: ``memberships of the organization acme``.
+    """
 
     changes: tuple[EntryChange, ...]
     active: Mapping[str, int]
+    emptied: tuple[str, ...] = ()
 
     def count(self, action: EntryAction, kind: str | None = None) -> int:
         """Return how many entries, or entries of a kind, an action concerns."""
@@ -61,6 +65,7 @@ class DirectoryChanges:
             for each in self.changes
             if each.action is EntryAction.DEACTIVATED and each.kind == ORGANIZATION
         ]
+        reasons += [f"all {each}" for each in self.emptied]
         for kind, active in self.active.items():
             deactivated = self.count(EntryAction.DEACTIVATED, kind)
             if deactivated > active * MAX_DEACTIVATED_SHARE:
