@@ -221,6 +221,36 @@ async def test_an_agent_waits_for_few_at_once(start_api: StartApi, monkeypatch: 
         assert [(await each)["text"] for each in waiting] == ["Now", "Now"]
 
 
+@pytest.mark.parametrize("with_owner", [True, False])
+async def test_a_wait_ends_with_its_token(api_harness: ApiHarness, *, with_owner: bool) -> None:
+    """A delete ends it, long before its deadline; also if the owner, in whose changes that would be, has left."""
+    task_id = await active(api_harness)
+    path = f"{OWN}/{uuid.uuid4()}?wait=60s"
+    waiting = asyncio.create_task(as_agent(api_harness, task_id, "GET", path, timeout=90))
+    await until_subscribers(api_harness, 1)
+    if not with_owner:
+        await api_harness.worker.database.execute("UPDATE memberships SET active = false WHERE role = 'member'")
+    client, owner = (api_harness.alice, "me") if with_owner else (api_harness.carol, "alice")
+    assert (await client.delete(f"/tasks/{owner}/{task_id}")).status_code == 202
+    response = await asyncio.wait_for(waiting, 30)
+    assert (response.status_code, response.json()) == (401, SIGNED_OUT)
+
+
+async def test_a_wait_ends_with_the_next_start(api_harness: ApiHarness) -> None:
+    """The agent of the build before learns nothing more."""
+    task_id = await active(api_harness)
+    path = f"{OWN}/{uuid.uuid4()}?wait=60s"
+    waiting = asyncio.create_task(as_agent(api_harness, task_id, "GET", path, timeout=90))
+    await until_subscribers(api_harness, 1)
+    assert (await api_harness.alice.post(f"/tasks/me/{task_id}/pause")).status_code == 202
+    await api_harness.worker.report(build_report(task_id, 2, "stop", "succeeded"))
+    await api_harness.worker.until(lambda: api_harness.worker.document(task_id).get("status") == "paused")
+    assert not waiting.done()
+    assert (await api_harness.alice.post(f"/tasks/me/{task_id}/resume")).status_code == 202
+    response = await asyncio.wait_for(waiting, 30)
+    assert (response.status_code, response.json()) == (401, SIGNED_OUT)
+
+
 async def test_a_wait_outlives_its_owner(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the owner has left the organization, its admin answers, and the agent gets that."""
     monkeypatch.setattr(requests, "READ_EVERY", 0.1)

@@ -32,8 +32,9 @@ MAX_WAITING: Final = 2_000
 """Maximum number of requests of agents in one process that wait for answers, half of the change feed's subscribers."""
 MAX_WAITING_OF_TASK: Final = 20
 TOO_MANY: Final = "Too many requests of this agent wait for answers. Please wait."
-READ_EVERY: Final = 10.0
-"""Seconds between two reads without a change: the changes of a task whose owner has left are not in their feed."""
+READ_EVERY: Final = 4.0
+"""Seconds between two reads without a change: the changes of a task whose owner has left are not in their feed, and a
+token must not count for more than five seconds after its task's delete or next start."""
 
 
 class OwnRequestQuery(QueryModel):
@@ -75,7 +76,10 @@ async def get(request: RequestContext) -> BufferedResponse:
 
 
 async def _wait(request: RequestContext, request_id: UUID, wait: float) -> Row | None:
-    """Return the request once it can change no more, or as it is at the end of the wait; None: there is none."""
+    """Return the request once it can change no more or the token no longer counts, or as it is at the end of the wait.
+
+    None: there is none.
+    """
     assert request.agent is not None
     loop, feed = asyncio.get_running_loop(), request.api.change_feed
     deadline = loop.time() + wait
@@ -90,6 +94,8 @@ async def _wait(request: RequestContext, request_id: UUID, wait: float) -> Row |
             while _may_change(row) and not subscriber.ended and (remaining := deadline - loop.time()) > 0:
                 await subscriber.next(min(remaining, READ_EVERY))
                 row = await _read(request, request_id)
+                if not await agent_queries.is_latest_start(request.api.reader, *request.agent):
+                    break
             return row
         finally:
             feed.unsubscribe(subscriber)
