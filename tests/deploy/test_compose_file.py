@@ -162,6 +162,23 @@ def test_operators_replay_as_a_user_that_the_worker_accepts() -> None:
     assert operator["profiles"] == ["operator"]
 
 
+def test_images_are_pinned_as_documented(tmp_path: Path) -> None:
+    """The documented loop writes a digest for every image of others that the compose file uses, and nothing else."""
+    (loop,) = re.findall(r"(?ms)^```sh\n(for image in BASE=.*?)^```$", (ROOT / "docs" / "operations.md").read_text())
+    docker = tmp_path / "bin" / "docker"
+    for folder in (docker.parent, tmp_path / "deploy"):
+        folder.mkdir()
+    docker.write_text("#!/bin/sh\necho sha256:$(printf %s \"$4\" | sha256sum | cut -d ' ' -f 1)\n")
+    docker.chmod(0o755)
+    env = {"PATH": f"{docker.parent}:/usr/bin:/bin"}
+    subprocess.run(["sh", "-euc", loop], cwd=tmp_path, env=env, check=True, timeout=30)
+    written = dict(line.split("=", 1) for line in (tmp_path / "deploy" / ".env").read_text().splitlines())
+    compose = (ROOT / "deploy" / "compose.yaml").read_text()
+    defaults = dict(re.findall(r"\$\{((?!TASKHERD_)[A-Z]+_IMAGE):-([^}]+)\}", compose))
+    assert {name: image.partition("@sha256:")[0] for name, image in written.items()} == defaults
+    assert all(re.fullmatch(r".+@sha256:[0-9a-f]{64}", image) for image in written.values())
+
+
 def test_a_runner_of_another_pool_is_added_as_documented(tmp_path: Path) -> None:
     """It has its own user, name, ids and volume; the worker accepts it for its pool, and other users are as before."""
     (argument,) = re.findall(r"secrets\.sh (runner-\S+)", OPERATIONS)

@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[2]
 UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 INSTALLED = "/opt/taskherd/bin/taskherd"
+COMMANDS = "taskherd.commands"
+"""The exchange of commands."""
 MAX_EXPOSURE = 4.0
 """Maximum exposure level, of 10; systemd calls up to 4 "OK"."""
 
@@ -88,6 +90,19 @@ def test_the_units_allow_enough_open_files() -> None:
     (api,) = limits["taskherd-api"]
     assert int(api) > 2 * Settings.model_fields["api_connections"].default
     assert limits["taskherd-runner"] == [f"1024:{api}"]
+
+
+def test_the_worker_believes_only_those_that_may_send_commands(tmp_path: Path) -> None:
+    """The senders of its unit are the RabbitMQ users besides its own that ``users.py`` lets write commands."""
+    for command in ("worker", "api", "operator", "runner", "provisioner"):
+        (tmp_path / command).write_text("s3cr3t")
+    script = ROOT / "deploy" / "rabbitmq" / "users.py"
+    arguments = (sys.executable, script, tmp_path, "--runner", "runner=default,r")
+    printed = subprocess.run(arguments, capture_output=True, check=True, timeout=30).stdout
+    writers = {each["user"] for each in json.loads(printed)["permissions"] if re.search(each["write"], COMMANDS)}
+    unit = next(unit.read_text() for unit in UNITS if unit.stem == "taskherd-worker")
+    (senders,) = re.findall(r"(?m)^Environment=TASKHERD_COMMAND_SENDERS=(.*)$", unit)
+    assert {*senders.split(",")} == writers - {"taskherd-worker"} == {"taskherd-api", "taskherd-operator"}
 
 
 def _runner() -> str:
