@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -69,7 +69,8 @@ async def session(folder: Path, env: dict[str, str]) -> AsyncIterator[list[str]]
 
     collecting = asyncio.create_task(collect())
     try:
-        await asyncio.wait_for(is_up.wait(), TIMEOUT)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(is_up.wait(), TIMEOUT)
         assert any(line.endswith("Ctrl-C stops everything") for line in lines), lines
         yield lines
     finally:

@@ -228,12 +228,18 @@ async def test_a_queue_that_cannot_be_declared_delays_no_other(
                 await harness.channel.queue_delete(f"{harness.prefix}.work.{name}", timeout=5)
 
 
+def work_queues_of(harness: WorkerHarness) -> WorkQueues:
+    """Return an object that has declared nothing yet, with the connections of the worker."""
+    worker = harness.worker
+    ensure = partial(worker._topology.ensure, worker._names.claims)
+    return WorkQueues(worker._context, worker._connections.consume, worker._connections.declare, ensure)
+
+
 async def test_work_queues_bring_their_exchange_along(harness: WorkerHarness) -> None:
     """The first worker of an installation declares both at once, in any order, and has nothing to complain about."""
     await harness.until_metric(1, "taskherd_drained")
     await harness.channel.exchange_delete(f"{harness.prefix}.work", timeout=5)
-    harness.worker._work_queues.reset()
-    await harness.worker._work_queues.declare_missing_once()
+    await work_queues_of(harness).declare_missing_once()
     await harness.channel.get_exchange(f"{harness.prefix}.work", ensure=True)
 
 
@@ -241,9 +247,7 @@ async def test_work_queues_are_declared_soon_after_a_failure(
     harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a failure, as while RabbitMQ is away, a worker tries again within seconds."""
-    connections = harness.worker._connections
-    ensure = partial(harness.worker._topology.ensure, harness.worker._names.claims)
-    work_queues = WorkQueues(harness.worker._context, connections.consume, connections.declare, ensure)
+    work_queues = work_queues_of(harness)
     failures = [Unavailable("no connection"), Unavailable("no connection")]
     declared = asyncio.Event()
 
