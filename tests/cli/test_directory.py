@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -80,6 +81,36 @@ def test_deactivating_much_must_be_allowed(run: Run) -> None:
     assert "To apply this, add --allow-deactivate: it deactivates 2 of 2 active template entries" in shown
     assert "0 added, 0 changed, 0 reactivated, 6 deactivated;" in applied(run, shorter, "--allow-deactivate")[1]
     assert "0 added, 0 changed, 6 reactivated, 0 deactivated;" in applied(run, example)[1]
+
+
+async def test_a_dry_run_shows_old_and_new_values(run: Run, database_url: str) -> None:
+    """On one line for each entry, cut and without control characters, and never those of `run` or of URLs."""
+    example = EXAMPLE.read_bytes()
+    applied(run, example)
+    connection = await asyncpg.connect(database_url, timeout=10, command_timeout=30)
+    try:
+        await connection.execute(
+            "UPDATE users SET name = $1, avatar_url = 'https://x/?token=s3cr3t' WHERE username = 'alice'",
+            "\u202eecila\x1b[31m\n" + "x" * 300,
+        )
+        await connection.execute(
+            "UPDATE template_versions SET run = jsonb_set(run, '{env}', $1)", '{"set": {"A": "s3cr3t"}}'
+        )
+    finally:
+        await connection.close(timeout=5)
+    code, shown, _ = applied(run, example, "--dry-run")
+    assert code == 0
+    assert "s3cr3t" not in shown
+    assert "\u202e" not in shown
+    assert "\x1b" not in shown
+    lines = shown.splitlines()
+    assert lines[0].startswith('changed user alice: name "\\u202eecila\\u001b[31m\\nxxx')
+    assert lines[0].endswith('x…" → "Alice", avatar_url changed')
+    assert len(lines[0]) < 250
+    assert "changed version acme/claude/v1: run.env changed" in lines
+    (change, *_) = json.loads(applied(run, example, "--dry-run", "-o", "json")[1])["changes"]
+    assert change["fields"] == ["name", "avatar_url"]
+    assert change["values"]["name"][1] == "Alice"
 
 
 async def test_tokens_expire_unless_asked_otherwise(run: Run, database_url: str) -> None:

@@ -194,7 +194,7 @@ async def test_an_organization_is_not_emptied_unless_allowed(engine: AsyncEngine
 
 
 async def test_a_plan_names_what_would_change_and_changes_nothing(engine: AsyncEngine) -> None:
-    """It has every entry that changes, with kind, name and names of fields, and no values."""
+    """It has every entry that changes, with kind, name and fields, and values that are certainly no secrets."""
     await apply(engine, file())
     content = file()
     bob = content["users"].pop()
@@ -207,8 +207,8 @@ async def test_a_plan_names_what_would_change_and_changes_nothing(engine: AsyncE
     async with transaction(engine) as connection:
         changes = await directory.plan(connection, parse(yaml.safe_dump(content).encode()))
     assert changes.changes == (
-        EntryChange(EntryAction.CHANGED, "user", "Alicia", ("username",)),
-        EntryChange(EntryAction.REACTIVATED, "user", "bob", ("name",)),
+        EntryChange(EntryAction.CHANGED, "user", "Alicia", ("username",), {"username": ("alice", "Alicia")}),
+        EntryChange(EntryAction.REACTIVATED, "user", "bob", ("name",), {"name": ("", "Bob")}),
         EntryChange(EntryAction.ADDED, "membership", "Alicia in other"),
         EntryChange(EntryAction.REACTIVATED, "membership", "bob in acme"),
         EntryChange(EntryAction.DEACTIVATED, "membership", "Alicia in acme"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from taskherd.directory_file.parse import InvalidDirectory, parse
 from taskherd.errors import Retry
 from taskherd.settings import load
 from taskherd.store import directory, migrate
-from taskherd.store.directory_changes import DirectoryChanges, EntryAction
+from taskherd.store.directory_changes import DirectoryChanges, EntryAction, EntryChange
 from taskherd.store.engine import dispose, open_engine, transaction
 
 app = typer.Typer(help="Load the organizations, users and templates that tasks refer to.", no_args_is_help=True)
@@ -77,11 +78,19 @@ def _show(changes: DirectoryChanges, output: OutputFormat, *, allowed: bool) -> 
         document({"dry_run": True, **_as_json(changes), "not_allowed": [] if allowed else list(changes.excessive)})
         return
     for each in changes.changes:
-        fields = f": {', '.join(each.fields)}" if each.fields else ""
+        fields = f": {', '.join(_describe_field(each, name) for name in each.fields)}" if each.fields else ""
         typer.echo(printable(f"{each.action.value} {each.kind} {each.name}{fields}"))
     typer.echo(f"{changes.summary if changes.changes else 'No changes'}; this was a dry run.")
     if changes.excessive and not allowed:
         typer.echo(printable(f"To apply this, add {PERMISSION}: it deactivates {'; '.join(changes.excessive)}."))
+
+
+def _describe_field(change: EntryChange, name: str) -> str:
+    """Return a changed field with its values, if they are shown: ``role "member" → "admin"``."""
+    if name not in change.values:
+        return f"{name} changed"
+    before, after = (json.dumps(value, ensure_ascii=False) for value in change.values[name])
+    return f"{name} {before} → {after}"
 
 
 def _as_json(changes: DirectoryChanges) -> dict[str, Any]:

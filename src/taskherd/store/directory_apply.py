@@ -15,10 +15,12 @@ from taskherd.directory_file.parse import InvalidDirectory
 from taskherd.store import tables
 from taskherd.store.directory_changes import (
     ORGANIZATION,
+    SHOWN_FIELDS,
     DirectoryChanges,
     EntryAction,
     EntryChange,
     TooManyDeactivated,
+    shown_value,
 )
 
 Key: TypeAlias = tuple[Any, ...]
@@ -172,7 +174,11 @@ def _table_changes(plan: TablePlan, labels: _Labels) -> Iterator[EntryChange]:
     for key in plan.different:
         before, after = plan.existing[key], plan.desired[key]
         action = EntryAction.CHANGED if before["active"] else EntryAction.REACTIVATED
-        yield EntryChange(action, kind, labels.of(kind, key), tuple(_changed_fields(before, after)))
+        fields = tuple(_changed_fields(before, after))
+        values = {
+            name: (shown_value(before[name]), shown_value(after[name])) for name in fields if name in SHOWN_FIELDS
+        }
+        yield EntryChange(action, kind, labels.of(kind, key), fields, values)
     for key in plan.missing:
         yield EntryChange(EntryAction.DEACTIVATED, kind, labels.of(kind, key))
 

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final, TypeAlias
+from uuid import UUID
 
 from taskherd.errors import TaskherdError
 
 MAX_DEACTIVATED_SHARE: Final = 0.1
 """Share of the active entries of a kind that may be deactivated without being allowed explicitly."""
 ORGANIZATION: Final = "organization"
+SHOWN_FIELDS: Final = frozenset(
+    {
+        "name", "display_name", "username", "email", "github_com_user_id", "role", "description", "active_version_id",
+        "pool", "is_default",
+    }
+)  # fmt: skip
+"""Fields whose values are shown; others, such as those of `run`, parameters and URLs, may contain secrets."""
+MAX_SHOWN: Final = 100
+"""Maximum length of a shown value, in characters."""
+
+Value: TypeAlias = str | int | None
 
 
 class EntryAction(StrEnum):
@@ -28,13 +40,14 @@ class EntryChange:
     """A change of one entry.
 
     ``kind``: such as ``user``. ``name``: with the names around it, such as ``acme/claude/v1``. ``fields``: what changes
-    of an entry that exists; never values, which may be secret.
+    of an entry that exists. ``values``: the old and the new value of those of them that are ``SHOWN_FIELDS``.
     """
 
     action: EntryAction
     kind: str
     name: str
     fields: tuple[str, ...] = ()
+    values: Mapping[str, tuple[Value, Value]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +78,22 @@ class DirectoryChanges:
             for each in self.changes
             if each.action is EntryAction.DEACTIVATED and each.kind == ORGANIZATION
         ]
-        reasons += [f"all {each}" for each in self.emptied]
         for kind, active in self.active.items():
             deactivated = self.count(EntryAction.DEACTIVATED, kind)
             if deactivated > active * MAX_DEACTIVATED_SHARE:
                 reasons.append(f"{deactivated} of {active} active {kind} entries, more than a tenth")
+        reasons += [f"all {each}" for each in self.emptied]
         return tuple(reasons)
+
+
+def shown_value(value: Any) -> Value:
+    """Return a value to be shown; a text is cut to ``MAX_SHOWN`` characters."""
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, str) and len(value) > MAX_SHOWN:
+        return f"{value[: MAX_SHOWN - 1]}…"
+    assert value is None or isinstance(value, str | int)
+    return value
 
 
 class TooManyDeactivated(TaskherdError):  # noqa: N818 - named as the errors in ``errors``
