@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 import yaml
 
+from taskherd.cli.diagnostics.template import time_limit
 from taskherd.directory_file.parse import parse_templates
+from taskherd.directory_file.run import RunConfig
 from tests.harness.isolation import IS_ROOT, UIDS
 from tests.harness.programs import find_program
 from tests.harness.templates import TEMPLATES
@@ -34,9 +36,9 @@ Findings = dict[str, dict[str, str]]
 pytestmark = pytest.mark.timeout(120)
 
 
-def shell(command: list[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run a command, and return what it printed."""
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+def shell(command: list[str], env: Mapping[str, str], folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command, in a folder, and return what it printed."""
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=60)
 
 
 class Checker:
@@ -257,3 +259,23 @@ def test_names_and_files(checker: Checker) -> None:
     ended = shell(command, {"PATH": "/usr/bin:/bin", "TMPDIR": str(checker.tmp)})
     assert ended.returncode == 1, ended.stdout
     assert "not set: OPENAI_API_KEY" in ended.stdout
+
+
+def test_the_directory_file_of_the_folder_is_read_if_none_is_named(checker: Checker, tmp_path: Path) -> None:
+    """It is ``directory.yaml``; without one the command says how to name another."""
+    checker.write({"command": ["cat"]})
+    command = [sys.executable, "-m", "taskherd", "template", "check", "mine"]
+    ended = shell(command, checker.env, tmp_path)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "directory.yaml" in ended.stderr
+    assert "--file" in ended.stderr
+    checker.file.rename(tmp_path / "directory.yaml")
+    ended = shell(command, checker.env, tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "acme/mine" in ended.stdout
+
+
+@pytest.mark.parametrize(("start_timeout", "limit"), [(5, 30), (120, 120), (3_600, 600)])
+def test_a_check_has_the_time_that_a_start_has(start_timeout: int, limit: int) -> None:
+    """An agent that is slow to start, as a template says, is given its time, within bounds."""
+    assert time_limit(RunConfig(command=("cat",), start_timeout=start_timeout)) == limit

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
-from taskherd.cli.diagnostics.template import check_template
+from taskherd.cli.diagnostics.template import MAX_SECONDS, check_template
 from taskherd.cli.findings_output import show_findings
 from taskherd.cli.output import OutputFormat, OutputOption, print_error, printable
 from taskherd.directory_file.document import MAX_BYTES
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
     from taskherd.cli.diagnostics.findings import Finding
     from taskherd.directory_file.model import TemplatePart
+
+FILE: Final = "directory.yaml"
+"""The file that is read if none is named: what ``taskherd directory example`` is written to."""
 
 app = typer.Typer(help="Check that a runner's machine can run the agent of a template.", no_args_is_help=True)
 
@@ -34,10 +38,17 @@ def main() -> None:
 def check(
     name: Annotated[str, typer.Argument(help="Template, as NAME or ORGANIZATION/NAME.")],
     file: Annotated[
-        typer.FileBinaryRead,
-        typer.Option("--file", "-f", help="Directory file, or one with `templates:` only; - is stdin."),
-    ],
-    timeout: Annotated[int, typer.Option(help="Maximum time in seconds.", min=10, max=600)] = 30,
+        typer.FileBinaryRead | None,
+        typer.Option(
+            "--file", "-f", help="Directory file, or one with `templates:` only; - is stdin.", show_default=FILE
+        ),
+    ] = None,
+    timeout: Annotated[
+        int | None,
+        typer.Option(
+            help="Maximum time in seconds.", min=10, max=MAX_SECONDS, show_default="30, or the template's start_timeout"
+        ),
+    ] = None,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Start the agent of a template once, without a task, and print what is missing.
@@ -46,14 +57,24 @@ def check(
     isolation that the runner would give it, in a temporary folder. No process and no file of the agent is left.
     Exits with 1 on errors. Notes are warnings only.
     """
+    file = file or _open_default()
     try:
         template = _find(parse_templates(file.read(MAX_BYTES + 1)), name)
     except InvalidDirectory as error:
         print_error(f"{file.name.strip('<>')} is invalid", *map(printable, error.problems))
         raise typer.Exit(1) from None
     settings = load("runner_root")
-    findings = asyncio.run(_until_terminated(check_template(template, settings, os.environ, float(timeout))))
+    findings = asyncio.run(_until_terminated(check_template(template, settings, os.environ, timeout)))
     show_findings(findings, output)
+
+
+def _open_default() -> typer.FileBinaryRead:
+    """Open the file that is read if none is named; exit with 1 if this folder has none."""
+    try:
+        return cast("typer.FileBinaryRead", Path(FILE).open("rb"))
+    except OSError as error:
+        print_error(f"{FILE} of this folder cannot be read: {error.strerror}", "name the directory file with --file")
+        raise typer.Exit(1) from None
 
 
 def _find(templates: Sequence[TemplatePart], name: str) -> TemplatePart:

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from taskherd.runner.workspaces.isolation import Isolation
     from taskherd.settings import Settings
 
+MAX_SECONDS: Final = 600
+"""Maximum time of a check, in seconds."""
+_MIN_SECONDS: Final = 30.0
+"""Time of a check that nobody has limited, in seconds, unless the agent may take longer for its start."""
 SETTLE: Final = 3.0
 """Seconds for which an agent that says nothing must run."""
 _CLEANUP: Final = GRACE + 2
@@ -44,12 +48,17 @@ _BROKEN: Final = frozenset({78, 126, 127})
 
 
 async def check_template(
-    template: TemplatePart, settings: Settings, environ: Mapping[str, str], seconds: float
+    template: TemplatePart, settings: Settings, environ: Mapping[str, str], seconds: float | None
 ) -> list[Finding]:
-    """Return the findings, at most ``seconds`` after the call and a little; the first errors come last."""
-    deadline = asyncio.get_running_loop().time() + max(seconds - _CLEANUP, 1)
+    """Return the findings, at most ``seconds`` after the call and a little; the first errors come last.
+
+    Without ``seconds`` the agent has the time for its start that a runner gives it.
+    """
+    began = asyncio.get_running_loop().time()
     version = next((each for each in template.versions if each.id == template.active_version), template.versions[0])
     run = templates.parse(version.run)
+    seconds = time_limit(run) if seconds is None else seconds
+    deadline = began + max(seconds - _CLEANUP, 1)
     findings = [_pool(template, run, settings), *_variables(run, environ)]
     try:
         isolation = make_isolation(settings)
@@ -68,6 +77,11 @@ async def check_template(
     except Malformed as problem:
         findings.append(error("template", problem.detail, "correct the template"))
     return findings
+
+
+def time_limit(run: RunConfig) -> float:
+    """Return the maximum time of a check that nobody has limited, in seconds."""
+    return min(max(run.start_timeout, _MIN_SECONDS), MAX_SECONDS)
 
 
 def _pool(template: TemplatePart, run: RunConfig, settings: Settings) -> Finding:
