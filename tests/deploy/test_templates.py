@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -225,3 +226,19 @@ def test_claude_over_acp_asks(tmp_path: Path) -> None:
     settings.write_text("{}")
     start(tmp_path, "claude-code.yaml")
     assert settings.read_text() == "{}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_template_inherits_what_its_command_reads(name: str) -> None:
+    """A variable with a default in the command is the runner's: not inherited, it would have the default always."""
+    run = shipped_run(name)
+    read = {variable for part in run["command"] for variable in re.findall(r"\$\{([A-Z_]+):", part)}
+    assert read <= {*run["env"]["inherit"], *run["env"].get("set", {})}
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_a_template_says_how_to_hold_its_agent_in(name: str) -> None:
+    """Each says in words how the agent is isolated, with the program that must be visible then."""
+    program = PROGRAMS.get(name, "claude")
+    words = f"add `sandbox: bwrap`, and the folder of `{program}` to TASKHERD_RUNNER_SANDBOX_PATHS"
+    assert words in (TEMPLATES / name).read_text()
