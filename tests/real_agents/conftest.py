@@ -9,11 +9,12 @@ import sys
 import tempfile
 import uuid
 from asyncio import create_subprocess_exec
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NoReturn
 
 import httpx
 import pytest
@@ -26,6 +27,7 @@ from tests.real_agents.protocol import ProtocolRecord
 
 MODEL = "tests.real_agents.model"
 NOBODY = 65_534
+NOT_TRIED: Final = "not tried"
 START_TIMEOUT = 150.0
 """Seconds within which an agent must open its session, also on a busy machine."""
 
@@ -50,22 +52,33 @@ class ModelServer:
             return sorted((begin, end) for begin, end in (await client.get(f"{self.url}/spans")).json())
 
 
+def not_tried(agent: str, why: str) -> NoReturn:
+    """Leave out a test of an agent that is not installed; the summary of the run says which, and why."""
+    pytest.skip(f"{NOT_TRIED}: {agent}: {why}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the agents that were not installed, each with the number of tests that were left out."""
+    reasons = Counter(str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", []))
+    left_out = {reason: count for reason, count in reasons.items() if NOT_TRIED in reason}
+    if left_out:
+        terminalreporter.section("agents that are not installed, and were not tried")
+    for reason, count in sorted(left_out.items()):
+        terminalreporter.line(f"{reason.partition(f'{NOT_TRIED}: ')[2]} ({count} tests)")
+
+
 @pytest.fixture
-def agent_path() -> str:
-    """Return a PATH with ``claude`` and ``agentapi``, named by the variables that ``make agents`` sets."""
-    agentapi = shutil.which(os.environ.get("AGENTAPI") or "agentapi")
-    claude = shutil.which("claude", path=os.environ.get("CLAUDE") or os.environ["PATH"])
-    assert agentapi, (
-        "AgentAPI is not installed. Install it as its project describes, or name it: make agents AGENTAPI=…"
-    )
-    assert claude, "Claude Code is not installed: run `make agents`."
-    folders = (str(Path(program).absolute().parent) for program in (agentapi, claude))
-    return os.pathsep.join([*folders, os.environ["PATH"]])
+def agentapi_path(acp_path: str) -> str:
+    """Return that PATH with ``agentapi`` before it, named by the variable that ``make agents`` sets."""
+    program = shutil.which(os.environ.get("AGENTAPI") or "agentapi")
+    if program is None:
+        not_tried("AgentAPI", "it is neither on npm nor on PyPI: install it as its project describes, and set AGENTAPI")
+    return os.pathsep.join([str(Path(program).absolute().parent), acp_path])
 
 
 @pytest.fixture
 def acp_path() -> str:
-    """Return a PATH with ``claude-agent-acp``, named by the variable that ``make agents`` sets."""
+    """Return a PATH with the agents from npm, named by the variable that ``make agents`` sets."""
     program = shutil.which("claude-agent-acp", path=os.environ.get("CLAUDE") or os.environ["PATH"])
     assert program, "claude-agent-acp is not installed: run `make agents`."
     return os.pathsep.join([str(Path(program).absolute().parent), os.environ["PATH"]])
@@ -116,19 +129,19 @@ async def harness(database_url: str, amqp_url: str, amqp_prefix: str, folder: Pa
 
 @pytest.fixture
 async def runner(
-    harness: RunnerHarness, model: ModelServer, agent_path: str, monkeypatch: pytest.MonkeyPatch
+    harness: RunnerHarness, model: ModelServer, acp_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> RunnerHarness:
     """Return a harness with a runner that is not root, with the environment that the templates inherit."""
-    await start_runner(harness, model, agent_path, monkeypatch)
+    await start_runner(harness, model, acp_path, monkeypatch)
     return harness
 
 
 @pytest.fixture
-async def acp_runner(
-    harness: RunnerHarness, model: ModelServer, acp_path: str, monkeypatch: pytest.MonkeyPatch
+async def agentapi_runner(
+    harness: RunnerHarness, model: ModelServer, agentapi_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> RunnerHarness:
-    """Return such a harness whose agents speak ACP."""
-    await start_runner(harness, model, acp_path, monkeypatch)
+    """Return such a harness whose agents may be behind AgentAPI."""
+    await start_runner(harness, model, agentapi_path, monkeypatch)
     return harness
 
 
@@ -175,3 +188,11 @@ async def answer(harness: RunnerHarness, task_id: uuid.UUID, kind: str) -> None:
     (option_id,) = [option["id"] for option in options if option["kind"] == kind]
     given = {"request_id": request["id"], "option_id": option_id}
     assert (await harness.worker.command("task.answer", task_id, **given))["ok"]
+
+
+async def pause_and_resume(harness: RunnerHarness, task_id: uuid.UUID) -> None:
+    """Pause a task, and resume it."""
+    assert (await harness.worker.command("task.pause", task_id))["ok"]
+    await harness.until_status(task_id, "paused")
+    assert (await harness.worker.command("task.resume", task_id))["ok"]
+    await until_started(harness, task_id)

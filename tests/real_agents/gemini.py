@@ -4,34 +4,70 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-BEFORE_TOOL = "I run the command."
-_RUN = re.compile(r"run: (?P<command>.+)", re.DOTALL)
+from tests.real_agents import script
+
+ERRORS: Final = {400: "INVALID_ARGUMENT", 429: "RESOURCE_EXHAUSTED", 500: "INTERNAL"}
+"""The statuses of errors (ai.google.dev, "Troubleshooting")."""
+RETRY: Final = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "1s"}
+_CONTEXT = "<session_context>"
+"""With what the text begins that Gemini CLI puts before what the user writes."""
 _OUTPUT = re.compile(r"Output: (?P<output>.*?)\nProcess Group", re.DOTALL)
+
+
+def tools_of(body: dict[str, Any]) -> set[str]:
+    """Return the names of the tools that a request offers."""
+    declared = (tool.get("functionDeclarations", []) for tool in body.get("tools") or ())
+    return {function["name"] for functions in declared for function in functions}
+
+
+def conversation(contents: list[dict[str, Any]]) -> script.Conversation:
+    """Return what a request's contents contain."""
+    first, said, results = "", "", []
+    for content in contents:
+        parts = content["parts"]
+        responses = [part["functionResponse"]["response"] for part in parts if "functionResponse" in part]
+        texts = [part["text"].strip() for part in parts if "text" in part]
+        if responses:
+            results += [result_text(response) for response in responses]
+        elif content["role"] == "user" and texts and not texts[-1].startswith(_CONTEXT):
+            first, said, results = first or texts[-1], texts[-1], []
+    return script.Conversation(first, said, results)
+
+
+def result_text(response: dict[str, Any]) -> str:
+    """Return what a tool returned: of a command, what it printed."""
+    result = str(response.get("output") or response.get("error"))
+    found = _OUTPUT.search(result)
+    return found["output"] if found else result
 
 
 def answer(body: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the parts with which the script answers a request."""
-    parts = body["contents"][-1]["parts"]
-    results = [part["functionResponse"]["response"] for part in parts if "functionResponse" in part]
-    if results:
-        result = str(results[-1].get("output") or results[-1].get("error"))
-        found = _OUTPUT.search(result)
-        return [{"text": f"The command printed: {found['output'].strip() if found else result}"}]
-    said = [part["text"] for part in parts if "text" in part][-1].strip()
-    if body.get("tools") and (match := _RUN.search(said)):
-        call = {"name": "run_shell_command", "args": {"command": match["command"].strip()}}
-        return [{"text": BEFORE_TOOL}, {"functionCall": call}]
-    return [{"text": f"You said: {said}"}]
+    text, call = script.answer(conversation(body["contents"]), tools_of(body))
+    parts: list[dict[str, Any]] = [{"text": text}]
+    if call is not None:
+        parts.append({"functionCall": {"name": call.name, "args": call.arguments}})
+    return parts
+
+
+def refusal(failed: script.Failure) -> Response:
+    """Return the response that says that a request has failed."""
+    error = {"code": failed.status, "message": failed.words, "status": ERRORS[failed.status]}
+    details = [RETRY] if failed.headers else []
+    return JSONResponse({"error": {**error, "details": details}}, failed.status, failed.headers)
 
 
 async def generate(request: Request) -> Response:
-    """Answer ``POST /v1beta/models/MODEL:generateContent`` and ``…:streamGenerateContent``."""
-    content = {"role": "model", "parts": answer(await request.json())}
+    """Answer ``POST /v1beta/models/MODEL:generateContent`` and ``…:streamGenerateContent``, or with an error."""
+    body = await request.json()
+    if failed := script.failure(conversation(body["contents"]).said, tools_of(body)):
+        return refusal(failed)
+    content = {"role": "model", "parts": answer(body)}
     message = {
         "candidates": [{"content": content, "finishReason": "STOP", "index": 0}],
         "usageMetadata": {"promptTokenCount": 100, "candidatesTokenCount": 20, "totalTokenCount": 120},

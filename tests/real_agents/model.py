@@ -1,12 +1,11 @@
 """A scripted model server on loopback (``python -m tests.real_agents.model PORT``): Anthropic, Google, OpenAI.
 
-It plays one script, chosen by the last thing that the user wrote. ``run: COMMAND`` is answered with a sentence and a
-call of the tool Bash; the tool's result is answered with ``The command printed: …``. Anything else is answered with
-``You said: …``. The server keeps no state: what Claude Code sends contains the whole conversation. Requests without
-tools (titles, summaries, quota checks) get a short answer that no test looks for.
+It plays the script of ``script.py``. What an agent sends contains the whole conversation, so that the server keeps
+nothing but which prompts it has answered with a rate limit. Requests without tools (titles, summaries, quota checks)
+get a short answer that no test looks for.
 
-``GET /requests`` returns how often each route was called, by ``METHOD PATH``; ``GET /spans`` when the agent's turns
-called the model, which is what a test of states compares them with.
+``GET /requests`` returns how often a route was called, by ``METHOD PATH``, and how often each error was the answer, by
+its status; ``GET /spans`` when the agent's turns called the model, which is what a test of states compares them with.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from typing import Any, TypeAlias
+from http import HTTPStatus
+from typing import Any, Final, TypeAlias
 
 import uvicorn
 from starlette.applications import Starlette
@@ -26,15 +26,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from tests.real_agents import gemini, openai
+from tests.real_agents import gemini, openai, script
 
 Block: TypeAlias = dict[str, Any]
 Message: TypeAlias = dict[str, Any]
 
-BEFORE_TOOL = "I run the command."
+ERRORS: Final = {400: "invalid_request_error", 429: "rate_limit_error", 500: "api_error"}
+"""The types of errors by their status (docs.claude.com, "Errors")."""
 _REMINDER = re.compile(r"<system-reminder>.*?</system-reminder>", re.DOTALL)
 _INTERRUPTED = re.compile(r"\[Request interrupted by user[^]]*\]")
-_RUN = re.compile(r"run: (?P<command>.+)", re.DOTALL)
 _PROBE = "x\b"
 """The keys that AgentAPI types before a message; on a busy machine Claude Code takes them for a part of it."""
 _PIECE = 12
@@ -63,23 +63,34 @@ def result_text(block: Block) -> str:
     return content if isinstance(content, str) else "\n".join(part.get("text", "") for part in content)
 
 
+def tools_of(body: dict[str, Any]) -> set[str]:
+    """Return the names of the tools that a request offers."""
+    return {tool["name"] for tool in body.get("tools") or ()}
+
+
+def conversation(messages: list[Message]) -> script.Conversation:
+    """Return what a request's messages contain; what the user wrote after an interrupt ends the turn before it."""
+    given = [message for message in messages if message["role"] == "user"]
+    first = next((text for message in given if (text := user_text(message))), "")
+    results: list[str] = []
+    for message in reversed(given):
+        if said := user_text(message):
+            return script.Conversation(first, said, results)
+        results[:0] = [result_text(block) for block in blocks(message) if block["type"] == "tool_result"]
+    return script.Conversation(first, "", results)
+
+
 def answer(body: dict[str, Any]) -> list[Block]:
     """Return the content blocks with which the script answers a request."""
-    if not any(tool.get("name") == "Bash" for tool in body.get("tools") or ()):
+    tools = tools_of(body)
+    if script.shell(tools) is None:
         return [{"type": "text", "text": '{"title": "A scripted conversation"}'}]
-    last = [message for message in body["messages"] if message["role"] == "user"][-1]
-    results = [block for block in blocks(last) if block["type"] == "tool_result"]
-    said = user_text(last)
-    if results and not said:  # else the tool's turn was interrupted, and this is the next input
-        return [{"type": "text", "text": f"The command printed: {result_text(results[-1]).strip()}"}]
-    if match := _RUN.search(said):
-        call = {"command": match["command"].strip(), "description": "Run the command of the script"}
+    text, call = script.answer(conversation(body["messages"]), tools)
+    content: list[Block] = [{"type": "text", "text": text}]
+    if call is not None:
         name = f"toolu_{len(body['messages']):04d}"
-        return [
-            {"type": "text", "text": BEFORE_TOOL},
-            {"type": "tool_use", "id": name, "name": "Bash", "input": call},
-        ]
-    return [{"type": "text", "text": f"You said: {said}"}]
+        content.append({"type": "tool_use", "id": name, "name": call.name, "input": call.arguments})
+    return content
 
 
 def events(message: Message) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -109,8 +120,11 @@ async def stream(message: Message) -> AsyncIterator[bytes]:
 
 
 async def create_message(request: Request) -> Response:
-    """Answer ``POST /v1/messages``, streamed or whole."""
+    """Answer ``POST /v1/messages``, streamed or whole, or with an error."""
     body = await request.json()
+    if failed := script.failure(conversation(body["messages"]).said, tools_of(body)):
+        error = {"type": ERRORS[failed.status], "message": failed.words}
+        return JSONResponse({"type": "error", "error": error}, failed.status, failed.headers)
     content = answer(body)
     calls_tool = any(block["type"] == "tool_use" for block in content)
     message = {
@@ -158,6 +172,12 @@ class RecordRequests:
         """Record a request and pass it on."""
         if scope["type"] == "http":
             counts[f"{scope['method']} {scope['path']}"] += 1
+
+        async def send_recorded(message: Any) -> None:
+            if (status := message.get("status", 200)) >= HTTPStatus.BAD_REQUEST:
+                counts[str(status)] += 1
+            await send(message)
+
         begin, body = time.time(), bytearray()
 
         async def receive_recorded() -> Any:
@@ -165,7 +185,7 @@ class RecordRequests:
             body.extend(message.get("body", b""))
             return message
 
-        await self._app(scope, receive_recorded, send)
+        await self._app(scope, receive_recorded, send_recorded)
         with suppress(ValueError, AttributeError):  # what is no JSON object is no request to a model
             if json.loads(body).get("tools"):
                 spans.append((begin, time.time()))

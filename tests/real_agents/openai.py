@@ -10,37 +10,30 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from tests.real_agents import script
+
 Item = dict[str, Any]
 
-BEFORE_TOOL = "I run the command."
 MODEL: Final = "gpt-scripted"
 USAGE: Final = {"input_tokens": 100, "output_tokens": 20, "total_tokens": 120}
-SHELLS: Final = {"exec_command": "cmd", "bash": "command", "terminal": "command"}
-"""The tools of Codex, OpenCode and OpenHands that run a command, each with the name of its argument."""
-EXTRA: Final = {
-    "exec_command": {"sandbox_permissions": "require_escalated", "justification": "May I run the command?"},
-    "bash": {"description": "Run the command of the script"},
-    "terminal": {"security_risk": "LOW", "summary": "Run the command of the script"},
-}
-"""Further arguments of these tools. Codex asks for permission only outside of its sandbox."""
+ERRORS: Final = {400: "invalid_request_error", 429: "rate_limit_exceeded", 500: "server_error"}
+"""The types of errors by their status (platform.openai.com, "Error codes")."""
 NEVER_ASKS: Final = "Approval policy is currently never"
 """What Codex tells a model that may not ask, as that of `codex exec`."""
 SUBMIT: Final = "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"
 """The command with which a model tells mini-SWE-agent, by that agent's own instructions, that it is done."""
 _AIDER = "\n\nTo suggest changes to a file"
 """With what Aider's own instructions begin, below what the user wrote."""
-_WRITE = re.compile(r"write: (?P<path>\S+) (?P<text>.+)")
+_CODEX = ("<", "# AGENTS.md")
+"""With what the messages of the user begin that Codex writes: of its environment, and that a turn was interrupted."""
 _MINI = re.compile(r"Please solve this issue: (?P<task>.*?)\n\nYou can execute", re.DOTALL)
 _THINK = re.compile(r"think: (?P<thought>.+)")
-_REFUSE = re.compile(r"refuse: (?P<words>.+)")
-_RUN = re.compile(r"run: (?P<command>.+)", re.DOTALL)
 _OUTPUT = re.compile(r"Output:\n(?P<output>.*)", re.DOTALL)
 
 
-def shell(tools: list[Item]) -> tuple[str, str] | None:
-    """Return the name of the tool that runs a command, and that of its argument, or None if none is offered."""
-    names = [tool.get("function", tool).get("name") for tool in tools]
-    return next(((name, SHELLS[name]) for name in names if name in SHELLS), None)
+def tools_of(body: Item) -> set[str]:
+    """Return the names of the tools that a request offers."""
+    return {tool.get("function", tool).get("name") for tool in body.get("tools") or ()}
 
 
 def text_of(content: str | list[Item]) -> str:
@@ -54,30 +47,36 @@ def printed(result: str) -> str:
     return (found["output"] if found else result).strip()
 
 
-def script(said: str, result: str | None, tools: list[Item], *, asks: bool = True) -> tuple[str, Item | None]:
-    """Return the text that answers, and the call of a tool: its name and arguments. ``asks``: whether it may ask."""
-    if result is not None:
-        return f"The command printed: {printed(result)}", None
-    tool = shell(tools)
-    if tool is not None and (match := _RUN.search(said)):
-        arguments = {tool[1]: match["command"].strip(), **(EXTRA[tool[0]] if asks else {})}
-        return BEFORE_TOOL, {"name": tool[0], "arguments": json.dumps(arguments)}
-    if match := _WRITE.search(said):  # as Aider wants a file that is changed
-        return f"I write the file.\n\n{match['path']}\n```\n{match['text']}\n```", None
-    return f"You said: {said}", None
+def conversation(items: list[Item]) -> script.Conversation:
+    """Return what the items of a request, or its messages, contain."""
+    first, said, results = "", "", []
+    for item in items:
+        if item.get("type", "").endswith("_output"):
+            results.append(printed(text_of(item["output"])))
+        elif item.get("role") == "tool":
+            results.append(printed(text_of(item["content"])))
+        elif item.get("role") == "user" and (text := written(text_of(item["content"]))):
+            first, said, results = first or text, text, []
+    return script.Conversation(first, said, results)
+
+
+def written(text: str) -> str:
+    """Return what the user wrote, without what Aider and mini-SWE-agent put around it; nothing of what Codex adds."""
+    text = text.strip().partition(_AIDER)[0]
+    if text.startswith(_CODEX):
+        return ""
+    found = _MINI.search(text)
+    return found["task"] if found else text
 
 
 def response_items(body: Item) -> list[Item]:
     """Return the output items with which the script answers a request to the Responses API."""
-    last = body["input"][-1]
-    is_result = last["type"].endswith("_output")
-    result = text_of(last["output"]) if is_result else None
-    said = "" if is_result else text_of(last["content"]).strip()
+    held = conversation(body["input"])
     asks = NEVER_ASKS not in json.dumps(body["input"])
-    text, call = script(said, result, body.get("tools") or [], asks=asks)
+    text, call = script.answer(held, tools_of(body), asks=asks)
     content = [{"type": "output_text", "text": text, "annotations": []}]
     items: list[Item] = []
-    if match := _THINK.search(said):
+    if not held.results and (match := _THINK.search(held.said)):
         summary = [{"type": "summary_text", "text": match["thought"]}]
         items.append({"type": "reasoning", "id": f"rs_{len(body['input']):04d}", "summary": summary})
     items.append(
@@ -91,7 +90,8 @@ def response_items(body: Item) -> list[Item]:
     )
     if call is not None:
         name = f"call_{len(body['input']):04d}"
-        items.append({"type": "function_call", "id": f"fc_{name}", "call_id": name, "status": "completed", **call})
+        function = {"name": call.name, "arguments": json.dumps(call.arguments)}
+        items.append({"type": "function_call", "id": f"fc_{name}", "call_id": name, "status": "completed", **function})
     return items
 
 
@@ -122,17 +122,19 @@ def response_events(items: list[Item], number: int) -> Iterator[Item]:
     }
 
 
-def refused(last: Item) -> Response | None:
-    """Return the error with which the script answers a message that is to be refused, None for others."""
-    match = _REFUSE.search(text_of(last.get("content") or ""))
-    error = {"message": match["words"], "type": "invalid_request_error"} if match else None
-    return JSONResponse({"error": error}, 400) if error else None
+def refused(body: Item, items: list[Item]) -> Response | None:
+    """Return the error with which the script answers a request, None for none."""
+    failed = script.failure(conversation(items).said, tools_of(body))
+    if failed is None:
+        return None
+    error = {"message": failed.words, "type": ERRORS[failed.status]}
+    return JSONResponse({"error": error}, failed.status, failed.headers)
 
 
 async def responses(request: Request) -> Response:
-    """Answer ``POST /v1/responses``, streamed; what is to be refused, with an error."""
+    """Answer ``POST /v1/responses``, streamed, or with an error."""
     body = await request.json()
-    if refusal := refused(body["input"][-1]):
+    if refusal := refused(body, body["input"]):
         return refusal
     events = [
         {**event, "sequence_number": number}
@@ -144,27 +146,21 @@ async def responses(request: Request) -> Response:
 
 def completion(body: Item) -> Item:
     """Return the message with which the script answers a request to the Chat Completions API."""
-    last = body["messages"][-1]
-    is_result = last["role"] == "tool"
-    content = text_of(last["content"]).strip()
-    content = content.partition(_AIDER)[0]
-    submits = SUBMIT in json.dumps(body["messages"])
-    if task := _MINI.search(content):
-        content = task["task"]
-    text, call = script(content, content if is_result else None, body.get("tools") or [])
-    if submits and call is None:
-        call = {"name": "bash", "arguments": json.dumps({"command": SUBMIT})}
+    text, call = script.answer(conversation(body["messages"]), tools_of(body))
+    if call is None and SUBMIT in json.dumps(body["messages"]):
+        call = script.Call("bash", {"command": SUBMIT})
     message: Item = {"role": "assistant", "content": text}
     if call is not None:
         name = f"call_{len(body['messages']):04d}"
-        message["tool_calls"] = [{"index": 0, "id": name, "type": "function", "function": call}]
+        function = {"name": call.name, "arguments": json.dumps(call.arguments)}
+        message["tool_calls"] = [{"index": 0, "id": name, "type": "function", "function": function}]
     return message
 
 
 async def chat_completions(request: Request) -> Response:
-    """Answer ``POST /v1/chat/completions``, streamed or whole; what is to be refused, with an error."""
+    """Answer ``POST /v1/chat/completions``, streamed or whole, or with an error."""
     body = await request.json()
-    if refusal := refused(body["messages"][-1]):
+    if refusal := refused(body, body["messages"]):
         return refusal
     message = completion(body)
     reason = "tool_calls" if "tool_calls" in message else "stop"

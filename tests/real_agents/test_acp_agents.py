@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import groupby
 from uuid import UUID
 
 import psutil
 import pytest
 
 from tests.harness.runner import RunnerHarness, eventually
-from tests.real_agents.conftest import ModelServer, answer, create_task, start_runner, until_started
+from tests.real_agents.conftest import ModelServer, answer, create_task, pause_and_resume, start_runner
 from tests.real_agents.protocol import PROGRAMS
 
 pytestmark = [pytest.mark.agents, pytest.mark.timeout(300)]
@@ -26,12 +27,10 @@ SESSIONS = ("claude-code", "codex", "opencode")
 FOREVER = "run: tail -f /dev/null"
 
 
-async def pause_and_resume(harness: RunnerHarness, task_id: UUID) -> None:
-    """Pause a task, and resume it."""
-    assert (await harness.worker.command("task.pause", task_id))["ok"]
-    await harness.until_status(task_id, "paused")
-    assert (await harness.worker.command("task.resume", task_id))["ok"]
-    await until_started(harness, task_id)
+def states(harness: RunnerHarness, task_id: UUID) -> list[str]:
+    """Return the states that the task has shown, without repetitions."""
+    shown = [event["task"]["current_state"] for event in harness.worker.events_of(task_id)]
+    return [state for state, _ in groupby(each["state"] for each in shown if each)]
 
 
 def running(harness: RunnerHarness, task_id: UUID, command: str) -> bool:
@@ -44,10 +43,10 @@ def running(harness: RunnerHarness, task_id: UUID, command: str) -> bool:
 @pytest.mark.parametrize("template", PROGRAMS)
 @pytest.mark.parametrize(("policy", "is_run"), [("allow", True), ("deny", False)])
 async def test_a_tool_runs_as_the_policy_says(
-    acp_runner: RunnerHarness, template: str, policy: str, *, is_run: bool
+    runner: RunnerHarness, template: str, policy: str, *, is_run: bool
 ) -> None:
     """A command runs if the policy allows it, and otherwise the turn ends without it; either is told to the task."""
-    harness = acp_runner
+    harness = runner
     prompt = "run: echo it is done > result; cat result"
     task_id = await create_task(harness, template, prompt, approvals={"default": policy})
     await harness.until_state(task_id, "idle", "The command printed: it is done" if is_run else REJECTED[template])
@@ -58,10 +57,10 @@ async def test_a_tool_runs_as_the_policy_says(
 
 @pytest.mark.parametrize("template", PROGRAMS)
 async def test_a_turn_outlives_its_runner(
-    acp_runner: RunnerHarness, model: ModelServer, acp_path: str, template: str, monkeypatch: pytest.MonkeyPatch
+    runner: RunnerHarness, model: ModelServer, acp_path: str, template: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The runner is killed in a turn; the next one follows the same process, and sees the turn's end."""
-    harness = acp_runner
+    harness = runner
     task_id = await create_task(harness, template, "run: sleep 8; echo it is done > result; cat result")
     await harness.until_state(task_id, "working", "sleep 8")
     agent = harness.agent(task_id)["agent"]
@@ -78,24 +77,25 @@ async def test_a_turn_outlives_its_runner(
 
 
 @pytest.mark.parametrize("template", PROGRAMS)
-async def test_an_agent_continues_its_session(acp_runner: RunnerHarness, template: str) -> None:
-    """A resumed task continues its session, or its log says that it cannot."""
-    harness = acp_runner
+async def test_an_agent_continues_its_session(runner: RunnerHarness, template: str) -> None:
+    """A resumed task continues its session, conversation and all, or begins a new one, and its log says so."""
+    harness = runner
     task_id = await create_task(harness, template, "Good morning")
     await harness.until_state(task_id, "idle", "You said: Good morning")
     await pause_and_resume(harness, task_id)
-    assert (await harness.worker.command("task.send", task_id, input="Good night"))["ok"]
-    await harness.until_state(task_id, "idle", "You said: Good night")
+    assert (await harness.worker.command("task.send", task_id, input="recall"))["ok"]
+    remembered = "Good morning" if template in SESSIONS else "recall"
+    await harness.until_state(task_id, "idle", f"You began with: {remembered}")
     says_that_it_cannot = any("cannot continue its earlier" in text for text in await harness.output(task_id))
     assert says_that_it_cannot == (template not in SESSIONS)
 
 
 @pytest.mark.parametrize("template", PROGRAMS)
 async def test_a_request_outlives_its_runner(
-    acp_runner: RunnerHarness, model: ModelServer, acp_path: str, template: str, monkeypatch: pytest.MonkeyPatch
+    runner: RunnerHarness, model: ModelServer, acp_path: str, template: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The runner is killed while a person thinks; the same process gets the answer from the next one, and goes on."""
-    harness = acp_runner
+    harness = runner
     prompt = "run: echo it is done > result; cat result"
     task_id = await create_task(harness, template, prompt, approvals={"default": "ask"})
     await eventually(lambda: harness.worker.document(task_id).get("requests_open"), 120)
@@ -108,9 +108,9 @@ async def test_a_request_outlives_its_runner(
 
 
 @pytest.mark.parametrize("template", PROGRAMS)
-async def test_a_turn_is_interrupted_and_steered(acp_runner: RunnerHarness, template: str) -> None:
+async def test_a_turn_is_interrupted_and_steered(runner: RunnerHarness, template: str) -> None:
     """An interrupt ends a turn and what it runs, and so does a steer, which then begins another; the process stays."""
-    harness = acp_runner
+    harness = runner
     task_id = await create_task(harness, template, FOREVER)
     await harness.until_state(task_id, "working", "tail -f")
     agent = harness.agent(task_id)["agent"]
@@ -125,9 +125,9 @@ async def test_a_turn_is_interrupted_and_steered(acp_runner: RunnerHarness, temp
 
 
 @pytest.mark.parametrize("template", PROGRAMS)
-async def test_an_agent_is_killed(acp_runner: RunnerHarness, template: str) -> None:
+async def test_an_agent_is_killed(runner: RunnerHarness, template: str) -> None:
     """An agent that is killed in a turn has failed, and leaves nothing; resumed, it is given its prompt again."""
-    harness = acp_runner
+    harness = runner
     task_id = await create_task(
         harness, template, "run: [ -e begun ] || { touch begun; tail -f begun; }; echo it is done"
     )
@@ -141,10 +141,20 @@ async def test_an_agent_is_killed(acp_runner: RunnerHarness, template: str) -> N
 
 
 @pytest.mark.parametrize("template", PROGRAMS)
-async def test_a_turn_completes_a_task_if_the_template_says_so(acp_runner: RunnerHarness, template: str) -> None:
+async def test_a_turn_completes_a_task_if_the_template_says_so(runner: RunnerHarness, template: str) -> None:
     """With ``complete_after_turn`` the end of the prompt's turn is that of the task's work."""
-    harness = acp_runner
+    harness = runner
     task_id = await create_task(
         harness, template, "run: echo it is done > result; cat result", complete_after_turn=True
     )
     await harness.until_state(task_id, "complete", "The command printed: it is done")
+
+
+@pytest.mark.parametrize("template", PROGRAMS)
+async def test_a_turn_goes_on_after_a_rate_limit(runner: RunnerHarness, model: ModelServer, template: str) -> None:
+    """An agent that its model's server has limited asks again within the same turn, which ends well."""
+    harness = runner
+    task_id = await create_task(harness, template, "limit: too many requests")
+    await harness.until_state(task_id, "idle", "You said: limit: too many requests")
+    assert (await model.request_counts())["429"] == 1
+    assert set(states(harness, task_id)) == {"working", "idle"}

@@ -12,10 +12,10 @@ pytestmark = [pytest.mark.agents, pytest.mark.timeout(300)]
 
 
 async def test_claude_by_its_events_survives_its_runner_and_a_pause(
-    acp_runner: RunnerHarness, model: ModelServer, acp_path: str, monkeypatch: pytest.MonkeyPatch
+    runner: RunnerHarness, model: ModelServer, acp_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A runner is killed in a turn, the next one sees its end; a resumed task continues its session; usage adds up."""
-    harness = acp_runner
+    """A runner is killed in a turn, the next one sees its end; a resumed task remembers the session; usage adds up."""
+    harness = runner
     await harness.template(shipped_run("claude-stream.yaml"))
     task_id = await harness.worker.create(input="run: sleep 8; echo it is done > result; cat result")
     await harness.until_state(task_id, "working", "sleep 8")
@@ -30,10 +30,10 @@ async def test_claude_by_its_events_survives_its_runner_and_a_pause(
     await harness.until_status(task_id, "paused")
     assert (await harness.worker.command("task.resume", task_id))["ok"]
     await harness.until_status(task_id, "active")
-    assert (await harness.worker.command("task.send", task_id, input="Good night"))["ok"]
-    await harness.until_state(task_id, "idle", "Good night")
+    assert (await harness.worker.command("task.send", task_id, input="recall"))["ok"]
+    await harness.until_state(task_id, "idle", "You began with: run: sleep 8")
     output = await harness.output(task_id)
-    assert sum("it is done" in text for text in output) == 2, output  # the tool call and the answer, each told once
+    assert sum("it is done" in text for text in output) == 3, output  # tool call, answer and memory, each once
     await eventually(lambda: harness.worker.document(task_id)["usage"]["input_tokens"] == 400)
     usage = harness.worker.document(task_id)["usage"]
     assert (first["input_tokens"], first["output_tokens"], usage["output_tokens"]) == (200, 40, 80)

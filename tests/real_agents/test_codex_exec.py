@@ -12,11 +12,14 @@ pytestmark = [pytest.mark.agents, pytest.mark.timeout(300)]
 
 
 async def test_codex_by_its_events_survives_its_runner_and_an_interrupt(
-    acp_runner: RunnerHarness, model: ModelServer, acp_path: str, monkeypatch: pytest.MonkeyPatch
+    runner: RunnerHarness, model: ModelServer, acp_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A runner is killed in a turn, the next one sees its end; a resume continues an interrupted session."""
-    harness = acp_runner
-    await harness.template(shipped_run("codex-exec.yaml"))
+    harness = runner
+    run = shipped_run("codex-exec.yaml")
+    assert run["resume_command"].pop() == "Go on."
+    run["resume_command"].append("recall")
+    await harness.template(run)
     task_id = await harness.worker.create(input="run: sleep 8; echo it is done > result; cat result")
     await harness.until_state(task_id, "working", "sleep 8")
     await harness.runners[0].kill()
@@ -35,6 +38,6 @@ async def test_codex_by_its_events_survives_its_runner_and_an_interrupt(
     assert (await harness.worker.command("task.pause", task_id))["ok"]
     await harness.until_status(task_id, "paused")
     assert (await harness.worker.command("task.resume", task_id))["ok"]
-    await harness.until_state(task_id, "complete", "You said: Go on.")
+    await harness.until_state(task_id, "complete", "You began with: run: sleep 60")
     assert (await harness.worker.command("task.delete", task_id))["ok"]
     await eventually(lambda: not harness.marked(task_id))

@@ -10,7 +10,7 @@ import pytest
 
 from tests.harness.runner import RunnerHarness, eventually
 from tests.harness.templates import shipped_run
-from tests.real_agents.conftest import ModelServer, start_runner
+from tests.real_agents.conftest import START_TIMEOUT, ModelServer, not_tried, pause_and_resume, start_runner
 
 pytestmark = [pytest.mark.agents, pytest.mark.timeout(600)]
 
@@ -18,7 +18,8 @@ pytestmark = [pytest.mark.agents, pytest.mark.timeout(600)]
 def path_of(program: str) -> str:
     """Return a PATH with a program from PyPI, named by the variable that ``make agents`` sets."""
     found = shutil.which(program, path=os.environ.get("PYTHON_AGENTS") or os.environ["PATH"])
-    assert found, f"{program} is not installed: run `make agents`, with PYTHON_3_12 for a Python that it runs on."
+    if found is None:
+        not_tried(program, "run `make agents`, with PYTHON_3_12 for a Python that it runs on")
     return os.pathsep.join([os.path.dirname(found), os.environ["PATH"]])  # noqa: PTH120 - a part of a PATH
 
 
@@ -37,6 +38,28 @@ async def test_mini_swe_agent(harness: RunnerHarness, model: ModelServer, monkey
     assert any("it is done" in text for text in await harness.output(task_id))
     assert (await harness.worker.command("task.delete", task_id))["ok"]
     await eventually(lambda: not harness.marked(task_id))
+
+
+@pytest.mark.parametrize("ends", ["interrupt", "kill"])
+async def test_mini_swe_agent_is_ended(
+    harness: RunnerHarness, model: ModelServer, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """Interrupted or killed while it runs a command, it leaves nothing; resumed, it is given its prompt again."""
+    await start_runner(harness, model, path_of("mini"), monkeypatch)
+    await harness.template(shipped_run("mini-swe-agent.yaml"))
+    prompt = "run: [ -e begun ] || { touch begun; tail -f begun; }; echo it is done"
+    task_id = await harness.worker.create(input=prompt)
+    await eventually((harness.work(task_id) / "project/begun").exists, START_TIMEOUT)
+    await harness.until_state(task_id, "working")
+    if ends == "interrupt":
+        assert (await harness.worker.command("task.interrupt", task_id))["ok"]
+        await harness.until_state(task_id, "idle", "interrupt")
+    else:
+        harness.kill(harness.agent(task_id)["agent"])
+        await harness.until_state(task_id, "failed", "signal 9")
+    await eventually(lambda: not harness.marked(task_id))
+    await pause_and_resume(harness, task_id)
+    await harness.until_state(task_id, "complete", "has submitted its work")
 
 
 async def test_mini_swe_agent_that_gives_up(
