@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import httpx
+import pytest
 
 from taskherd.store import deleted_tasks
 from tests.harness.api import ALICE, ApiHarness
@@ -52,8 +53,14 @@ async def test_callers_see_only_deleted_tasks_that_they_saw_before(api_harness: 
         assert (await api_harness.alice.get("/deleted-tasks", params=query)).status_code == 400
 
 
-async def test_pages_follow_each_other_through_one_moment(api_harness: ApiHarness) -> None:
-    """Each page begins after the last task of the one before, also among tasks that were deleted at one moment."""
+async def test_pages_follow_each_other_through_one_moment(
+    api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each page begins after the last task of the one before, also among tasks that were deleted at one moment.
+
+    No more tasks are looked at than a page needs.
+    """
+    monkeypatch.setattr(deleted_tasks, "MAX_SCANNED", 3)
     names = [f"gone-{number}" for number in range(5)]
     for name in names:
         await api_harness.create(name=name)

@@ -65,7 +65,10 @@ async def test_deleted_tasks_do_not_wait_and_lost_ones_are_counted_where_they_ar
     """A deletion is listed, but not counted among the tasks that wait; each runner has the number of its lost tasks."""
     async with start_api() as harness:
         worker = harness.worker
-        await worker.database.execute("INSERT INTO runners (name, pool) VALUES ('r1', 'default'), ('r2', 'default')")
+        await worker.database.execute(
+            "INSERT INTO runners (name, pool, active) VALUES"
+            " ('r1', 'default', true), ('r2', 'default', true), ('retired', 'default', false)"
+        )
         await worker.database.execute(f"UPDATE organizations SET active = false WHERE id = '{OTHER}'")
         await harness.create(name="fleet-gone", display_name="To be gone")
         assert (await harness.alice.delete("/tasks/me/fleet-gone")).status_code == 202

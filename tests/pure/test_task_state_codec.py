@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import orjson
+import pytest
 
 from taskherd.domain import builds
 from taskherd.domain.reports import (
@@ -139,6 +140,22 @@ def test_every_field_of_a_state_is_stored() -> None:
     disconnect = AgentDisconnected(task_id=TASK, build_number=3, seq=5, observed_at=None, agent_id=None)
     for each in (state, replace(state, connection=Stamped(disconnect, at(8)))):
         assert task_state_codec.loads(TASK, task_state_codec.dumps(each)) == each
+
+
+@pytest.mark.parametrize("name", [each.name for each in fields(TaskState)])
+def test_a_field_is_stored_without_the_others(name: str) -> None:
+    """What one field needs is not left out because others have their default value."""
+    state = full_state()
+    one = replace(builds.initial_state(TASK, NOON), **{name: getattr(state, name)})
+    assert task_state_codec.loads(TASK, task_state_codec.dumps(one)) == one
+
+
+@pytest.mark.parametrize("fields_of_build", [{"restart": True, "reason": ""}, {"restart": False, "reason": "drained"}])
+def test_a_build_has_a_reason_or_is_a_restart_or_both(fields_of_build: dict[str, Any]) -> None:
+    """Either is stored alone."""
+    state = full_state()
+    one = replace(state, build=Stamped(replace(state.build.report, **fields_of_build), at(10)), runner=None)
+    assert task_state_codec.loads(TASK, task_state_codec.dumps(one)) == one
 
 
 def test_the_full_state_is_full() -> None:

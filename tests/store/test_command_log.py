@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -44,3 +44,14 @@ async def test_of_two_workers_one_records_a_command(engine: AsyncEngine, *, crea
         found = await command_log.find(connection, [old.command_id, uuid4()])
         assert found == {old.command_id: RecordedCommand(b"digest", '{"ok":true}')}
         assert await command_log.prune(connection, NOW + timedelta(seconds=1), 10) == 2
+
+
+async def test_the_oldest_commands_are_forgotten_first(engine: AsyncEngine) -> None:
+    """Up to the limit those executed before a time are deleted; a repeat of one of that time is still known."""
+    ages = {UUID(int=number): age for number, age in ((1, 2), (2, 4), (3, 3), (4, 0))}
+    commands = [ExecutedCommand(each, uuid4(), b"", "{}", NOW - timedelta(hours=age)) for each, age in ages.items()]
+    async with transaction(engine) as connection:
+        await command_log.record(connection, commands)
+        for limit, deleted, left in ((2, 2, {1, 4}), (2, 1, {4}), (2, 0, {4})):
+            assert await command_log.prune(connection, NOW, limit) == deleted
+            assert set(await command_log.find(connection, list(ages))) == {UUID(int=number) for number in left}

@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
+from taskherd.store import connection_pool as pools
 from taskherd.store.connection_pool import ConnectionPool
+from tests.harness.tcp_proxy import TcpProxy, through
 
 
 @pytest.fixture
@@ -52,6 +54,17 @@ async def test_a_closed_connection_is_replaced(connection_pool: ConnectionPool) 
     assert connection_pool.in_use == 2
 
 
+async def test_an_old_connection_is_replaced(connection_pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that has lived long enough is closed when it is released, and the next caller gets a new one."""
+    first = await connection_pool.acquire(5)
+    monkeypatch.setattr(pools, "LIFETIME", -1.0)
+    connection_pool.release(first)
+    assert connection_pool.in_use == 0
+    second = await connection_pool.acquire(5)
+    assert second is not first
+    assert await second.fetchval("SELECT 1") == 1
+
+
 async def test_a_cancelled_waiter_loses_no_connection(connection_pool: ConnectionPool) -> None:
     """A waiter that is cancelled just as it gets a connection passes it to the next waiter."""
     first, second = await connection_pool.acquire(5), await connection_pool.acquire(5)
@@ -64,6 +77,28 @@ async def test_a_cancelled_waiter_loses_no_connection(connection_pool: Connectio
     connection_pool.release(first)
     connection_pool.release(second)
     assert connection_pool.in_use == 0
+
+
+async def test_closing_closes_idle_connections_too(connection_pool: ConnectionPool) -> None:
+    """Nothing stays open, whether it is in use or not, and nothing is in use afterwards."""
+    idle, used = await connection_pool.acquire(5), await connection_pool.acquire(5)
+    connection_pool.release(idle)
+    await connection_pool.close(5)
+    assert (idle.is_closed(), used.is_closed(), connection_pool.in_use) == (True, True, 0)
+
+
+async def test_a_server_that_does_not_close_a_connection_is_not_waited_for(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a while the connection is aborted, which is no error."""
+    monkeypatch.setattr(pools, "_CLOSE_TIMEOUT", 0.05)
+    proxy = await TcpProxy.before(database_url)
+    connection = await asyncpg.connect(through(database_url, proxy), timeout=10)
+    proxy.freeze()
+    async with asyncio.timeout(30):
+        await pools._close(connection)
+    assert connection.is_closed()
+    await proxy.stop()
 
 
 async def test_closing_wakes_all_waiters(connection_pool: ConnectionPool) -> None:

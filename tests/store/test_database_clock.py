@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
+import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.store import database_clock
 from taskherd.store.database_clock import ClampPosition
 from taskherd.store.engine import transaction
-from tests.store.conftest import NOW
+from tests.store.conftest import NOW, waits_for_lock
 
 PAST, FUTURE = NOW - timedelta(minutes=1), NOW + timedelta(hours=1)
 
@@ -63,3 +65,70 @@ async def test_a_time_that_was_set_meanwhile_is_not_clamped_again(engine: AsyncE
             position = await database_clock.clamp_chunk(connection, NOW, position, 1)
     times = await _times(engine)
     assert (times[first][0], times[second][0]) == (FUTURE, NOW)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        "INSERT INTO task_feed (position, task_id, version, occurred_at) VALUES (1, :id, 1, :past), (2, :id, 2, :at)",
+        "INSERT INTO workers (worker_id, started_at, seen_at) VALUES ('one', :past, :past), ('two', :past, :at)",
+        """INSERT INTO leases (task_id, build_number, seq, last_heartbeat_at)
+        VALUES (gen_random_uuid(), 1, 1, :past), (:id, 1, 1, :at)""",
+    ],
+    ids=["change", "worker", "heartbeat"],
+)
+async def test_a_stored_time_in_the_future_says_that_the_clock_was_set_back(engine: AsyncEngine, stored: str) -> None:
+    """The last change, a worker's sign of life or a heartbeat that is later than now, but not one of this instant."""
+    async with transaction(engine) as connection:
+        assert not await database_clock.moved_back(connection, NOW)
+        await connection.execute(text(stored), {"id": uuid4(), "past": PAST, "at": NOW})
+        assert not await database_clock.moved_back(connection, NOW)
+        assert await database_clock.moved_back(connection, NOW - timedelta(microseconds=1))
+
+
+async def test_times_are_clamped_in_the_order_of_their_keys(engine: AsyncEngine) -> None:
+    """A transaction that waits for a deadline holds none with a greater id, so two never wait for each other."""
+    low, high = sorted((uuid4(), uuid4()))
+
+    async def clamp() -> None:
+        async with transaction(engine) as connection:
+            await database_clock.clamp_chunk(connection, NOW, ClampPosition(), 10)
+
+    async with transaction(engine) as connection:
+        for task_id in (high, low):
+            await connection.execute(text(ADD[0]), {"id": task_id, "at": FUTURE})
+    async with transaction(engine) as connection:
+        await connection.execute(text("SELECT FROM task_deadlines WHERE task_id = :id FOR UPDATE"), {"id": low})
+        clamping = asyncio.create_task(clamp())
+        assert await waits_for_lock(engine, clamping)
+        async with transaction(engine) as other:
+            unlocked = text("SELECT task_id FROM task_deadlines FOR UPDATE SKIP LOCKED")
+            assert (await other.execute(unlocked)).scalars().all() == [high]
+    await clamping
+
+
+async def test_only_times_in_the_future_of_workers_and_unfinished_actions_are_clamped(engine: AsyncEngine) -> None:
+    """Others stay, also the time at which a finished action would have gone on."""
+    add = """
+    INSERT INTO task_actions (id, user_id, token_id, action, digest, total, refused, created_at, next_at, finished_at)
+    VALUES (:id, :id, 'token', 'pause', '', 1, 0, :past, :next, :finished)"""
+    nexts = [(FUTURE, None), (PAST, None), (FUTURE, PAST)]
+    async with transaction(engine) as connection:
+        await connection.execute(
+            text("""INSERT INTO workers (worker_id, started_at, seen_at, drained_since)
+            VALUES ('ahead', :past, :future, :future), ('drained', :past, :future, :past), ('past', :past, :past, NULL)
+            """),
+            {"past": PAST, "future": FUTURE},
+        )
+        await connection.execute(
+            text("INSERT INTO users (id, username, name, email, avatar_url) VALUES (:id, 'a', '', '', '')"),
+            {"id": UUID(int=1)},
+        )
+        for number, (next_at, finished) in enumerate(nexts, start=1):
+            values = {"id": UUID(int=number), "past": PAST, "next": next_at, "finished": finished}
+            await connection.execute(text(add), values)
+        await database_clock.clamp_workers(connection, NOW)
+        seen = await connection.execute(text("SELECT seen_at, drained_since FROM workers ORDER BY worker_id"))
+        assert [tuple(row) for row in seen] == [(NOW, NOW), (NOW, PAST), (PAST, None)]
+        due = await connection.execute(text("SELECT next_at FROM task_actions ORDER BY id"))
+        assert due.scalars().all() == [NOW, PAST, FUTURE]

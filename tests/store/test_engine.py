@@ -10,6 +10,7 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.errors import Misconfigured, Retry, TaskherdError, Unavailable
+from taskherd.store import engine as engines
 from taskherd.store import tasks
 from taskherd.store.connecting import sqlalchemy_url
 from taskherd.store.direct import DirectStatement
@@ -203,6 +204,19 @@ async def test_a_server_that_hangs_before_the_first_transaction_is_unavailable(d
         async with asyncio.timeout(30), transaction(engine):
             raise AssertionError
     await dispose(engine)
+    await proxy.stop()
+
+
+async def test_an_engine_whose_server_hangs_can_be_closed(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that ends does not wait for the server, and it is no error."""
+    monkeypatch.setattr(engines, "CLOSE_TIMEOUT", 0.05)
+    proxy = await TcpProxy.before(database_url)
+    engine = open_engine(through(database_url, proxy), size=1, application_name="taskherd-tests")
+    async with transaction(engine) as connection:
+        await connection.execute(text("SELECT 1"))
+    proxy.freeze()
+    async with asyncio.timeout(30):
+        await dispose(engine)
     await proxy.stop()
 
 

@@ -101,6 +101,22 @@ async def test_replacing_entries_does_not_pass_the_limit(engine: AsyncEngine) ->
         assert not (await logs.append(connection, [entry(task_id, 0, 1, "stale and too long")], NOW, limits)).full
 
 
+async def test_entries_fit_up_to_the_last_byte(engine: AsyncEngine) -> None:
+    """New entries have what the limit leaves beside those that grow or shrink in the same batch, and no byte more."""
+    task_id, limits = uuid4(), LogLimits(max_entries=10, max_bytes=10)
+    async with transaction(engine) as connection:
+        await logs.append(connection, [entry(task_id, 0, 1, "123")], NOW, limits)
+        grown = [entry(task_id, 0, 2, "12345"), entry(task_id, 1, 2, "67")]
+        assert (await logs.append(connection, grown, NOW, limits)).added == 2 - 1
+        shrunk = [entry(task_id, 0, 3, "1"), entry(task_id, 2, 3, "2345678"), entry(task_id, 3, 3, "9")]
+        result = await logs.append(connection, shrunk, NOW, limits)
+        assert (result.added, [each.omitted_bytes for each in result.full]) == (1, [1])
+        last = uuid4()
+        exact = [entry(last, 0, 1, "x" * 10), entry(last, 1, 1, "y")]
+        result = await logs.append(connection, exact, NOW, limits)
+        assert (result.added, [each.omitted_bytes for each in result.full]) == (1, [1])
+
+
 async def test_a_full_log_has_one_notice(engine: AsyncEngine) -> None:
     """The notice is written once and its content replaced; after its partition was dropped it does not come back."""
     task_id = uuid4()

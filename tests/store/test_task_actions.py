@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -84,6 +85,19 @@ async def test_a_step_is_claimed_once(engine: AsyncEngine) -> None:
     await save(engine, third, [404])
     assert action_id is not None
     assert await column(engine, "(succeeded, refused, finished_at IS NULL, input)::text", action_id) == "(2,1,f,)"
+
+
+async def test_an_action_is_stored_once(engine: AsyncEngine) -> None:
+    """Of two requests with the same key the second one changes nothing, whatever its tasks are."""
+    user_id = await add_user(engine, "one")
+    one, *others = tasks = [uuid4() for _ in range(3)]
+    new = NewAction(uuid4(), user_id, "token", "send", "Hello", None, b"digest", tasks[:1], frozenset())
+    async with transaction(engine) as connection:
+        for each in (new, replace(new, input="Bye", digest=b"other", task_ids=others, missing=frozenset(others))):
+            assert await task_actions.add(connection, each, "Not found.", 10)
+        stored = await connection.execute(text("SELECT task_id FROM task_action_tasks"))
+        assert stored.scalars().all() == [one]
+    assert await column(engine, "(total, refused, digest, input)::text", new.id) == '(1,0,"\\\\x646967657374",Hello)'
 
 
 async def test_results_are_stored_once(engine: AsyncEngine) -> None:

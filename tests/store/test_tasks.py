@@ -110,6 +110,19 @@ async def test_a_task_is_due_from_its_due_time(engine: AsyncEngine) -> None:
         assert await tasks.due(connection, later, 10) == [late.task.id]
 
 
+async def test_the_most_overdue_tasks_are_checked_first(engine: AsyncEngine) -> None:
+    """Up to the limit; a check that is postponed is never earlier than it was."""
+    rows = [task_row()._replace(due_at=NOW - timedelta(seconds=seconds)) for seconds in (2, 3, 1)]
+    second, first, third = (row.task.id for row in rows)
+    async with transaction(engine) as connection:
+        await insert_tasks(connection, rows)
+        assert await tasks.due(connection, NOW, 10) == [first, second, third]
+        assert await tasks.due(connection, NOW, 2) == [first, second]
+        await tasks.postpone(connection, first, NOW - timedelta(seconds=1.5))
+        await tasks.postpone(connection, third, NOW - timedelta(seconds=4))
+        assert await tasks.due(connection, NOW, 10) == [second, first, third]
+
+
 async def test_a_transaction_that_waited_for_a_lock_reads_the_new_prompt(engine: AsyncEngine) -> None:
     """A transaction that waits for a task's lock while its prompt is replaced reads the new prompt."""
     row = task_row()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from uuid import UUID, uuid4
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -66,3 +67,29 @@ async def test_two_workers_pick_different_requests(engine: AsyncEngine) -> None:
         second = await work_requests.pick_due(other, NOW, 10, first_delay=5, max_delay=60)
     assert len({row.request_id for row in first + second}) == 4
     assert (len(first), len(second)) == (2, 2)
+
+
+async def test_the_requests_that_are_overdue_most_come_first(engine: AsyncEngine) -> None:
+    """Of more than the limit, those are picked that have been due for longest; one is due at its time, not before."""
+    overdue = [replace(work_request(uuid4(), 1), next_at=NOW - timedelta(seconds=seconds)) for seconds in (1, 3, 2, 0)]
+    later = replace(work_request(uuid4(), 1), next_at=NOW + timedelta(microseconds=1))
+    async with transaction(engine) as connection:
+        await work_requests.add(connection, [later, *overdue])
+        for expected in ({1, 2}, {0, 3}, set()):
+            picked = await work_requests.pick_due(connection, NOW, 2, first_delay=5, max_delay=60)
+            assert {row.request_id for row in picked} == {overdue[number].request_id for number in expected}
+
+
+async def test_inputs_without_an_outcome_expire_in_the_order_of_their_sending(engine: AsyncEngine) -> None:
+    """Those that were first sent at or before a time, the earliest ones first; other requests never are among them."""
+    sent = [timedelta(seconds=seconds) for seconds in (1, 3, 0, -1)]
+    inputs = [replace(work_request(uuid4(), 1, uuid4()), first_sent_at=NOW - age) for age in sent]
+    others = [
+        work_request(uuid4(), 1, uuid4()),
+        replace(work_request(uuid4(), 1), first_sent_at=NOW - timedelta(hours=1)),
+    ]
+    async with transaction(engine) as connection:
+        await work_requests.add(connection, [*inputs, *others])
+        expired = [(row.task_id, row.input_id) for row in (inputs[1], inputs[0], inputs[2])]
+        assert list(await work_requests.expired_inputs(connection, NOW, 10)) == expired
+        assert list(await work_requests.expired_inputs(connection, NOW, 2)) == expired[:2]

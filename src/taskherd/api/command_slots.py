@@ -39,7 +39,8 @@ class _Slots:
 
     @property
     def idle(self) -> bool:
-        return not self._used and not self._waiters
+        """True if no slot is in use, so that nobody waits for one either."""
+        return not self._used
 
     async def acquire(self) -> None:
         if not self._waiters and self._used < self._available():
@@ -48,9 +49,9 @@ class _Slots:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         try:
-            await waiter  # the slot is counted by ``_wake``
+            await waiter  # the slot is counted by ``release``
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
+            if not waiter.cancelled():  # the slot was given just before
                 self.release()
             raise
 

@@ -190,13 +190,13 @@ ORDER BY h.task_id
 WRITE_NOTICE: Final = text("""
 WITH head AS (
     SELECT max(revision) AS revision FROM task_log_heads WHERE task_id = :task_id
-), existing AS (
+), replaced AS (
     UPDATE task_logs SET content = :content, revision = (SELECT revision FROM head)
-    WHERE task_id = :task_id AND log_id = :log_id RETURNING 1
+    WHERE task_id = :task_id AND log_id = :log_id
 )
 INSERT INTO task_logs (task_id, log_id, build_number, entry_id, seq, type, content, time, logged_at, revision)
 SELECT :task_id, :log_id, :build_number, :entry_id, 0, 'output', :content, :now, :now, revision FROM head
-WHERE :is_new AND NOT EXISTS (SELECT 1 FROM existing)
+WHERE :is_new
 """)
 
 

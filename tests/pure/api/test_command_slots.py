@@ -93,10 +93,10 @@ async def test_few_bulk_slots_are_used_beside_single_commands() -> None:
     async with clock.single(ALICE):
         await load.release(MAX_BULK)
     assert load.running == FEW_BULK
-    clock.time += QUIET * 0.9
+    clock.time += QUIET * 0.75
     await load.release(1)
     assert load.running == FEW_BULK
-    clock.time += QUIET * 0.2
+    clock.time += QUIET * 0.25
     await load.release(1)
     assert load.running == MAX_BULK
     await load.release(3 * MAX_BULK)
@@ -112,6 +112,9 @@ async def test_few_bulk_slots_are_used_while_a_single_command_is_slow() -> None:
         clock.time += QUIET * 3
         await load.release(MAX_BULK)
         assert load.running == FEW_BULK
+    clock.time += QUIET * 0.75
+    await load.release(1)
+    assert load.running == FEW_BULK  # the answer was not long ago
     await load.release(3 * MAX_BULK)
     await asyncio.gather(*tasks)
 
@@ -137,13 +140,26 @@ async def test_users_who_share_have_few_slots_each() -> None:
     await bob.release(1)
     assert (alice.running, bob.running) == (FEW_OF_USER, 0)
     assert alice.order == [*range(MANY), *range(FEW_OF_USER)]
-    clock.time += QUIET * 0.9
+    clock.time += QUIET * 0.75
     await alice.release(1)
     assert alice.running == FEW_OF_USER
-    clock.time += QUIET * 0.2
+    clock.time += QUIET * 0.25
     await alice.release(1)
     assert alice.running == MANY - 2
     await alice.release(MANY)
+    await asyncio.gather(*tasks)
+
+
+async def test_a_user_keeps_to_few_slots_after_one_was_given_back() -> None:
+    """The end of one command makes room for one, while others of the same user are in flight."""
+    clock = Clock()
+    alice, bob = clock.of(ALICE), clock.of(BOB)
+    tasks = [*await bob.start(1), *await alice.start(FEW_OF_USER)]
+    await alice.release(1)
+    tasks += await alice.start(FEW_OF_USER)
+    assert alice.running == FEW_OF_USER
+    await alice.release(2 * FEW_OF_USER)
+    await bob.release(1)
     await asyncio.gather(*tasks)
 
 
@@ -164,27 +180,50 @@ async def test_a_command_waits_until_its_deadline() -> None:
 
 
 @pytest.mark.parametrize("kind", ["bulk", "single"])
-async def test_a_canceled_command_gives_its_slot_back(kind: str) -> None:
-    """Commands that are canceled while they wait, or when a slot was just given to them, take none with them."""
+@pytest.mark.parametrize("has_waited", [False, True])
+async def test_a_canceled_command_gives_its_slot_back(kind: str, *, has_waited: bool) -> None:
+    """Whether it is canceled while it waits, or when a slot was just given to it, the next one gets that slot."""
     clock = Clock()
     bob = clock.of(BOB)
     tasks = await bob.start(1)
     load, most = (clock.bulk(), FEW_BULK) if kind == "bulk" else (clock.of(ALICE), FEW_OF_USER)
-    tasks += (waiting := await load.start(most + 3))
-    assert load.running == most
-    waiting[most].cancel()
-    load.released.release()
-    for _ in range(3):
-        await asyncio.sleep(0)
-        waiting[most + 1].cancel()
+    end = asyncio.Event()
+
+    async def hold() -> None:
+        async with load.slot():
+            await end.wait()
+        if has_waited:
+            canceled.cancel()
+
+    tasks.append(asyncio.create_task(hold()))
+    tasks += await load.start(most - 1)
+    canceled, *later = await load.start(3)
+    if not has_waited:
+        canceled.cancel()
+        await settle()
+    assert load.running == most - 1
+    end.set()
     await settle()
-    assert load.running == most
-    await load.release(most + 3)
+    assert (load.running, load.order) == (most, [*range(most - 1), 1])
+    await load.release(most + 1)
     await bob.release(1)
-    await asyncio.gather(*tasks, return_exceptions=True)
-    assert load.running == 0
-    async with load.slot():
-        assert load.order == [*range(most), most + 2]
+    await asyncio.gather(*tasks, *later)
+    assert canceled.cancelled()
+
+
+async def test_a_new_command_overtakes_none_that_waits() -> None:
+    """Also when there are more slots than before, which those that wait get at the next end of a command."""
+    clock = Clock()
+    load = clock.bulk()
+    async with clock.single(ALICE):
+        tasks = await load.start(FEW_BULK + 2)
+    clock.time += QUIET * 1.1
+    tasks += await load.start(1)
+    assert load.running == FEW_BULK
+    await load.release(1)
+    assert load.order == [*range(FEW_BULK + 2), 0]
+    await load.release(FEW_BULK + 2)
+    await asyncio.gather(*tasks)
 
 
 async def test_slots_of_users_are_forgotten() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from taskherd.api.http.client_address import ClientAddresses
 from taskherd.api.http.connections import ClientConnections, ConnectionLimits, Peer
 from taskherd.settings import Settings
@@ -94,6 +96,12 @@ def test_no_more_than_all() -> None:
     opened.open(PROXY, 4)
     assert (opened.closed, opened.limits) == ([3, 4], ["total", "total"])
     assert len(opened.connections) == 2
+
+
+@pytest.mark.parametrize(("total", "anonymous"), [(1, 1), (2, 1), (3, 1), (4, 2)])
+def test_at_least_one_connection_may_present_its_token(total: int, anonymous: int) -> None:
+    """However few connections there may be, a new one can sign in; otherwise half of them are reserved."""
+    assert ConnectionLimits(total, 5).anonymous == anonymous
 
 
 def test_a_trusted_proxy_opens_connections_for_many_clients() -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from taskherd.api.http.rate_limit import MAX_BUCKETS, RateLimiter
+import pytest
+
+from taskherd.api.http import rate_limit
+from taskherd.api.http.rate_limit import MAX_BUCKETS, RateLimiter, RateLimits
+from taskherd.messages.limits import LOG_BURST
+from taskherd.settings import Settings
 
 
 class FakeClock:
@@ -40,16 +45,86 @@ def test_the_number_of_buckets_is_limited() -> None:
     assert limiter.acquire(0) == 0
 
 
+def test_the_bucket_that_was_used_least_recently_is_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller who keeps sending requests does not start again with a full bucket."""
+    monkeypatch.setattr(rate_limit, "MAX_BUCKETS", 2)
+    limiter = RateLimiter(1, 1, FakeClock())
+    assert (limiter.acquire("busy"), limiter.acquire("quiet")) == (0, 0)
+    assert limiter.acquire("busy") > 0
+    assert limiter.acquire("new") == 0
+    assert limiter.acquire("busy") > 0
+    assert limiter.acquire("quiet") == 0
+
+
+def test_the_wait_lasts_until_enough_has_been_refilled() -> None:
+    """A refused request tells exactly when it would be accepted, whatever is left in the bucket."""
+    clock = FakeClock()
+    limiter = RateLimiter(4, 2, clock)
+    assert limiter.acquire("a", 1.5) == 0
+    assert limiter.acquire("a") == 0.125
+    assert limiter.acquire("a", 2) == 0.375
+    assert limiter.retry_after("a") == 0.125
+    clock.now = 0.0625
+    assert limiter.retry_after("a") == limiter.acquire("a") == 0.0625
+    clock.now = 0.125
+    assert limiter.retry_after("a") == limiter.acquire("a") == 0
+    clock.now = 60
+    assert limiter.retry_after("a") == 0
+
+
+def test_what_costs_more_than_the_burst_waits_for_a_full_bucket() -> None:
+    """It is accepted then, and leaves nothing."""
+    clock = FakeClock()
+    limiter = RateLimiter(4, 2, clock)
+    assert limiter.acquire("a", 100) == 0
+    assert limiter.acquire("a", 100) == 0.5
+    clock.now = 0.5
+    assert limiter.acquire("a", 100) == 0
+    assert limiter.acquire("a", 0.5) == 0.125
+
+
+def test_a_clock_that_stands_still_or_goes_back_refills_nothing() -> None:
+    """Time is what a monotonic clock says; a bucket never loses anything either."""
+    clock = FakeClock()
+    clock.now = 10.0
+    limiter = RateLimiter(1, 2, clock)
+    assert limiter.acquire("a") == 0
+    clock.now = 5.0
+    assert limiter.acquire("a") == 0
+    assert limiter.acquire("a") == 1
+
+
+def test_each_limit_has_the_rate_and_the_burst_of_its_settings() -> None:
+    """Creates are set by the minute, and logs have a burst of several seconds."""
+    settings = Settings(
+        api_rate_limit=2, api_rate_burst=3, api_create_rate=30, api_create_burst=5, api_agent_rate=8, api_agent_burst=7,
+        log_bytes_rate=2048, log_entries_rate=16,
+    )  # fmt: skip
+    limits = RateLimits.of(settings, FakeClock())
+    for limiter, rate, burst in (
+        (limits.requests, 2, 3),
+        (limits.creates, 0.5, 5),
+        (limits.reports, 8, 7),
+        (limits.log_bytes, 2048, 2048 * LOG_BURST),
+        (limits.log_entries, 16, 16 * LOG_BURST),
+    ):
+        assert limiter.acquire("a", burst) == 0
+        assert limiter.acquire("a") == 1 / rate
+        assert limiter.acquire("a", burst) == burst / rate
+
+
 def test_a_rate_of_0_means_no_limit() -> None:
     """A rate of 0 admits all requests and keeps no buckets."""
     limiter = RateLimiter(0, 1, FakeClock())
     assert [limiter.acquire("a") for _ in range(100)] == [0] * 100
+    assert limiter.retry_after("a") == 0
     assert len(limiter) == 0
 
 
 def test_reading_the_wait_takes_nothing() -> None:
-    """``retry_after`` takes no request from the bucket."""
+    """``retry_after`` takes no request from the bucket, and needs none: no other caller's is evicted for it."""
     limiter = RateLimiter(1, 1, FakeClock())
     assert [limiter.retry_after("a") for _ in range(3)] == [0, 0, 0]
+    assert len(limiter) == 0
     assert limiter.acquire("a") == 0
     assert limiter.retry_after("a") == 1

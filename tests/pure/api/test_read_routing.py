@@ -1,12 +1,24 @@
-"""When a standby may serve a caller, in pure arithmetic."""
+"""When a standby may serve a caller, without any server."""
 
 from __future__ import annotations
 
 from uuid import UUID
 
-from taskherd.api.read_routing import ReadMarks, ReplicationProgress, Sample
+from taskherd.api.read_routing import (
+    MAX_SAMPLES,
+    MIN_SUSPENSION,
+    ReadMarks,
+    ReadRouting,
+    ReplicationProgress,
+    Sample,
+)
+from taskherd.errors import Misconfigured, Unavailable
+from taskherd.observability.metrics import Metrics
+from taskherd.store.read_pool import ReadPool
 
 ALICE, BOB, CAROL = (UUID(int=number) for number in range(3))
+AWAY = "postgresql://taskherd@127.0.0.1:1/none"
+"""No server listens there."""
 
 
 def shown(progress: ReplicationProgress) -> float | None:
@@ -66,3 +78,86 @@ def test_a_newer_mark_outlives_an_older_one() -> None:
         marks.set(caller, time)
     assert marks.allow(BOB, 2.0)
     assert not marks.allow(ALICE, 2.9)
+
+
+class Routing:
+    """A routing whose clock tests set, to servers that do not answer: what it chooses needs none."""
+
+    def __init__(self, *, standby: bool = True) -> None:
+        self.now = 100.0
+        self.metrics = Metrics()
+        self.pool = ReadPool(AWAY, size=1, application_name="taskherd-tests")
+        self.chosen = ReadRouting(self.pool, self.pool if standby else None, 5.0, self.metrics, lambda: self.now)
+
+    def show(self, time: float) -> None:
+        """Have the standby show what was written before a time."""
+        self.chosen.progress.update(Sample(time, 1), 1)
+
+    @property
+    def lag(self) -> float | None:
+        """Return the lag as the metric shows it."""
+        return self.metrics.registry.get_sample_value("taskherd_api_standby_lag_seconds")
+
+
+def test_a_standby_may_lag_up_to_the_bound() -> None:
+    """It is read while its lag is not greater than the bound, and not before it is known."""
+    routing = Routing()
+    assert routing.chosen.lag == float("inf")
+    assert not routing.chosen.allows_standby(ALICE)
+    routing.show(98.0)
+    routing.now = 103.0
+    assert routing.chosen.lag == 5.0
+    assert routing.chosen.allows_standby(ALICE)
+    routing.now = 103.125
+    assert not routing.chosen.allows_standby(ALICE)
+
+
+def test_whoever_wrote_waits_for_the_standby() -> None:
+    """A write marks its caller at its time; the standby serves others, and the caller once it shows that time."""
+    routing = Routing()
+    routing.show(99.0)
+    routing.chosen.mark(ALICE)
+    assert not routing.chosen.allows_standby(ALICE)
+    assert routing.chosen.allows_standby(BOB)
+    routing.show(100.0)
+    assert routing.chosen.allows_standby(ALICE)
+
+
+def test_without_a_standby_everything_is_read_from_the_primary() -> None:
+    """There is nothing to choose, and nothing to remember about callers."""
+    routing = Routing(standby=False)
+    routing.chosen.mark(ALICE)
+    assert routing.chosen.reader(ALICE) is routing.pool
+    assert not vars(vars(routing.chosen)["_marks"])["_marks"]
+
+
+async def test_a_standby_that_rejected_a_read_is_not_even_compared_for_a_while() -> None:
+    """It answers comparisons, so only time tells whether it accepts reads again; after an outage the next one does."""
+    routing = Routing()
+    rejected = Misconfigured("database_read_url", "a user with privileges")
+    routing.show(99.0)
+    routing.chosen.suspend(rejected)
+    assert not routing.chosen.allows_standby(ALICE)
+    routing.now += MIN_SUSPENSION - 0.125
+    await routing.chosen.sample_once(routing.pool)
+    assert (routing.chosen.problem, routing.lag) == (str(rejected), float("inf"))
+    routing.now += 0.125
+    await routing.chosen.sample_once(routing.pool)
+    assert "127.0.0.1:1: Connection refused" in (routing.chosen.problem or "")
+    routing.chosen.suspend(Unavailable("the standby is gone"))
+    assert routing.chosen.problem == "the standby is gone"
+    await routing.chosen.sample_once(routing.pool)
+    assert "127.0.0.1:1: Connection refused" in (routing.chosen.problem or "")
+    await routing.pool.close()
+
+
+def test_the_oldest_samples_are_forgotten_first() -> None:
+    """While the standby stands still, a bounded number of positions is kept, the newest ones."""
+    progress = ReplicationProgress()
+    for number in range(MAX_SAMPLES + 2):
+        progress.update(Sample(float(number), number), 0)
+    assert shown(progress) == 0.0
+    progress.update(None, 2)
+    assert shown(progress) == 2.0
+    progress.update(None, MAX_SAMPLES + 2)
+    assert shown(progress) == MAX_SAMPLES + 1

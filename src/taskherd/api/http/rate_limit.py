@@ -50,7 +50,7 @@ class RateLimiter:
 
     def retry_after(self, key: Hashable) -> float:
         """Return the seconds until a request of ``key`` is accepted, without taking one."""
-        if not self._per_second or key not in self._buckets:
+        if key not in self._buckets:
             return 0.0
         return max(0.0, (1 - self._refill(key).tokens) / self._per_second)
 
