@@ -132,6 +132,9 @@ async def test_many_long_polls(api_harness: ApiHarness) -> None:
 
 async def test_the_timeline_names_who_acted(api_harness: ApiHarness) -> None:
     """A send and a pause by an admin are in the owner's timeline by name; who may not see the task sees neither."""
+    other_id = (await api_harness.active(input="Has a timeline of its own"))["id"]
+    other = await api_harness.alice.post(f"/tasks/me/{other_id}/send", json={"input": "Not for the other task"})
+    assert other.status_code == 204
     task_id = (await api_harness.active())["id"]
     sent = await api_harness.clients["carol"].post(f"/tasks/alice/{task_id}/send", json={"input": "Hurry"})
     assert sent.status_code == 204

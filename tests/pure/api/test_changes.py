@@ -10,7 +10,8 @@ import orjson
 import pytest
 
 from taskherd.api.changes import Change, ChangeFilter
-from taskherd.domain.view import LOST_CONNECTION
+from taskherd.domain.reports import format_rfc3339
+from taskherd.domain.view import LOST_CONNECTION, NOT_RUNNING
 from tests.pure.messages.samples import NOW
 
 if TYPE_CHECKING:
@@ -35,13 +36,17 @@ LISTED: dict[str, tuple[ChangeFilter, dict[str, Any], str]] = {
     ),
     "waiting": (replace(ANY, waiting=True), {"requests_open": 2}, "requests_open"),
     "stalled": (replace(ANY, stalled=True), {"stalled_since": "2026-11-27T10:00:00Z"}, "stalled_since"),
+    "status": (replace(ANY, status="paused"), {"status": "paused"}, "status"),
+    "state": (replace(ANY, state="idle"), {"current_state": {"state": "idle", "message": ""}}, "current_state"),
     "failed by its state": (replace(ANY, failed=True), {"current_state": {"state": "failed"}}, "current_state"),
     "failed by its status": (replace(ANY, failed=True), {"status": "error"}, "status"),
     "label": (replace(ANY, label="label:repo=acme/shop"), {"labels": {"repo": "ACME/shop"}}, "labels"),
 }
 
 
-def change(core: dict[str, Any], *changes: str, kind: str = "updated", **columns: Any) -> Change:
+def change(
+    core: dict[str, Any], *changes: str, kind: str | None = "updated", as_objects: bool = False, **columns: Any
+) -> Change:
     """Return a change of Alice's task with this core document."""
     row = {
         "position": 7,
@@ -58,7 +63,7 @@ def change(core: dict[str, Any], *changes: str, kind: str = "updated", **columns
         "previous_status": None,
         "previous_state": None,
     }
-    return Change(cast("Row", {**row, **columns}), nullable_ids_as_objects=False)
+    return Change(cast("Row", {**row, **columns}), nullable_ids_as_objects=as_objects)
 
 
 @pytest.mark.parametrize(("wanted", "having", "field"), LISTED.values(), ids=LISTED)
@@ -99,6 +104,80 @@ def test_what_must_not_be_is_wanted_too(wanted: ChangeFilter, having: dict[str, 
 def test_the_status_before_counts_if_it_was_altered(field: str, columns: dict[str, Any], *, expected: bool) -> None:
     """An unknown one may have been the wanted one."""
     assert change({}, field, **columns).matches(replace(ANY, status="paused")) is expected
+
+
+@pytest.mark.parametrize(
+    ("field", "before", "expected"),
+    [("current_state", "idle", True), ("current_state", "failed", False), ("current_state", None, True),
+     ("usage", "idle", False)],
+)  # fmt: skip
+def test_the_state_before_counts_if_it_was_altered(field: str, before: str | None, *, expected: bool) -> None:
+    """Also if there is none any more, as after a restart of the agent."""
+    for core in ({}, {"current_state": None}):
+        assert change(core, field, previous_state=before).matches(replace(ANY, state="idle")) is expected
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"kind": None, "erased": False}, (True, False, False)),
+        ({"kind": None, "erased": True}, (False, True, False)),
+        ({"kind": "updated", "erased": True}, (False, False, False)),
+        ({"kind": "deleted", "erased": True}, (False, False, True)),
+        ({"kind": "deleted", "erased": False}, (False, False, True)),
+    ],
+)
+def test_what_is_left_of_a_change(columns: dict[str, Any], expected: tuple[bool, bool, bool]) -> None:
+    """Without its event it was pruned, unless its task was erased; a deletion stays."""
+    found = change({}, **columns)
+    assert (found.pruned, found.erased, found.deleted) == expected
+
+
+@pytest.mark.parametrize("as_objects", [False, True])
+def test_a_change_is_one_event_with_the_whole_document(*, as_objects: bool) -> None:
+    """Its id is the position to resume at; the document has the names and ids in the configured form."""
+    columns = {
+        "prompt": "Fix it", "username": "alice", "avatar_url": "/a.png", "template_id": TASK, "display_name": "Claude",
+        "icon": "/c.svg", "cause": '{"kind":"report"}',
+    }  # fmt: skip
+    ids = {"workspace_id": None, "workspace_agent_id": None, "workspace_app_id": None}
+    found = change(ids, "status", "labels", as_objects=as_objects, **columns)
+    lines = found.frame.decode().split("\n")
+    assert (lines[:2], lines[3:]) == (["id: 7", "event: task.updated"], ["", ""])
+    event = orjson.loads(lines[2].removeprefix("data: "))
+    assert (event["subject"], event["type"]) == (str(TASK), "dev.taskherd.task.updated.v1")
+    data = event["data"]
+    assert (data["version"], data["changes"], data["cause"]) == (3, ["status", "labels"], {"kind": "report"})
+    task = data["task"]
+    assert (task["initial_prompt"], task["owner_name"], task["status"]) == ("Fix it", "alice", "active")
+    assert (event["time"], task["updated_at"]) == (format_rfc3339(NOW), format_rfc3339(NOW))
+    empty = {"uuid": str(UUID(int=0)), "valid": False}
+    assert task["workspace_id"] == (empty if as_objects else None)
+
+
+@pytest.mark.parametrize(
+    ("core", "expected"),
+    [
+        ({}, {"active", "working"}),
+        ({"current_state": None}, {"active", ""}),
+        ({"agent_exit": None, "workspace_agent_health": None}, {"active", "working"}),
+        ({"agent_exit": {"why": "exited"}}, {"active", "working", "ended"}),
+        ({"agent_exit": {"why": "stopped"}, "status": "paused"}, {"paused", "working"}),
+        ({"workspace_agent_health": {"healthy": False, "reason": LOST_CONNECTION}}, {"active", "working", "ended"}),
+        ({"workspace_agent_health": {"healthy": False, "reason": NOT_RUNNING}}, {"active", "working", "ended"}),
+        ({"workspace_agent_health": {"healthy": False, "reason": "app unhealthy"}}, {"active", "working"}),
+    ],
+)
+def test_what_a_long_poll_can_wait_for(core: dict[str, Any], expected: set[str]) -> None:
+    """The status, the state that the agent reported, and that no agent runs any more unless it was stopped."""
+    assert change(core).long_poll_values == expected
+
+
+def test_who_may_see_a_change_is_kept_with_it() -> None:
+    """The feed offers it to them only."""
+    row = cast("Row", {"position": 1, "task_id": TASK, "version": 1, "revision": 1, "owner_id": ALICE})
+    assert Change(row, nullable_ids_as_objects=False, viewers={ALICE, ACME}).viewers == {ALICE, ACME}
+    assert Change(row, nullable_ids_as_objects=False).viewers == set()
 
 
 @pytest.mark.parametrize(

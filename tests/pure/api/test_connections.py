@@ -70,6 +70,8 @@ def test_a_connection_that_ended_counts_no_longer() -> None:
     opened.connections.lost((MALLORY, 3))
     opened.connections.lost((MALLORY, 3))
     assert (opened.closed, len(opened.connections)) == ([], 1)
+    opened.connections.lost((MALLORY, 2))
+    assert not vars(opened.connections)["_by_client"]  # nothing is remembered of clients without a connection
 
 
 def test_half_is_reserved_for_valid_tokens() -> None:

@@ -53,7 +53,7 @@ class ClientConnections:
         self._on_closed = on_closed
         self._trusted: set[Peer] = set()
         self._anonymous: OrderedDict[Peer, tuple[str, ClosableConnection]] = OrderedDict()
-        self._by_client: dict[str, OrderedDict[Peer, ClosableConnection]] = {}
+        self._by_client: dict[str, OrderedDict[Peer, None]] = {}
 
     def __len__(self) -> int:
         """Return the number of connections."""
@@ -80,7 +80,6 @@ class ClientConnections:
         entry = self._anonymous.get(peer)
         if entry is not None:
             self._anonymous[peer] = (entry[0], connection)
-            self._by_client[entry[0]][peer] = connection
 
     def authenticated(self, peer: Peer) -> None:
         """Note that a connection has presented a valid token; it is not limited from now on."""
@@ -95,7 +94,7 @@ class ClientConnections:
     def _add_anonymous(self, peer: Peer, client: str, connection: ClosableConnection) -> None:
         self._anonymous[peer] = (client, connection)
         own = self._by_client.setdefault(client, OrderedDict())
-        own[peer] = connection
+        own[peer] = None
         if len(own) > self._limits.anonymous_per_client:
             self._close(next(iter(own)), "client")
         elif len(self._anonymous) > self._limits.anonymous:
