@@ -37,16 +37,18 @@ class KilledError(Exception):
 
 
 ACME, OTHER = UUID(int=0xA), UUID(int=0xB)
-ALICE, BOB, CAROL, DAVE = (UUID(int=number) for number in (0xA1, 0xB1, 0xC1, 0xD1))
+ALICE, BOB, CAROL, DAVE, EVE = (UUID(int=number) for number in (0xA1, 0xB1, 0xC1, 0xD1, 0xE1))
 TEMPLATES = {UUID(int=0x11): (ACME, "claude"), UUID(int=0x12): (ACME, "codex"), UUID(int=0x13): (OTHER, "claude")}
 MEMBERS = {
     (ALICE, ACME): "member",
     (BOB, ACME): "member",
-    (BOB, OTHER): "member",
     (CAROL, ACME): "admin",
     (CAROL, OTHER): "member",
     (DAVE, OTHER): "admin",
+    (EVE, OTHER): "member",
 }
+FORMER = {(EVE, ACME): "member", (BOB, OTHER): "member", (DAVE, ACME): "admin"}
+"""Of those who have left an organization: they see none of its tasks, also none of their own."""
 STATUSES = ("active", "paused", "error")
 STATES = ("working", "idle", "failed", "none")
 HEALTHS = (ListedHealth.HEALTHY.value, ListedHealth.LOST.value, ListedHealth.NONE.value)
@@ -56,9 +58,10 @@ STEPS = 60
 DIRECTORY = f"""
 INSERT INTO organizations (id, name, display_name) VALUES ('{ACME}', 'acme', ''), ('{OTHER}', 'other', '');
 INSERT INTO users (id, username, name, email, avatar_url) VALUES
-    {", ".join(f"('{user}', 'user-{user.int:x}', '', '', '')" for user in (ALICE, BOB, CAROL, DAVE))};
-INSERT INTO memberships (user_id, organization_id, role) VALUES
-    {", ".join(f"('{user}', '{organization}', '{role}')" for (user, organization), role in MEMBERS.items())};
+    {", ".join(f"('{user}', 'user-{user.int:x}', '', '', '')" for user in (ALICE, BOB, CAROL, DAVE, EVE))};
+INSERT INTO memberships (user_id, organization_id, role, active) VALUES
+    {", ".join(f"('{user}', '{of}', '{role}', true)" for (user, of), role in MEMBERS.items())},
+    {", ".join(f"('{user}', '{of}', '{role}', false)" for (user, of), role in FORMER.items())};
 INSERT INTO templates (id, organization_id, name, display_name, icon, active_version_id) VALUES
     {", ".join(f"('{key}', '{of}', '{name}', '', '', '{key}')" for key, (of, name) in TEMPLATES.items())};
 """
@@ -89,7 +92,7 @@ class Fleet:
         self.made += 1
         template = self.random.choice(list(TEMPLATES))
         organization = TEMPLATES[template][0]
-        owner = self.random.choice([user for user, of in MEMBERS if of == organization])
+        owner = self.random.choice([user for user, of in (*MEMBERS, *FORMER) if of == organization])
         at = NOW - timedelta(hours=200) + timedelta(minutes=self.made)
         blank = IndexedTask(
             UUID(int=self.random.getrandbits(128)),
@@ -177,6 +180,7 @@ def matches(task: IndexedTask, name: str, wanted: TaskFilter, prefix: str) -> bo
         (listed.state, task.state),
         (listed.waiting, task.waiting),
         (listed.stalled, task.stalled),
+        (listed.failed, task.status == "error" or task.state == "failed"),
     )
     between, time = (wanted.changed, task.changed_at) if wanted.by_change else (wanted.created, task.created_at)
     return (
@@ -200,6 +204,7 @@ def random_filter(random: Random) -> tuple[TaskFilter, str]:
         "health": tuple(random.sample(HEALTHS, random.randrange(1, 3))),
         "waiting": random.random() < 0.5,
         "stalled": random.random() < 0.5,
+        "failed": random.random() < 0.5,
         "term": random.choice(TERMS),
     }
     chosen = random.sample(sorted(possible), random.randrange(4))
@@ -207,9 +212,9 @@ def random_filter(random: Random) -> tuple[TaskFilter, str]:
     between = random.choice([Between(), Between(after=time), Between(before=time)])
     by_change = random.random() < 0.4
     wanted = TaskFilter(
-        caller=random.choice([ALICE, BOB, CAROL, DAVE]),
+        caller=random.choice([ALICE, BOB, CAROL, DAVE, EVE]),
         limit=random.choice([2, 5, 1000]),
-        owner=random.choice([None, None, ALICE, BOB, CAROL]),
+        owner=random.choice([None, None, ALICE, BOB, CAROL, EVE]),
         organization=random.choice([None, None, ACME, OTHER]),
         listed=Listed(**{name: possible[name] for name in chosen}),
         created=Between() if by_change else between,
