@@ -42,6 +42,8 @@ _EMPTY = {
 _SILENT = re.compile(r"(^|\.)_?(log|logger|logging|warnings|failpoint|tracing|structlog|assert_never)(\.|$)")
 """Calls that write logs or traces, or that only tests and type checkers use."""
 _TRIVIAL = {"isinstance", "issubclass", "getattr", "setattr", "hasattr", "cast", "TypeVar", "NewType", "field"}
+_SYMMETRIC = {"max", "min"}
+"""Functions whose arguments may be in any order."""
 _MADE = {
     "daemon", "description", "examples", "exc_info", "frozen", "kw_only", "name", "repr", "slots", "strict", "title",
 }  # fmt: skip
@@ -243,7 +245,7 @@ class _Finder:
                 yield self._replace("sql construct", self._source.end(value), self._source.end(node), "")
             case _:
                 pass
-        if isinstance(node.func, ast.Name) and node.func.id in _TRIVIAL:
+        if isinstance(node.func, ast.Name) and node.func.id in _TRIVIAL | _SYMMETRIC:
             return
         for first, second in zip(node.args, node.args[1:], strict=False):
             texts = self._source.of(first), self._source.of(second)

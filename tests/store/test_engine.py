@@ -217,6 +217,7 @@ async def test_an_engine_whose_server_hangs_can_be_closed(database_url: str, mon
     proxy.freeze()
     async with asyncio.timeout(30):
         await dispose(engine)
+    assert proxy.accepted == 1  # and nothing connects again for it
     await proxy.stop()
 
 

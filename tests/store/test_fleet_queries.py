@@ -11,19 +11,20 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from taskherd.store import diagnostics, fleet_queries, rates
+from taskherd.store import diagnostics, fleet_queries, rates, task_index
 from taskherd.store.engine import transaction
 from taskherd.store.rates import RateKey, TaskCounts
 from taskherd.store.read_pool import ReadPool, Row
-from taskherd.store.task_creation import insert_tasks
+from taskherd.store.task_creation import AddedRows, insert_tasks
+from taskherd.store.task_index import IndexedTask
 from taskherd.store.tasks import StoredTask
 from tests.harness.tasks import make_task
-from tests.store.conftest import NOW
+from tests.store.conftest import NOW, ignore_indexes
 
 ACME, OTHER = UUID(int=0xA), UUID(int=0xB)
 ALICE, CAROL, DORA, EVE = (UUID(int=number) for number in (0xA1, 0xC1, 0xD1, 0xE1))
 CLAUDE, CODEX, OTHERS = (UUID(int=number) for number in (0x11, 0x12, 0x13))
-OLD, NEVER = UUID(int=0x14), UUID(int=0x15)
+OLD, NEVER, THEIRS = (UUID(int=number) for number in (0x14, 0x15, 0x16))
 HOUR = datetime(2026, 11, 27, 10, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 
@@ -38,11 +39,12 @@ INSERT INTO memberships (user_id, organization_id, role, active) VALUES
 INSERT INTO templates (id, organization_id, name, display_name, icon, active_version_id, active) VALUES
     ('{CLAUDE}', '{ACME}', 'claude', '', '', '{CLAUDE}', true), ('{CODEX}', '{ACME}', 'codex', '', '', '{CODEX}', true),
     ('{OTHERS}', '{OTHER}', 'claude', '', '', '{OTHERS}', true), ('{OLD}', '{ACME}', 'old', '', '', '{OLD}', false),
-    ('{NEVER}', '{ACME}', 'never', '', '', '{NEVER}', true);
+    ('{NEVER}', '{ACME}', 'never', '', '', '{NEVER}', true), ('{THEIRS}', '{OTHER}', 'aider', '', '', '{THEIRS}', true);
 INSERT INTO template_versions (id, template_id, name, run, active) VALUES
     ('{CLAUDE}', '{CLAUDE}', 'v1', '{{"pool": "gpu"}}', true), ('{CODEX}', '{CODEX}', 'v1', '{{"pool": ""}}', true),
     ('{OTHERS}', '{OTHERS}', 'v1', '{{"pool": "gpu"}}', true), ('{OLD}', '{OLD}', 'v1', '{{"pool": "old"}}', true),
-    ('{NEVER}', '{NEVER}', 'v1', '{{"pool": "gpu"}}', false);
+    ('{NEVER}', '{NEVER}', 'v1', '{{"pool": "gpu"}}', false),
+    ('{THEIRS}', '{THEIRS}', 'v1', '{{"pool": "theirs"}}', true);
 INSERT INTO runners (name, pool, active) VALUES ('r1', 'gpu', true), ('r2', 'spare', true), ('r3', 'gone', false);
 INSERT INTO runner_hellos (name, pool, hello_at) VALUES ('r1', 'gpu', now()), ('r4', 'new', now());
 """
@@ -92,7 +94,12 @@ async def test_pools_and_runners_that_a_caller_may_know(reader: ReadPool) -> Non
     for caller, all_, expected in (
         (ALICE, False, [("default", ["codex"]), ("gpu", ["claude", "never"])]),
         (EVE, False, []),
-        (DORA, True, [("default", ["codex"]), ("gpu", ["claude", "never"]), ("new", []), ("spare", [])]),
+        (DORA, False, [("default", ["codex"]), ("gpu", ["claude", "never"]), ("theirs", ["aider"])]),
+        (
+            EVE,
+            True,
+            [("default", ["codex"]), ("gpu", ["claude", "never"]), ("new", []), ("spare", []), ("theirs", ["aider"])],
+        ),
     ):
         rows = await fleet_queries.pools(reader, caller, all_=all_)
         assert columns(rows, "pool", "templates") == expected
@@ -100,6 +107,43 @@ async def test_pools_and_runners_that_a_caller_may_know(reader: ReadPool) -> Non
     assert columns(rows, "pool", "name", "listed") == [("gpu", "r1", True), ("new", "r4", False), ("spare", "r2", True)]
     assert [row["hello_at"] is None for row in rows] == [False, False, True]
     assert columns(await fleet_queries.runners(reader, ["gpu"]), "name") == [("r1",)]
+
+
+async def test_what_a_page_shows_is_bounded(engine: AsyncEngine, reader: ReadPool) -> None:
+    """However many there are, the first ones by name, or those that wait longest; of agents, some of them."""
+    most = fleet_queries
+    numbers = f"generate_series({most.MAX_RUNNERS + 1}, 1, -1) AS n"
+    agents = f"generate_series(1, {most.MAX_AGENTS + 1}) AS n"
+    statements = (
+        f"INSERT INTO runners (name, pool) SELECT 'x' || md5(n::text), 'p' || md5(n::text) FROM {numbers}",
+        f"INSERT INTO workers (worker_id, started_at, seen_at) SELECT md5(n::text), now(), now() FROM {numbers}",
+        f"INSERT INTO dead_letter_rates (hour, reason, letters) SELECT '{HOUR}', md5(n::text), 1 FROM {numbers}",
+        f"INSERT INTO runners (name, pool) SELECT 'y' || md5(n::text), 'many' FROM {numbers}",
+        f"""INSERT INTO work_requests (request_id, task_id, build_number, type, attempt, created_at, next_at)
+        SELECT md5(n::text)::uuid, '{UUID(int=1)}', 1, 'workspace.start', 1, '{NOW}'::timestamptz + n * interval '1 s',
+               now() FROM {numbers}""",
+        f"""INSERT INTO build_claims (task_id, build_number, runner, claimed_at)
+        SELECT md5(n::text)::uuid, 1, 'r1', now() FROM {agents}""",
+        f"""INSERT INTO leases (task_id, build_number, seq, last_heartbeat_at)
+        SELECT md5(n::text)::uuid, 1, 1, now() FROM {agents}""",
+    )
+    async with transaction(engine) as connection:
+        await insert_tasks(connection, [task(1)])
+        for statement in statements:
+            await connection.exec_driver_sql(statement)
+    pools = [row["pool"] for row in await most.pools(reader, DORA, all_=True)]
+    assert (len(pools), pools) == (most.MAX_POOLS, sorted(pools))
+    assert pools[0] == "default"
+    runners = [row["name"] for row in await most.runners(reader, ["many"])]
+    assert (len(runners), runners) == (most.MAX_RUNNERS, sorted(runners))
+    workers = [row["worker_id"] for row in await most.workers(reader)]
+    assert (len(workers), workers) == (100, sorted(workers))
+    reasons = [row["reason"] for row in await most.dead_letters(reader, HOUR)]
+    assert (len(reasons), reasons) == (100, sorted(reasons))
+    waiting = [row["created_at"] for row in await most.waiting(reader, ALICE, all_=False)]
+    assert waiting == [NOW + number * SECOND for number in range(1, most.MAX_WAITING + 1)]
+    (agents_of_runner,) = await most.agents(reader, DORA, all_=True)
+    assert agents_of_runner["agents"] == most.MAX_AGENTS
 
 
 async def test_who_sees_all(engine: AsyncEngine, reader: ReadPool) -> None:
@@ -159,10 +203,14 @@ async def test_open_requests_of_each_target_for_an_operator(engine: AsyncEngine)
         ]
         assert await diagnostics.open_requests(connection, "main", ["agent.input"], 2) == found[:2]
         pools = await diagnostics.template_pools(connection, "main", 10)
-        assert [(each.pool, each.templates) for each in pools] == [("gpu", ("claude", "claude")), ("main", ("codex",))]
+        assert [(each.pool, each.templates) for each in pools] == [
+            ("gpu", ("claude", "claude")),
+            ("main", ("codex",)),
+            ("theirs", ("aider",)),
+        ]
         assert await diagnostics.template_pools(connection, "main", 1) == pools[:1]
         counts = await diagnostics.content_counts(connection)
-        assert (counts.users, counts.templates, counts.unpublished, counts.oldest) == (3, 4, 0, 0)
+        assert (counts.users, counts.templates, counts.unpublished, counts.oldest) == (3, 5, 0, 0)
 
 
 async def test_agents_are_counted_where_their_build_was_claimed(engine: AsyncEngine, reader: ReadPool) -> None:
@@ -192,9 +240,34 @@ async def test_agents_are_counted_where_their_build_was_claimed(engine: AsyncEng
         assert set(columns(rows, "runner", "agents", "heard_at")) == expected
 
 
+async def test_unwell_tasks_are_counted_by_their_runners(engine: AsyncEngine, reader: ReadPool) -> None:
+    """By the term that begins as asked, whatever other terms a task has; of tasks that the caller may see."""
+    tasks = [(1, ALICE, "lost", "r1"), (2, CAROL, "lost", "r1"), (3, ALICE, "lost", "r2"), (4, ALICE, "healthy", "r1")]
+    indexed = [
+        IndexedTask(
+            *(UUID(int=number), ACME, owner, CLAUDE, "gpu", "active", "working", health),
+            waiting=False,
+            stalled=False,
+            created_at=NOW,
+            changed_at=NOW,
+            terms=f'["label:a=b","runner:{runner}","z:last"]',
+            deleted=False,
+        )
+        for number, owner, health, runner in tasks
+    ]
+    async with transaction(engine) as connection:
+        rows = [task(number, owner) for number, owner, _, _ in tasks]
+        await insert_tasks(connection, rows, AddedRows(indexed=indexed))
+        assert await task_index.apply(connection, 10) == 4
+    for caller, expected in ((CAROL, {"runner:r1": 2, "runner:r2": 1}), (ALICE, {"runner:r1": 1, "runner:r2": 1})):
+        assert await fleet_queries.unwell(reader, caller, "lost", "runner:") == expected
+    assert await fleet_queries.unwell(reader, EVE, "lost", "runner:") == {}
+    assert await fleet_queries.unwell(reader, CAROL, "lost", "label:") == {"label:a=b": 3}
+
+
 async def test_rates_of_each_hour_since_one(engine: AsyncEngine, reader: ReadPool) -> None:
     """The first hour belongs to it; members see their own rates, admins those of their organization, all in one sum."""
-    hours = [HOUR + timedelta(hours=number) for number in range(-1, 2)]
+    hours = [HOUR + timedelta(hours=number) for number in range(-1, 12)]
     counts = {
         **{RateKey(hour, ACME, ALICE): TaskCounts(3, 2, 1) for hour in hours},
         RateKey(HOUR, ACME, CAROL): TaskCounts(10, 20, 30),
@@ -202,7 +275,7 @@ async def test_rates_of_each_hour_since_one(engine: AsyncEngine, reader: ReadPoo
     }
     async with transaction(engine) as connection:
         await rates.add(connection, counts)
-        letters = {(hours[0], "old"): 9, (HOUR, "b"): 1, (HOUR, "a"): 1, (hours[2], "z"): 2, (HOUR, "z"): 3}
+        letters = {(hours[0], "old"): 9, (hours[2], "z"): 2, (HOUR, "z"): 3} | {(HOUR, each): 1 for each in "gbdface"}
         await rates.add_dead_letters(connection, letters)
     for caller, all_, first in (
         (ALICE, False, (3, 2, 1)),
@@ -211,23 +284,25 @@ async def test_rates_of_each_hour_since_one(engine: AsyncEngine, reader: ReadPoo
         (EVE, True, (113, 222, 331)),
     ):
         rows = await fleet_queries.rates(reader, caller, HOUR, all_=all_)
-        expected = [(HOUR, *first), (hours[2], 3, 2, 1)]
+        expected = [(HOUR, *first), *((hour, 3, 2, 1) for hour in hours[2:])]
         assert columns(rows, "hour", "created", "completed", "failed") == expected
     assert not await fleet_queries.rates(reader, EVE, HOUR, all_=False)
     rows = await fleet_queries.dead_letters(reader, HOUR)
-    assert columns(rows, "reason", "letters") == [("z", 5), ("a", 1), ("b", 1)]
+    assert columns(rows, "reason", "letters") == [("z", 5), *((each, 1) for each in "abcdefg")]
 
 
 async def test_old_rates_are_deleted_from_their_oldest_end(engine: AsyncEngine) -> None:
     """Up to the limit of rows, those before an hour; of dead letters all before it."""
-    keys = [RateKey(HOUR + timedelta(hours=number), ACME, ALICE) for number in (1, -2, 0, -1)]
+    keys = [RateKey(HOUR + timedelta(hours=number), ACME, ALICE) for number in (1, -1, -2, 0)]
 
     async def left(connection: AsyncConnection, table: str) -> list[datetime]:
         return list((await connection.execute(text(f"SELECT hour FROM {table} ORDER BY hour"))).scalars())
 
     async with transaction(engine) as connection:
-        await rates.add(connection, {key: TaskCounts(1, 1, 1) for key in keys})
+        for key in keys:
+            await rates.add(connection, {key: TaskCounts(1, 1, 1)})
         await rates.add_dead_letters(connection, {(key.hour, "invalid"): 1 for key in keys})
+        await ignore_indexes(connection)
         assert await rates.prune(connection, HOUR, 1) == 1
         hours = sorted(key.hour for key in keys)
         assert (await left(connection, "task_rates"), await left(connection, "dead_letter_rates")) == (

@@ -298,6 +298,9 @@ def in_use(engine: AsyncEngine) -> int:
 
 
 async def dispose(engine: AsyncEngine) -> None:
-    """Close the idle connections within ``CLOSE_TIMEOUT`` seconds; the next use connects again."""
+    """Close the idle connections within ``CLOSE_TIMEOUT`` seconds, at the end of the engine's use.
+
+    After a server that hangs, the pool may count a connection that is gone.
+    """
     with suppress(SQLAlchemyError, *FAILURES):
         await asyncio.wait_for(engine.dispose(), CLOSE_TIMEOUT)

@@ -56,6 +56,14 @@ def change(
         "owner_id": ALICE,
         "organization_id": ACME,
         "name": "Claude",
+        "display_name": "Claude",
+        "icon": "/c.svg",
+        "template_id": TASK,
+        "prompt": "Fix it",
+        "username": "alice",
+        "avatar_url": "/a.png",
+        "cause": '{"kind":"report"}',
+        "erased": False,
         "kind": kind,
         "changes": list(changes),
         "core_document": orjson.dumps({**CORE, **core}),
@@ -136,12 +144,8 @@ def test_what_is_left_of_a_change(columns: dict[str, Any], expected: tuple[bool,
 @pytest.mark.parametrize("as_objects", [False, True])
 def test_a_change_is_one_event_with_the_whole_document(*, as_objects: bool) -> None:
     """Its id is the position to resume at; the document has the names and ids in the configured form."""
-    columns = {
-        "prompt": "Fix it", "username": "alice", "avatar_url": "/a.png", "template_id": TASK, "display_name": "Claude",
-        "icon": "/c.svg", "cause": '{"kind":"report"}',
-    }  # fmt: skip
     ids = {"workspace_id": None, "workspace_agent_id": None, "workspace_app_id": None}
-    found = change(ids, "status", "labels", as_objects=as_objects, **columns)
+    found = change(ids, "status", "labels", as_objects=as_objects)
     lines = found.frame.decode().split("\n")
     assert (lines[:2], lines[3:]) == (["id: 7", "event: task.updated"], ["", ""])
     event = orjson.loads(lines[2].removeprefix("data: "))

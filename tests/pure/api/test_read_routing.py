@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from uuid import UUID
 
+from structlog.testing import capture_logs
+
 from taskherd.api.read_routing import (
     MAX_SAMPLES,
     MIN_SUSPENSION,
@@ -71,6 +73,15 @@ def test_a_forgotten_mark_counts_for_all() -> None:
     assert not marks.allow(BOB, 5.5)
 
 
+def test_a_mark_that_the_standby_has_passed_makes_nobody_wait() -> None:
+    """It is forgotten at once, so that it is never the oldest one beyond the limit."""
+    marks = ReadMarks(limit=1)
+    marks.set(ALICE, 5.0)
+    assert marks.allow(ALICE, 5.0)
+    marks.set(BOB, 6.0)
+    assert marks.allow(CAROL, 4.0)
+
+
 def test_a_newer_mark_outlives_an_older_one() -> None:
     """Setting a mark again keeps the caller from being forgotten first."""
     marks = ReadMarks(limit=2)
@@ -121,6 +132,20 @@ def test_whoever_wrote_waits_for_the_standby() -> None:
     assert routing.chosen.allows_standby(BOB)
     routing.show(100.0)
     assert routing.chosen.allows_standby(ALICE)
+
+
+def test_the_log_says_when_the_standby_begins_and_ceases_to_be_used() -> None:
+    """Once each time, with the reason: not for every read or comparison."""
+    chosen = Routing().chosen
+    with capture_logs() as logged:
+        for problem in ("not yet", None, None, "it lags", "it is gone", None):
+            chosen._note(problem)
+            assert chosen.problem == problem
+    assert [(each["event"], each.get("reason")) for each in logged] == [
+        ("standby used again", None),
+        ("standby not used", "it lags"),
+        ("standby used again", None),
+    ]
 
 
 def test_without_a_standby_everything_is_read_from_the_primary() -> None:

@@ -99,6 +99,13 @@ def test_what_has_no_behaviour_is_not_mutated(text: str) -> None:
     assert mutants(text) == set()
 
 
+@pytest.mark.parametrize("name", ["min", "max"])
+def test_arguments_whose_order_says_nothing_are_not_swapped(name: str) -> None:
+    """The lesser or greater of two values is the same in any order."""
+    operators = {operator for operator, _ in mutants(function(f"return {name}(a, b)"))}
+    assert "swapped arguments" not in operators
+
+
 def test_every_mutation_of_our_code_can_be_compiled() -> None:
     """A mutation that cannot be compiled would be drawn in vain."""
     from tests.mutation.room import ROOT  # noqa: PLC0415
