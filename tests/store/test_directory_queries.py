@@ -65,7 +65,9 @@ async def test_users_who_share_an_organization(reader: ReadPool) -> None:
     users = await directory_queries.users(reader, ALICE, UserFilter(10))
     assert names(users, "username") == ["alice", "Bob", "dora"]
     assert [row["organization_ids"] for row in users] == [[ACME, BETA, DEFAULT], [ACME], [BETA]]
-    assert names(await directory_queries.users(reader, BOB, UserFilter(10)), "username") == ["alice", "Bob"]
+    users = await directory_queries.users(reader, BOB, UserFilter(10))
+    assert names(users, "username") == ["alice", "Bob"]
+    assert [row["organization_ids"] for row in users] == [[ACME], [ACME]]
     assert names(await directory_queries.users(reader, EVE, UserFilter(10)), "username") == ["eve"]
     for criteria, expected in (
         (UserFilter(2), ["alice", "Bob"]),
