@@ -129,5 +129,6 @@ class ConnectionPool:
 
 
 async def _close(connection: Any) -> None:
-    with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+    """Close a connection, or abort it; a ``TimeoutError`` is an ``OSError``."""
+    with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
         await connection.close(timeout=_CLOSE_TIMEOUT)
