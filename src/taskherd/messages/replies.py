@@ -129,7 +129,7 @@ def decode_reply(body: bytes) -> Accepted | CommandRefused:
                 return CommandRefused(status, message, error.get("detail"), tuple(validations))
             case _:
                 raise Malformed("not_a_reply")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise Malformed("not_a_reply", str(error)) from None
 
 

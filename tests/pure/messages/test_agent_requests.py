@@ -147,6 +147,10 @@ def test_what_a_person_decides_by_shows_every_character() -> None:
     assert report.tool.name == "Ba\\u202esh"
     assert json.loads(report.tool.input or "") == {"com\\u202emand": "rm\\u202e -rf"}
     assert report.options[0].label == "No"
+    for nameless in ({}, {"name": None}, {"name": " \x00"}):
+        tool = valid({"tool": {"kind": "execute", **nameless}}).tool
+        assert tool is not None
+        assert (tool.name, tool.input) == (None, None)
 
 
 def test_every_option_can_be_read() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from taskherd.domain.claims import BuildClaim, ClaimDecision, ClaimOutcome, Ownership
 from taskherd.domain.command_results import CommandRefused
+from taskherd.domain.outcome import DeadLetterReason
 from taskherd.errors import Malformed
 from taskherd.messages import claims, replies
 from taskherd.messages.decoding import InvalidMessage
@@ -23,10 +24,22 @@ def test_each_message_is_decoded_as_it_was_encoded() -> None:
     assert claims.decode_runner_message(claims.encode_hello(hello)) == hello
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b'{"type": "build.claim"}', b'{"type": "x"}', b" " * (2**20 + 1)])
-def test_an_invalid_message_is_a_value(body: bytes) -> None:
-    """Nothing that arrives raises."""
-    assert isinstance(claims.decode_runner_message(body), InvalidMessage)
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", DeadLetterReason.NOT_JSON),
+        (b"[]", DeadLetterReason.INVALID),
+        (b'{"type": "build.claim"}', DeadLetterReason.INVALID),
+        (b'{"type": "x"}', DeadLetterReason.UNKNOWN_TYPE),
+        (b" " * 2**20, DeadLetterReason.NOT_JSON),
+        (b" " * (2**20 + 1), DeadLetterReason.TOO_LARGE),
+    ],
+)
+def test_an_invalid_message_is_a_value(body: bytes, reason: DeadLetterReason) -> None:
+    """Nothing that arrives raises; the dead letter has the reason, and the body as far as it keeps that."""
+    invalid = claims.decode_runner_message(body)
+    assert isinstance(invalid, InvalidMessage)
+    assert (invalid.reason, invalid.body) == (reason, body if len(body) <= 2**20 else body[: 64 * 1024])
 
 
 @pytest.mark.parametrize(
@@ -50,6 +63,9 @@ def test_replies_to_questions_and_hellos() -> None:
         assert claims.decode_ownership_reply(claims.ownership_reply({TASK: ownership})) == {TASK: ownership}
     assert claims.decode_hello_reply(claims.hello_reply()) is None
     assert claims.decode_hello_reply(replies.refused_reply(CommandRefused(409, "No."))) == "No."
+    assert claims.decode_hello_reply(replies.refused_reply(CommandRefused(409, "No.", "Ever."))) == "No. Ever."
+    mixed = {TASK: None, uuid4(): Ownership.OWNED, uuid4(): Ownership.GONE}
+    assert claims.decode_ownership_reply(claims.ownership_reply(mixed)) == mixed
 
 
 @pytest.mark.parametrize(

@@ -84,9 +84,14 @@ def test_a_reply_survives_a_round_trip() -> None:
     assert replies.decode_reply(steered) == replies.Accepted({}, 6, False, UUID(int=3), UUID(int=2))  # noqa: FBT003
     for refusal in (CommandRefused(404, "Not there."), CommandRefused(409, "Taken.", "Really.", (("name", "in use"),))):
         assert replies.decode_reply(replies.refused_reply(refusal)) == refusal
-    for body in (b"", b"\xff", b"[]", b'{"ok":true}', b'{"ok":false,"error":{}}', b'{"ok":1,"task":{},"version":"1"}'):
+    task, refused = '{"ok":true,"task":{},"version":1', '{"ok":false,"error":{"status":409,"message":"No."'
+    for body in (
+        *("", "\xff", "[]", '{"ok":true}', '{"ok":false,"error":{}}', '{"ok":1,"task":{},"version":"1"}'),
+        *(f'{task},"interrupt_id":"x"}}', f'{task},"answered":7}}'),
+        *(f'{refused},"validations":{wrong}}}}}' for wrong in ("7", "[7]", "[{}]", '[{"field":"name"}]')),
+    ):
         with pytest.raises(Malformed):
-            replies.decode_reply(body)
+            replies.decode_reply(body.encode("latin-1"))
 
 
 @pytest.mark.parametrize("letter", ["a", "é", "😀"])
@@ -119,8 +124,16 @@ def test_invalid_commands_have_a_reason_and_a_reply(body: bytes, reason: DeadLet
     assert isinstance(invalid, InvalidMessage)
     assert (invalid.reason, invalid.index, invalid.body) == (reason, None, body)
     reply = replies.RefusedReply.model_validate_json(replies.invalid_message_reply(invalid))
-    assert reply.error.status == 400
+    assert (reply.error.status, reply.error.message) == (400, "Command could not be read.")
     assert reply.error.detail == f"{reason.value}: {invalid.detail}"
+
+
+def test_a_sender_that_is_not_trusted_is_forbidden() -> None:
+    """The reply to its command says that, not that the command is invalid."""
+    untrusted = InvalidMessage(None, DeadLetterReason.UNTRUSTED_SENDER, "sent by 'eve'", b"{}")
+    reply = replies.RefusedReply.model_validate_json(replies.invalid_message_reply(untrusted))
+    assert (reply.error.status, reply.error.message) == (403, "The sender is not trusted.")
+    assert reply.error.detail == "untrusted_sender: sent by 'eve'"
 
 
 def test_refusals_omit_empty_fields() -> None:

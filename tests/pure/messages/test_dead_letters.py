@@ -64,9 +64,9 @@ def test_the_id_is_stable_and_depends_on_the_message() -> None:
 
 
 def test_an_unreadable_time_is_unknown() -> None:
-    """A time that is missing, of another type, or not RFC 3339 is None."""
+    """A time that is missing, of another type, not RFC 3339 or out of range is None."""
     body, headers = encode(b"x", DeadLetterReason.INVALID, "", Origin("q", "e", "k"))
-    for wrong in (None, 7, "", "yesterday", b"2026-01-01"):
+    for wrong in (None, 7, "", "yesterday", b"2026-01-01", "0001-01-01T00:00:00+14:00"):
         assert decode(Stored(body, {**headers, "x-taskherd-time": wrong})).time is None
 
 
@@ -108,3 +108,48 @@ def test_a_routing_key_of_up_to_255_bytes_is_sent_again() -> None:
     for key, obstacle in (("é" * 127 + "k", None), ("é" * 128, "its routing key is too long to be sent")):
         body, headers = encode(b"x", DeadLetterReason.INVALID, "", Origin("q", "e", key))
         assert decode(Stored(body, headers)).replay_obstacle == obstacle
+
+
+@pytest.mark.parametrize(
+    ("exchange", "key", "obstacle"),
+    [("reports", "", None), ("", "claims", None), ("", "", "its origin is unknown")],
+)
+def test_an_exchange_or_a_routing_key_is_origin_enough(exchange: str, key: str, obstacle: str | None) -> None:
+    """A message without a routing key is sent again to its exchange, one without an exchange to its queue."""
+    body, headers = encode(b"x", DeadLetterReason.INVALID, "", Origin("q", exchange, key))
+    assert decode(Stored(body, headers)).replay_obstacle == obstacle
+
+
+@pytest.mark.parametrize(
+    ("headers", "sender", "detail"),
+    [
+        ({}, "eve", "no reason was given"),
+        ({"x-last-death-queue": "q"}, None, "dead-lettered by the broker, sent by a user that is not known"),
+        ({"x-last-death-queue": "q"}, "e" * 65, f"dead-lettered by the broker, sent by the user '{'e' * 64}'"),
+    ],
+)
+def test_a_letter_that_no_worker_wrote_says_who_wrote_it(
+    headers: dict[str, Any], sender: str | None, detail: str
+) -> None:
+    """The detail says whether RabbitMQ dead-lettered the message, and which user sent it, as far as that is known."""
+    letter = decode(Stored(b"x", headers, message_id=None, sender=sender))
+    assert (letter.detail, letter.length, letter.truncated) == (detail, 1, False)
+
+
+def test_the_original_length_of_a_truncated_body_is_kept() -> None:
+    """Whoever truncated it: the encoding, or the one who received only its beginning."""
+    origin = Origin("q", "e", "k")
+    for length, expected in ((None, 2**20 + 1), (2**30, 2**30)):
+        body, headers = encode(b"x" * (2**20 + 1), DeadLetterReason.TOO_LARGE, "", origin, length=length)
+        letter = decode(Stored(body, headers))
+        assert (len(body), letter.length, letter.truncated) == (64 * 1024, expected, True)
+        assert letter.replay_obstacle == "only the beginning of its body was kept"
+    body, headers = encode(b"x" * 2**20, DeadLetterReason.INVALID, "", origin)
+    assert (len(body), decode(Stored(body, headers)).truncated) == (2**20, False)
+
+
+def test_numbers_of_another_type_are_ignored() -> None:
+    """An index that is no number is none, and a length that is no number that of the body."""
+    body, headers = encode(b"xyz", DeadLetterReason.INVALID, "", Origin("q", "e", "k"))
+    letter = decode(Stored(body, {**headers, "x-taskherd-index": "1", "x-taskherd-length": "9"}))
+    assert (letter.index, letter.length) == (None, 3)

@@ -351,3 +351,49 @@ def test_a_truncated_body_is_too_large_whatever_it_says() -> None:
         assert isinstance(result, InvalidMessage)
         assert (result.reason, result.body, result.length) == (DeadLetterReason.TOO_LARGE, beginning, length)
         assert result.detail == "1048577 bytes; expected at most 1048576"
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (b"", "Expecting value at line 1 column 1"),
+        (b'{\n"a" 1}', "Expecting ':' delimiter at line 2 column 5"),
+        (b'{"a":"\xff"}', "not UTF-8 at byte 6"),
+        (b'{"a":NaN}', "NaN is not JSON"),
+        (b'{"a":-Infinity}', "-Infinity is not JSON"),
+        (b'{"a":' * DEEP, "nested too deeply"),
+        (b"[1", "Expecting ',' delimiter at line 1 column 3"),
+        (b"[" * DEEP, "nested too deeply"),
+        (b"[{},tru]", "element 1: Expecting value at line 1 column 1"),
+        (b'[{},"\xff"]', "element 1: not UTF-8 at byte 1"),
+    ],
+)
+def test_a_dead_letter_says_where_a_body_stops_being_json(body: bytes, detail: str) -> None:
+    """The detail has the parser's words and the place, of an array the element."""
+    element = one(body)
+    assert isinstance(element, InvalidMessage)
+    assert (element.reason, element.detail) == (DeadLetterReason.NOT_JSON, detail)
+
+
+@pytest.mark.parametrize(
+    ("fields", "detail"),
+    [
+        ({"task_id": TASK}, "type: a string was expected"),
+        ({"type": 7}, "type: '7' is not known"),
+        (7, "an object was expected"),
+        ({"type": "agent.dance" + "x" * 100}, f"type: 'agent.dance{'x' * 53}' is not known"),
+        ({"type": "agent.heartbeat", "task_id": TASK, "seq": -1}, "seq: Input should be greater than or equal to 0"),
+    ],
+)
+def test_a_dead_letter_says_what_was_expected(fields: object, detail: str) -> None:
+    """The detail names the field and what was expected instead."""
+    element = one(orjson.dumps(fields))
+    assert isinstance(element, InvalidMessage)
+    assert element.detail == detail
+
+
+def test_exactly_three_errors_are_described_without_a_rest() -> None:
+    """Only errors beyond the third are summed up."""
+    element = one(orjson.dumps({"type": "agent.heartbeat", "task_id": 1, "seq": "1", "build_number": 0}))
+    assert isinstance(element, InvalidMessage)
+    assert [part.split(":")[0] for part in element.detail.split("; ")] == ["task_id", "build_number", "seq"]

@@ -289,6 +289,13 @@ def test_packing_fills_a_message_completely() -> None:
     size = sum(len(events.encode_event(each)) for each in pair) + 3
     assert [len(batch.body) for batch in events.pack_events(pair, size)] == [size]
     assert len(events.pack_events(pair, size - 1)) == 2
+    empty = len(events.encode_event(event(1)))
+    for more, messages in ((0, 1), (1, 2)):
+        halves = [
+            event(1, prompt="x" * (256 * 1024 - empty - 2)),
+            event(2, prompt="x" * (256 * 1024 - empty - 1 + more)),
+        ]
+        assert len(events.pack_events(halves)) == messages, "a message has up to 512 KiB"
 
 
 @pytest.mark.parametrize("request_type", work.REQUEST_TYPES)

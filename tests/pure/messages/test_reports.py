@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ from taskherd.domain.outcome import DeadLetterReason
 from taskherd.domain.report_json import canonical_json
 from taskherd.messages.decoding import InvalidMessage
 from taskherd.messages.reports import DecodedReport, DecodeResult, decode_reports
-from tests.pure.messages.samples import NOW, REPORT_OF, REPORTS, TASK, any_report, json_values
+from tests.pure.messages.samples import NOW, OTHER, REPORT_OF, REPORTS, TASK, any_report, json_values
 
 HEARTBEAT = {"type": "agent.heartbeat", "task_id": TASK}
 STATUS = {"type": "app.status", "task_id": TASK, "state": "working"}
@@ -206,3 +207,83 @@ def test_the_data_of_a_log_entry_has_at_most_100_levels(levels: int) -> None:
     assert isinstance(in_array[0], DecodedReport)
     for element in (alone[0], in_array[1]):
         assert isinstance(element, DecodedReport) == (levels == 100)
+
+
+BUILD = {"type": "workspace.build", "task_id": TASK, "transition": "stop", "job_status": "failed"}
+EXIT = {"type": "agent.exit", "task_id": TASK, "why": "signalled"}
+INPUT = {"type": "task.input", "task_id": TASK, "input_id": OTHER, "outcome": "failed"}
+INTERRUPTED = {"type": "agent.interrupted", "task_id": TASK, "interrupt_id": OTHER, "outcome": "failed"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "absent"),
+    [
+        (BUILD, "error", None),
+        (BUILD, "reason", None),
+        (EXIT, "words", None),
+        (STATUS, "message", ""),
+        (STATUS, "guessed_from", ""),
+        (INPUT, "detail", None),
+        (INTERRUPTED, "detail", None),
+    ],
+)
+def test_every_message_in_a_report_is_sanitized(fields: dict[str, Any], name: str, absent: str | None) -> None:
+    """A text that people read has no control characters and is cut; an empty one stays empty, an absent one absent."""
+    element = one({**fields, name: "rm\x00 \u202efdp" + "x" * 2000})
+    assert isinstance(element, DecodedReport)
+    text = getattr(element.report, name)
+    assert text.startswith("rm \\u202efdpxx")
+    assert (len(text), text[-1]) == (2000, "…")
+    assert element.sanitize_counts == {"control": 2, "cut": 1}
+    assert getattr(valid({**fields, name: ""}), name) == ""
+    for none in (fields, {**fields, name: None}):
+        assert getattr(valid(none), name) == absent
+
+
+def test_what_a_build_leaves_out_is_none() -> None:
+    """Names in a build are sanitized and an app's bad URL is cleared; what is left out stays out."""
+    bare = valid(BUILD)
+    assert (bare.workspace, bare.app, bare.runner, bare.restart) == (None, None, None, False)
+    app = {"id": OTHER, "slug": "c\u202ec"}
+    element = one({**BUILD, "app": {**app, "url": "javascript:1"}, "workspace": {"id": TASK, "name": "m\x00ain"}})
+    assert isinstance(element, DecodedReport)
+    assert isinstance(element.report, domain.WorkspaceBuild)
+    assert element.report.app == domain.App(UUID(OTHER), "cc", None, None)
+    assert element.report.workspace == domain.Workspace(UUID(TASK), "main")
+    assert element.sanitize_counts == {"control": 2, "uri": 1}
+    for url in ("", None):
+        element = one({**BUILD, "app": {**app, "url": url}})
+        assert isinstance(element, DecodedReport)
+        assert isinstance(element.report, domain.WorkspaceBuild)
+        assert element.report.app == domain.App(UUID(OTHER), "cc", None, None)
+        assert element.sanitize_counts == {"control": 1}
+
+
+ENTRY = {"id": 1, "type": "output", "content": "", "time": "2026-03-01T12:00:00Z"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "least", "most"),
+    [(EXIT, "status", -(2**31), 2**32 - 1), (EXIT, "signal", -(2**31), 2**32 - 1), (LOG, "id", 0, 2**63 - 1)],
+)
+def test_the_limits_of_numbers_themselves_are_valid(fields: dict[str, Any], name: str, least: int, most: int) -> None:
+    """The least and greatest numbers are kept, the next ones invalid."""
+
+    def report(number: int) -> dict[str, Any]:
+        changed = {name: number}
+        return {**fields, "entries": [{**ENTRY, **changed}]} if name == "id" else {**fields, **changed}
+
+    for number in (least, most):
+        kept = valid(report(number))
+        assert getattr(kept.entries[0] if name == "id" else kept, name) == number
+    for number in (least - 1, most + 1):
+        assert f"{name}: " in invalid(report(number)).detail
+
+
+def test_what_a_log_entry_leaves_out_is_none() -> None:
+    """A title without characters is none, and so are data that are absent or null; empty data are data."""
+    for more in ({}, {"title": None, "data": None}, {"title": " \x00"}):
+        (entry,) = valid({**LOG, "entries": [{**ENTRY, **more}]}).entries
+        assert (entry.title, entry.data, entry.kind, entry.status) == (None, None, None, None)
+    (entry,) = valid({**LOG, "entries": [{**ENTRY, "data": {}}]}).entries
+    assert entry.data == "{}"

@@ -32,3 +32,9 @@ def test_a_policy_is_read_from_run(run: dict[str, Any], stalled_after: int, rest
     assert policy.stalled_after == timedelta(seconds=stalled_after)
     assert policy.max_loss_restarts == restarts
     assert policy.loss_backoff.longest(1) == first_wait
+
+
+def test_a_run_that_asks_for_nothing_has_the_default_policy() -> None:
+    """A task whose template version is not known yet is treated like one whose ``run`` says nothing."""
+    assert recovery_policy({}, DEFAULT) == DEFAULT
+    assert DEFAULT.loss_backoff.longest(17) == 3600
