@@ -6,14 +6,26 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import pytest
+
 from taskherd.backoff import Backoff
-from taskherd.domain.commands import Delete, Pause, Send
+from taskherd.domain.commands import Delete, Pause, Resume, Send
 from taskherd.domain.handle_command import CommandContext
 from taskherd.domain.inbox import QueuedInput
 from taskherd.domain.outcome import ReportOutcome
-from taskherd.domain.reports import AgentState, InputOutcome, InputOutcomeReport, JobStatus, Transition
-from taskherd.domain.task import Inbox
-from taskherd.domain.task_update import apply_command, apply_report, apply_timer_check, finalize
+from taskherd.domain.recovery import RecoveryPolicy
+from taskherd.domain.reports import (
+    AgentState,
+    AgentUsage,
+    InputOutcome,
+    InputOutcomeReport,
+    JobStatus,
+    Report,
+    TaskLog,
+    Transition,
+)
+from taskherd.domain.task import Deletion, Inbox, LastLog, Stall
+from taskherd.domain.task_update import apply_command, apply_report, apply_timer_check, due_at, finalize
 from taskherd.domain.updates import Cause, TaskUpdate, TimerCheck, UpdateContext
 from taskherd.domain.value import replace
 from taskherd.messages.run_policy import default_policy
@@ -261,3 +273,107 @@ def test_an_erased_task_keeps_builds_and_no_texts() -> None:
     assert apply_report(late, report, LATER, context()) is ReportOutcome.APPLIED
     assert (late.existing_task.state.build_number, late.existing_task.state.job_status) == (2, JobStatus.FAILED)
     assert late.existing_task.state.build_error is None
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        TaskLog(task_id=TASK, build_number=1, seq=2, entries=()),
+        AgentUsage(task_id=TASK, build_number=1, seq=3, input_tokens=5),
+    ],
+    ids=["a log", "usage"],
+)
+def test_a_word_of_the_agent_ends_its_stall(report: Report) -> None:
+    """The time of its receipt counts from then on, and the report is the cause of what users see."""
+    stalled = replace(waiting(0, None, status(AgentState.WORKING)), stall=Stall(1, NOON))
+    update = new_update(stalled)
+    assert apply_report(update, report, LATER, context()) is ReportOutcome.APPLIED
+    state = update.existing_task.state
+    assert (state.stall, state.last_log) == (None, LastLog(1, LATER))
+    assert update.cause == Cause("report", report.type)
+    assert update.logs == ([report] if isinstance(report, TaskLog) else [])
+
+
+def test_a_log_that_users_see_elsewhere_is_no_cause() -> None:
+    """Entries of a log change nothing in the document, unless they end a stall; only their time is kept."""
+    update = new_update(waiting(0))
+    log = TaskLog(task_id=TASK, build_number=1, seq=4, entries=())
+    assert apply_report(update, log, LATER, context()) is ReportOutcome.APPLIED
+    assert (update.cause, update.existing_task.state.last_log) == (None, LastLog(1, LATER))
+
+
+def test_each_finding_of_a_timer_check_is_a_cause() -> None:
+    """What the sweeper finds is named; of several findings the last one, and a held check finds no silence."""
+    hours = NOON + timedelta(hours=1)
+    given_up = new_update(unchanged_core().builds.initial_state(TASK, NOON))
+    apply_timer_check(given_up, TimerCheck(NOON), hours, context())
+    assert (given_up.timed_out, given_up.closed_requests) == ("start", [1])
+    assert given_up.cause == Cause("sweep", "build.given_up")
+    silent = new_update(running(unchanged_core()))
+    apply_timer_check(silent, TimerCheck(NOON), hours, context())
+    assert (silent.timed_out, silent.cause) == (None, Cause("sweep", "agent.silent"))
+    working = waiting(0, None, heartbeat(seq=5), status(AgentState.WORKING))
+    stalled = new_update(working)
+    apply_timer_check(stalled, TimerCheck(NOON, mass_held=True), hours, context())
+    assert stalled.existing_task.state.stall == Stall(1, NOON)
+    assert stalled.cause == Cause("sweep", "agent.stalled")
+
+
+def test_a_deleted_task_is_not_watched() -> None:
+    """Neither the silence nor the stall of its agent is noted any more."""
+    for state in (running(unchanged_core()), waiting(0, None, heartbeat(seq=5), status(AgentState.WORKING))):
+        task = replace(make_task(TASK, state=state), deleted_at=NOON)
+        update = TaskUpdate(task, task)
+        apply_timer_check(update, TimerCheck(NOON), NOON + timedelta(hours=1), context())
+        assert (update.existing_task.state.silence, update.existing_task.state.stall) == (None, None)
+
+
+def test_the_worker_starts_a_drained_agent_again() -> None:
+    """The start is requested in the batch that reports the stop, and its cause is named."""
+    update = new_update(active(unchanged_core()))
+    stop = build(2, job=JobStatus.SUCCEEDED, transition=Transition.STOP, restart=True)
+    assert apply_report(update, stop, LATER, context()) is ReportOutcome.APPLIED
+    finalize(update, LATER, context())
+    assert (update.requested_builds, update.existing_task.state.is_start) == ([3], True)
+    assert update.cause == Cause("sweep", "runner.drained")
+    assert [state.build_number for state in update.superseded] == [1, 2]
+
+
+def test_the_worker_starts_a_lost_agent_again_after_a_wait() -> None:
+    """The first batch after the loss only sets the time; a check at that time requests the start."""
+    policy = RecoveryPolicy(timedelta(), 1, Backoff(60, 60))
+    silent = new_update(running(unchanged_core()))
+    apply_timer_check(silent, TimerCheck(NOON), LATER + timedelta(hours=1), context())
+    lost_at = LATER + timedelta(hours=1)
+    known = replace(context(), default_policy=policy)
+    finalize(silent, lost_at, known)
+    assert (silent.requested_builds, silent.superseded) == ([], [])
+    state = silent.existing_task.state
+    assert state.loss_restarts.retry_at == lost_at + timedelta(seconds=60)
+    assert due_at(state, lost_at, lost_at, known.timeouts, policy) == state.loss_restarts.retry_at
+    later = TaskUpdate(silent.task, silent.task)
+    finalize(later, lost_at + timedelta(seconds=60), known)
+    assert (later.requested_builds, later.cause) == ([2], Cause("sweep", "agent.lost"))
+    assert later.superseded == [state]
+
+
+def test_the_next_check_of_a_task_is_never_at_once() -> None:
+    """A delete is retried at its time, but not less than a second from now; a paused task needs no check."""
+    paused = replace(
+        active(unchanged_core(), build(2, job=JobStatus.SUCCEEDED, transition=Transition.STOP)), unanswered_build=None
+    )
+    known = context()
+    policy = known.default_policy
+    assert due_at(paused, NOON, NOON, known.timeouts, policy) is None
+    for wait, due in ((0, 1), (1, 1), (60, 60)):
+        deleting = replace(paused, deletion=Deletion(1, NOON + wait * SECOND))
+        assert due_at(deleting, NOON, NOON, known.timeouts, policy) == NOON + due * SECOND
+
+
+def test_a_refused_command_changes_nothing() -> None:
+    """Its result is kept for the reply, and it is no cause."""
+    update = new_update(running(unchanged_core()))
+    apply_command(update, Resume(command_id=THREE, task_id=TASK, actor_id=TWO), LATER, context())
+    assert update.task is update.before
+    assert (update.cause, update.inputs_failed) == (None, False)
+    assert update.command_result is not None
