@@ -10,14 +10,18 @@ import pytest
 
 from taskherd.domain import inbox, labels
 from taskherd.domain.command_results import CommandAccepted, CommandRefused
-from taskherd.domain.commands import Pause, Resume, Send, UpdateLabels
-from taskherd.domain.handle_command import CommandContext, handle_command
+from taskherd.domain.commands import Create, Delete, Pause, Resume, Send, UpdateInput, UpdateLabels
+from taskherd.domain.handle_command import CommandContext, EarlierInput, TemplateVersionInfo, handle_command
 from taskherd.domain.reports import AgentState, JobStatus, Transition
 from tests.harness.histories import NOON, TASK
 from tests.pure.domain.test_explain import folded, task_with
 from tests.pure.domain.test_fold import build, lifecycle, status
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+    from typing import Any
+
+    from taskherd.domain.commands import Command
     from taskherd.domain.reports import Report
     from taskherd.domain.task import Task
 
@@ -151,3 +155,224 @@ def test_what_commands_of_a_batch_start_and_stop_counts_for_the_next() -> None:
     context.note_change(None, running)
     assert context.running[running.owner_id] == 2
     assert context.names_in_use == {running.owner_id: {running.name.lower()}}
+
+
+OWNER, OTHER_OWNER, ORGANIZATION = UUID(int=21), UUID(int=22), UUID(int=23)
+VERSION, UNUSABLE, FOREIGN, PRESET = UUID(int=24), UUID(int=25), UUID(int=26), UUID(int=27)
+TEMPLATE = UUID(int=28)
+
+
+def _generate(prompt: str, names_in_use: Container[str]) -> str:
+    """Return a name that says which names it must not be."""
+    return f"{prompt[:3]}-{'taken' in names_in_use}".lower()
+
+
+def directory(**fields: Any) -> CommandContext:
+    """Return a context with an owner who has a task called "taken", and three versions, of which one is usable."""
+    presets = frozenset({PRESET})
+    versions = {
+        VERSION: TemplateVersionInfo(ORGANIZATION, TEMPLATE, presets, usable=True),
+        UNUSABLE: TemplateVersionInfo(ORGANIZATION, TEMPLATE, presets, usable=False),
+        FOREIGN: TemplateVersionInfo(UUID(int=29), TEMPLATE, presets, usable=True),
+    }
+    owners = {OWNER: frozenset({ORGANIZATION}), OTHER_OWNER: frozenset({ORGANIZATION})}
+    in_use = {OWNER: {"taken"}}
+    return CommandContext(owners, versions, in_use, _generate, **fields)
+
+
+def create(context: CommandContext | None = None, **fields: Any) -> CommandAccepted | CommandRefused:
+    """Return the result of a create at noon, valid except for ``fields``."""
+    given = {"owner_id": OWNER, "template_version_id": VERSION, "input": "fix the login", **fields}
+    command = Create(command_id=UUID(int=141), task_id=TASK, actor_id=ACTOR, **given)
+    return handle_command(None, command, NOON, context or directory())
+
+
+def created(context: CommandContext | None = None, **fields: Any) -> Task:
+    """Return the task of a create that must be accepted."""
+    result = create(context, **fields)
+    assert isinstance(result, CommandAccepted)
+    return result.task
+
+
+def test_a_create_makes_a_task() -> None:
+    """Its ids are those of the command and the version; names that are not chosen are made from the prompt."""
+    task = created()
+    assert (task.id, task.owner_id, task.organization_id) == (TASK, OWNER, ORGANIZATION)
+    assert (task.template_id, task.template_version_id, task.preset_id) == (TEMPLATE, VERSION, None)
+    assert (task.name, task.display_name, task.prompt) == ("fix-true", "Fix the login", "fix the login")
+    assert (task.version, task.prompt_version, task.deleted_at) == (1, 1, None)
+    assert (task.created_at, task.updated_at, task.state.build.received_at) == (NOON, NOON, NOON)
+    assert (task.state.requested_builds, task.state.labels) == ({1: Transition.START}, {})
+    assert created(owner_id=OTHER_OWNER).name == "fix-false"
+
+
+def test_a_create_takes_what_was_chosen() -> None:
+    """Name, display name, preset and labels; the nil UUID is no preset, and a blank display name none."""
+    task = created(
+        name="My-Task", display_name=" Mine ", template_version_preset_id=PRESET, labels={"team": "blue", "repo": "a"}
+    )
+    assert (task.name, task.display_name, task.preset_id) == ("My-Task", "Mine", PRESET)
+    assert list(task.state.labels.items()) == [("repo", "a"), ("team", "blue")]
+    plain = created(name="", display_name="  ", template_version_preset_id=UUID(int=0), labels={})
+    assert (plain.name, plain.display_name, plain.preset_id) == ("fix-true", "Fix the login", None)
+    assert created(display_name="d" * 64).display_name == "d" * 64
+    assert created(input="!?", name="a-name").display_name == "A name"
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "message"),
+    [
+        ({"owner_id": UUID(int=99)}, 400, "Owner not found."),
+        (
+            {"template_version_id": UUID(int=98)},
+            400,
+            "Template version not found or you do not have access to this resource",
+        ),
+        (
+            {"template_version_id": UNUSABLE},
+            400,
+            "Template version not found or you do not have access to this resource",
+        ),
+        (
+            {"template_version_id": FOREIGN},
+            400,
+            "Template version not found or you do not have access to this resource",
+        ),
+        ({"template_version_preset_id": UUID(int=97)}, 400, "Preset not found."),
+        ({"input": " \n"}, 400, "Task input is required."),
+        ({"name": "new"}, 400, "Unable to create a Task with the provided name."),
+        ({"display_name": "d" * 65}, 400, "Display name must be 64 characters or less."),
+        ({"labels": {"": "x"}}, 400, "Invalid labels."),
+        ({"name": "Taken"}, 409, 'Workspace "Taken" already exists.'),
+        ({"name": "Taken", "labels": {"": "x"}}, 400, "Invalid labels."),
+    ],
+)
+def test_why_a_create_is_refused(fields: dict[str, Any], status: int, message: str) -> None:
+    """The first reason counts, in the order of Coder's API."""
+    refused = create(**fields)
+    assert isinstance(refused, CommandRefused)
+    assert (refused.status, refused.message) == (status, message)
+
+
+def test_a_name_is_in_use_for_its_owner_only() -> None:
+    """The refusal names the field, as clients expect; another owner may take the name."""
+    refused = create(name="taken")
+    assert isinstance(refused, CommandRefused)
+    assert refused.validations == (("name", "This value is already in use and should be unique."),)
+    assert created(owner_id=OTHER_OWNER, name="taken").name == "taken"
+
+
+def test_the_number_of_running_tasks_is_checked_last() -> None:
+    """At the limit a create is refused, unless it has another fault; without a limit it is never."""
+    full = directory(running={OWNER: 2, OTHER_OWNER: 1}, max_running=2)
+    refused = create(full)
+    assert isinstance(refused, CommandRefused)
+    assert (refused.status, refused.message) == (409, "Too many tasks are running.")
+    assert (refused.detail or "").startswith("The owner may have 2 running tasks. ")
+    faulty = create(full, name="new")
+    assert isinstance(faulty, CommandRefused)
+    assert faulty.status == 400
+    assert created(full, owner_id=OTHER_OWNER).owner_id == OTHER_OWNER
+    assert created(directory(max_running=1)).owner_id == OWNER
+    assert created(directory(running={OWNER: 9})).owner_id == OWNER
+
+
+def refusal(task: Task | None, command: Command, context: CommandContext = LENIENT) -> tuple[int, str]:
+    """Return the status and message of a command that must be refused."""
+    result = handle_command(task, command, NOON, context)
+    assert isinstance(result, CommandRefused)
+    return result.status, result.message
+
+
+def test_a_task_that_is_not_there_is_not_found() -> None:
+    """Whether it never was, or is deleted; only its id is taken for ever."""
+    not_found = (404, "Resource not found or you do not have access to this resource")
+    gone = with_fields(active(), deleted_at=NOON)
+    ids: dict[str, Any] = {"command_id": UUID(int=151), "task_id": TASK, "actor_id": ACTOR}
+    for task in (None, gone):
+        for command in (Delete(**ids), Pause(**ids), Resume(**ids), send(152)):
+            assert refusal(task, command) == not_found
+    again = Create(**ids, owner_id=OWNER, template_version_id=VERSION, input="once more")
+    for task in (active(), gone):
+        assert refusal(task, again, directory()) == (409, "A task with this ID already exists.")
+
+
+def test_a_delete_empties_the_inbox() -> None:
+    """The task is hidden from then on, and its inputs and its interrupt count no more."""
+    task = accepted(active(status(AgentState.WORKING)), 153).task
+    deleted = handle_command(task, Delete(command_id=UUID(int=154), task_id=TASK, actor_id=ACTOR), NOON, LENIENT)
+    assert isinstance(deleted, CommandAccepted)
+    assert (deleted.task.deleted_at, deleted.task.state.inbox.queued) == (NOON, 0)
+    assert deleted.task.state.deletion is not None
+    assert deleted.task.state.interrupt is None
+
+
+def test_only_a_paused_task_gets_another_prompt() -> None:
+    """A blank one is refused before that is looked at."""
+    paused = task_with(
+        folded(build(job=JobStatus.SUCCEEDED), build(2, job=JobStatus.SUCCEEDED, transition=Transition.STOP))
+    )
+
+    def update(text: str) -> UpdateInput:
+        return UpdateInput(command_id=UUID(int=161), task_id=TASK, actor_id=ACTOR, input=text)
+
+    changed = handle_command(paused, update("another way"), NOON, LENIENT)
+    assert isinstance(changed, CommandAccepted)
+    assert changed.task == with_fields(paused, prompt="another way")
+    assert refusal(active(), update("another way")) == (409, "Unable to update task input, task must be paused.")
+    assert refusal(active(), update(" ")) == refusal(paused, update("\n")) == (400, "Task input is required.")
+
+
+def test_which_tasks_take_no_inputs() -> None:
+    """The message says why, and the detail what helps."""
+    stopped = build(2, job=JobStatus.SUCCEEDED, transition=Transition.STOP)
+    for reports, expected in (
+        ([build(job=JobStatus.PENDING)], (409, "Task is pending.")),
+        ([build(job=JobStatus.RUNNING)], (409, "Task is initializing.")),
+        ([build(job=JobStatus.SUCCEEDED), stopped], (409, "Task is paused.")),
+        ([build(job=JobStatus.FAILED)], (400, "Task must be active.")),
+    ):
+        assert refusal(task_with(folded(*reports)), send(171)) == expected
+    empty = Send(command_id=UUID(int=172), task_id=TASK, actor_id=ACTOR, input="")
+    assert refusal(active(), empty) == (400, "Task input is required.")
+
+
+def test_a_repeated_send_is_accepted_whatever_the_task_does_now() -> None:
+    """If it is the same: the task, the text and the actor, unless that is not known any more."""
+    paused = task_with(
+        folded(build(job=JobStatus.SUCCEEDED), build(2, job=JobStatus.SUCCEEDED, transition=Transition.STOP))
+    )
+    command = send(181)
+
+    def repeated(**fields: Any) -> CommandAccepted | CommandRefused:
+        given = {"task_id": TASK, "content": command.input, "actor_id": ACTOR, "queued": True, **fields}
+        earlier = {command.command_id: EarlierInput(**given)}
+        return handle_command(paused, command, NOON, with_fields(LENIENT, earlier_inputs=earlier))
+
+    same: list[dict[str, Any]] = [{}, {"actor_id": None}, {"queued": False}]
+    for fields in same:
+        again = repeated(**fields)
+        assert isinstance(again, CommandAccepted)
+        assert (again.task, again.input_id, again.input) == (paused, command.command_id, None)
+        assert (again.queued, again.repeated) == (fields.get("queued", True), True)
+    different: list[dict[str, Any]] = [{"task_id": UUID(int=1)}, {"content": "another"}, {"actor_id": UUID(int=1)}]
+    for fields in different:
+        other = repeated(**fields)
+        assert isinstance(other, CommandRefused)
+        assert (other.status, other.message) == (409, "command_id was used for another command.")
+
+
+def test_when_a_workspace_can_be_stopped_and_started() -> None:
+    """Not while a build is active; a start only if no agent runs, or may be running."""
+    ids: dict[str, Any] = {"command_id": UUID(int=191), "task_id": TASK, "actor_id": ACTOR}
+    pause, resume = Pause(**ids), Resume(**ids)
+    starting = task_with(folded(build()))
+    for command in (pause, resume):
+        assert refusal(starting, command) == (409, "A workspace build is already active.")
+    assert refusal(active(), resume) == (409, "Task workspace is already running.")
+    assert isinstance(handle_command(active(), pause, NOON, LENIENT), CommandAccepted)
+    failed = task_with(folded(build(job=JobStatus.FAILED)))
+    assert isinstance(handle_command(failed, resume, NOON, LENIENT), CommandAccepted)
+    full = with_fields(LENIENT, running={failed.owner_id: 1}, max_running=1)
+    assert refusal(failed, resume, full) == (409, "Too many tasks are running.")
+    assert refusal(active(), resume, full) == (409, "Task workspace is already running.")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import json
 import resource
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from taskherd.runner.outbox import MAX_CONFIRMED_BYTES, MAX_WRITTEN_BYTES, Budget, Outbox
+from taskherd.runner.outbox import MAX_CONFIRMED_BYTES, MAX_TASK_BYTES, MAX_WRITTEN_BYTES, Budget, Outbox
 
 
 def open_outbox(path: Path, budget: Budget | None = None) -> Outbox:
@@ -160,3 +162,123 @@ async def test_a_closed_outbox_leaves_its_file_to_the_next_one(tmp_path: Path) -
     assert open_outbox(path).peek(9, 10**6)[-1] == b"b"
     assert open_files(tmp_path) == ["outbox.jsonl"]
     new.close()
+
+
+async def test_a_message_takes_reports_up_to_its_number_and_size(tmp_path: Path) -> None:
+    """The first report is taken whatever its size; what does not fit waits, also if a later one would fit."""
+    outbox = open_outbox(tmp_path / "outbox.jsonl")
+    assert outbox.peek(10, 1000) == []
+    outbox.append(["aaaa", "bb", "cccccc", "d"])
+    assert outbox.peek(2, 1000) == [b"aaaa", b"bb"]
+    assert outbox.peek(10, 6) == [b"aaaa", b"bb"]
+    assert outbox.peek(10, 5) == [b"aaaa"]
+    assert outbox.peek(10, 1) == [b"aaaa"]
+    assert outbox.peek(10, 13) == [b"aaaa", b"bb", b"cccccc", b"d"]
+    outbox.confirm(3)
+    assert (outbox.peek(10, 1000), len(outbox)) == ([b"d"], 1)
+
+
+async def test_a_follower_waits_at_the_limit_of_its_task(tmp_path: Path) -> None:
+    """At 1 MiB of unconfirmed reports, until enough are confirmed; less is no reason to wait."""
+    outbox = open_outbox(tmp_path / "outbox.jsonl")
+    outbox.append(["x" * (MAX_TASK_BYTES - 10)])
+    full = [outbox.full]
+    await outbox.wait_room()
+    outbox.append(["y" * 10])
+    full.append(outbox.full)
+    waiting = asyncio.create_task(outbox.wait_room())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    outbox.confirm(1)
+    await waiting
+    assert [*full, outbox.full] == [False, True, False]
+
+
+async def test_the_common_budget_is_released(tmp_path: Path) -> None:
+    """By a confirm, a discard, and a close, each by what the outbox held."""
+    budget = Budget(100)
+    outboxes = [open_outbox(tmp_path / name, budget) for name in ("a", "b", "c")]
+    for outbox in outboxes:
+        outbox.append(["x" * 30, "y" * 10])
+    assert (budget.used, outboxes[0].full) == (120, True)
+    waiting = asyncio.create_task(outboxes[2].wait_room())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    outboxes[0].confirm(1)
+    assert budget.used == 90
+    await waiting
+    outboxes[1].discard()
+    assert (budget.used, len(outboxes[1])) == (50, 0)
+    outboxes[2].close()
+    assert budget.used == 10
+    assert Outbox(tmp_path / "c", budget, lambda _: None).full is False
+    assert budget.used == 50
+
+
+async def test_it_is_empty_once_all_is_confirmed(tmp_path: Path) -> None:
+    """Or discarded; a runner that stops waits for that."""
+    for name in ("a", "b"):
+        outbox = open_outbox(tmp_path / name)
+        await outbox.wait_empty()
+        outbox.append(["1", "2"])
+        outbox.confirm(1)
+        waiting = asyncio.create_task(outbox.wait_empty())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        outbox.confirm(1) if name == "a" else outbox.discard()
+        await waiting
+
+
+async def test_an_outbox_is_scheduled_when_it_has_reports(tmp_path: Path) -> None:
+    """Also for those of an earlier runner, of which the greatest seq is known; a checkpoint alone has none to send."""
+    path = tmp_path / "outbox.jsonl"
+    scheduled: list[Outbox] = []
+    outbox = Outbox(path, Budget(10**9), scheduled.append)
+    assert (scheduled, outbox.last_seq, outbox.is_saved, outbox.checkpoint) == ([], 0, True, {})
+    outbox.append([], {"offset": 3})
+    assert scheduled == []
+    outbox.append([json.dumps({"seq": seq}) for seq in (7, 9, 8)], {"offset": 4})
+    assert scheduled == [outbox]
+    outbox.append(['"no object"', "{}"])
+    outbox.close()
+    again = Outbox(path, Budget(10**9), scheduled.append)
+    assert (scheduled[2:], again.last_seq, len(again)) == ([again, again], 9, 5)
+    assert (again.checkpoint, again.is_saved) == ({"offset": 4}, True)
+
+
+async def test_the_file_is_readable_by_its_user_only(tmp_path: Path) -> None:
+    """Reports contain what the agent was told; a rewritten file is no exception, and nothing is left beside it."""
+    path = tmp_path / "outbox.jsonl"
+    outbox = open_outbox(path)
+    outbox.append(["1"], {"offset": 1})
+    assert path.stat().st_mode & 0o777 == 0o600
+    outbox.append(["2" * (MAX_CONFIRMED_BYTES + 1)])
+    before = path.stat().st_ino
+    outbox.confirm(2)
+    assert path.stat().st_ino != before
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert json.loads(path.read_text()) == [{"offset": 1}, []]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+async def test_up_to_64_kib_of_confirmed_reports_stay_in_the_file(tmp_path: Path) -> None:
+    """So that it is not rewritten for each report."""
+    path = tmp_path / "outbox.jsonl"
+    outbox = open_outbox(path)
+    outbox.append(["a" * MAX_CONFIRMED_BYTES, "b", "c"])
+    size = path.stat().st_size
+    outbox.confirm(1)
+    assert path.stat().st_size == size
+    outbox.confirm(1)
+    assert json.loads(path.read_text()) == [{}, ["c"]]
+
+
+async def test_nothing_is_appended_after_a_discard(tmp_path: Path) -> None:
+    """Its task is being deleted; a late confirm finds nothing to remove."""
+    outbox = open_outbox(tmp_path / "outbox.jsonl")
+    outbox.append(["1"])
+    outbox.discard()
+    outbox.append(["2"], {"offset": 2})
+    outbox.confirm(1)
+    assert (len(outbox), outbox.checkpoint) == (0, {"offset": 2})
+    assert "2" not in (tmp_path / "outbox.jsonl").read_text()

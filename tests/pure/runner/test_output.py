@@ -95,3 +95,63 @@ def test_unread_output_is_kept(tmp_path_factory: object, chunks: list[bytes], se
         read += piece.data
     assert read == b"".join(chunks)
     assert writer.dropped == 0
+
+
+def segments(folder: Path, **contents: bytes) -> Path:
+    """Write segments, named by an underscore and where they start."""
+    for name, content in contents.items():
+        (folder / f"{int(name[1:]):020d}").write_bytes(content)
+    return folder
+
+
+def test_a_gap_between_two_segments_is_missing(tmp_path: Path) -> None:
+    """A full disk takes no more of a segment; the reader goes on with the next one, and says how much is missing."""
+    folder = segments(tmp_path, _0=b"abc", _10=b"def")
+    assert output.read(folder, 0, 99) == output.OutputChunk(b"abc", 0, 3)
+    assert output.read(folder, 3, 99) == output.OutputChunk(b"", 7, 10)
+    assert output.read(folder, 10, 2) == output.OutputChunk(b"de", 0, 12)
+    assert output.read(folder, 12, 99) == output.OutputChunk(b"f", 0, 13)
+    assert output.read(folder, 13, 99) == output.OutputChunk(b"", 0, 13)
+
+
+def test_output_that_was_deleted_is_missing(tmp_path: Path) -> None:
+    """Reading begins with the first segment that is left; without any there is no output yet."""
+    assert output.read(tmp_path / "none", 5, 9) == output.OutputChunk(b"", 0, 5)
+    assert (output.size(tmp_path / "none"), output.tail(tmp_path / "none", 9)) == (0, "")
+    folder = segments(tmp_path, _7=b"hij", _10=b"k")
+    assert output.read(folder, 2, 99) == output.OutputChunk(b"hij", 5, 10)
+    assert output.size(folder) == 11
+
+
+def test_what_has_been_read_is_discarded(tmp_path: Path) -> None:
+    """A segment goes once all of it was read, but never the last one, to which the shim still writes."""
+    folder = segments(tmp_path, _0=b"ab", _2=b"cd", _4=b"ef")
+    (folder / "note").write_text("no segment")
+    for offset, left in ((1, [0, 2, 4]), (2, [2, 4]), (3, [2, 4]), (6, [4]), (6, [4])):
+        output.discard(folder, offset)
+        assert sorted(int(path.name) for path in folder.iterdir() if path.name != "note") == left
+
+
+def test_the_tail_is_the_end_of_the_output(tmp_path: Path) -> None:
+    """Over the ends of segments, at most as many bytes as wanted, and text in any case."""
+    folder = segments(tmp_path, _0=b"abcd", _4=b"efgh", _8=b"ij")
+    assert [output.tail(folder, limit) for limit in (1, 2, 3, 7, 10, 99)] == [
+        "j", "ij", "hij", "defghij", "abcdefghij", "abcdefghij"
+    ]  # fmt: skip
+    assert output.tail(segments(tmp_path, _10=b"\xff"), 2) == "j\ufffd"
+
+
+def test_the_size_of_a_segment_that_vanishes_is_where_it_starts(tmp_path: Path) -> None:
+    """The shim may delete it between the two looks."""
+    (tmp_path / f"{12:020d}").symlink_to(tmp_path / "vanished")
+    assert output.size(tmp_path) == 12
+    assert output.read(tmp_path, 12, 9) == output.OutputChunk(b"", 0, 12)
+
+
+def test_a_line_of_the_longest_length_is_kept_whole() -> None:
+    """One byte more, and the rest is counted."""
+    for more, expected in ((0, ["x" * output.MAX_LINE]), (1, ["x" * output.MAX_LINE + "…"])):
+        splitter = output.LineSplitter()
+        text = b"x" * (output.MAX_LINE + more)
+        assert [*splitter.feed(text[:10]), *splitter.feed(text[10:] + b"\n")][:1] == expected
+        assert (splitter.pending, splitter.skipped) == (0, 0)
