@@ -87,7 +87,7 @@ class ActivityWatch:
         try:
             record = json.loads(self._folder.started.read_text())
             shim_pid, agent = record["pid"], record["agent"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None
         pids = table.below(shim_pid)
         ticks = sum(table.ticks.get(pid, 0) for pid in {shim_pid, *pids})

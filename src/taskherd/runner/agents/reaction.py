@@ -61,7 +61,7 @@ class InterruptReaction:
         table = await self._context.processes.table()
         try:
             agent = json.loads(self._context.folder.started.read_text())["agent"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return False
         before, self._children = self._children, frozenset(table.below(agent))
         return bool(before - self._children)

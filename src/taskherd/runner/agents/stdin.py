@@ -98,7 +98,7 @@ def has_reader(folder: RunFolder) -> bool:
         started = json.loads(folder.started.read_text())
         shim_pid = started["pid"]
         fifo = folder.input.stat()
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
     if folder.exit.exists():
         return False
