@@ -32,7 +32,7 @@ from taskherd.messages.run_policy import default_policy
 from tests.harness.histories import NOON, TASK
 from tests.harness.tasks import make_task
 from tests.pure.domain.mutated_core import unchanged_core
-from tests.pure.domain.test_fold import build, heartbeat, status, timeouts
+from tests.pure.domain.test_fold import build, folded, heartbeat, lifecycle, status, timeouts
 from tests.pure.domain.test_inbox import active
 from tests.pure.domain.test_liveness import running
 
@@ -377,3 +377,19 @@ def test_a_refused_command_changes_nothing() -> None:
     assert update.task is update.before
     assert (update.cause, update.inputs_failed) == (None, False)
     assert update.command_result is not None
+
+
+def test_an_agent_without_a_lease_is_checked_when_it_may_be_lost() -> None:
+    """30 s after its last heartbeat; one that a clock ahead has noted counts as of now. A lease has its own check."""
+    known, policy = context(), default_policy(0)
+    steady = running(unchanged_core())
+    assert due_at(steady, None, NOON, known.timeouts, policy) is None
+    facets = lifecycle(seq=50, agent_id=ONE), heartbeat(seq=1, agent_id=TWO)
+    unsteady = folded(unchanged_core(), [build(job=JobStatus.SUCCEEDED), *facets])
+    for now, due in (
+        (NOON, NOON + 30 * SECOND),
+        (LATER, NOON + 30 * SECOND),
+        (NOON + 60 * SECOND, NOON + 61 * SECOND),
+        (NOON - timedelta(hours=1), NOON - timedelta(hours=1) + 30 * SECOND),
+    ):
+        assert due_at(unsteady, None, now, known.timeouts, policy) == due

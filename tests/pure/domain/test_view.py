@@ -7,7 +7,18 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from taskherd.domain.reports import AgentState, App, AppHealth, Health, JobStatus, Lifecycle, Transition, Workspace
+from taskherd.domain.reports import (
+    AgentExit,
+    AgentState,
+    App,
+    AppHealth,
+    ExitReason,
+    Health,
+    JobStatus,
+    Lifecycle,
+    Transition,
+    Workspace,
+)
 from tests.harness.histories import AGENTS, NOON, TASK
 from tests.pure.domain.test_fold import build, disconnected, folded, heartbeat, lifecycle, status, view_of
 
@@ -231,3 +242,22 @@ def test_a_timed_out_build_shows_as_failed(core: Core) -> None:
     assert (view["status"], view["workspace_status"]) == ("error", "failed")
     assert view["current_state"] == {"state": "failed", "message": "no runner", "uri": ""}
     assert view_of(core, replace(state, timed_out=core.task.TimedOut(1, -2, "other")))["status"] == "pending"
+
+
+def test_who_is_working(core: Core) -> None:
+    """An agent of the latest start that is connected, has not ended, and said so; a stop has none, whatever is sent."""
+    started: list[Report] = [build(job=UP), lifecycle(), heartbeat(), status(AgentState.WORKING)]
+    stop = build(2, job=JobStatus.RUNNING, transition=Transition.STOP)
+    ended = AgentExit(task_id=TASK, build_number=1, seq=5, why=ExitReason.EXITED, status=0)
+    assert core.view.is_working(folded(core, started))
+    cases: list[list[Report]] = [
+        [status(AgentState.IDLE, seq=1)],
+        [disconnected(seq=1)],
+        [ended],
+        [stop],
+        [stop, heartbeat(2)],
+        [build(2, job=UP), heartbeat(2)],
+    ]
+    for others in cases:
+        assert not core.view.is_working(folded(core, [*started, *others]))
+    assert core.view.is_working(folded(core, [*started, build(2, job=UP), heartbeat(2), status(AgentState.WORKING, 2)]))
