@@ -20,8 +20,8 @@ OF_ANY_SIZE = 4
 class _Message(Delivery):
     """A delivery of ``size`` bytes, without any, whose delivery has failed ``failures`` times."""
 
-    def __init__(self, tag: int, size: int, failures: int = 0) -> None:
-        super().__init__(b"", tag, redelivered=failures > 0)
+    def __init__(self, tag: int, size: int, failures: int = 0, *, redelivered: bool | None = None) -> None:
+        super().__init__(b"", tag, redelivered=failures > 0 if redelivered is None else redelivered)
         self.size = size
         self.properties = Basic.Properties(headers={DELIVERY_COUNT: failures})
 
@@ -59,6 +59,53 @@ def test_a_window_widens_while_messages_are_small() -> None:
     assert window.next_step() is Step.NOTHING
 
 
+def test_a_consumer_has_what_it_may_have_whatever_those_before_it_had() -> None:
+    """Acks of the deliveries to an earlier one make room for bytes, but the broker sends this one no more for them."""
+    window, tags = PrefetchWindow(1000, MAX_BYTES), count(1)
+    window.resume()
+    first = _fill(window, tags, 100)
+    window.widen()
+    second = _fill(window, tags, 100)
+    assert _tags(second) == [2, 3, 4, 5]
+    window.settle(first)
+    assert (window.full, window.next_step()) == (True, Step.WIDEN)
+    window.settle(second[:1])
+    assert (window.full, window.next_step()) == (False, Step.NOTHING)
+    assert _tags(_fill(window, tags, 100)) == [6]
+    window.widen()
+    assert window.size == 1000 - OF_ANY_SIZE
+
+
+def test_a_consumer_may_begin_before_anything_was_delivered() -> None:
+    """The first delivery of a channel has the tag 1."""
+    window = PrefetchWindow(1000, MAX_BYTES)
+    window.resume()
+    first = _Message(1, 100)
+    assert window.admit(first)
+    assert window.full
+    window.settle([first])
+    assert not window.full
+
+
+@pytest.mark.parametrize(("last", "exhausted"), [(1, False), (2, True)])
+def test_to_wait_is_in_vain_once_a_full_consumer_has_a_quarter_of_the_bytes(last: int, *, exhausted: bool) -> None:
+    """A wider one may bring few more by then; with fewer bytes, or while it is not full, more come soon."""
+    window = PrefetchWindow(1000, MAX_BYTES)
+    window.size = 2
+    assert window.admit(_Message(1, MAX_BYTES // 4 - 2))
+    assert not window.exhausted
+    assert window.admit(_Message(2, last))
+    assert (window.full, window.exhausted) == (True, exhausted)
+
+
+def test_to_wait_is_not_in_vain_while_a_consumer_is_not_full() -> None:
+    """However many bytes it has."""
+    window = PrefetchWindow(1000, MAX_BYTES)
+    window.size = 2
+    assert window.admit(_Message(1, MAX_BYTES))
+    assert (window.full, window.exhausted) == (False, False)
+
+
 def test_a_window_stays_small_while_messages_are_large() -> None:
     """Nothing is refused then: what fits at any size fits."""
     window, tags = PrefetchWindow(1000, MAX_BYTES), count(1)
@@ -79,6 +126,7 @@ def test_what_does_not_fit_is_refused_until_there_is_room() -> None:
     messages: list[Delivery] = [_Message(next(tags), size) for _ in range(30)]
     admitted = [message for message in messages if window.admit(message)]
     assert _tags(admitted) == [*range(1, 17)]
+    assert window.full
     assert not window.admit(_Message(next(tags), 1)), "smaller ones come after those before them"
     assert window.next_step() is Step.STOP
     assert window.stop() == [*range(17, 32)]
@@ -90,6 +138,35 @@ def test_what_does_not_fit_is_refused_until_there_is_room() -> None:
     window.resume()
     assert window.size == 8
     assert _tags(_fill(window, tags, size)) == [*range(32, 40)]
+
+
+def test_what_comes_after_a_refused_message_is_refused_too() -> None:
+    """Even if it is small enough, so that the order stays; and until then nothing else is delivered."""
+    window = PrefetchWindow(1000, MAX_BYTES)
+    window.size = 900
+    admitted = [_Message(1, 100), _Message(2, MAX_BYTES - 200)]
+    assert [window.admit(each) for each in admitted] == [True, True]
+    assert not window.full
+    assert [window.admit(_Message(3, 101)), window.full] == [False, True]
+    assert not window.admit(_Message(4, 1))
+    window.settle(admitted)
+    assert (window.full, window.next_step()) == (True, Step.STOP)
+    assert window.stop() == [3, 4]
+
+
+def test_a_consumer_after_refused_messages_gets_as_many_as_fit_by_their_size() -> None:
+    """By the size of those that were refused last, not of those before; each time anew."""
+    window, tags, size = PrefetchWindow(1000, MAX_BYTES), count(1), MAX_BODY_BYTES // 8
+    for _ in range(2):
+        window.size = 900
+        small: list[Delivery] = [_Message(next(tags), 1)]
+        small += [_Message(next(tags), MAX_BYTES - size)]
+        assert [window.admit(each) for each in small] == [True, True]
+        assert not window.admit(_Message(next(tags), size))
+        window.stop()
+        assert window.size == MAX_BYTES // 2 // size
+        window.settle(small)
+        window.resume()
 
 
 def test_one_message_always_fits() -> None:
@@ -121,10 +198,11 @@ def test_possible_poison_comes_alone() -> None:
     assert (window.full, window.exhausted, window.next_step()) == (True, True, Step.NOTHING)
     window.settle([poison])
     for _ in range(CLEAN_ACKS):
-        assert window.next_step() is Step.NOTHING
-        window.settle(_fill(window, tags, 100))
+        clean = _fill(window, tags, 100)
+        assert (window.exhausted, window.next_step()) == (True, Step.NOTHING)
+        window.settle(clean)
     _fill(window, tags, 100)
-    assert window.next_step() is Step.WIDEN
+    assert (window.exhausted, window.next_step()) == (False, Step.WIDEN)
 
 
 def test_possible_poison_among_others_stops_the_consumer() -> None:
@@ -132,7 +210,7 @@ def test_possible_poison_among_others_stops_the_consumer() -> None:
     window, tags = PrefetchWindow(1000, MAX_BYTES), count(1)
     window.settle(_fill(window, tags, 100))
     window.widen()
-    messages = [_Message(next(tags), 100), _Message(next(tags), 100, POISON_FROM), _Message(next(tags), 100)]
+    messages = [_Message(next(tags), 100), _Message(next(tags), 100, POISON_FROM), _Message(next(tags), 1)]
     assert [window.admit(message) for message in messages] == [True, True, True]
     assert window.next_step() is Step.STOP
     assert window.stop() == []
@@ -149,6 +227,13 @@ def test_fewer_failures_are_no_poison() -> None:
     window = PrefetchWindow(1000, MAX_BYTES)
     assert window.admit(_Message(1, 100, POISON_FROM - 1))
     assert window.next_step() is Step.WIDEN
+
+
+def test_a_message_that_is_delivered_for_the_first_time_is_no_poison() -> None:
+    """Its producer may have written the header that says otherwise."""
+    window = PrefetchWindow(1000, MAX_BYTES)
+    assert window.admit(_Message(1, 100, POISON_FROM, redelivered=False))
+    assert (window.exhausted, window.next_step()) == (False, Step.WIDEN)
 
 
 class _Queue:

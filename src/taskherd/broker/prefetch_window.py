@@ -80,7 +80,7 @@ class PrefetchWindow:
         self._bytes = total
         self._held += 1
         self._unacked += 1
-        if delivery.redelivered and delivery.possible_poison:
+        if delivery.possible_poison:
             self._clean_acks_missing = CLEAN_ACKS
             self.full = True
         elif self._unacked >= self.size:

@@ -1,0 +1,145 @@
+"""How work requests are sent from memory and from the database; without either."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from taskherd import retry
+from taskherd.backoff import Backoff
+from taskherd.errors import Retry, Unavailable
+from taskherd.store.work_request_details import WorkRequestDetails
+from taskherd.store.work_requests import WorkRequestRow
+from taskherd.worker import request_sender, work_requests
+from taskherd.worker.context import WorkerContext
+from taskherd.worker.request_sender import MAX_SENDING, RequestSender
+from tests.harness.contexts import partial_context
+from tests.harness.histories import NOON
+
+MAX_REQUESTS = 3
+ROW = WorkRequestRow(UUID(int=1), UUID(int=2), 1, "workspace.stop", None, "r1", 1, NOON, NOON, NOON)
+DETAILS = WorkRequestDetails(ROW.task_id, "name", UUID(int=3), "alice", UUID(int=4), "prompt", {}, None, None, None)
+Started = tuple[WorkRequestRow, WorkRequestDetails]
+
+
+def started(count: int) -> list[Started]:
+    """Return so many new requests, each with its index as id."""
+    return [(replace(ROW, request_id=UUID(int=index)), DETAILS) for index in range(count)]
+
+
+class Sending:
+    """What a sender has sent; new requests are sent as long as ``confirm`` is not set."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.confirm = asyncio.Event()
+        self.due: list[int | Exception] = []
+        self.due_sent = asyncio.Event()
+        self.told: list[str] = []
+        self.sender = RequestSender(partial_context(now=lambda: NOON, on_error=self.told.append), every=600)
+
+    async def send(self, _: WorkerContext, requests: Sequence[Started], now: datetime) -> None:
+        """Send new requests."""
+        assert now == NOON
+        self.batches.append([row.request_id.int for row, _ in requests])
+        await self.confirm.wait()
+
+    async def send_due(self, _: WorkerContext, now: datetime) -> int:
+        """Send so many due requests as the first of ``due`` says, or fail with it."""
+        assert now == NOON
+        result = self.due.pop(0)
+        if not self.due:
+            self.due_sent.set()
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def until_batches(self, count: int) -> None:
+        """Wait until so many batches are sent."""
+        async with asyncio.timeout(20):
+            while len(self.batches) < count:  # noqa: ASYNC110 - a list sends no event
+                await asyncio.sleep(0)
+
+
+@pytest.fixture
+def sending(monkeypatch: pytest.MonkeyPatch) -> Sending:
+    """Return a sender that records what it sends."""
+    sending = Sending()
+    monkeypatch.setattr(work_requests, "MAX_REQUESTS", MAX_REQUESTS)
+    monkeypatch.setattr(work_requests, "send", sending.send)
+    monkeypatch.setattr(work_requests, "send_due", sending.send_due)
+    monkeypatch.setattr(retry, "OUTAGE", Backoff(0, 0))
+    return sending
+
+
+async def finish(running: asyncio.Task[Any], sending: Sending) -> None:
+    """Stop the sender, and wait for its end; it looks for no more due requests."""
+    sending.confirm.set()
+    sending.sender.stop()
+    await asyncio.wait_for(running, 20)
+
+
+async def test_new_requests_are_sent_in_order_a_few_batches_at_a_time(sending: Sending) -> None:
+    """While the broker confirms none, no more than the maximum are sent; what is left is sent before the end."""
+    count = MAX_REQUESTS * (MAX_SENDING + 2) - 1
+    sending.sender.send(started(count))
+    running = asyncio.create_task(sending.sender.run())
+    await sending.until_batches(MAX_SENDING)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert len(sending.batches) == MAX_SENDING
+    await finish(running, sending)
+    assert [index for batch in sending.batches for index in batch] == list(range(count))
+    assert [len(batch) for batch in sending.batches] == [MAX_REQUESTS] * (MAX_SENDING + 1) + [MAX_REQUESTS - 1]
+
+
+async def test_requests_that_come_while_it_runs_are_sent_at_once(sending: Sending) -> None:
+    """It waits for no interval."""
+    running = asyncio.create_task(sending.sender.run())
+    for index in range(2):
+        sending.sender.send(started(2)[index:][:1])
+        await sending.until_batches(index + 1)
+    await finish(running, sending)
+    assert sending.batches == [[0], [1]]
+
+
+async def test_the_memory_for_new_requests_is_bounded(sending: Sending, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that have no place are sent when they are due."""
+    monkeypatch.setattr(request_sender, "MAX_BUFFER", 5)
+    requests = started(9)
+    for first, last in ((0, 4), (4, 7), (7, 9)):
+        sending.sender.send(requests[first:last])
+    running = asyncio.create_task(sending.sender.run())
+    await finish(running, sending)
+    assert sending.batches == [[0, 1, 2], [3, 4]]
+
+
+async def test_due_requests_are_sent_until_none_is_left(sending: Sending) -> None:
+    """Batch by batch, as long as each is full, when it is told of some; and not before."""
+    sending.due = [MAX_REQUESTS, MAX_REQUESTS, MAX_REQUESTS - 1]
+    running = asyncio.create_task(sending.sender.run())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert len(sending.due) == 3
+    sending.sender.wake()
+    await asyncio.wait_for(sending.due_sent.wait(), 20)
+    await finish(running, sending)
+    assert (sending.due, sending.told) == ([], [])
+
+
+async def test_a_failure_to_send_due_requests_is_told_and_tried_again(sending: Sending) -> None:
+    """At the next interval, or when there are new ones; whether the database is away or conflicts."""
+    running = asyncio.create_task(sending.sender.run())
+    for error in (Unavailable("the database restarts"), Retry("too many conflicts"), 0):
+        sending.due_sent.clear()
+        sending.due = [error]
+        sending.sender.wake()
+        await asyncio.wait_for(sending.due_sent.wait(), 20)
+    await finish(running, sending)
+    assert sending.told == ["the database restarts", "too many conflicts"]
