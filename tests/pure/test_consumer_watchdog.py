@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import cast
 
@@ -12,6 +13,7 @@ from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.consumer import Consumer
 from taskherd.broker.subscription import Source
 from taskherd.errors import Misconfigured, Unavailable
+from taskherd.worker import consumer_watchdog
 from taskherd.worker.consumer_watchdog import ConsumerWatchdog
 
 
@@ -27,6 +29,7 @@ class Subscribed(Consumer):
         self._counts = iter(counts)
         self.believes = True
         self.resubscribed = 0
+        self.was_resubscribed = asyncio.Event()
 
     @property
     def consuming(self) -> bool:
@@ -43,6 +46,7 @@ class Subscribed(Consumer):
     def resubscribe(self) -> None:
         """Count how often it has subscribed again."""
         self.resubscribed += 1
+        self.was_resubscribed.set()
 
 
 async def test_only_the_consumer_that_is_lost_subscribes_again() -> None:
@@ -77,3 +81,14 @@ async def test_a_broker_that_does_not_answer_says_nothing(error: Exception) -> N
     watchdog = ConsumerWatchdog([silent, other])
     assert [await watchdog.check_once() for _ in range(4)] == [0, 1, 0, 1]
     assert (silent.resubscribed, other.resubscribed) == (1, 1)
+
+
+async def test_the_checks_go_on_and_hold_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One follows the other after an interval, in which everything else runs."""
+    monkeypatch.setattr(consumer_watchdog, "EVERY", 0)
+    lost = Subscribed(0, 0, *[1] * 100)
+    running = asyncio.create_task(ConsumerWatchdog([lost]).run())
+    await asyncio.wait_for(lost.was_resubscribed.wait(), 20)
+    assert not running.done()
+    running.cancel()
+    await asyncio.wait({running})

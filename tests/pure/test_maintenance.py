@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import asyncio
+from datetime import datetime, timedelta
 from typing import cast
+from uuid import UUID
+
+import pytest
+from structlog.testing import capture_logs
 
 from taskherd.errors import Retry, Unavailable
-from taskherd.worker.context import WorkerContext
-from taskherd.worker.maintenance import EVERY, PARTITIONS_RETRY, SETTLED_AFTER, Maintenance
+from taskherd.observability.metrics import Metrics
+from taskherd.store.engine import DataError
+from taskherd.store.parked_reports import ParkedReport
+from taskherd.worker import maintenance as maintenance_module
+from taskherd.worker.context import Retention
+from taskherd.worker.maintenance import (
+    EVERY,
+    EXPIRE_TIME,
+    MAX_ERASED,
+    MAX_ROUNDS,
+    PARTITIONS_RETRY,
+    SETTLED_AFTER,
+    Maintenance,
+)
 from taskherd.worker.timer_checks import TimerChecks
+from tests.harness.contexts import partial_context
 from tests.harness.histories import NOON
+
+HOUR = timedelta(hours=1)
+RETENTION = Retention(HOUR, 0, HOUR, HOUR, HOUR, HOUR, HOUR)
 
 
 class RecordingMaintenance(Maintenance):
@@ -17,18 +38,31 @@ class RecordingMaintenance(Maintenance):
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        super().__init__(cast("WorkerContext", None), cast("TimerChecks", None), lambda: self.seconds)
+        self.metrics = Metrics()
+        context = partial_context(now=lambda: NOON, retention=RETENTION, metrics=self.metrics)
+        super().__init__(context, cast("TimerChecks", None), lambda: self.seconds)
         self.created: list[float] = []
         self.dropped: list[float] = []
         self.pruned: list[float] = []
         self.erased: list[float] = []
         self.counted: list[float] = []
-        self.locked = self.outage = False
+        self.expired: list[float] = []
+        self.expirable = self.erasable = 0
+        self.locked = False
+        self.problem: Exception | None = None
 
-    async def run_at(self, *times: float) -> None:
-        """Run the maintenance at each of these times, while no worker has a watermark."""
+    async def run_at(self, *times: float, watermark: datetime | None = None) -> None:
+        """Run the maintenance at each of these times, by default while no worker has a watermark."""
         for self.seconds in times:
-            await self.run_maintenance(NOON, None)
+            await self.run_maintenance(NOON, watermark)
+
+    async def expire_parked_once(self, now: datetime) -> int:
+        """Record the time, and expire a part, for which a second passes."""
+        assert now == NOON
+        self.expired.append(self.seconds)
+        self.seconds += 1
+        self.expirable -= 1
+        return int(self.expirable >= 0)
 
     async def _create_partitions(self, now: datetime) -> None:
         assert now == NOON
@@ -46,14 +80,16 @@ class RecordingMaintenance(Maintenance):
     async def _prune(self, now: datetime) -> None:
         assert now == NOON
         self.pruned.append(self.seconds)
-        if self.outage:
-            raise Unavailable("The database can't be reached")
+        if self.problem is not None:
+            raise self.problem
 
     async def erase_once(self, now: datetime) -> int:
-        """Record the time, and find nothing to erase."""
+        """Record the time, and erase as many as are there, or as fit."""
         assert now == NOON
         self.erased.append(self.seconds)
-        return 0
+        erased = min(self.erasable, MAX_ERASED)
+        self.erasable -= erased
+        return erased
 
     async def _count(self, now: datetime) -> None:
         assert now == NOON
@@ -68,12 +104,83 @@ async def test_tables_are_maintained_once_per_interval() -> None:
     assert maintenance.created == maintenance.dropped == [0, EVERY]
 
 
-async def test_a_failed_step_keeps_no_other_from_being_done() -> None:
-    """What follows it is done, and the next run tries it again."""
+@pytest.mark.parametrize("problem", [Unavailable("no database"), Retry("a conflict"), DataError("no value")])
+async def test_a_failed_step_keeps_no_other_from_being_done(problem: Exception) -> None:
+    """What follows it is done, and the next run tries it again; it is logged and counted each time."""
     maintenance = RecordingMaintenance()
-    maintenance.outage = True
-    await maintenance.run_at(0, 1, EVERY)
+    maintenance.problem = problem
+    with capture_logs() as logged:
+        await maintenance.run_at(0, 1, EVERY)
     assert maintenance.pruned == maintenance.erased == maintenance.counted == [0, EVERY]
+    assert [(each["step"], each["reason"]) for each in logged] == [("prune", str(problem))] * 2
+    failures = maintenance.metrics.registry.get_sample_value
+    assert failures("taskherd_maintenance_failures_total", {"step": "prune"}) == 2
+    assert not failures("taskherd_maintenance_failures_total", {"step": "count"})
+
+
+@pytest.mark.parametrize(
+    ("watermark", "expired"), [(None, []), (NOON - HOUR, []), (NOON - HOUR - timedelta.resolution, [0])]
+)
+async def test_parked_reports_expire_only_after_a_watermark_of_their_age(
+    watermark: datetime | None, expired: list[float]
+) -> None:
+    """Otherwise their tasks may have been created meanwhile. Nothing more is done if none has expired."""
+    maintenance = RecordingMaintenance()
+    await maintenance.run_at(0, watermark=watermark)
+    assert maintenance.expired == expired
+
+
+async def test_parked_reports_expire_for_a_limited_time() -> None:
+    """The next run goes on, also before the tables are due again."""
+    maintenance = RecordingMaintenance()
+    maintenance.expirable = 100
+    await maintenance.run_at(0, 10, watermark=NOON - 2 * HOUR)
+    parts = range(int(EXPIRE_TIME))
+    assert maintenance.expired == [*parts, *(10 + part for part in parts)]
+    assert maintenance.counted == [EXPIRE_TIME]
+
+
+@pytest.mark.parametrize(
+    ("erasable", "rounds"), [(MAX_ERASED - 1, 1), (MAX_ERASED, 2), (1000 * MAX_ERASED, MAX_ROUNDS)]
+)
+async def test_deleted_tasks_are_erased_until_none_is_left(erasable: int, rounds: int) -> None:
+    """Part by part, a limited number of them in one run."""
+    maintenance = RecordingMaintenance()
+    maintenance.erasable = erasable
+    await maintenance.run_at(0)
+    assert len(maintenance.erased) == rounds
+
+
+async def test_maintenance_is_done_each_time_that_it_is_requested() -> None:
+    """With the watermark at that time; two requests before it begins are one."""
+    maintenance = RecordingMaintenance()
+    running = asyncio.create_task(maintenance.run())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert maintenance.counted == []
+    maintenance.request(None)
+    maintenance.request(NOON - 2 * HOUR)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert (maintenance.counted, maintenance.expired, running.done()) == ([1], [0], False)
+    maintenance.request(None)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert (maintenance.expired, running.done()) == ([0], False)
+    running.cancel()
+    await asyncio.wait({running})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count"), [([], 0), ([4], 1), ([11], 1), ([4, 6], 2), ([4, 6, 1], 2), ([4, 7], 1), ([11, 1], 1)]
+)
+def test_reports_that_expire_together_have_a_number_of_bytes(
+    monkeypatch: pytest.MonkeyPatch, sizes: list[int], count: int
+) -> None:
+    """Up to the maximum, or a single larger one; of characters that need two bytes both count."""
+    monkeypatch.setattr(maintenance_module, "MAX_EXPIRED_BYTES", 2 * 10)
+    rows = [ParkedReport(index, UUID(int=1), NOON, "é" * size) for index, size in enumerate(sizes)]
+    assert [row.id for row in maintenance_module._limit_bytes(rows)] == list(range(count))
 
 
 async def test_a_partition_that_is_locked_is_dropped_minutes_later() -> None:
@@ -83,6 +190,14 @@ async def test_a_partition_that_is_locked_is_dropped_minutes_later() -> None:
     await maintenance.run_at(0, EVERY, PARTITIONS_RETRY - 0.01, PARTITIONS_RETRY + EVERY)
     assert maintenance.created == maintenance.dropped == [0, PARTITIONS_RETRY + EVERY]
     assert maintenance.counted == [0, EVERY, PARTITIONS_RETRY - 0.01, PARTITIONS_RETRY + EVERY]
+
+
+async def test_rows_are_deleted_again_an_hour_after_a_jump() -> None:
+    """Not a moment later."""
+    maintenance = RecordingMaintenance()
+    maintenance.on_jump()
+    await maintenance.run_at(SETTLED_AFTER)
+    assert maintenance.dropped == maintenance.pruned == maintenance.erased == [SETTLED_AFTER]
 
 
 async def test_nothing_is_deleted_until_the_clock_has_not_jumped_for_an_hour() -> None:
