@@ -106,18 +106,17 @@ class Relay:
         self._all_published = True
         self._to_mark.set()
 
-    async def _publish_once(self, publishing: asyncio.TaskGroup) -> int:
-        """Start to publish the next changes from memory, and return the number of events; 0 if they cannot be read."""
+    async def _publish_once(self, publishing: asyncio.TaskGroup) -> None:
+        """Start to publish the next changes from memory."""
         batch = [self._changes.popleft() for _ in range(min(MAX_EVENTS_PER_ROUND, len(self._changes)))]
         changes, traces = zip(*batch, strict=True)
         try:
             rendered = await _render(self._context, [_outbox_event(change) for change in changes])
         except (Unavailable, Retry) as error:
             await self._back_off(error)
-            return 0
+            return
         await self._slots.acquire()
         publishing.create_task(self._publish_in_slot(rendered, traces), name="relay publish")
-        return len(rendered)
 
     async def _publish_in_slot(self, to_publish: Sequence[events.ChangeEvent], traces: Sequence[Carrier]) -> None:
         try:
@@ -149,13 +148,12 @@ class Relay:
             self._to_mark.clear()
             await self._mark_once()
 
-    async def _mark_once(self) -> int:
-        """Remove the confirmed events from the outbox and return their number; on failure they are published again."""
+    async def _mark_once(self) -> None:
+        """Remove the confirmed events from the outbox; on failure they are published again."""
         confirmed, self._confirmed = self._confirmed, []
         if confirmed:
             with suppress(Unavailable, Retry):  # stopping, or too many retries
                 await self._context.until_stopped(partial(mark_published, self._context, confirmed), "database")
-        return len(confirmed)
 
     async def _poll_loop(self) -> None:
         failures = 0
@@ -169,14 +167,10 @@ class Relay:
                 self._note(error)
                 await retry.wait(self._stopping, retry.delay(failures))
 
-    async def _poll_once(self) -> int:
-        """Publish all stale events and return their number."""
-        count = 0
-        has_more = True
-        while has_more:
-            published, has_more = await republish_stale(self._context, MAX_EVENTS_PER_ROUND)
-            count += published
-        return count
+    async def _poll_once(self) -> None:
+        """Publish all stale events."""
+        while await republish_stale(self._context, MAX_EVENTS_PER_ROUND):
+            continue
 
 
 async def _render(context: WorkerContext, unpublished: Sequence[OutboxEvent]) -> list[events.ChangeEvent]:
@@ -262,11 +256,8 @@ async def mark_published(context: WorkerContext, confirmed: Sequence[events.Chan
     return removed
 
 
-async def republish_stale(context: WorkerContext, limit: int) -> tuple[int, bool]:
-    """Publish up to ``limit`` stale events from the outbox.
-
-    Returns:
-        The number of events that left the outbox, and whether more may be there that can leave it too.
+async def republish_stale(context: WorkerContext, limit: int) -> bool:
+    """Publish up to ``limit`` stale events from the outbox, and return whether more may be there that can leave it.
 
     Raises:
         Unavailable: the database or the broker cannot be reached.
@@ -276,9 +267,9 @@ async def republish_stale(context: WorkerContext, limit: int) -> tuple[int, bool
         rows = await outbox.stale(connection, now - STALE_AFTER, now + MAX_SKEW, limit)
     context.failpoint(Failpoint.RELAY_SELECT)
     if not rows:
-        return 0, False
+        return False
     confirmed, error = await publish(context, await _render(context, rows))
     removed = await mark_published(context, confirmed)
     if error is not None:
         raise error
-    return removed, removed > 0 and len(rows) == limit
+    return removed > 0 and len(rows) == limit

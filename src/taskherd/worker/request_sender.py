@@ -70,15 +70,14 @@ class RequestSender:
                 while self._requests:
                     await self._send_once(sending)
 
-    async def _send_once(self, sending: asyncio.TaskGroup) -> int:
-        """Start to send the next new requests, and return their number."""
+    async def _send_once(self, sending: asyncio.TaskGroup) -> None:
+        """Start to send the next new requests."""
         await self._slots.acquire()
         requests = [self._requests.popleft() for _ in range(min(work_requests.MAX_REQUESTS, len(self._requests)))]
         task = sending.create_task(
             work_requests.send(self._context, requests, self._context.now()), name="relay requests"
         )
         task.add_done_callback(lambda _: self._slots.release())
-        return len(requests)
 
     async def _due_loop(self) -> None:
         failures = 0
@@ -93,12 +92,8 @@ class RequestSender:
                 self._context.on_error(str(error))
                 await asyncio.sleep(retry.delay(failures))
 
-    async def _send_due_once(self) -> int:
-        """Send all due work requests and return their number. Raises ``Unavailable`` if the database is."""
-        count = 0
+    async def _send_due_once(self) -> None:
+        """Send all due work requests. Raises ``Unavailable`` if the database is."""
         while not self._stopping:
-            sent = await work_requests.send_due(self._context, self._context.now())
-            count += sent
-            if sent < work_requests.MAX_REQUESTS:
+            if await work_requests.send_due(self._context, self._context.now()) < work_requests.MAX_REQUESTS:
                 break
-        return count

@@ -126,8 +126,8 @@ class Sweeper:
         async with transaction(self._context.engine) as connection:
             await workers.delete(connection, self._id)
 
-    async def sweep_once(self) -> int:
-        """Check all timers once and return the number of tasks checked. Raises ``Unavailable``."""
+    async def sweep_once(self) -> None:
+        """Check all timers once. Raises ``Unavailable``."""
         rows = await self._register()
         await self._clamp()
         now = self._context.now()
@@ -142,18 +142,16 @@ class Sweeper:
             watermark = max(watermark, self._earliest_watermark)
         if fresh and self._id != min(fresh):
             self._end_mass_hold()
-            return 0
+            return
         self._context.metrics.sweeps.inc()
-        checked = 0
         if watermark is not None:
-            checked += await self._check_silent(watermark, now)
+            await self._check_silent(watermark, now)
         check = TimerCheck(watermark, mass_held=self._mass_held, silence_counted_at=now)
         if watermark is not None:
-            checked += await self._check_expired_inputs(watermark, check)
-        checked += await self._check_due(check)
+            await self._check_expired_inputs(watermark, check)
+        await self._check_due(check)
         await self.update_index()
         self._maintenance.request(watermark)
-        return checked
 
     async def _register(self) -> list[workers.WorkerRow]:
         """Set the clock by the database's, update this worker's row, and return all live workers."""
@@ -203,17 +201,14 @@ class Sweeper:
             metric_labels.follow(self._context.metrics, cache.template_pools, template_pools)
             cache.replace(revision, template_pools)
 
-    async def _check_due(self, check: TimerCheck) -> int:
-        checked = 0
+    async def _check_due(self, check: TimerCheck) -> None:
         until = monotonic() + CHECK_TIME
         for _ in range(MAX_ROUNDS):
             async with transaction(self._context.engine) as connection:
                 due = await tasks.due(connection, self._context.now(), MAX_TASKS)
             await self._timer_checks.run(dict.fromkeys(due, check))
-            checked += len(due)
             if len(due) < MAX_TASKS or monotonic() > until:
                 break
-        return checked
 
     async def update_index(self) -> int:
         """Apply recorded changes of tasks to their index and totals, for a limited time, and return their number."""
@@ -226,26 +221,25 @@ class Sweeper:
             if applied < MAX_INDEXED or monotonic() > until:
                 return indexed
 
-    async def _check_silent(self, watermark: datetime, now: datetime) -> int:
+    async def _check_silent(self, watermark: datetime, now: datetime) -> None:
         """Check the agents of the next leases that have sent no heartbeat for too long, unless their loss is held."""
         lost_after = self._context.timeouts.agent_lost_after
         if now - watermark <= lost_after:
-            return 0
+            return
         sample = await self._leases.read(self._context.engine, now, lost_after)
         held_duration = now - max(self._mass_held_since, watermark) if self._mass_held_since else timedelta(0)
         decision = decide_mass_loss(sample.connected, sample.lost, held_duration, self._context.timeouts)
         if decision is MassLossDecision.HOLD:
             self._hold_mass_loss(now, sample)
-            return 0
+            return
         if is_mass_loss(sample.connected, sample.lost):
             self._mark_mass_held(held=False)  # believed, and so is the rest of it, which the next sweeps read
         else:
             self._end_mass_hold()
-        return await self._check_sample(sample, watermark)
+        await self._check_sample(sample, watermark)
 
-    async def _check_sample(self, sample: LeaseSample, watermark: datetime) -> int:
+    async def _check_sample(self, sample: LeaseSample, watermark: datetime) -> None:
         """Check the silent agents of a sample, range by range, and continue there in the next sweep."""
-        checked = 0
         waiting: list[UUID] = []
         until = monotonic() + CHECK_TIME
         for number, each in enumerate(sample.ranges, start=1):
@@ -254,12 +248,10 @@ class Sweeper:
                 for start in range(0, len(waiting), MAX_TASKS):
                     part = waiting[start : start + MAX_TASKS]
                     await self._timer_checks.run({task_id: TimerCheck(watermark) for task_id in part})
-                checked += len(waiting)
                 waiting = []
                 self._leases.continue_at(each.next_position)
                 if monotonic() > until:
                     break
-        return checked
 
     def _hold_mass_loss(self, now: datetime, sample: LeaseSample) -> None:
         if self._mass_held_since is None:
@@ -280,10 +272,10 @@ class Sweeper:
         self._mass_held = held
         self._context.metrics.mass_silence_held.set(held)
 
-    async def _check_expired_inputs(self, watermark: datetime, check: TimerCheck) -> int:
+    async def _check_expired_inputs(self, watermark: datetime, check: TimerCheck) -> None:
         ttl = self._context.timeouts.request_ttl
         if self._context.now() - watermark <= ttl:
-            return 0
+            return
         async with transaction(self._context.engine) as connection:
             expired = await work_requests.expired_inputs(connection, self._context.now() - ttl, MAX_TASKS)
         checks: dict[UUID, TimerCheck] = {}
@@ -291,4 +283,3 @@ class Sweeper:
             earlier = checks.get(task_id, check)
             checks[task_id] = replace(earlier, expired_inputs=(*earlier.expired_inputs, input_id))
         await self._timer_checks.run(checks)
-        return len(checks)
