@@ -26,10 +26,10 @@ async def _take(amqp_url: str, queue: str) -> aio_pika.abc.AbstractIncomingMessa
         return message
 
 
-async def _reply(amqp_url: str, message: aio_pika.abc.AbstractIncomingMessage, body: bytes) -> None:
+async def _reply(amqp_url: str, message: aio_pika.abc.AbstractIncomingMessage, body: bytes, **headers: str) -> None:
     async with await aio_pika.connect(amqp_url, timeout=10) as connection:
         exchange = (await connection.channel()).default_exchange
-        reply = aio_pika.Message(body, correlation_id=message.correlation_id)
+        reply = aio_pika.Message(body, headers=dict(headers), correlation_id=message.correlation_id)
         await exchange.publish(reply, message.reply_to or "", mandatory=False, timeout=5)
 
 
@@ -100,3 +100,49 @@ async def test_a_record_that_takes_long_to_find_holds_up_no_reply(
     await _reply(amqp_url, await _take(amqp_url, names.commands), b"arrived")
     assert (await calling).body == b"arrived"
     assert ended.is_set()
+
+
+async def test_a_message_expires_with_its_call_unless_it_shall_stay(
+    names: TopologyNames, amqp_url: str, connect_to: ConnectTo
+) -> None:
+    """By default the queue drops it when nobody waits for the reply any more. The headers of both pass."""
+    trace = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+    publisher = Publisher(connect_to(amqp_url, "calls"))
+    client = CommandClient(publisher, names.commands, timeout=60, trace=lambda: trace)
+    loop = asyncio.get_running_loop()
+    for no_expiry, deadline, expected in ((False, None, 60), (False, loop.time() + 600, 600), (True, None, None)):
+        calling = asyncio.create_task(client.call("any", b"?", no_expiry=no_expiry, deadline=deadline))
+        message = await _take(amqp_url, names.commands)
+        assert message.headers == trace
+        if expected is None:
+            assert message.expiration is None
+        else:
+            assert isinstance(message.expiration, int | float)
+            assert expected - 30 < message.expiration <= expected
+        await _reply(amqp_url, message, b"!", status="late")
+        reply = await calling
+        assert (reply.body, reply.headers) == (b"!", {"status": "late"})
+
+
+async def test_the_calls_that_wait_are_bounded(
+    names: TopologyNames, amqp_url: str, connect_to: ConnectTo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One more than the maximum fails at once; when one of them has its reply, the next one is made."""
+    monkeypatch.setattr(command_client, "MAX_WAITING", 1)
+    client = CommandClient(Publisher(connect_to(amqp_url, "calls")), names.commands, timeout=30)
+    for number in range(2):
+        calling = asyncio.create_task(client.call("any", b"%d" % number))
+        message = await _take(amqp_url, names.commands)
+        with pytest.raises(Unavailable, match="1 calls are waiting for a reply already"):
+            await client.call("any", b"too many")
+        await _reply(amqp_url, message, b"reply to %d" % number)
+        assert (await calling).body == b"reply to %d" % number
+
+
+async def test_a_call_that_no_queue_takes_says_so(names: TopologyNames, amqp_url: str, connect_to: ConnectTo) -> None:
+    """It is tried until its deadline, whatever the client's timeout is, because a queue may be bound meanwhile."""
+    client = CommandClient(Publisher(connect_to(amqp_url, "calls")), names.events, timeout=600)
+    deadline = asyncio.get_running_loop().time() + 0.5
+    with pytest.raises(Unavailable, match=f"no queue is bound to exchange {names.events}; `taskherd topology apply`"):
+        await client.call("any", b"?", deadline=deadline)
+    assert asyncio.get_running_loop().time() >= deadline

@@ -123,3 +123,31 @@ async def test_a_batch_has_a_number_of_bytes(
         rest = await consumer.next_batch(1000, 0)
         assert _indexes(batch + rest) == [*range(17)]
         assert await consumer.ack(batch + rest)
+
+
+async def test_a_consumer_that_is_paused_while_it_has_too_much_stays_so(
+    names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo
+) -> None:
+    """Room for more does not end the pause; when it is over, the rest is delivered."""
+    sizes = [100] * 250 + [LARGE] * 60
+    await _publish(publisher, names, sizes)
+    async with _consuming(connect_to, amqp_url, names, prefetch=200) as consumer:
+        await until(_held(consumer), lambda held: held == 200)
+        received = await consumer.next_batch(150, 0)
+        assert await consumer.ack(received)
+        await until(_stopped(consumer), bool)
+        await consumer.pause()
+        assert not consumer.consuming
+        while consumer.buffered:
+            batch = await consumer.next_batch(20, 0)
+            received += batch
+            assert await consumer.ack(batch)
+        await until(consumer.consumer_count, lambda count: count == 0)
+        assert not consumer.consuming
+        assert len(received) < len(sizes)
+        await consumer.resume()
+        while len(received) < len(sizes):
+            batch = await consumer.next_batch(20, 0)
+            received += batch
+            assert await consumer.ack(batch)
+    assert _indexes(received) == [*range(len(sizes))]

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+from aiormq.channel import Channel
+
+from taskherd import retry
+from taskherd.backoff import Backoff
 from taskherd.broker.publisher import OutgoingMessage
 from taskherd.broker.unconfirmed import UnconfirmedPublisher
+from taskherd.errors import Unavailable
 from tests.broker.conftest import ConnectTo
 from tests.harness.tcp_proxy import TcpProxy
 
@@ -30,7 +36,7 @@ async def test_waiting_messages_are_bounded_and_sent_before_the_end(amqp_url: st
 async def test_sending_goes_on_after_an_outage(
     amqp_url: str, proxied: tuple[TcpProxy, str], connect_to: ConnectTo
 ) -> None:
-    """When the connection is lost, later messages are sent on a new one; the failure is told."""
+    """When the connection is lost, later messages are sent on a new one."""
     proxy, url = proxied
     reader = await connect_to(amqp_url, "reader").channel()
     queue = (await reader.queue_declare(exclusive=True, timeout=5)).queue or ""
@@ -52,3 +58,34 @@ async def test_sending_goes_on_after_an_outage(
     finally:
         publisher.stop()
         await asyncio.wait_for(running, 20)
+
+
+async def test_without_a_connection_the_oldest_message_is_dropped(
+    amqp_url: str, connect_to: ConnectTo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for it any more; each failure is told, and what is left is sent as soon as there is a connection."""
+    monkeypatch.setattr(retry, "OUTAGE", Backoff(0, 0))
+    reader = await connect_to(amqp_url, "reader").channel()
+    queue = (await reader.queue_declare(exclusive=True, timeout=5)).queue or ""
+    connection = connect_to(amqp_url, "unconfirmed")
+    open_channel, failures = connection.channel, ["no broker", "still no broker"]
+
+    async def channel(*, confirms: bool = False) -> Channel:
+        if failures:
+            raise Unavailable(failures.pop(0))
+        return await open_channel(confirms=confirms)
+
+    monkeypatch.setattr(connection, "channel", channel)
+    told: list[str] = []
+    publisher = UnconfirmedPublisher(connection, told.append)
+    for body in (b"first", b"second", b"third", b"fourth"):
+        publisher.offer(OutgoingMessage("", queue, body))
+    publisher.stop()
+    await asyncio.wait_for(publisher.run(), 20)
+    received: list[bytes] = []
+    async with asyncio.timeout(20):
+        while len(received) < 2:
+            message = await reader.basic_get(queue, no_ack=True, timeout=5)
+            received += [message.body] if message.delivery.name == "Basic.GetOk" else []
+    assert received == [b"third", b"fourth"]
+    assert told == ["no broker", "still no broker"]

@@ -18,7 +18,7 @@ from taskherd.store.engine import DataError, StatementTimeout
 from taskherd.worker import bisection
 from taskherd.worker.batch import BatchResult
 from taskherd.worker.bisection import MAX_TIMEOUTS, Bisection
-from tests.harness.contexts import partial_context
+from tests.harness.contexts import Waits, partial_context
 
 RESULT = BatchResult(datetime(2026, 1, 1, tzinfo=UTC), [])
 
@@ -88,18 +88,6 @@ async def test_several_messages_that_always_conflict_are_halved(monkeypatch: pyt
     messages = Messages(lambda part: Retry("conflict") if len(part) > 1 else next(alone))
     assert await messages.run(0, 2) == ["0 saved", "1 saved"]
     assert messages.attempts == [range(2)] * 4 + [range(1)] * 10 + [range(1, 2)]
-
-
-class Waits:
-    """The waits before messages that fail by a bug, for so many messages in a row; each does not take long."""
-
-    def __init__(self) -> None:
-        self.after: list[int] = []
-
-    def delay(self, failures: int) -> float:
-        """Note the number of messages before this one."""
-        self.after.append(failures)
-        return 0
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from pamqp.commands import Basic
 from structlog.testing import capture_logs
 
 from taskherd import retry
-from taskherd.backoff import Backoff
 from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.consumer import Consumer
 from taskherd.broker.delivery import Delivery
@@ -28,7 +27,7 @@ from taskherd.observability.metrics import Metrics
 from taskherd.worker import dead_letter_sender
 from taskherd.worker.dead_letter_sender import MAX_AT_ONCE, MAX_LOGGED, DeadLetterSender, Rejected
 from taskherd.worker.rates import Rates
-from tests.harness.contexts import partial_context
+from tests.harness.contexts import Waits, partial_context
 from tests.harness.histories import NOON
 
 INVALID, FAULT = DeadLetterReason.INVALID, DeadLetterReason.FAULT
@@ -80,6 +79,8 @@ class Broker:
         self.groups: list[list[bytes]] = []
         self.consumer = Acks()
         self.metrics, self.rates, self.stopping = Metrics(), Rates(), asyncio.Event()
+        self.takes = asyncio.Event()
+        self.takes.set()
         self.told: list[str] = []
         context = partial_context(
             dead_publisher=self, metrics=self.metrics, rates=self.rates, stopping=self.stopping,
@@ -88,7 +89,8 @@ class Broker:
         self.sender = DeadLetterSender(self.consumer, context)
 
     async def publish_many(self, messages: Sequence[OutgoingMessage]) -> list[PublishOutcome | Unavailable]:
-        """Take dead letters."""
+        """Take dead letters, while it ``takes`` them."""
+        await self.takes.wait()
         self.groups.append([message.body for message in messages])
         return [
             PublishOutcome.CONFIRMED if self._confirms(message.body) else Unavailable("full") for message in messages
@@ -111,8 +113,11 @@ class Broker:
 
 
 @pytest.fixture(autouse=True)
-def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "OUTAGE", Backoff(0, 0))
+def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
+    """Return the waits after failures."""
+    waits = Waits()
+    monkeypatch.setattr(retry, "delay", waits.delay)
+    return waits
 
 
 def refusing_once(*bodies: bytes) -> Callable[[bytes], bool]:
@@ -140,6 +145,19 @@ async def test_a_delivery_is_acked_after_the_last_of_its_dead_letters() -> None:
     assert (broker.told, broker.count("batch_failures", reason="broker")) == (["1 dead letters: full"], 1)
     assert (broker.count("dead_lettered", reason="fault"), broker.count("dead_lettered", reason="invalid")) == (1, 3)
     assert broker.rates._letters == Counter({(NOON, "fault"): 1, (NOON, "invalid"): 3})
+
+
+async def test_a_queue_that_takes_nothing_is_tried_less_and_less_often(waits: Waits) -> None:
+    """Until it takes something again."""
+    outcomes = iter([False, False, True, False, True])
+    broker = Broker(lambda _: next(outcomes))
+    async with broker.sending():
+        for tag in (1, 2):
+            await broker.sender.add([rejected(Message(tag), b"%d" % tag)])
+            while len(broker.consumer.acked) < tag:  # noqa: ASYNC110 - it sends no event
+                await asyncio.sleep(0)
+    assert broker.groups == [[b"1"], [b"1"], [b"1"], [b"2"], [b"2"]]
+    assert waits.after == [1, 2, 1]
 
 
 async def test_dead_letters_are_published_a_number_at_a_time() -> None:
@@ -202,15 +220,20 @@ async def test_a_consumer_waits_while_too_many_or_too_large_dead_letters_wait(
     monkeypatch.setattr(dead_letter_sender, "MAX_BYTES_WAITING", 10)
     broker = Broker()
     *before, last = (rejected(Message(tag), b"x" * size) for tag, size in enumerate(sizes))
-    for each in before:
-        await broker.sender.add([each])
-    adding = asyncio.create_task(broker.sender.add([last]))
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert adding.done() is not waits
     async with broker.sending():
+        await broker.sender.add([rejected(Message(100), b"confirmed long ago")])
+        while not broker.consumer.acked:  # noqa: ASYNC110 - it sends no event
+            await asyncio.sleep(0)
+        broker.takes.clear()
+        for each in before:
+            await broker.sender.add([each])
+        adding = asyncio.create_task(broker.sender.add([last]))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert adding.done() is not waits
+        broker.takes.set()
         await adding
-    assert broker.consumer.acked == [*range(len(before) + 1)]
+    assert broker.consumer.acked == [100, *range(len(before) + 1)]
 
 
 async def test_more_than_the_maximum_are_accepted_if_no_other_waits(monkeypatch: pytest.MonkeyPatch) -> None:

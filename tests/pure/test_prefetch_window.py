@@ -106,6 +106,39 @@ def test_to_wait_is_not_in_vain_while_a_consumer_is_not_full() -> None:
     assert (window.full, window.exhausted) == (False, False)
 
 
+@pytest.mark.parametrize(
+    ("size", "max_deliveries", "step"),
+    [(1, 2, Step.NOTHING), (1, 3, Step.WIDEN), (4, 11, Step.NOTHING), (4, 12, Step.WIDEN)],
+)
+def test_a_window_widens_to_at_least_twice_its_size(size: int, max_deliveries: int, step: Step) -> None:
+    """A new consumer for fewer would cost more than it brings."""
+    window = PrefetchWindow(max_deliveries, MAX_BYTES)
+    window.size = size
+    _fill(window, count(1), 100)
+    assert window.next_step() is step
+
+
+@pytest.mark.parametrize(("size", "fitting"), [(0, 50), (1, 50), (2, 25), (3, 16)])
+def test_a_window_widens_to_what_fits_into_half_of_the_bytes(size: int, fitting: int) -> None:
+    """By the average size of what is held, also if that is all headers."""
+    window = PrefetchWindow(1000, 100)
+    _fill(window, count(1), size)
+    assert window.next_step() is Step.WIDEN
+    window.widen()
+    assert window.size == fitting
+
+
+def test_the_average_size_is_that_of_all_that_are_held() -> None:
+    """Of large ones few more fit, of which small ones among them are a part."""
+    window = PrefetchWindow(1000, MAX_BYTES)
+    window.size = OF_ANY_SIZE
+    for tag, size in enumerate((100_000, 100_000, 200_000, 400_000), start=1):
+        assert window.admit(_Message(tag, size))
+    assert window.next_step() is Step.WIDEN
+    window.widen()
+    assert window.size == MAX_BYTES // 2 // 200_000
+
+
 def test_a_window_stays_small_while_messages_are_large() -> None:
     """Nothing is refused then: what fits at any size fits."""
     window, tags = PrefetchWindow(1000, MAX_BYTES), count(1)
@@ -214,12 +247,29 @@ def test_possible_poison_among_others_stops_the_consumer() -> None:
     assert [window.admit(message) for message in messages] == [True, True, True]
     assert window.next_step() is Step.STOP
     assert window.stop() == []
+    assert window.size == 1
     window.settle(messages[:2])
     assert window.next_step() is Step.NOTHING
     window.settle(messages[2:])
     assert window.next_step() is Step.RESUME
     window.resume()
     assert window.size == 1
+
+
+@pytest.mark.parametrize("size", [2, 30])
+def test_a_consumer_of_several_is_stopped_as_long_as_one_clean_ack_is_missing(size: int) -> None:
+    """Although others are acknowledged before it can be stopped."""
+    window, tags = PrefetchWindow(1000, MAX_BYTES), count(1)
+    window.size = size
+    poison = _Message(next(tags), 100, POISON_FROM)
+    assert window.admit(poison)
+    window.settle([poison])
+    for _ in range(CLEAN_ACKS):
+        assert (window.full, window.next_step()) == (True, Step.STOP)
+        other = _Message(next(tags), 100)
+        assert window.admit(other)
+        window.settle([other])
+    assert (window.full, window.next_step()) == (False, Step.NOTHING)
 
 
 def test_fewer_failures_are_no_poison() -> None:

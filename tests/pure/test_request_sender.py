@@ -12,14 +12,13 @@ from uuid import UUID
 import pytest
 
 from taskherd import retry
-from taskherd.backoff import Backoff
 from taskherd.errors import Retry, Unavailable
 from taskherd.store.work_request_details import WorkRequestDetails
 from taskherd.store.work_requests import WorkRequestRow
 from taskherd.worker import request_sender, work_requests
 from taskherd.worker.context import WorkerContext
 from taskherd.worker.request_sender import MAX_SENDING, RequestSender
-from tests.harness.contexts import partial_context
+from tests.harness.contexts import Waits, partial_context
 from tests.harness.histories import NOON
 
 MAX_REQUESTS = 3
@@ -42,6 +41,7 @@ class Sending:
         self.due: list[int | Exception] = []
         self.due_sent = asyncio.Event()
         self.told: list[str] = []
+        self.waits = Waits()
         self.sender = RequestSender(partial_context(now=lambda: NOON, on_error=self.told.append), every=600)
 
     async def send(self, _: WorkerContext, requests: Sequence[Started], now: datetime) -> None:
@@ -74,7 +74,7 @@ def sending(monkeypatch: pytest.MonkeyPatch) -> Sending:
     monkeypatch.setattr(work_requests, "MAX_REQUESTS", MAX_REQUESTS)
     monkeypatch.setattr(work_requests, "send", sending.send)
     monkeypatch.setattr(work_requests, "send_due", sending.send_due)
-    monkeypatch.setattr(retry, "OUTAGE", Backoff(0, 0))
+    monkeypatch.setattr(retry, "delay", sending.waits.delay)
     return sending
 
 
@@ -136,10 +136,11 @@ async def test_due_requests_are_sent_until_none_is_left(sending: Sending) -> Non
 async def test_a_failure_to_send_due_requests_is_told_and_tried_again(sending: Sending) -> None:
     """At the next interval, or when there are new ones; whether the database is away or conflicts."""
     running = asyncio.create_task(sending.sender.run())
-    for error in (Unavailable("the database restarts"), Retry("too many conflicts"), 0):
+    for error in (Unavailable("the database restarts"), Retry("too many conflicts"), 0, Unavailable("again")):
         sending.due_sent.clear()
         sending.due = [error]
         sending.sender.wake()
         await asyncio.wait_for(sending.due_sent.wait(), 20)
     await finish(running, sending)
-    assert sending.told == ["the database restarts", "too many conflicts"]
+    assert sending.told == ["the database restarts", "too many conflicts", "again"]
+    assert sending.waits.after == [1, 2, 1]

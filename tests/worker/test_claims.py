@@ -78,6 +78,14 @@ async def test_of_two_runners_at_once_one_wins(harness: WorkerHarness) -> None:
         assert {decision["by"] for decision in decisions if not decision["granted"]} == {winner}
 
 
+async def test_a_claim_waits_for_no_other(harness: WorkerHarness) -> None:
+    """Each is decided as soon as it comes: many, one after the other, take no longer than their transactions."""
+    task_id = await harness.create()
+    async with asyncio.timeout(18):
+        for _ in range(20):
+            assert await harness.ask(claim(task_id, "r1")) == {"granted": True}
+
+
 async def test_invalid_messages_are_answered_and_dead_lettered(harness: WorkerHarness) -> None:
     """They do not hold up the others."""
     task_id = await harness.create()

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from taskherd.errors import Unavailable
+from taskherd.errors import Retry, Unavailable
 from taskherd.messages.document import Ending
 from taskherd.messages.events import EventKind
+from taskherd.store import rates as rates_store
 from taskherd.store.engine import dispose, open_engine
+from taskherd.store.rates import RateKey, TaskCounts
 from taskherd.worker import rates
 from taskherd.worker.batch import CommittedChange
 from taskherd.worker.rates import Rates
@@ -103,3 +106,28 @@ async def test_what_waits_for_the_database_is_bounded(engine: AsyncEngine, monke
         counted.count_changes([change(owner, EventKind.CREATED)], TEN)
     await counted.write_once(engine)
     assert await stored(engine, "task_rates", "hour", "owner_id", "created") == [(TEN, ALICE, 2)]
+
+
+async def test_counts_are_written_every_few_seconds(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be written, because of an outage or a conflict, is written the next time."""
+    monkeypatch.setattr(rates, "INTERVAL", 0.01)
+    counted, errors, add = Rates(), [Unavailable("no database"), Retry("a conflict")], rates_store.add
+
+    async def add_or_fail(connection: AsyncConnection, counts: Mapping[RateKey, TaskCounts]) -> None:
+        if errors:
+            raise errors.pop(0)
+        await add(connection, counts)
+
+    monkeypatch.setattr(rates_store, "add", add_or_fail)
+    running = asyncio.create_task(counted.run(engine))
+    try:
+        for count in (1, 2):
+            counted.count_changes([change(ALICE, EventKind.CREATED)], TEN)
+            async with asyncio.timeout(20):
+                while await stored(engine, "task_rates", "hour", "created") != [(TEN, count)]:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+        assert not running.done()
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+    assert errors == []

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import timedelta
+from typing import cast
+from uuid import UUID
 
-from taskherd.worker.timer_checks import RETRY_AFTER
+import pytest
+
+from taskherd.domain.updates import TimerCheck
+from taskherd.observability.metrics import Metrics
+from taskherd.store.engine import DataError, dispose, open_engine
+from taskherd.worker import timer_checks
+from taskherd.worker.relay import Relay
+from taskherd.worker.timer_checks import RETRY_AFTER, TimerChecks
+from tests.harness.contexts import partial_context
+from tests.harness.histories import NOON
 from tests.harness.worker import WorkerHarness, running_worker
 
 DAMAGE = "UPDATE tasks SET state = '{}' WHERE id = $1"
@@ -38,3 +50,78 @@ async def test_a_task_that_cannot_be_erased_delays_no_other(external: WorkerHarn
     async with running_worker(external, sweep_every=0.1, deleted_retention=0):
         await external.until_row("SELECT count(*) FROM tasks WHERE erased_at IS NOT NULL", is_=2)
     assert await external.database.fetchval("SELECT erased_at IS NULL FROM tasks WHERE id = $1", tasks[0])
+
+
+class DamagedChecks(TimerChecks):
+    """Timer checks of which those of some tasks fail, by the seconds of a clock that does not move by itself."""
+
+    def __init__(self, damaged: Iterable[int], **parts: object) -> None:
+        self.metrics = Metrics()
+        super().__init__(partial_context(metrics=self.metrics, now=lambda: NOON, **parts), cast("Relay", None))
+        self.damaged = {UUID(int=number) for number in damaged}
+        self.parts: list[list[int]] = []
+
+    async def _reconcile(self, checks: Mapping[UUID, TimerCheck]) -> None:
+        self.parts.append([task_id.int for task_id in checks])
+        if not self.damaged.isdisjoint(checks):
+            raise DataError("its state is damaged")
+
+    async def run_for(self, *numbers: int) -> int:
+        """Check these tasks, and return how many checks succeeded."""
+        return await self.run(dict.fromkeys(map(UUID, [f"{number:032x}" for number in numbers]), TimerCheck(None)))
+
+    def count(self, name: str, **labels: str) -> float:
+        """Return a counter."""
+        return self.metrics.registry.get_sample_value(f"taskherd_{name}_total", labels) or 0
+
+
+@pytest.fixture
+async def damaged_checks(database_url: str) -> AsyncIterator[Callable[..., DamagedChecks]]:
+    """Yield a function that returns timer checks of which those of the tasks with these numbers fail."""
+    engine = open_engine(database_url, size=1, application_name="taskherd-tests")
+    yield lambda *damaged: DamagedChecks(damaged, engine=engine)
+    await dispose(engine)
+
+
+@pytest.fixture
+def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return a list of one number: what the monotonic clock shows."""
+    now = [1000.0]
+    monkeypatch.setattr(timer_checks, "monotonic", lambda: now[0])
+    return now
+
+
+async def test_the_tasks_whose_check_fails_are_found(
+    damaged_checks: Callable[..., DamagedChecks], seconds: list[float]
+) -> None:
+    """By halving; they are left out until their time has come, whatever else asks for a check, and all others count."""
+    checks = damaged_checks(3)
+    assert await checks.run_for(1, 2, 3, 4, 5) == 4
+    assert checks.parts == [[1, 2, 3, 4, 5], [1, 2], [3, 4, 5], [3], [4, 5]]
+    assert (checks.count("batch_failures", reason="bisected"), checks.count("timer_checks_failed")) == (2, 1)
+    checks.parts.clear()
+    seconds[0] += RETRY_AFTER.total_seconds() - 1
+    assert await checks.run_for(3, 6) == 1
+    assert await checks.run_for(3) == 0
+    assert checks.parts == [[6]]
+    seconds[0] += 1
+    assert await checks.run_for(3, 6) == 1
+    assert checks.parts == [[6], [3, 6], [3], [6]]
+    seconds[0] += RETRY_AFTER.total_seconds()
+    checks.damaged.clear()
+    assert await checks.run_for(3) == 1
+
+
+async def test_the_failed_checks_that_are_remembered_are_bounded(
+    damaged_checks: Callable[..., DamagedChecks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that failed the longest time ago is forgotten first, and may be checked earlier."""
+    monkeypatch.setattr(timer_checks, "MAX_FAILED", 2)
+    checks = damaged_checks(1, 2, 3)
+    assert [await checks.run_for(number) for number in (1, 2, 3)] == [0, 0, 0]
+    checks.parts.clear()
+    assert await checks.run_for(2, 3) == 0
+    assert checks.parts == []
+    checks.damaged.clear()
+    assert await checks.run_for(1, 2, 3) == 1
+    assert checks.parts == [[1]]

@@ -1,0 +1,270 @@
+"""When changes are published from memory, and when they leave the outbox; without a broker and a database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from taskherd import retry
+from taskherd.broker.publisher import Unconfirmed
+from taskherd.errors import Retry, Unavailable
+from taskherd.messages.events import ChangeEvent, EventKind
+from taskherd.observability.metrics import Metrics
+from taskherd.observability.tracing import Tracing
+from taskherd.store.outbox import OutboxEvent
+from taskherd.worker import relay, work_requests
+from taskherd.worker.batch import CommittedChange
+from taskherd.worker.context import WorkerContext
+from taskherd.worker.relay import MAX_EVENTS_PER_ROUND, MAX_PUBLISHING, Relay
+from tests.harness.contexts import Waits, partial_context
+from tests.harness.histories import NOON
+from tests.harness.tasks import make_task
+
+
+def changes(first: int, last: int) -> list[CommittedChange]:
+    """Return a change of each task with one of these numbers as id."""
+    return [
+        CommittedChange(make_task(UUID(int=number)), EventKind.UPDATED, "{}", (), "{}") for number in range(first, last)
+    ]
+
+
+def numbers(events: Sequence[ChangeEvent]) -> list[int]:
+    """Return the numbers of the tasks of events."""
+    return [event.task_id.int for event in events]
+
+
+class Outside:
+    """The directory, broker and database around a relay: each fails with its errors first.
+
+    What is published waits for ``confirm``.
+    """
+
+    def __init__(self) -> None:
+        self.unreadable: list[Exception] = []
+        self.unconfirmed: list[Unavailable] = []
+        self.unmarked: list[Exception] = []
+        self.stale: list[bool | Exception] = []
+        self.published: list[list[int]] = []
+        self.marked: list[list[int]] = []
+        self.confirm = asyncio.Event()
+        self.confirm.set()
+        self.told: list[str] = []
+        self.told_unconfirmed: list[str] = []
+        self.waits = Waits()
+        context = partial_context(
+            metrics=Metrics(), tracing=Tracing(), stopping=asyncio.Event(), now=lambda: NOON,
+            on_error=self.told.append, on_unconfirmed=self.told_unconfirmed.append,
+        )  # fmt: skip
+        self.relay = Relay(context, every=600)
+
+    async def render(self, _: WorkerContext, rows: Sequence[OutboxEvent]) -> list[ChangeEvent]:
+        """Read the names of the directory."""
+        if self.unreadable:
+            raise self.unreadable.pop(0)
+        return [
+            ChangeEvent(
+                task_id=row.task_id,
+                version=row.version,
+                kind=EventKind.UPDATED,
+                occurred_at=row.occurred_at,
+                task=b"{}",
+                changes=(),
+                cause="{}",
+            )
+            for row in rows
+        ]
+
+    async def publish(
+        self, _: WorkerContext, events: Sequence[ChangeEvent], __: object
+    ) -> tuple[list[ChangeEvent], Unavailable | None]:
+        """Confirm all events, or all but the last one."""
+        self.published.append(numbers(events))
+        await self.confirm.wait()
+        error = self.unconfirmed.pop(0) if self.unconfirmed else None
+        return list(events if error is None else events[:-1]), error
+
+    async def mark_published(self, _: WorkerContext, events: Sequence[ChangeEvent]) -> int:
+        """Remove events from the outbox."""
+        if self.unmarked:
+            raise self.unmarked.pop(0)
+        self.marked.append(numbers(events))
+        return len(events)
+
+    async def republish_stale(self, _: WorkerContext, limit: int) -> bool:
+        """Publish what is in the outbox."""
+        assert limit == MAX_EVENTS_PER_ROUND
+        result = self.stale.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
+@pytest.fixture
+def outside(monkeypatch: pytest.MonkeyPatch) -> Outside:
+    """Return what is around a relay that waits for nothing else."""
+    outside = Outside()
+    monkeypatch.setattr(relay, "_render", outside.render)
+    for name in ("publish", "mark_published", "republish_stale"):
+        monkeypatch.setattr(relay, name, getattr(outside, name))
+    monkeypatch.setattr(relay, "MARK_AFTER", 0)
+    monkeypatch.setattr(retry, "delay", outside.waits.delay)
+    return outside
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Let the relay run until the condition is true."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - it sends no event
+            await asyncio.sleep(0)
+
+
+async def finish(outside: Outside, running: asyncio.Task[None] | None = None) -> None:
+    """Stop the relay, or run one that is stopped, and wait for its end."""
+    outside.stale.append(False)  # the last look at the outbox
+    running = running or asyncio.create_task(outside.relay.run())
+    outside.relay.stop()
+    await asyncio.wait_for(running, 20)
+
+
+async def test_what_is_in_memory_is_published_and_marked_before_the_end(outside: Outside) -> None:
+    """In order, as many at a time as a round may have."""
+    outside.relay.offer(changes(0, MAX_EVENTS_PER_ROUND + 1), has_due_requests=False)
+    await finish(outside)
+    assert outside.published == [list(range(MAX_EVENTS_PER_ROUND)), [MAX_EVENTS_PER_ROUND]]
+    assert sorted(number for batch in outside.marked for number in batch) == list(range(MAX_EVENTS_PER_ROUND + 1))
+
+
+async def test_changes_are_published_at_once_while_it_runs(outside: Outside) -> None:
+    """And leave the outbox soon, although nothing stops."""
+    running = asyncio.create_task(outside.relay.run())
+    for number in range(2):
+        outside.relay.offer(changes(number, number + 1), has_due_requests=False)
+        await until(partial(outside.marked.__contains__, [number]))
+    await finish(outside, running)
+    assert outside.published == [[0], [1]]
+
+
+async def test_a_few_publishes_wait_for_their_confirms_at_the_same_time(outside: Outside) -> None:
+    """Further changes wait in memory, so that a broker that confirms late bounds what it is sent."""
+    outside.confirm.clear()
+    running = asyncio.create_task(outside.relay.run())
+    for number in range(MAX_PUBLISHING + 2):
+        outside.relay.offer(changes(number, number + 1), has_due_requests=False)
+        for _ in range(5):
+            await asyncio.sleep(0)
+    assert outside.published == [[number] for number in range(MAX_PUBLISHING)]
+    outside.confirm.set()
+    await finish(outside, running)
+    assert sorted(number for batch in outside.marked for number in batch) == list(range(MAX_PUBLISHING + 2))
+
+
+async def test_the_memory_for_changes_is_bounded(outside: Outside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no place is published from the outbox."""
+    monkeypatch.setattr(relay, "MAX_BUFFER", 5)
+    for first, last in ((0, 4), (4, 7), (7, 9)):
+        outside.relay.offer(changes(first, last), has_due_requests=False)
+    await finish(outside)
+    assert outside.published == [[0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "told_unconfirmed"),
+    [(Unconfirmed("a queue is full"), [], ["a queue is full"]), (Unavailable("no broker"), ["no broker"], [])],
+)
+async def test_what_is_not_confirmed_stays_in_the_outbox(
+    outside: Outside, error: Unavailable, told: list[str], told_unconfirmed: list[str]
+) -> None:
+    """The failure is told, as one that may delay reports or as one that does not; the next changes are published."""
+    outside.unconfirmed = [error]
+    running = asyncio.create_task(outside.relay.run())
+    outside.relay.offer(changes(0, 3), has_due_requests=False)
+    await until(lambda: outside.marked)
+    outside.relay.offer(changes(3, 4), has_due_requests=False)
+    await finish(outside, running)
+    assert (outside.published, outside.marked) == ([[0, 1, 2], [3]], [[0, 1], [3]])
+    assert (outside.told, outside.told_unconfirmed, outside.waits.after) == (told, told_unconfirmed, [1])
+
+
+async def test_an_outage_of_the_broker_slows_down_publishing(outside: Outside) -> None:
+    """The waits grow with each publish in a row that fails, and are short again after one that does not."""
+    running = asyncio.create_task(outside.relay.run())
+    for number, fails in enumerate((True, True, False, True)):
+        outside.unconfirmed = [Unavailable("no broker")] if fails else []
+        outside.relay.offer(changes(2 * number, 2 * number + 2), has_due_requests=False)
+        await until(partial(outside.marked.__contains__, [2 * number] if fails else [2 * number, 2 * number + 1]))
+    await finish(outside, running)
+    assert outside.waits.after == [1, 2, 1]
+
+
+@pytest.mark.parametrize("error", [Unavailable("no database"), Retry("too many conflicts")])
+async def test_changes_whose_names_cannot_be_read_stay_in_the_outbox(outside: Outside, error: Exception) -> None:
+    """The failure is told, and the next changes are published."""
+    outside.unreadable = [error]
+    running = asyncio.create_task(outside.relay.run())
+    outside.relay.offer(changes(0, 1), has_due_requests=False)
+    await until(lambda: outside.told)
+    outside.relay.offer(changes(1, 2), has_due_requests=False)
+    await finish(outside, running)
+    assert (outside.published, outside.marked, outside.told) == ([[1]], [[1]], [str(error)])
+
+
+async def test_marking_is_repeated_during_an_outage(outside: Outside) -> None:
+    """Until the database is back; when the worker stops meanwhile, the events stay in the outbox."""
+    outside.unmarked = [Unavailable("no database"), Retry("a conflict")]
+    running = asyncio.create_task(outside.relay.run())
+    outside.relay.offer(changes(0, 1), has_due_requests=False)
+    await until(lambda: outside.marked)
+    outside.unmarked = [Unavailable("no database")]
+    outside.relay._context.stopping.set()
+    outside.relay.offer(changes(1, 2), has_due_requests=False)
+    await finish(outside, running)
+    assert (outside.published, outside.marked) == ([[0], [1]], [[0]])
+
+
+async def test_the_outbox_is_read_until_nothing_more_can_leave_it(
+    outside: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each interval; a failure is told, and the outbox read again soon."""
+    monkeypatch.setattr(outside.relay, "_every", 0)
+    outside.stale = [
+        True, True, False, Unconfirmed("full"), Unavailable("no broker"), Retry("a conflict"), True, *[False] * 100
+    ]  # fmt: skip
+    running = asyncio.create_task(outside.relay.run())
+    await until(lambda: len(outside.stale) < 100)
+    await finish(outside, running)
+    assert (outside.told_unconfirmed, outside.told) == (["full"], ["no broker", "a conflict"])
+    assert outside.waits.after == [1, 2, 3]
+    assert outside.stale
+
+
+async def test_work_requests_are_sent_beside_the_changes(outside: Outside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New ones from memory, and due ones from the database as soon as a change has brought some."""
+    sent: list[Any] = []
+    looked = asyncio.Event()
+
+    async def send(_: WorkerContext, requests: Sequence[Any], __: datetime) -> None:
+        sent.extend(requests)
+
+    async def send_due(_: WorkerContext, __: datetime) -> int:
+        looked.set()
+        return 0
+
+    monkeypatch.setattr(work_requests, "send", send)
+    monkeypatch.setattr(work_requests, "send_due", send_due)
+    running = asyncio.create_task(outside.relay.run())
+    request: Any = object()
+    outside.relay.send([request])
+    await until(lambda: sent)
+    outside.relay.offer(changes(0, 1), has_due_requests=False)
+    await until(lambda: outside.marked)
+    assert not looked.is_set()
+    outside.relay.offer([], has_due_requests=True)
+    await asyncio.wait_for(looked.wait(), 20)
+    await finish(outside, running)
+    assert (sent, outside.published) == ([request], [[0]])
