@@ -39,6 +39,14 @@ def test_a_contiguous_run_takes_one_frame() -> None:
     assert AckTracker().acknowledge(range(1, 1001)) == Acks(1000, ())
 
 
+def test_all_before_the_first_that_is_open_take_one_frame() -> None:
+    """Those after it have one each; once it is acknowledged, one frame takes it and what was acknowledged with it."""
+    tracker = AckTracker()
+    assert tracker.acknowledge([5, 3, 1, 2]) == Acks(3, (5,))
+    assert tracker.acknowledge([3, 5]) == tracker.acknowledge([]) == Acks(None, ())
+    assert tracker.acknowledge([4, 6, 8]) == Acks(6, (8,))
+
+
 def test_a_delivery_that_stays_unacknowledged_costs_no_memory() -> None:
     """Only the tags that are not acknowledged are remembered, not those after them that are."""
     tracker = AckTracker()

@@ -132,11 +132,22 @@ async def test_deliveries_to_other_consumer_tags_are_left_to_aiormq() -> None:
     assert [type(result) for _, result in results] == [commands.Basic.Deliver, ContentHeader, ContentBody]
 
 
+CONFIRMS = (
+    commands.Basic.Ack(2**63 - 1, multiple=True),
+    commands.Basic.Nack(8, multiple=True),
+    commands.Basic.Ack(9, multiple=False),
+    commands.Basic.Nack(10, multiple=False),
+    commands.Basic.Reject(11),
+)
+
+
 @pytest.mark.parametrize(
     "wire",
     [
         b"".join(_message(1, "ctag1.0", 1, b"one", b"two")) + frame.marshal(Heartbeat(), 0),
         frame.marshal(commands.Connection.Tune(2047, 131_072, 60), 0) + frame.marshal(commands.Channel.OpenOk(), 9),
+        b"".join(frame.marshal(each, 1) for each in CONFIRMS),
+        b"".join(_message(1, "ctag1.0", 1, frame.marshal(commands.Basic.Ack(1), 1)[7:-1])),
         ProtocolHeader(0, 9, 1).marshal(),
         frame.marshal(commands.Channel.OpenOk(), 1)[:-1] + b"\x00",
         struct.pack(">BHI", 1, 1, 4) + b"\xff\xff\xff\xff\xce",
@@ -144,7 +155,18 @@ async def test_deliveries_to_other_consumer_tags_are_left_to_aiormq() -> None:
         frame.marshal(commands.Channel.OpenOk(), 1)[:5],
         b"",
     ],
-    ids=["message", "methods", "protocol header", "end marker", "unknown method", "unknown type", "cut", "empty"],
+    ids=[
+        "message",
+        "methods",
+        "confirms",
+        "body like a confirm",
+        "protocol header",
+        "end marker",
+        "unknown method",
+        "unknown type",
+        "cut",
+        "empty",
+    ],
 )
 async def test_other_frames_are_read_as_by_aiormq(wire: bytes) -> None:
     """For all frames except assembled deliveries, both readers return the same results and raise the same errors."""

@@ -34,10 +34,9 @@ class AckTracker:
         the same reason ``up_to`` is always one of ``tags``.
         """
         new_tags = {tag for tag in tags if tag > self._highest or tag in self._open}
-        highest = max(new_tags, default=0)
-        if highest > self._highest:
-            self._open.update(range(self._highest + 1, highest + 1))
-            self._highest = highest
+        highest = max((self._highest, *new_tags))
+        self._open.update(range(self._highest + 1, highest + 1))
+        self._highest = highest
         self._open -= new_tags
         floor = min(self._open) - 1 if self._open else self._highest
         up_to = max((tag for tag in new_tags if tag <= floor), default=None)
