@@ -73,6 +73,16 @@ def test_a_template_without_a_pool_has_the_default_one(run: dict[str, object]) -
     assert targets(row(START, None, None), run, NOON, TIMEOUT) == ["default"]
 
 
+@pytest.mark.parametrize(("first", "most", "wait"), [(60, 600, 60), (600, 60, 60)])
+def test_the_first_attempt_of_a_new_request_is_counted(first: float, most: float, wait: float) -> None:
+    """Its second one is due after the first wait, or the longest if that is shorter, more or less."""
+    policy = RequestRetryPolicy(timedelta(seconds=first), timedelta(seconds=most), TIMEOUT, TIMEOUT)
+    new = replace(row(START, None, None), attempt=0)
+    sent = policy.first_attempt(new, NOON)
+    assert replace(sent, next_at=new.next_at) == replace(new, attempt=1, first_sent_at=NOON)
+    assert 0.9 * wait <= (sent.next_at - NOON).total_seconds() <= 1.1 * wait
+
+
 HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
 DETAILS = WorkRequestDetails(
     UUID(int=2), "a-name", UUID(int=3), "alice", UUID(int=4), "A prompt", {"pool": "gpu"}, None, None, None

@@ -13,7 +13,7 @@ import aio_pika
 import pytest
 from aio_pika.exceptions import ChannelNotFoundEntity
 
-from taskherd.errors import Misconfigured, Unavailable
+from taskherd.errors import Misconfigured, Retry, Unavailable
 from taskherd.worker.work_queues import EVERY, WorkQueues
 from tests.harness.worker import SECRET, WorkerHarness, build_report, external_harness, running_worker
 
@@ -256,7 +256,7 @@ async def test_work_queues_are_declared_soon_after_a_failure(
 ) -> None:
     """After a failure, as while RabbitMQ is away, a worker tries again within seconds."""
     work_queues = work_queues_of(harness)
-    failures = [Unavailable("no connection"), Unavailable("no connection")]
+    failures = [Unavailable("no connection"), Retry("a conflict"), Misconfigured("queue", "has other arguments")]
     declared = asyncio.Event()
 
     async def declare_missing_once() -> None:
