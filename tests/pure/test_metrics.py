@@ -38,6 +38,7 @@ def test_no_label_is_an_id() -> None:
         "method",
         "role",
         "installation",
+        "step",
     }
 
 
