@@ -111,7 +111,7 @@ class Person:
     async def run(self, is_over: asyncio.Event) -> None:
         """Interrupt one turn after the other until it is over."""
         while not is_over.is_set():
-            turn = await self._until_working()
+            turn = await self.until_working()
             steers = self.turns % 2 == 0 and not self.is_stubborn
             reply = await self.send(interrupt=True) if steers else await self.command("task.interrupt")
             if not reply["ok"]:
@@ -154,7 +154,7 @@ class Person:
         async with self.reading:
             return await self._worker.database.fetchval(query, *values)
 
-    async def _until_working(self) -> tuple[int, int]:
+    async def until_working(self) -> tuple[int, int]:
         """Wait until the agent shows that it works on another turn than the one that was interrupted last.
 
         If a runner was killed while it delivered the input, that one may have failed: then send the next.
@@ -234,6 +234,8 @@ async def create_task(harness: RunnerHarness, *, is_stubborn: bool) -> Person:
 async def settle(people: Sequence[Person]) -> None:
     """Let the agents end their turns, and give each a last one."""
     for person in people:
+        if person.is_stubborn:  # its agent may be about to start, when nothing can be sent to it
+            await person.until_working()
         (person.harness.work(person.task_id) / "stop").touch()
         await person.send("line: That was all.")
     for person in people:
