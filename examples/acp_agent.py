@@ -105,7 +105,7 @@ class AcpAgent:
         form = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
         response = await self._request("elicitation/create", mode="form", message=question, requestedSchema=form)
         answer = response.get("content", {}).get("answer")
-        self._say(f"{question} I have no answer." if answer is None else f"{question} {answer}")
+        self._say("I was told nothing." if answer is None else f"I was told {answer}.")
 
     async def _request(self, method: str, **params: Any) -> dict[str, Any]:
         """Send a request to the client and wait for the result, however long people take; {} if there is none."""

@@ -37,7 +37,7 @@ def _replied(evidence: Evidence) -> Expectation:
     request, row = evidence.requests.get(QUESTION, _NONE), _row(evidence, Role.ASKS)
     answer = request.get("answer") or _NONE
     met = request.get("id") == evidence.observations.replied and (answer.get("by"), answer.get("text")) == (ADMIN, NAME)
-    met = met and row.state == "complete" and row.message == f"{QUESTION} {NAME}"
+    met = met and row.state == "complete" and row.message == f"I was told {NAME}."
     return Expectation("an input answers a question", met, f"{_describe_request(request)}; {describe(row)}")
 
 

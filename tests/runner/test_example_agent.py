@@ -29,7 +29,7 @@ async def test_it_does_what_is_allowed_and_asks_what_is_a_question(tmp_path: Pat
             await run.until_became(title, "open", "answered")
         await run.until_state("idle", "How are you?")
         assert run.answer(await run.opened(), None, "Very well") == "done"
-        await run.until_state("idle", "How are you? Very well")
+        await run.until_state("idle", "I was told Very well.")
         assert not (run.task.work / "no").exists()
         assert (run.task.work / "yes").read_text() == "yes\n"
         assert any("exit status 3" in text for text in run.texts())
