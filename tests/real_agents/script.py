@@ -1,7 +1,7 @@
 """The script that the model server plays, whichever API it is asked through: what the user wrote decides.
 
 - ``run: COMMAND`` is answered with a sentence and a call of the agent's shell; what that printed, with
-  ``The command printed: …``.
+  ``The command printed: …``. ``edit: PATH OLD -> NEW`` in the line before it has the agent's own tool for edits first.
 - ``recall`` is answered with the first thing that the user wrote in the conversation which the request contains.
 - ``write: PATH TEXT`` is answered with the file, as Aider wants it.
 - ``refuse: WORDS`` fails with status 400, ``fail: WORDS`` with 500, each time; ``limit: WORDS`` once, with 429.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 BEFORE_TOOL: Final = "I run the command."
@@ -26,6 +27,7 @@ SHELLS: Final[dict[str, tuple[str, dict[str, str]]]] = {
 }
 """The tools of Claude Code, OpenCode, Codex, Gemini CLI and OpenHands that run a command, each with the name of the
 command's argument and its further ones. Codex asks for permission only outside of its sandbox."""
+_EDIT = re.compile(r"edit: (?P<path>\S+) (?P<old>.+) -> (?P<new>.+)\n")
 _RUN = re.compile(r"run: (?P<command>.+)", re.DOTALL)
 _WRITE = re.compile(r"write: (?P<path>\S+) (?P<text>.+)")
 _FAILURE = re.compile(r"(?P<word>refuse|fail|limit): (?P<words>.+)")
@@ -73,8 +75,33 @@ def calls(said: str, tools: set[str], *, asks: bool = True) -> list[Call]:
     if name is None or match is None:
         return []
 
-    argument, further = SHELLS[name]
-    return [Call(name, {argument: match["command"].strip(), **(further if asks else {})})]
+    def run(line: str) -> Call:
+        argument, further = SHELLS[name]
+        return Call(name, {argument: line, **(further if asks else {})})
+
+    command = run(match["command"].strip())
+    if edit := _EDIT.search(said):
+        return [*_edit(edit["path"], edit["old"], edit["new"], tools, run), command]
+    return [command]
+
+
+def _edit(path: str, old: str, new: str, tools: set[str], run: Callable[[str], Call]) -> list[Call]:
+    """Return the calls with which an agent edits a file.
+
+    Claude Code and OpenCode want to have read it. Codex applies a patch itself that a command hands to ``apply_patch``.
+    """
+    if "Edit" in tools:
+        edited = {"file_path": path, "old_string": old, "new_string": new}
+        return [Call("Read", {"file_path": path}), Call("Edit", edited)]
+    if "edit" in tools:
+        edited = {"filePath": path, "oldString": old, "newString": new}
+        return [Call("read", {"filePath": path}), Call("edit", edited)]
+    if "replace" in tools:
+        edited = {"file_path": path, "old_string": old, "new_string": new, "instruction": "Edit the file."}
+        return [Call("replace", edited)]
+    return [
+        run(f"apply_patch <<'EOF'\n*** Begin Patch\n*** Update File: {path}\n@@\n-{old}\n+{new}\n*** End Patch\nEOF")
+    ]
 
 
 def answer(conversation: Conversation, tools: set[str], *, asks: bool = True) -> tuple[str, Call | None]:

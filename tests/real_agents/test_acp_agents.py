@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from contextlib import suppress
 from itertools import groupby
+from pathlib import Path
 from uuid import UUID
 
 import psutil
@@ -31,6 +36,21 @@ def states(harness: RunnerHarness, task_id: UUID) -> list[str]:
     """Return the states that the task has shown, without repetitions."""
     shown = [event["task"]["current_state"] for event in harness.worker.events_of(task_id)]
     return [state for state, _ in groupby(each["state"] for each in shown if each)]
+
+
+def seed(project: Path) -> Path:
+    """Write a test that fails because of a file, which is returned; both belong to the project's user."""
+    file, test = project / "answer.py", project / "test_answer.py"
+    file.write_text("# A line that stays.\n" * 9 + "ANSWER = 41\n")
+    test.write_text(
+        "from unittest import TestCase\n\nfrom answer import ANSWER\n\n\nclass Test(TestCase):\n"
+        "    def test_answer(self):\n        self.assertEqual(ANSWER, 42)\n"
+    )
+    for each in (file, test):
+        os.chown(each, project.stat().st_uid, project.stat().st_gid)
+    failed = subprocess.run([sys.executable, "-B", "-m", "unittest"], cwd=project, capture_output=True, check=False)
+    assert b"41 != 42" in failed.stderr
+    return file
 
 
 def running(harness: RunnerHarness, task_id: UUID, command: str) -> bool:
@@ -158,3 +178,25 @@ async def test_a_turn_goes_on_after_a_rate_limit(runner: RunnerHarness, model: M
     await harness.until_state(task_id, "idle", "You said: limit: too many requests")
     assert (await model.request_counts())["429"] == 1
     assert set(states(harness, task_id)) == {"working", "idle"}
+
+
+@pytest.mark.parametrize("template", PROGRAMS)
+async def test_an_agent_edits_a_file_and_runs_its_tests(runner: RunnerHarness, template: str) -> None:
+    """A test that fails passes after an edit by the agent's own tool, and the log has the edit with its diff."""
+    harness = runner
+    task_id = await create_task(harness, template, "Good morning")
+    await harness.until_state(task_id, "idle", "You said: Good morning")
+    file = seed(harness.work(task_id) / "project")
+    before = file.read_text()
+    prompt = f"edit: {file} ANSWER = 41 -> ANSWER = 42\nrun: {sys.executable} -B -m unittest 2>&1 | tail -n 3"
+    assert (await harness.worker.command("task.send", task_id, input=prompt))["ok"]
+    await harness.until_output(task_id, "The command printed: Ran 1 test")
+    await harness.until_state(task_id, "idle", "OK")
+    assert file.read_text() == before.replace("41", "42")
+    query = "SELECT status, data::text FROM task_logs WHERE task_id = $1 AND kind = 'tool_call' ORDER BY log_id"
+    rows = await harness.worker.database.fetch(query, task_id)
+    (edit,) = [row for row in rows if "diff" in json.loads(row["data"])]
+    assert edit["status"] == "completed"
+    diff = json.loads(edit["data"])["diff"]
+    assert diff["path"] == str(file)
+    assert before.replace(diff["old"], diff["new"]) == file.read_text()  # of the whole file, or around the change
