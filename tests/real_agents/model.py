@@ -51,10 +51,13 @@ def blocks(message: Message) -> list[Block]:
 
 
 def user_text(message: Message) -> str:
-    """Return what the user wrote last: a message's text after an interrupt, without what Claude Code adds."""
+    """Return what the user wrote last in a message, after an interrupt, without what Claude Code adds.
+
+    Claude Code puts what was written after a turn that failed into the message of that turn, as a further block.
+    """
     texts = (block["text"] for block in blocks(message) if block["type"] == "text")
-    kept = (_REMINDER.sub("", text).replace(_PROBE, "").strip() for text in texts)
-    return _INTERRUPTED.split("\n".join(text for text in kept if text))[-1].strip()
+    kept = [text for each in texts if (text := _REMINDER.sub("", each).replace(_PROBE, "").strip())]
+    return _INTERRUPTED.split(kept[-1])[-1].strip() if kept else ""
 
 
 def result_text(block: Block) -> str:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.harness.runner import RunnerHarness, eventually
+from tests.harness.templates import shipped_run
 from tests.real_agents.conftest import ModelServer, answer, create_task, pause_and_resume, start_runner
 from tests.real_agents.protocol import PROGRAMS
 
@@ -29,6 +30,19 @@ REJECTED = {
 """Part of the state's message after a tool was rejected: what the agent's model or the agent itself says then."""
 SESSIONS = ("claude-code", "codex", "opencode")
 """The agents that can continue a session."""
+FEW_RETRIES = {"claude-code": {"CLAUDE_CODE_MAX_RETRIES": "1"}}
+"""The variables with which an agent gives up soon: by itself Claude Code repeats a request for three minutes."""
+ERRORS = [
+    ("claude-code", "refuse", "failed", "API Error: 400 the stars are not right"),
+    ("claude-code", "fail", "failed", "API Error: 500 the stars are not right"),
+    ("codex", "refuse", "idle", "the stars are not right"),
+    ("codex", "fail", "idle", "high demand"),
+    ("gemini", "refuse", "failed", "the stars are not right"),
+    ("opencode", "refuse", "failed", "the stars are not right"),
+    ("opencode", "fail", "failed", "the stars are not right"),
+]
+"""A template, the script's word for an error, the state in which the turn ends, and a part of what is said of it.
+Gemini CLI is not made to fail with 500: it repeats such a request for more than three minutes."""
 FOREVER = "run: tail -f /dev/null"
 
 
@@ -178,6 +192,28 @@ async def test_a_turn_goes_on_after_a_rate_limit(runner: RunnerHarness, model: M
     await harness.until_state(task_id, "idle", "You said: limit: too many requests")
     assert (await model.request_counts())["429"] == 1
     assert set(states(harness, task_id)) == {"working", "idle"}
+
+
+@pytest.mark.parametrize(("template", "word", "state", "words"), ERRORS)
+async def test_an_error_of_the_model_is_shown(
+    runner: RunnerHarness, template: str, word: str, state: str, words: str
+) -> None:
+    """A turn whose requests fail each time ends with what the agent says of it; the same process takes the next one."""
+    harness = runner
+    shipped = shipped_run(f"{template}.yaml")["env"]
+    env = {**shipped, "set": {**shipped.get("set", {}), **FEW_RETRIES.get(template, {})}}
+    task_id = await create_task(harness, template, f"{word}: the stars are not right", env=env)
+    agent = harness.agent(task_id)["agent"]
+    await eventually(lambda: harness.worker.state(task_id).get("state") in {"idle", "failed"}, 200)
+    assert harness.worker.state(task_id)["state"] == state
+    if state == "failed":
+        assert words in harness.worker.state(task_id)["message"]
+    else:  # for the agent it is a turn like any other, and what it says of the error may not be a sentence
+        await harness.until_output(task_id, words)
+    assert (await harness.worker.command("task.send", task_id, input="Thank you"))["ok"]
+    await harness.until_state(task_id, "idle", "You said: Thank you")
+    assert harness.agent(task_id)["agent"] == agent
+    assert states(harness, task_id)[:2] == ["working", state]
 
 
 @pytest.mark.parametrize("template", PROGRAMS)
