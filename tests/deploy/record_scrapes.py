@@ -19,7 +19,7 @@ import yaml
 
 from taskherd.observability.metrics import Metrics
 from tests.deploy.scenarios import Recording, Scenario
-from tests.harness.scrapes import Scrape, Series
+from tests.harness.scrapes import Series
 
 FILE: Final = Path(__file__).parents[2] / "deploy" / "prometheus" / "tests" / "recorded.yml"
 RULES: Final = Path(__file__).parents[2] / "deploy" / "prometheus" / "rules"
@@ -32,11 +32,14 @@ RELATIVE: Final = "process_start_time_seconds"
 """A point in time; in the unit tests the first scrape was a minute after it."""
 MINUTES_BEFORE: Final = 5
 MINUTES_AFTER: Final = 40
+LONGER: Final = {"TaskherdMaintenanceFails": 80}
+"""Minutes after what happened, of alerts that need more than ``MINUTES_AFTER``."""
 EVALUATED_AT: Final = {
     "TaskherdAgentsStalled": "12m",
     "TaskherdAgentsUnhealthy": "20m",
     "TaskherdApiErrors": "15m",
     "TaskherdBatchesFail": "30m",
+    "TaskherdMaintenanceFails": "75m",
     "TaskherdSignInsFail": "20m",
     "TaskherdTasksFail": "20m",
 }
@@ -86,7 +89,7 @@ def input_series(alert: str, recording: Recording, *, repeats: bool) -> list[dic
     found = [
         {"series": _text(key, job), "values": values}
         for key in keys
-        if (values := _values(key, recording.before, recording.after, repeats=repeats))
+        if (values := _values(key, recording, LONGER.get(alert, MINUTES_AFTER), repeats=repeats))
     ]
     return sorted(found, key=lambda each: each["series"])
 
@@ -134,17 +137,17 @@ def recorded() -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _values(key: Series, before: Scrape, after: Scrape, *, repeats: bool) -> str:
-    first, last = before.get(key), after.get(key, 0.0)
-    name = key[0]
+def _values(key: Series, recording: Recording, minutes_after: int, *, repeats: bool) -> str:
+    first, last = recording.before.get(key), recording.after.get(key, 0.0)
+    name, minutes = key[0], MINUTES_BEFORE + minutes_after
     if name == RELATIVE:
-        return f"-60x{MINUTES_BEFORE + MINUTES_AFTER}"
+        return f"-60x{minutes}"
     if not first and not last:
         return ""
     if name in GROWING or (repeats and name.endswith(("_total", "_bucket"))):
-        return f"{_number(first or 0)}+{_number(last - (first or 0))}x{MINUTES_BEFORE + MINUTES_AFTER}"
+        return f"{_number(first or 0)}+{_number(last - (first or 0))}x{minutes}"
     start = "_" if first is None else _number(first)
-    return f"{start}x{MINUTES_BEFORE - 1} {_number(last)}x{MINUTES_AFTER}"
+    return f"{start}x{MINUTES_BEFORE - 1} {_number(last)}x{minutes_after}"
 
 
 def _text(key: Series, job: Mapping[str, str]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 from urllib.parse import urlsplit
 
+import asyncpg
 import httpx
 
 from taskherd.dev import ports
@@ -193,6 +194,24 @@ async def deletes_fail(stage: Stage) -> list[Recording]:
     return [Recording("worker", before, after)]
 
 
+async def partition_is_locked(stage: Stage) -> list[Recording]:
+    """Keep a worker from dropping an expired partition, as `pg_dump` does."""
+    harness = stage.worker_harness
+    worker = await stage.start("worker")
+    before = await worker.until(bool)
+    backup = await asyncpg.connect(harness.urls[0], timeout=5, command_timeout=10)
+    try:
+        is_there = False
+        while not is_there:  # unless the worker has dropped it in between
+            await backup.execute("SELECT taskherd_add_partition('task_events', '2020-01-06')")
+            await backup.execute("BEGIN; LOCK TABLE task_events IN ACCESS SHARE MODE")
+            is_there = await backup.fetchval("SELECT to_regclass('task_events_p20200106') IS NOT NULL")
+        after = await worker.until_value(1, "taskherd_maintenance_failures_total", step="drop_partitions")
+    finally:
+        await backup.close(timeout=5)
+    return [Recording("worker", before, after)]
+
+
 async def database_goes_away(stage: Stage) -> list[Recording]:
     """Cut a worker from its database while a report waits."""
     proxy, url = await stage.proxy(stage.worker_harness.urls[0])
@@ -258,6 +277,7 @@ SCENARIOS: Final = (
     Scenario("a report is unknown", report_is_unknown, {"TaskherdDeadLetters": "worker"}),
     Scenario("no runner answers a start", start_is_not_answered, {"TaskherdRequestsGivenUp": "worker"}),
     Scenario("deletes fail", deletes_fail, {"TaskherdDeletesFail": "worker"}),
+    Scenario("a partition is locked", partition_is_locked, {"TaskherdMaintenanceFails": "worker"}, repeats=True),
     Scenario("the database is away", database_goes_away, {"TaskherdBatchesFail": "worker"}, repeats=True),
     Scenario("connections break", connections_break, {"TaskherdReconnecting": "worker"}),
     Scenario("the API has no database", api_has_no_database, {"TaskherdApiErrors": "api"}, repeats=True),
