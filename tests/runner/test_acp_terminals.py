@@ -147,6 +147,25 @@ async def test_of_endless_output_the_latest_is_kept(tmp_path: Path) -> None:
         assert terminals.MAX_OUTPUT - 4 <= len(whole["output"].encode()) <= terminals.MAX_OUTPUT
 
 
+async def test_a_character_that_is_not_complete_is_not_shown_yet(tmp_path: Path) -> None:
+    """Output ends with a whole character while it goes on, wherever its bytes were cut."""
+    command = r"printf 'a\303'; touch running; until [ -e on ]; do sleep 0.01; done; printf '\244\303'"
+    async with acp_run(tmp_path, client_terminals=True) as run:
+        await run.start(
+            "\n".join([
+                create(1, command), "wait: go", about(2, "output"), "wait: on", about(3, "wait_for_exit"),
+                about(4, "output"), "line: That was all.",
+            ])
+        )  # fmt: skip
+        await eventually((run.task.work / "running").exists)
+        run.touch("go")
+        await eventually(lambda: len(answers(run)) == 2)
+        run.touch("on")
+        await run.until_state("idle", "That was all.")
+        _, live, _, after = answers(run)
+        assert (live["output"], after["output"]) == ("a", "aä\ufffd")
+
+
 async def test_an_agent_has_only_so_many_commands(tmp_path: Path) -> None:
     """One too many is refused until another was released, and so are too many requests that wait for an end."""
     most, waits = terminals.MAX_TERMINALS, terminals.MAX_WAITS

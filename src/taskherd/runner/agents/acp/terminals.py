@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -211,7 +212,7 @@ class Terminals:
             for request in terminal.waits:
                 self._respond.answer(request, terminal.status, keep=True)
             terminal.waits.clear()
-            self._conversation.show_terminal(terminal.id, lambda: _shown(folder))
+            self._conversation.show_terminal(terminal.id, lambda: _shown(folder, goes_on=terminal.exit is None))
             if terminal.is_released:
                 folder.remove()
                 self._kept.remove(terminal)
@@ -265,13 +266,16 @@ class Terminals:
 
     def _output(self, terminal: _Terminal) -> dict[str, Any]:
         folder = self._context.folder.terminal(terminal.number)
-        text, is_cut = _tail(folder, terminal.limit)
+        text, is_cut = _tail(folder, terminal.limit, goes_on=terminal.exit is None)
         result: dict[str, Any] = {"output": text, "truncated": is_cut}
         return result if terminal.exit is None else {**result, "exitStatus": terminal.status}
 
 
-def _tail(folder: RunFolder, limit: int) -> tuple[str, bool]:
-    """Return the latest output, at most ``limit`` bytes that begin with a character, and whether there was more."""
+def _tail(folder: RunFolder, limit: int, *, goes_on: bool) -> tuple[str, bool]:
+    """Return the latest output, at most ``limit`` bytes that begin with a character, and whether there was more.
+
+    Of output that ``goes_on``, a character at the end that is not complete is left out.
+    """
     total = output.size(folder.output)
     offset = start = max(0, total - limit)
     data = b""
@@ -279,10 +283,10 @@ def _tail(folder: RunFolder, limit: int) -> tuple[str, bool]:
         data, offset = data + chunk.data, chunk.end
     if start:
         data = data.lstrip(_CONTINUATION)
-    return data.decode(errors="replace"), start > 0
+    return codecs.utf_8_decode(data, "replace", not goes_on)[0], start > 0
 
 
-def _shown(folder: RunFolder) -> str:
+def _shown(folder: RunFolder, *, goes_on: bool) -> str:
     """Return the end of the output as the log has it."""
-    text, is_cut = _tail(folder, MAX_CALL_TEXT)
+    text, is_cut = _tail(folder, MAX_CALL_TEXT, goes_on=goes_on)
     return ("…" if is_cut else "") + "\n".join(map(output.rendered_line, text.split("\n")))
