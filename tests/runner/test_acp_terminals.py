@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from taskherd.runner.agents import output
 from taskherd.runner.agents.acp import terminals
 from taskherd.runner.agents.acp.connection import INTERNAL_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND, RESOURCE_NOT_FOUND
 from taskherd.runner.workspaces.folders import RunFolder
@@ -164,6 +165,23 @@ async def test_a_character_that_is_not_complete_is_not_shown_yet(tmp_path: Path)
         await run.until_state("idle", "That was all.")
         _, live, _, after = answers(run)
         assert (live["output"], after["output"]) == ("a", "aä\ufffd")
+
+
+def test_output_is_read_again_if_it_was_deleted_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that was slower than endless output shows what comes later, from a whole character on."""
+    folder, read = RunFolder(tmp_path), output._read
+    folder.output.mkdir()
+    older, newer = (folder.output / f"{start:020d}" for start in (0, 1_000))
+    older.write_text("older")
+
+    def read_late(path: str, position: int, limit: int) -> bytes:
+        if older.exists():
+            older.unlink()
+            newer.write_bytes("ä newer".encode()[1:])
+        return read(path, position, limit)
+
+    monkeypatch.setattr(output, "_read", read_late)
+    assert terminals._tail(folder, 100, goes_on=True) == (" newer", True)
 
 
 async def test_an_agent_has_only_so_many_commands(tmp_path: Path) -> None:

@@ -47,6 +47,8 @@ MAX_COMMAND: Final = 64 * 1024
 """Maximum size of a command with its arguments and variables, in bytes."""
 _CONTINUATION: Final = bytes(range(0x80, 0xC0))
 """The bytes that begin no character (UTF-8)."""
+_READ_ATTEMPTS: Final = 5
+"""Number of attempts to read output, whose segments are deleted as it goes on."""
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -276,14 +278,20 @@ def _tail(folder: RunFolder, limit: int, *, goes_on: bool) -> tuple[str, bool]:
 
     Of output that ``goes_on``, a character at the end that is not complete is left out.
     """
-    total = output.size(folder.output)
-    offset = start = max(0, total - limit)
-    data = b""
-    while offset < total and (chunk := output.read(folder.output, offset, total - offset)).data:
-        data, offset = data + chunk.data, chunk.end
-    if start:
+    data, is_cut = b"", False
+    for _ in range(_READ_ATTEMPTS):
+        total = output.size(folder.output)
+        offset = max(0, total - limit)
+        data, is_cut = b"", offset > 0
+        while offset < total and (chunk := output.read(folder.output, offset, total - offset)).end > offset:
+            if chunk.missing:  # its segment was deleted meanwhile, or could not be written
+                data, is_cut = b"", True
+            data, offset = data + chunk.data, chunk.end
+        if data or not total:
+            break
+    if is_cut:
         data = data.lstrip(_CONTINUATION)
-    return codecs.utf_8_decode(data, "replace", not goes_on)[0], start > 0
+    return codecs.utf_8_decode(data, "replace", not goes_on)[0], is_cut
 
 
 def _shown(folder: RunFolder, *, goes_on: bool) -> str:
