@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from taskherd.cli.diagnostics.template import time_limit
+from taskherd.cli.diagnostics.template import default_time_limit
 from taskherd.directory_file.parse import parse_templates
 from taskherd.directory_file.run import RunConfig
 from tests.harness.isolation import IS_ROOT, UIDS
@@ -278,4 +278,4 @@ def test_the_directory_file_of_the_folder_is_read_if_none_is_named(checker: Chec
 @pytest.mark.parametrize(("start_timeout", "limit"), [(5, 30), (120, 120), (3_600, 600)])
 def test_a_check_has_the_time_that_a_start_has(start_timeout: int, limit: int) -> None:
     """An agent that is slow to start, as a template says, is given its time, within bounds."""
-    assert time_limit(RunConfig(command=("cat",), start_timeout=start_timeout)) == limit
+    assert default_time_limit(RunConfig(command=("cat",), start_timeout=start_timeout)) == limit

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from taskherd.domain import builds
 from taskherd.domain.value import replace
-from taskherd.store.engine import dispose, open_engine
+from taskherd.store.engine import dispose, open_engine, transaction
 from taskherd.store.tasks import StoredTask, TaskEventRow
 from tests.harness.tasks import make_task
 
@@ -38,6 +38,13 @@ async def waits_for_lock(engine: AsyncEngine, work: asyncio.Task[Any]) -> bool:
         while not work.done() and (await observer.execute(WAITING)).scalar_one() == 0:
             await observer.rollback()
     return not work.done()
+
+
+async def execute_script(engine: AsyncEngine, script: str) -> None:
+    """Execute statements, each of which ends with a line, in one transaction."""
+    async with transaction(engine) as connection:
+        for statement in script.split(";\n")[:-1]:
+            await connection.exec_driver_sql(statement)
 
 
 async def ignore_indexes(connection: AsyncConnection) -> None:

@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.store import directory_queries
 from taskherd.store.directory_queries import TemplateFilter, UserFilter
-from taskherd.store.engine import transaction
 from taskherd.store.read_pool import ReadPool, Row
+from tests.store.conftest import execute_script
 
 ACME, BETA, DEFAULT, ENDED = (UUID(int=number) for number in (0xA, 0xB, 0xC, 0xD))
 ALICE, BOB, CAROL, DORA, EVE = (UUID(int=number) for number in (0xA1, 0xB1, 0xC1, 0xD1, 0xE1))
@@ -47,9 +47,7 @@ INSERT INTO presets (id, template_version_id, name, is_default, parameters, acti
 @pytest.fixture
 async def reader(database_url: str, engine: AsyncEngine) -> AsyncIterator[ReadPool]:
     """Yield a pool for readers, with a directory of four organizations."""
-    async with transaction(engine) as connection:
-        for statement in DIRECTORY.split(";\n")[:-1]:
-            await connection.exec_driver_sql(statement)
+    await execute_script(engine, DIRECTORY)
     pool = ReadPool(database_url, size=1, application_name="taskherd-tests")
     yield pool
     await pool.close()

@@ -19,7 +19,7 @@ from taskherd.store.task_creation import AddedRows, insert_tasks
 from taskherd.store.task_index import IndexedTask
 from taskherd.store.tasks import StoredTask
 from tests.harness.tasks import make_task
-from tests.store.conftest import NOW, ignore_indexes
+from tests.store.conftest import NOW, execute_script, ignore_indexes
 
 ACME, OTHER = UUID(int=0xA), UUID(int=0xB)
 ALICE, CAROL, DORA, EVE = (UUID(int=number) for number in (0xA1, 0xC1, 0xD1, 0xE1))
@@ -53,9 +53,7 @@ INSERT INTO runner_hellos (name, pool, hello_at) VALUES ('r1', 'gpu', now()), ('
 @pytest.fixture
 async def reader(database_url: str, engine: AsyncEngine) -> AsyncIterator[ReadPool]:
     """Yield a pool for readers, with a directory of two organizations."""
-    async with transaction(engine) as connection:
-        for statement in DIRECTORY.split(";\n")[:-1]:
-            await connection.exec_driver_sql(statement)
+    await execute_script(engine, DIRECTORY)
     pool = ReadPool(database_url, size=2, application_name="taskherd-tests")
     yield pool
     await pool.close()

@@ -29,7 +29,7 @@ from taskherd.store.task_index import IndexedTask
 from taskherd.store.task_lists import Between, Listed, by_name
 from taskherd.store.task_queries import TaskFilter
 from tests.harness.tasks import make_task
-from tests.store.conftest import NOW, waits_for_lock
+from tests.store.conftest import NOW, execute_script, waits_for_lock
 
 
 class KilledError(Exception):
@@ -70,9 +70,7 @@ INSERT INTO templates (id, organization_id, name, display_name, icon, active_ver
 @pytest.fixture
 async def reader(database_url: str, engine: AsyncEngine) -> AsyncIterator[ReadPool]:
     """Yield a pool for readers, with a directory of two organizations."""
-    async with transaction(engine) as connection:
-        for statement in DIRECTORY.split(";\n")[:-1]:
-            await connection.execute(text(statement))
+    await execute_script(engine, DIRECTORY)
     pool = ReadPool(database_url, size=2, application_name="taskherd-tests")
     yield pool
     await pool.close()

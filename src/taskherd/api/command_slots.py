@@ -39,7 +39,7 @@ class _Slots:
 
     @property
     def idle(self) -> bool:
-        """True if no slot is in use, so that nobody waits for one either."""
+        """True if no slot is in use, which means that nobody waits for one."""
         return not self._used
 
     async def acquire(self) -> None:

@@ -82,7 +82,7 @@ MAX_ROUNDS = 200
 """Maximum number of transactions for one table in one run; the next run continues."""
 
 
-class Step(StrEnum):
+class MaintenanceStep(StrEnum):
     """A step that fails and is tried again by itself; metrics and logs name it."""
 
     EXPIRE_PARKED = "expire_parked"
@@ -136,22 +136,22 @@ class Maintenance:
         the clock has jumped, no create could have been consumed.
         """
         if watermark is not None and now - watermark > self._context.retention.parked_ttl:
-            await self._attempt(Step.EXPIRE_PARKED, self._expire_parked(now))
+            await self._attempt(MaintenanceStep.EXPIRE_PARKED, self._expire_parked(now))
         if self._monotonic() < self._tables_due_at:
             return
         self._tables_due_at = self._monotonic() + EVERY
         await self._maintain_partitions(now)
-        await self._attempt(Step.UPDATE_TABLES, self._update_tables(now))
+        await self._attempt(MaintenanceStep.UPDATE_TABLES, self._update_tables(now))
         if self._deletes:
-            await self._attempt(Step.PRUNE, self._prune(now))
-            await self._attempt(Step.ERASE, self._erase(now))
-        await self._attempt(Step.COUNT, self._count(now))
+            await self._attempt(MaintenanceStep.PRUNE, self._prune(now))
+            await self._attempt(MaintenanceStep.ERASE, self._erase(now))
+        await self._attempt(MaintenanceStep.COUNT, self._count(now))
 
     @property
     def _deletes(self) -> bool:
         return self._monotonic() >= self._deleting_from
 
-    async def _attempt(self, step: Step, work: Awaitable[None]) -> bool:
+    async def _attempt(self, step: MaintenanceStep, work: Awaitable[None]) -> bool:
         """Do a step and return whether it succeeded. A failure does not interrupt the drained time."""
         try:
             await work
@@ -222,8 +222,8 @@ class Maintenance:
         """Create and drop partitions, unless that failed a moment ago: while it waits for a lock, all writes wait."""
         if self._monotonic() < self._partitions_due_at:
             return
-        created = await self._attempt(Step.CREATE_PARTITIONS, self._create_partitions(now))
-        dropped = not self._deletes or await self._attempt(Step.DROP_PARTITIONS, self._drop_partitions(now))
+        created = await self._attempt(MaintenanceStep.CREATE_PARTITIONS, self._create_partitions(now))
+        dropped = not self._deletes or await self._attempt(MaintenanceStep.DROP_PARTITIONS, self._drop_partitions(now))
         if not (created and dropped):
             self._partitions_due_at = self._monotonic() + PARTITIONS_RETRY
 

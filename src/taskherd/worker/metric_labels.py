@@ -15,7 +15,7 @@ from taskherd.messages.claims import BUILD_CLAIM, RUNNER_HELLO, TASK_OWNED
 from taskherd.messages.texts import CONTROL, CUT, URI
 from taskherd.messages.work import REQUEST_TYPES
 from taskherd.worker.agent_events import COUNTED
-from taskherd.worker.maintenance import Step
+from taskherd.worker.maintenance import MaintenanceStep
 from taskherd.worker.usage import TOKEN_TYPES, USUAL_CURRENCY
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ LABEL_VALUES: Final[Mapping[str, Sequence[tuple[str, ...]]]] = {
     "dead_lettered": tuple((reason.value,) for reason in DeadLetterReason if reason not in EXTERNAL_REASONS),
     "texts_cleaned": ((CONTROL,), (CUT,), (URI,)),
     "batch_failures": (("database",), ("broker",), ("bisected",)),
-    "maintenance_failures": tuple((step.value,) for step in Step),
+    "maintenance_failures": tuple((step.value,) for step in MaintenanceStep),
     "requests_sent": tuple((kind,) for kind in REQUEST_TYPES),
 }
 """The counters with labels but template and pool, and all values of these labels."""

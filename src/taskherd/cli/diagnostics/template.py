@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MAX_SECONDS: Final = 600
 """Maximum time of a check, in seconds."""
 _MIN_SECONDS: Final = 30.0
-"""Time of a check that nobody has limited, in seconds, unless the agent may take longer for its start."""
+"""Default time limit of a check, in seconds, unless the agent may take longer to start."""
 SETTLE: Final = 3.0
 """Seconds for which an agent that says nothing must run."""
 _CLEANUP: Final = GRACE + 2
@@ -57,7 +57,7 @@ async def check_template(
     began = asyncio.get_running_loop().time()
     version = next((each for each in template.versions if each.id == template.active_version), template.versions[0])
     run = templates.parse(version.run)
-    seconds = time_limit(run) if seconds is None else seconds
+    seconds = default_time_limit(run) if seconds is None else seconds
     deadline = began + max(seconds - _CLEANUP, 1)
     findings = [_pool(template, run, settings), *_variables(run, environ)]
     try:
@@ -79,8 +79,8 @@ async def check_template(
     return findings
 
 
-def time_limit(run: RunConfig) -> float:
-    """Return the maximum time of a check that nobody has limited, in seconds."""
+def default_time_limit(run: RunConfig) -> float:
+    """Return the default time limit of a check, in seconds."""
     return min(max(run.start_timeout, _MIN_SECONDS), MAX_SECONDS)
 
 
