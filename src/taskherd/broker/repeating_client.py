@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from taskherd.errors import Unavailable
 
@@ -20,7 +20,8 @@ REPEAT_AFTER: Final = 2.0
 """Seconds without a reply after which a message is sent again."""
 
 MAX_REPEATING: Final = 64
-"""Maximum number of calls that are repeated at the same time: a slow consumer must not get several times the load."""
+"""Maximum number of calls that are repeated at the same time, in turn: a slow consumer must not get several times the
+load."""
 
 
 class RepeatingClient:
@@ -44,7 +45,7 @@ class RepeatingClient:
         self._timeout = timeout
         self._on_waiting = on_waiting
         self._waiting = 0
-        self._repeating = 0
+        self._repeats = asyncio.Semaphore(MAX_REPEATING)
         self._checks: dict[str, asyncio.Task[None]] = {}
 
     async def call(
@@ -91,21 +92,24 @@ class RepeatingClient:
             connection, client = self._clients[len(attempts) % len(self._clients)]
             call = client.call(routing_key, body, deadline=deadline, recorded=recorded)
             attempts.add(asyncio.create_task(call))
-            reply = await _wait(attempts, REPEAT_AFTER)
+            reply = await _wait(attempts, within=REPEAT_AFTER)
             if reply is None:
                 self._check(connection)
             return reply
 
         reply = await attempt()
-        if reply is None and self._repeating < MAX_REPEATING:
-            self._repeating += 1
-            try:
-                while reply is None and deadline - loop.time() > REPEAT_AFTER / 2:
-                    reply = await attempt()
-            finally:
-                self._repeating -= 1
+        if reply is not None:
+            return reply
+        turn = asyncio.create_task(self._repeats.acquire(), name="turn to repeat a call")
+        try:
+            reply = await _wait(attempts, turn)
+            while reply is None and deadline - loop.time() > REPEAT_AFTER / 2:
+                reply = await attempt()
+        finally:
+            if not turn.cancel():
+                self._repeats.release()
         if reply is None:
-            reply = await _wait(attempts, None)  # each attempt ends at the deadline
+            reply = await _wait(attempts)  # each attempt ends at the deadline
             assert reply is not None
         return reply
 
@@ -121,8 +125,10 @@ class RepeatingClient:
         self._on_waiting(number)
 
 
-async def _wait(attempts: set[asyncio.Task[Reply]], within: float | None) -> Reply | None:
-    """Return the first reply within so many seconds, None if there is none yet.
+async def _wait(
+    attempts: set[asyncio.Task[Reply]], turn: asyncio.Task[Any] | None = None, *, within: float | None = None
+) -> Reply | None:
+    """Return the first reply, or None if ``turn`` is done before, or there is none within so many seconds.
 
     Raises:
         Unavailable: all attempts failed.
@@ -135,12 +141,13 @@ async def _wait(attempts: set[asyncio.Task[Reply]], within: float | None) -> Rep
         failures = [attempt.exception() for attempt in attempts - pending]
         if not pending:
             raise failures[0] or Unavailable("no reply")
-        done, _ = await asyncio.wait(pending, timeout=remaining, return_when=asyncio.FIRST_COMPLETED)
-        if not done:
-            return None
-        for attempt in done:
+        either: set[asyncio.Task[Any]] = {*pending, turn} if turn is not None else {*pending}
+        done, _ = await asyncio.wait(either, timeout=remaining, return_when=asyncio.FIRST_COMPLETED)
+        for attempt in pending & done:
             error = attempt.exception()
             if error is None:
                 return attempt.result()
             if not isinstance(error, Unavailable):
                 raise error
+        if not done or turn in done:
+            return None

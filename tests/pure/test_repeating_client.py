@@ -1,0 +1,125 @@
+"""Calls that are repeated over another connection: few at the same time, but each in its turn."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+from taskherd.broker import repeating_client
+from taskherd.broker.command_client import CommandClient, Reply
+from taskherd.broker.connection import SupervisedConnection
+from taskherd.broker.repeating_client import MAX_REPEATING, RepeatingClient
+from taskherd.errors import Unavailable
+
+WITHIN = 60.0
+"""Seconds in which a test ends, also on a busy machine."""
+
+
+class Connection:
+    """A connection whose peer answers."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    async def drop_if_hung(self) -> None:
+        """Find that it answers."""
+
+
+class Path:
+    """A way to the consumer, on which no call is answered before it is open."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+        self.seen: set[bytes] = set()
+        self.waiting: list[bytes] = []
+        self.most_waiting = 0
+
+    async def call(self, _: str, body: bytes, *, deadline: float, **__: Any) -> Reply:
+        """Return the body once the path is open."""
+        self.seen.add(body)
+        self.waiting.append(body)
+        self.most_waiting = max(self.most_waiting, len(set(self.waiting)))
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self.open.wait()
+        except TimeoutError:
+            raise Unavailable("no reply") from None
+        finally:
+            self.waiting.remove(body)
+        return Reply(body, {})
+
+    async def until_seen(self, count: int) -> None:
+        """Wait until so many calls have come this way."""
+        async with asyncio.timeout(WITHIN):
+            while len(self.seen) < count:  # noqa: ASYNC110 - nobody notifies
+                await asyncio.sleep(0.001)
+
+
+class Calls:
+    """Calls over two paths, the first of which is used for first attempts."""
+
+    def __init__(self) -> None:
+        self.first, self.second = Path(), Path()
+        clients = [(Connection("first"), self.first), (Connection("second"), self.second)]
+        self.client = RepeatingClient(
+            cast("list[tuple[SupervisedConnection, CommandClient]]", clients), timeout=2 * WITHIN
+        )
+
+    def start(self, count: int, prefix: str = "") -> list[asyncio.Task[Reply]]:
+        """Start so many calls, each with a body of its own."""
+        bodies = [f"{prefix}{number}".encode() for number in range(count)]
+        return [asyncio.create_task(self.client.call("type", body), name=body.decode()) for body in bodies]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """Return calls that are repeated soon."""
+    monkeypatch.setattr(repeating_client, "REPEAT_AFTER", 0.02)
+    return Calls()
+
+
+async def answered(tasks: list[asyncio.Task[Reply]]) -> None:
+    """Wait until each of these calls has its own reply."""
+    async with asyncio.timeout(WITHIN):
+        replies = await asyncio.gather(*tasks)
+    assert [reply.body.decode() for reply in replies] == [task.get_name() for task in tasks]
+
+
+async def test_each_call_is_repeated_when_others_are_answered(calls: Calls) -> None:
+    """Of many calls without a reply few are repeated at the same time; when one is answered, the next is repeated."""
+    tasks = calls.start(3 * MAX_REPEATING + 1)
+    await calls.second.until_seen(MAX_REPEATING)
+    calls.second.open.set()
+    await answered(tasks)
+    assert len(calls.second.seen) == len(tasks)
+    assert calls.second.most_waiting == MAX_REPEATING
+    await calls.client.close()
+
+
+async def test_a_reply_ends_the_wait_for_a_turn(calls: Calls) -> None:
+    """A call that waits for its turn takes the reply to its first attempt, and leaves its turn to others."""
+    tasks = calls.start(2 * MAX_REPEATING)
+    await calls.second.until_seen(MAX_REPEATING)
+    calls.first.open.set()
+    await answered(tasks)
+    assert len(calls.second.seen) == MAX_REPEATING
+    calls.first.open.clear()
+    tasks = calls.start(MAX_REPEATING, "again ")
+    await calls.second.until_seen(2 * MAX_REPEATING)
+    calls.first.open.set()
+    await answered(tasks)
+    await calls.client.close()
+
+
+async def test_a_call_waits_for_its_turn_until_its_deadline(calls: Calls) -> None:
+    """It waits no longer for its turn than for its reply, and then takes no turn from others."""
+    tasks = calls.start(MAX_REPEATING)
+    await calls.second.until_seen(MAX_REPEATING)
+    with pytest.raises(Unavailable):
+        await calls.client.call("type", b"late", deadline=asyncio.get_running_loop().time() + 0.1)
+    assert b"late" not in calls.second.seen
+    calls.second.open.set()
+    await answered([*tasks, *calls.start(MAX_REPEATING, "again ")])
+    await calls.client.close()
