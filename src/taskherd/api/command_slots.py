@@ -2,14 +2,14 @@
 
 Commands that arrive together are executed together, and a process handles replies in the order in which they come: what
 one user sends makes what others wait for longer. So while single commands are sent, few of batches and actions are in
-flight, and while several users send single commands, few of each user. A process knows only its own users; between
-processes the worker lets users take turns.
+flight, of the users who send them in turns, and while several users send single commands, few of each user. A process
+knows only its own users; between processes the worker lets users take turns.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
@@ -30,24 +30,25 @@ QUIET: Final = 0.5
 
 
 class _Slots:
-    """Slots that are taken in turn; ``available`` returns how many there are now, always at least one."""
+    """Slots that users take in turns; ``available`` returns how many there are now, always at least one."""
 
     def __init__(self, available: Callable[[], float]) -> None:
         self._available = available
         self._used = 0
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._waiters: OrderedDict[UUID, deque[asyncio.Future[None]]] = OrderedDict()
+        """Those of each user who has some; the next slot is for the first user."""
 
     @property
     def idle(self) -> bool:
         """True if no slot is in use, which means that nobody waits for one."""
         return not self._used
 
-    async def acquire(self) -> None:
+    async def acquire(self, user: UUID) -> None:
         if not self._waiters and self._used < self._available():
             self._used += 1
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
+        self._waiters.setdefault(user, deque()).append(waiter)
         try:
             await waiter  # the slot is counted by ``release``
         except asyncio.CancelledError:
@@ -59,10 +60,17 @@ class _Slots:
         """Give a slot back. While there are waiters a slot is in use, so this is called again."""
         self._used -= 1
         while self._waiters and self._used < self._available():
-            waiter = self._waiters.popleft()
+            waiter = self._next_waiter()
             if not waiter.done():
                 self._used += 1
                 waiter.set_result(None)
+
+    def _next_waiter(self) -> asyncio.Future[None]:
+        user, waiters = self._waiters.popitem(last=False)
+        waiter = waiters.popleft()
+        if waiters:
+            self._waiters[user] = waiters
+        return waiter
 
 
 class CommandSlots:
@@ -76,9 +84,9 @@ class CommandSlots:
         self._single_until = self._shared_until = float("-inf")
 
     @asynccontextmanager
-    async def bulk(self) -> AsyncIterator[None]:
-        """Hold the slot of a command of a batch or an action while the block runs; wait for it in turn."""
-        await self._bulk.acquire()
+    async def bulk(self, user: UUID) -> AsyncIterator[None]:
+        """Hold the slot of a command of a batch or an action of this user while the block runs; wait for it in turn."""
+        await self._bulk.acquire(user)
         try:
             yield
         finally:
@@ -96,7 +104,7 @@ class CommandSlots:
         try:
             try:
                 async with asyncio.timeout_at(deadline):
-                    await slots.acquire()
+                    await slots.acquire(user)
             except TimeoutError:
                 raise Unavailable("too many commands of the same user wait for replies") from None
             try:

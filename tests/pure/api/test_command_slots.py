@@ -12,7 +12,7 @@ import pytest
 from taskherd.api.command_slots import FEW_BULK, FEW_OF_USER, MAX_BULK, QUIET, CommandSlots
 from taskherd.errors import Unavailable
 
-ALICE, BOB = UUID(int=1), UUID(int=2)
+ALICE, BOB, CAROL = UUID(int=1), UUID(int=2), UUID(int=3)
 MANY = 64
 
 
@@ -53,9 +53,9 @@ class Clock:
         self.time = 1_000.0
         self.slots = CommandSlots(lambda: self.time)
 
-    def bulk(self) -> Load:
-        """Return a load of commands in bulk."""
-        return Load(self.slots.bulk)
+    def bulk(self, user: UUID = ALICE) -> Load:
+        """Return a load of commands of a user in bulk."""
+        return Load(lambda: self.slots.bulk(user))
 
     def of(self, user: UUID) -> Load:
         """Return a load of single commands of a user."""
@@ -100,6 +100,27 @@ async def test_few_bulk_slots_are_used_beside_single_commands() -> None:
     await load.release(1)
     assert load.running == MAX_BULK
     await load.release(3 * MAX_BULK)
+    await asyncio.gather(*tasks)
+
+
+async def test_users_take_turns_at_bulk_slots() -> None:
+    """However many commands one user has waiting, those of the others get every second or third slot at least."""
+    clock = Clock()
+    alice, bob, carol = (clock.bulk(user) for user in (ALICE, BOB, CAROL))
+    async with clock.single(CAROL):
+        tasks = await alice.start(2 * MAX_BULK)
+        tasks += await bob.start(3)
+        tasks += await carol.start(1)
+        assert (alice.order, bob.order, carol.order) == (list(range(FEW_BULK)), [], [])
+        await alice.release(3)
+        assert (len(alice.order), bob.order, carol.order) == (FEW_BULK + 1, [0], [0])
+        await alice.release(2)
+        assert (len(alice.order), bob.order) == (FEW_BULK + 2, [0, 1])
+        await bob.release(2)
+        assert (alice.order, bob.order) == (list(range(FEW_BULK + 3)), [0, 1, 2])
+        await bob.release(1)
+        await carol.release(1)
+        await alice.release(2 * MAX_BULK)
     await asyncio.gather(*tasks)
 
 

@@ -171,7 +171,7 @@ async def _result(api: ApiContext, step: ClaimedStep, task: PendingTask) -> Task
         return TaskResult(task.ordinal, NOT_FOUND.status, NOT_FOUND.message)
     action = ActionType(step.action)
     try:
-        async with api.command_slots.bulk():
+        async with api.command_slots.bulk(step.user_id):
             result = await execute(api, _command(step, action, task.task_id))
     except Unavailable as error:
         log.warning("command of an action was not confirmed, it is repeated", reason=str(error))
