@@ -43,17 +43,20 @@ class _Slots:
         """True if no slot is in use, which means that nobody waits for one."""
         return not self._used
 
-    async def acquire(self, user: UUID) -> None:
+    async def acquire(self, user: UUID, deadline: float) -> None:
         if not self._waiters and self._used < self._available():
             self._used += 1
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.setdefault(user, deque()).append(waiter)
         try:
-            await waiter  # the slot is counted by ``release``
-        except asyncio.CancelledError:
+            async with asyncio.timeout_at(deadline):
+                await waiter  # the slot is counted by ``release``
+        except (asyncio.CancelledError, TimeoutError) as error:
             if not waiter.cancelled():  # the slot was given just before
                 self.release()
+            if isinstance(error, TimeoutError):
+                raise Unavailable("too many commands wait for replies") from None
             raise
 
     def release(self) -> None:
@@ -84,9 +87,13 @@ class CommandSlots:
         self._single_until = self._shared_until = float("-inf")
 
     @asynccontextmanager
-    async def bulk(self, user: UUID) -> AsyncIterator[None]:
-        """Hold the slot of a command of a batch or an action of this user while the block runs; wait for it in turn."""
-        await self._bulk.acquire(user)
+    async def bulk(self, user: UUID, deadline: float) -> AsyncIterator[None]:
+        """Hold the slot of a command of a batch or an action of this user while the block runs; wait for it in turn.
+
+        Raises:
+            Unavailable: there was no slot until ``deadline``, in seconds of the loop's clock.
+        """
+        await self._bulk.acquire(user, deadline)
         try:
             yield
         finally:
@@ -102,11 +109,7 @@ class CommandSlots:
         slots = self._users.setdefault(user, _Slots(self._available_to_user))
         self._note_single()
         try:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await slots.acquire(user)
-            except TimeoutError:
-                raise Unavailable("too many commands of the same user wait for replies") from None
+            await slots.acquire(user, deadline)
             try:
                 yield
             finally:

@@ -55,7 +55,7 @@ class Clock:
 
     def bulk(self, user: UUID = ALICE) -> Load:
         """Return a load of commands of a user in bulk."""
-        return Load(lambda: self.slots.bulk(user))
+        return Load(lambda: self.slots.bulk(user, asyncio.get_running_loop().time() + 60.0))
 
     def of(self, user: UUID) -> Load:
         """Return a load of single commands of a user."""
@@ -189,7 +189,7 @@ async def test_a_command_waits_until_its_deadline() -> None:
     clock = Clock()
     alice, bob = clock.of(ALICE), clock.of(BOB)
     tasks = [*await bob.start(1), *await alice.start(FEW_OF_USER)]
-    with pytest.raises(Unavailable, match="too many commands of the same user wait"):
+    with pytest.raises(Unavailable, match="too many commands wait for replies"):
         async with clock.single(ALICE, wait=0.01):
             alice.order.append(MANY)
     await alice.release(1)

@@ -43,7 +43,7 @@ MAX_STEP: Final = 100
 MAX_AGE: Final = timedelta(hours=12)
 """Age at which an action ends. It is less than the minimum time for which the worker knows repeated commands."""
 LEASE_MARGIN: Final = 15.0
-"""Seconds of a lease in addition to the time limit for the reply to a command."""
+"""Seconds of a lease in addition to the time limit of the step's commands, which wait for their turns together."""
 LOOK_INTERVAL: Final = 1.0
 """Seconds between two looks for steps that other processes made due."""
 _BACKOFF: Final = Backoff(first=1.0, maximum=60.0)
@@ -76,10 +76,11 @@ class ActionExecutor:
 
         Args:
             rate: tasks per second of one user's actions.
-            command_timeout: seconds after which a command without a reply counts as failed.
+            command_timeout: seconds after which a command that was not sent or has no reply counts as failed.
         """
         self._rate = rate
         self._step_size = max(1, min(MAX_STEP, round(rate * STEP_SECONDS)))
+        self._command_timeout = command_timeout
         self._lease = timedelta(seconds=command_timeout + LEASE_MARGIN)
         self._looking = asyncio.Lock()
         self._awake = asyncio.Event()
@@ -142,7 +143,8 @@ class ActionExecutor:
                 log.info("action ended", action_id=str(step.id), reason=failure or "canceled")
                 return
             tasks = await task_actions.pending(connection, step, self._step_size)
-        outcomes = await asyncio.gather(*(_result(api, step, task) for task in tasks))
+        deadline = loop.time() + self._command_timeout
+        outcomes = await asyncio.gather(*(_result(api, step, task, deadline) for task in tasks))
         for outcome in outcomes:
             api.metrics.api_action_tasks.labels(ActionOutcome.of(outcome)).inc()
         results = [outcome for outcome in outcomes if outcome is not None]
@@ -165,14 +167,14 @@ class ActionExecutor:
             heapq.heappop(self._due)
 
 
-async def _result(api: ApiContext, step: ClaimedStep, task: PendingTask) -> TaskResult | None:
-    """Execute the action for one task and return its result, or None without a reply in time."""
+async def _result(api: ApiContext, step: ClaimedStep, task: PendingTask, deadline: float) -> TaskResult | None:
+    """Execute the action for one task and return its result, or None without a reply until ``deadline``."""
     if not task.visible:
         return TaskResult(task.ordinal, NOT_FOUND.status, NOT_FOUND.message)
     action = ActionType(step.action)
     try:
-        async with api.command_slots.bulk(step.user_id):
-            result = await execute(api, _command(step, action, task.task_id))
+        async with api.command_slots.bulk(step.user_id, deadline):
+            result = await execute(api, _command(step, action, task.task_id), deadline)
     except Unavailable as error:
         log.warning("command of an action was not confirmed, it is repeated", reason=str(error))
         return None

@@ -150,7 +150,7 @@ class _Batch:
     async def _execute(self, index: int, command: Create) -> None:
         api = self._request.api
         try:
-            async with api.command_slots.bulk(command.actor_id):
+            async with api.command_slots.bulk(command.actor_id, self._send_until):
                 self._check_time()
                 result = await execute(api, command)
         except HTTPError as error:
