@@ -21,6 +21,7 @@ from taskherd.dev.ports import find_free
 from taskherd.dev.services import Services
 from taskherd.errors import Unavailable
 from taskherd.store import task_actions
+from taskherd.store.read_pool import ReadPool
 from tests.api.conftest import StartApi
 from tests.api.test_open_requests import leave
 from tests.api.test_outages import rename_database
@@ -99,6 +100,23 @@ async def test_an_action_changes_all_tasks_that_match(api_harness: ApiHarness) -
         uuid.UUID(active[0]["id"]),
     )
     assert cause == str(ALICE)
+
+
+async def test_an_action_made_during_a_look_is_found(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is executed at once, not at the next look, also if the look for due steps had just begun without it."""
+    await api_harness.active(input="Paused at once")
+    look, made = task_actions.is_due, asyncio.get_running_loop().create_future()
+
+    async def look_before_it_is_made(reader: ReadPool) -> bool:
+        found = await look(reader)
+        if not made.done():
+            assert not found
+            made.set_result(await act(api_harness.alice, "pause", q="owner:me"))
+        return found
+
+    monkeypatch.setattr(executor, "LOOK_INTERVAL", 3_600)
+    monkeypatch.setattr(task_actions, "is_due", look_before_it_is_made)
+    assert (await finished(api_harness.alice, await made))["succeeded"] == 1
 
 
 @pytest.mark.parametrize(("problem", "crashes"), [(Unavailable("no database"), 0), (RuntimeError("a bug"), 1)])

@@ -103,6 +103,7 @@ class ActionExecutor:
         while not api.stopping.is_set():
             try:
                 async with self._looking:  # one looks at a time; while none is due, the others wait for it
+                    self._awake.clear()  # before the look, which may miss what is made meanwhile
                     step = None if api.stopping.is_set() else await self._claim(api)
                     if step is None and not api.stopping.is_set():
                         await self._wait()
@@ -121,7 +122,6 @@ class ActionExecutor:
         self._forget_due()
         now = asyncio.get_running_loop().time()
         seconds = min(LOOK_INTERVAL, self._due[0] - now) if self._due else LOOK_INTERVAL
-        self._awake.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._awake.wait()
