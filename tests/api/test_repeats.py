@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import httpx
 import pytest
 
+from taskherd.broker import command_client, repeating_client
 from taskherd.broker.repeating_client import REPEAT_AFTER
 from tests.harness.api import TIMEOUT, VERSION, running_api, token_for
 from tests.harness.tcp_proxy import TcpProxy, through
@@ -89,6 +90,29 @@ async def test_a_repeat_of_the_api_is_not_one_of_the_caller(external: WorkerHarn
         first.thaw()
     await first.stop()
     await second.stop()
+
+
+async def test_a_write_that_is_sent_again_after_a_lost_connection_is_no_repeat_of_the_caller(
+    external: WorkerHarness, amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However soon there is a new one, the caller's one request has made the task, and a second one repeats it."""
+    monkeypatch.setattr(command_client, "RECORDED_AFTER", 3_600)
+    monkeypatch.setattr(repeating_client, "REPEAT_AFTER", 3_600)
+    proxy = await TcpProxy.before(amqp_url)
+    async with running_worker(external), api_through(external, through(amqp_url, proxy)) as client:
+        assert (await create(client, "Before the loss")).status_code == 201
+        proxy.freeze_responses()
+        creating = asyncio.create_task(create(client, "Lost with its reply", "once"))
+        async with asyncio.timeout(TIMEOUT):
+            while await external.database.fetchval(COUNT) < 2:  # noqa: ASYNC110 - the database does not notify
+                await asyncio.sleep(0.01)
+        proxy.cut()
+        proxy.thaw()
+        response = await creating
+        assert response.status_code == 201, response.text
+        assert (await create(client, "Lost with its reply", "once")).status_code == 200
+        assert await external.database.fetchval(COUNT) == 2
+    await proxy.stop()
 
 
 async def test_a_command_that_is_stuck_with_a_worker_goes_to_another(external: WorkerHarness, amqp_url: str) -> None:

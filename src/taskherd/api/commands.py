@@ -10,7 +10,6 @@ from uuid import UUID, uuid4, uuid5
 from taskherd.api.http.errors import HTTPError, invalid, unavailable
 from taskherd.api.http.route import Header
 from taskherd.broker.command_client import Reply
-from taskherd.broker.repeating_client import REPEAT_AFTER
 from taskherd.domain.command_results import COMMAND_ID_REUSED, CommandRefused
 from taskherd.domain.commands import digest
 from taskherd.errors import Malformed, Misconfigured, Retry, Unavailable
@@ -103,11 +102,9 @@ async def execute(api: ApiContext, command: Command, deadline: float | None = No
     """
     body = encode_command(command)
     find_record = _record_of(api, command, body)
-    loop = asyncio.get_running_loop()
-    began = loop.time()
     try:
         reply = await api.commands.call(command.type, body, find_record, deadline=deadline)
-        if REPEATED_HEADER in reply.headers and loop.time() - began >= REPEAT_AFTER:
+        if reply.sent_again and REPEATED_HEADER in reply.headers:
             reply = await find_record() or reply  # what was repeated may be this call, and not one of the caller's
     finally:
         api.reads.mark(command.actor_id)  # also without a reply: the command may have been executed

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from uuid import uuid4
 
@@ -41,6 +41,8 @@ class Reply:
 
     body: bytes
     headers: Mapping[str, Any]
+    sent_again: bool = False
+    """True if the call was published more than once: the reply may be that to a repeated message."""
 
 
 Recorded: TypeAlias = Callable[[], Awaitable[Reply | None]]
@@ -100,17 +102,21 @@ class CommandClient:
             deadline = asyncio.get_running_loop().time() + self._timeout
         failures = 0
         reason = "it was published"
+        sent_again = False
         try:
             async with asyncio.timeout_at(deadline):
                 while True:
                     try:
-                        return await self._call_once(routing_key, body, None if no_expiry else deadline, recorded)
+                        reply = await self._call_once(routing_key, body, None if no_expiry else deadline, recorded)
                     except _ReplyLost:
-                        continue
+                        sent_again = True
                     except Unavailable as error:
+                        sent_again = True
                         failures += 1
                         reason = str(error)
                         await asyncio.sleep(retry.delay(failures))
+                    else:
+                        return replace(reply, sent_again=True) if sent_again else reply
         except TimeoutError:
             raise Unavailable(f"no reply to {routing_key} within {self._timeout:g} s: {reason}") from None
 

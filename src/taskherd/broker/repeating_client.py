@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from taskherd.errors import Unavailable
@@ -63,7 +64,8 @@ class RepeatingClient:
         if deadline is None:
             deadline = asyncio.get_running_loop().time() + self._timeout
         try:
-            return await self._first_reply(routing_key, body, recorded, attempts, deadline)
+            reply = await self._first_reply(routing_key, body, recorded, attempts, deadline)
+            return replace(reply, sent_again=True) if len(attempts) > 1 else reply
         finally:
             self._set_waiting(self._waiting - 1)
             for attempt in attempts:
