@@ -80,8 +80,7 @@ async def test_without_a_connection_the_oldest_message_is_dropped(
     publisher = UnconfirmedPublisher(connection, told.append)
     for body in (b"first", b"second", b"third", b"fourth"):
         publisher.offer(OutgoingMessage("", queue, body))
-    publisher.stop()
-    await asyncio.wait_for(publisher.run(), 20)
+    running = asyncio.create_task(publisher.run())
     received: list[bytes] = []
     async with asyncio.timeout(20):
         while len(received) < 2:
@@ -89,3 +88,30 @@ async def test_without_a_connection_the_oldest_message_is_dropped(
             received += [message.body] if message.delivery.name == "Basic.GetOk" else []
     assert received == [b"third", b"fourth"]
     assert told == ["no broker", "still no broker"]
+    publisher.stop()
+    await asyncio.wait_for(running, 20)
+
+
+@pytest.mark.parametrize("stopped", ["before", "during a wait"])
+async def test_what_cannot_be_sent_does_not_delay_the_end(
+    free_port: int, connect_to: ConnectTo, monkeypatch: pytest.MonkeyPatch, stopped: str
+) -> None:
+    """Without a connection there is one try to send what is left, however many messages there are."""
+    monkeypatch.setattr(retry, "OUTAGE", Backoff(3_600, 3_600))
+    told: list[str] = []
+    failed = asyncio.Event()
+
+    def on_error(reason: str) -> None:
+        told.append(reason)
+        failed.set()
+
+    publisher = UnconfirmedPublisher(connect_to(f"amqp://127.0.0.1:{free_port}", "unconfirmed"), on_error)
+    for number in range(100):
+        publisher.offer(OutgoingMessage("", "gone", str(number).encode()))
+    running = asyncio.create_task(publisher.run())
+    async with asyncio.timeout(60):
+        if stopped == "during a wait":
+            await failed.wait()
+        publisher.stop()
+        await running
+    assert len(told) == (1 if stopped == "before" else 2)

@@ -47,7 +47,7 @@ class UnconfirmedPublisher:
         self._offered = asyncio.Event()
         self._channel: Channel | None = None
         self._writer: Writer | None = None
-        self._stopping = False
+        self._stopping = asyncio.Event()
 
     def offer(self, message: OutgoingMessage) -> None:
         """Have a message sent soon."""
@@ -55,14 +55,14 @@ class UnconfirmedPublisher:
         self._offered.set()
 
     def stop(self) -> None:
-        """Make ``run`` send what is waiting, and end."""
-        self._stopping = True
+        """Make ``run`` send what is waiting, or drop all of it if there is no connection, and end."""
+        self._stopping.set()
         self._offered.set()
 
     async def run(self) -> None:
         """Send until stopped; a message that cannot be sent is dropped."""
         failures = 0
-        while self._waiting or not self._stopping:
+        while self._waiting or not self._stopping.is_set():
             await self._offered.wait()
             self._offered.clear()
             while self._waiting:
@@ -72,7 +72,7 @@ class UnconfirmedPublisher:
                 except Unavailable as error:
                     failures += 1
                     self._on_error(str(error))
-                    await asyncio.sleep(retry.delay(failures))
+                    await retry.wait(self._stopping, retry.delay(failures))
 
     async def _send_waiting(self) -> None:
         """Send what waits with one write, up to ``MAX_TOGETHER``; if it cannot be sent, the oldest is dropped."""
@@ -80,7 +80,7 @@ class UnconfirmedPublisher:
             try:
                 self._channel = await self._connection.channel()
             except Unavailable:
-                self._waiting.popleft()
+                self._drop()
                 raise
             self._writer = writer_of(self._channel, REQUEST_TIMEOUT)
         messages = [self._waiting.popleft() for _ in range(min(MAX_TOGETHER, len(self._waiting)))]
@@ -88,3 +88,10 @@ class UnconfirmedPublisher:
         with map_errors("publishing without a confirm"):
             async with asyncio.timeout(REQUEST_TIMEOUT):
                 await self._writer.write(messages)
+
+    def _drop(self) -> None:
+        """Drop the oldest message; when stopping all of them, or each would take as long as a try to connect."""
+        if self._stopping.is_set():
+            self._waiting.clear()
+        else:
+            self._waiting.popleft()

@@ -294,10 +294,7 @@ class Worker:
                 await asyncio.wait(consumers)
                 self._relay.stop()
                 self._replies.stop()
-                await asyncio.wait(senders)
-                with suppress(Unavailable):
-                    await self._sweeper.deregister()
-                    await self._context.rates.write_once(self._engine)
+                await asyncio.gather(asyncio.wait(senders), self._leave())
         tasks = [*consumers, *senders, *background]
         for task in tasks:
             task.cancel()
@@ -307,6 +304,12 @@ class Worker:
         for result in results:
             if isinstance(result, Exception):
                 raise result
+
+    async def _leave(self) -> None:
+        """Tell the database that this worker is gone, so that the others need not wait for it; no outage delays it."""
+        with suppress(Unavailable):
+            await self._sweeper.deregister()
+            await self._context.rates.write_once(self._engine)
 
     async def _update_gauges(self) -> None:
         """Update the readiness and the gauges of consuming twice a second."""
