@@ -50,11 +50,11 @@ class Messages:
             raise error
         return RESULT
 
-    def _accept(self, part: range, result: BatchResult) -> list[str]:
+    async def _accept(self, part: range, result: BatchResult) -> list[str]:
         assert result is RESULT
         return [f"{index} saved" for index in part]
 
-    def _reject(self, index: int, error: Exception) -> str:
+    async def _reject(self, index: int, error: Exception) -> str:
         return f"{index} {type(error).__name__}"
 
     def count(self, reason: str) -> float:

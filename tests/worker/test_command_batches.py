@@ -6,10 +6,15 @@ import asyncio
 import uuid
 from typing import Any
 
+import pytest
+
+from taskherd.backoff import Backoff
+from taskherd.worker import bisection
 from taskherd.worker.command_order import MAX_OF_ACTOR
 from tests.harness.worker import ALICE, ORGANIZATION, TIMEOUT, VERSION, WorkerHarness, make_command, running_worker
 
 BOB = uuid.UUID("00000000-0000-4000-8000-0000000000a2")
+BUGGY = "A prompt too many"
 SECOND_OWNER = f"""
 INSERT INTO users (id, username, name, email, avatar_url) VALUES ('{BOB}', 'bob', 'Bob', 'bob@example.com', '');
 INSERT INTO memberships (user_id, organization_id, role) VALUES ('{BOB}', '{ORGANIZATION}', 'member');
@@ -59,6 +64,28 @@ async def test_a_batch_with_a_command_of_another_actor_is_small(external: Worker
     times = {row["command_id"]: row["created_at"] for row in await external.database.fetch("TABLE command_log")}
     together = list(times.values()).count(times[uuid.UUID(small["command_id"])])
     assert 1 <= together <= MAX_OF_ACTOR + 1
+
+
+async def test_a_command_that_fails_by_a_bug_holds_up_no_reply(
+    external: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it waits to be tried again, what was committed of its batch is answered and acknowledged."""
+    monkeypatch.setattr(bisection, "BUGS", Backoff(3_600, 3_600, jitter=0))
+    await external.database.execute(f"""
+        CREATE FUNCTION disturb() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN RAISE EXCEPTION USING ERRCODE = '42703'; END $$;
+        CREATE TRIGGER disturb BEFORE INSERT ON task_prompts FOR EACH ROW WHEN (NEW.prompt = '{BUGGY}')
+        EXECUTE FUNCTION disturb()
+    """)
+    good = [await external.post(create(ALICE, f"Good task {number}")) for number in range(30)]
+    bad = await external.post(create(ALICE, BUGGY))
+    async with running_worker(external):
+        assert all(reply["ok"] for reply in await replies_of(good))
+    async with asyncio.timeout(TIMEOUT):
+        while await external.queue_counts("commands") != (1, 0):  # noqa: ASYNC110 - the broker does not notify
+            await asyncio.sleep(0.05)
+    assert not bad.done()
+    assert not external.dead_letters
 
 
 async def test_each_command_of_a_batch_is_judged_by_itself(external: WorkerHarness) -> None:

@@ -46,16 +46,17 @@ class Bisection:
         self,
         part: range,
         attempt: Callable[[range], Awaitable[BatchResult]],
-        accept: Callable[[range, BatchResult], list[T]],
-        reject: Callable[[int, Exception], T],
+        accept: Callable[[range, BatchResult], Awaitable[list[T]]],
+        reject: Callable[[int, Exception], Awaitable[T]],
     ) -> list[T]:
         """Reconcile the messages with the indexes ``part``, and return what becomes of each.
 
         Args:
             part: the indexes of the messages.
             attempt: reconciles these messages once.
-            accept: called with the result of a commit; returns what becomes of each of these messages.
-            reject: called with the error of a message that fails alone; returns what becomes of it.
+            accept: called with the result of each commit, before other messages are tried again, which may take long;
+                returns what becomes of each of these messages.
+            reject: called so with the error of a message that fails alone; returns what becomes of it.
 
         Raises:
             Unavailable: the database was, while the worker was stopping.
@@ -64,13 +65,13 @@ class Bisection:
             result = await self._persist(partial(attempt, part), len(part))
         except (*MESSAGE_ERRORS, _TooMuch) as error:
             if len(part) == 1:
-                return [reject(part.start, error)]
+                return [await reject(part.start, error)]
             self._context.metrics.batch_failures.labels("bisected").inc()
             middle = part.start + len(part) // 2
             halves = (range(part.start, middle), range(middle, part.stop))
             return [each for half in halves for each in await self.run(half, attempt, accept, reject)]
         self._bugs_in_a_row = 0
-        return accept(part, result)
+        return await accept(part, result)
 
     async def _persist(self, attempt: Callable[[], Awaitable[BatchResult]], size: int) -> BatchResult:
         """Reconcile ``size`` messages through outages and conflicts; raise ``_TooMuch`` to have several halved."""

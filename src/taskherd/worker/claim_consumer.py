@@ -140,11 +140,11 @@ class ClaimConsumer:
             claimed = Batch(claims=batch[part.start : part.stop], claim_pools=pools[part.start : part.stop])
             return await reconcile(self._context, claimed, self._context.now())
 
-        def accept(_: range, result: BatchResult) -> list[ClaimDecision | DeadLetterReason]:
+        async def accept(_: range, result: BatchResult) -> list[ClaimDecision | DeadLetterReason]:
             self._relay.offer(result.changes, has_due_requests=result.has_due_requests)
             return [*result.decisions]
 
-        def reject(index: int, error: Exception) -> DeadLetterReason:
+        async def reject(index: int, error: Exception) -> DeadLetterReason:
             log.warning("claim rejected", task_id=str(batch[index].task_id), reason=repr(error)[:200])
             return DeadLetterReason.DATA_ERROR if isinstance(error, DataError) else DeadLetterReason.FAULT
 

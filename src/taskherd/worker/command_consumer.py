@@ -2,7 +2,7 @@
 
 Commands have their own queue, so they do not wait behind reports. A batch is one transaction; after its commit the
 replies are sent and the batch is acked; a command that cannot be executed becomes a dead letter first. A batch that
-fails is halved until the command that makes it fail is found.
+fails is halved until the command that makes it fail is found; each part is answered when it is committed.
 """
 
 from __future__ import annotations
@@ -131,31 +131,35 @@ class CommandConsumer:
         """Execute commands, reply to them, ack, and have dead letters published."""
         try:
             with self._span(batch):
-                outcomes = await self._execute(batch)
-            await self._answer(batch, outcomes)
+                await self._execute(batch)
         except Unavailable as error:
             log.warning("commands abandoned, the broker redelivers them", count=len(batch), reason=str(error))
 
-    async def _execute(self, batch: Sequence[WaitingCommand]) -> list[CommandReply | DeadLetterReason]:
-        """Return the reply to each command, or why it is dead-lettered."""
+    async def _execute(self, batch: Sequence[WaitingCommand]) -> None:
+        """Execute and answer all commands. Raises ``Unavailable`` if the worker stops before."""
         commands = [command for _, command in batch]
 
         async def attempt(part: range) -> BatchResult:
             return await reconcile(self._context, Batch(commands=commands[part.start : part.stop]), self._context.now())
 
-        def accept(part: range, result: BatchResult) -> list[CommandReply | DeadLetterReason]:
+        async def accept(part: range, result: BatchResult) -> list[None]:
             if any(isinstance(command, Answer) for command in commands[part.start : part.stop]):
                 self._context.failpoint(Failpoint.ANSWER_COMMITTED)
             if any(isinstance(command, Interrupt) for command in commands[part.start : part.stop]):
                 self._context.failpoint(Failpoint.INTERRUPT_COMMITTED)
-            self._offer(batch[part.start : part.stop], result)
-            return [*result.replies]
+            executed = batch[part.start : part.stop]
+            self._offer(executed, result)
+            await self._answer(executed, result.replies)
+            return [None] * len(executed)
 
-        def reject(index: int, error: Exception) -> DeadLetterReason:
-            log.warning("command rejected", command_id=str(commands[index].command_id), reason=repr(error)[:200])
-            return DeadLetterReason.DATA_ERROR if isinstance(error, DataError) else DeadLetterReason.FAULT
+        async def reject(index: int, error: Exception) -> None:
+            delivery, command = batch[index]
+            log.warning("command rejected", command_id=str(command.command_id), reason=repr(error)[:200])
+            reason = DeadLetterReason.DATA_ERROR if isinstance(error, DataError) else DeadLetterReason.FAULT
+            detail = "The command could not be processed."
+            await self._reject([(delivery, InvalidMessage(None, reason, detail, delivery.body))])
 
-        return await self._bisection.run(range(len(batch)), attempt, accept, reject)
+        await self._bisection.run(range(len(batch)), attempt, accept, reject)
 
     def _offer(self, batch: Sequence[WaitingCommand], result: BatchResult) -> None:
         """Pass each change to the relay in the trace of its command."""
@@ -176,30 +180,22 @@ class CommandConsumer:
             return self._context.tracing.span("command", parent=traces[0])
         return self._context.tracing.span("commands", links=traces, commands=len(batch))
 
-    async def _answer(
-        self, batch: Sequence[WaitingCommand], outcomes: Sequence[CommandReply | DeadLetterReason]
-    ) -> None:
+    async def _answer(self, executed: Sequence[WaitingCommand], results: Sequence[CommandReply]) -> None:
         """Reply to commands and ack them. One that was refused without a reply_to becomes a dead letter."""
         answers: list[OutgoingReply] = []
-        rejected: list[Rejected] = []
         refused: list[Rejected] = []
-        for (delivery, command), outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, DeadLetterReason):
-                detail = "The command could not be processed."
-                rejected.append((delivery, InvalidMessage(None, outcome, detail, delivery.body)))
-                continue
-            answers.append(OutgoingReply(delivery, outcome.body, outcome.repeated))
-            self._context.metrics.commands.labels(command.type, outcome.outcome).inc()
-            log.info("command handled", type=command.type, outcome=outcome.outcome, task_id=str(command.task_id))
-            if outcome.refusal is not None and reply_queue(self._context, delivery) is None:
-                detail = f"{outcome.refusal.status} {outcome.refusal.message}"
+        for (delivery, command), result in zip(executed, results, strict=True):
+            answers.append(OutgoingReply(delivery, result.body, result.repeated))
+            self._context.metrics.commands.labels(command.type, result.outcome).inc()
+            log.info("command handled", type=command.type, outcome=result.outcome, task_id=str(command.task_id))
+            if result.refusal is not None and reply_queue(self._context, delivery) is None:
+                detail = f"{result.refusal.status} {result.refusal.message}"
                 reason = DeadLetterReason.COMMAND_REFUSED
                 refused.append((delivery, InvalidMessage(None, reason, detail, delivery.body)))
         send_replies(self._context, answers)
         waiting = {id(delivery) for delivery, _ in refused}
         await self._consumer.ack([answer.delivery for answer in answers if id(answer.delivery) not in waiting])
         await self._dead_letters.add(refused)
-        await self._reject(rejected)
 
     async def _reject(self, rejected: Sequence[Rejected]) -> None:
         """Reply to commands with an error, and have them published as dead letters."""

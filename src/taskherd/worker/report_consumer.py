@@ -198,11 +198,11 @@ class ReportConsumer:
             self._context.metrics.batch_seconds.observe(perf_counter() - started_at)
             return result
 
-        def accept(_: range, result: BatchResult) -> list[ReportOutcome]:
+        async def accept(_: range, result: BatchResult) -> list[ReportOutcome]:
             self._relay.offer(result.changes, has_due_requests=result.has_due_requests)
             return result.outcomes
 
-        def reject(index: int, error: Exception) -> ReportOutcome:
+        async def reject(index: int, error: Exception) -> ReportOutcome:
             log.warning("report rejected", task_id=str(reports[index].task_id), reason=repr(error)[:200])
             return ReportOutcome.DATA_ERROR if isinstance(error, DataError) else ReportOutcome.FAULT
 
