@@ -227,6 +227,20 @@ async def test_marking_is_repeated_during_an_outage(outside: Outside) -> None:
     assert (outside.published, outside.marked) == ([[0], [1]], [[0]])
 
 
+async def test_what_was_confirmed_leaves_the_outbox_in_parts(outside: Outside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much that is after a slow stretch, a statement has no more than can be repeated within its time."""
+    monkeypatch.setattr(relay, "MAX_MARKED", 1_500)
+    outside.confirm.clear()
+    outside.unmarked = [Unavailable("it took too long")]
+    count = MAX_PUBLISHING * MAX_EVENTS_PER_ROUND
+    outside.relay.offer(changes(0, count), has_due_requests=False)
+    running = asyncio.create_task(outside.relay.run())
+    await until(lambda: len(outside.published) == MAX_PUBLISHING)
+    outside.confirm.set()
+    await finish(outside, running)
+    assert [len(part) for part in outside.marked] == [1_500, 1_500, count - 2 * 1_500]
+
+
 async def test_the_outbox_is_read_until_nothing_more_can_leave_it(
     outside: Outside, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,9 @@ MAX_PUBLISHING = 4
 MARK_AFTER = 0.05
 """Seconds in which confirmed events are collected before they are removed from the outbox, to save commits."""
 
+MAX_MARKED = 4_000
+"""Maximum number of events that one statement removes from the outbox: more might take longer than a statement may."""
+
 STALE_AFTER = timedelta(seconds=3)
 """An event that is in the outbox for longer was not published from memory, or not confirmed."""
 
@@ -149,11 +152,12 @@ class Relay:
             await self._mark_once()
 
     async def _mark_once(self) -> None:
-        """Remove the confirmed events from the outbox; on failure they are published again."""
+        """Remove the confirmed events from the outbox, in parts; on failure they are published again."""
         confirmed, self._confirmed = self._confirmed, []
-        if confirmed:
-            with suppress(Unavailable, Retry):  # stopping, or too many retries
-                await self._context.until_stopped(partial(mark_published, self._context, confirmed), "database")
+        with suppress(Unavailable):  # stopping
+            for start in range(0, len(confirmed), MAX_MARKED):
+                part = confirmed[start : start + MAX_MARKED]
+                await self._context.until_stopped(partial(mark_published, self._context, part), "database")
 
     async def _poll_loop(self) -> None:
         failures = 0
