@@ -9,6 +9,7 @@ from aiormq.channel import Channel
 
 from taskherd import retry
 from taskherd.backoff import Backoff
+from taskherd.broker import unconfirmed
 from taskherd.broker.publisher import OutgoingMessage
 from taskherd.broker.unconfirmed import UnconfirmedPublisher
 from taskherd.errors import Unavailable
@@ -16,11 +17,16 @@ from tests.broker.conftest import ConnectTo
 from tests.harness.tcp_proxy import TcpProxy
 
 
-async def test_waiting_messages_are_bounded_and_sent_before_the_end(amqp_url: str, connect_to: ConnectTo) -> None:
+@pytest.mark.parametrize("bound", ["number", "size"])
+async def test_waiting_messages_are_bounded_and_sent_before_the_end(
+    amqp_url: str, connect_to: ConnectTo, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
     """Of those offered while nothing is sent, the newest are kept, and sent in order before ``run`` ends."""
+    if bound == "size":
+        monkeypatch.setattr(unconfirmed, "MAX_BYTES", len(b"first" + b"second"))
     reader = await connect_to(amqp_url, "reader").channel()
     queue = (await reader.queue_declare(exclusive=True, timeout=5)).queue or ""
-    publisher = UnconfirmedPublisher(connect_to(amqp_url, "unconfirmed"), max_waiting=2)
+    publisher = UnconfirmedPublisher(connect_to(amqp_url, "unconfirmed"), max_waiting=2 if bound == "number" else 100)
     for body in (b"dropped", b"first", b"second"):
         publisher.offer(OutgoingMessage("", queue, body))
     publisher.stop()

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -173,6 +174,23 @@ async def test_the_memory_for_changes_is_bounded(outside: Outside, monkeypatch: 
     assert outside.published == [[0, 1, 2, 3, 4]]
 
 
+@pytest.mark.parametrize("outage", ["", "directory", "broker"])
+async def test_the_size_of_changes_is_bounded(outside: Outside, monkeypatch: pytest.MonkeyPatch, outage: str) -> None:
+    """Their prompts may be large; there is room again when changes are published, or failed to be."""
+    monkeypatch.setattr(relay, "MAX_BUFFER_BYTES", 2 * relay._size(changes(0, 1)[0]))
+    outside.unreadable = [Unavailable("no database")] if outage == "directory" else []
+    outside.unconfirmed = [Unavailable("no broker")] if outage == "broker" else []
+    running = asyncio.create_task(outside.relay.run())
+    outside.relay.offer(changes(0, 4), has_due_requests=False)
+    await until(lambda: not vars(outside.relay)["_bytes"])
+    outside.relay.offer(changes(4, 5), has_due_requests=False)
+    outside.relay.offer(changes(5, 8), has_due_requests=False)
+    await finish(outside, running)
+    assert sorted(number for batch in outside.published for number in batch) == [
+        *([] if outage == "directory" else [0, 1]), 4, 5
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("error", "told", "told_unconfirmed"),
     [(Unconfirmed("a queue is full"), [], ["a queue is full"]), (Unavailable("no broker"), ["no broker"], [])],
@@ -272,7 +290,7 @@ async def test_work_requests_are_sent_beside_the_changes(outside: Outside, monke
     monkeypatch.setattr(work_requests, "send", send)
     monkeypatch.setattr(work_requests, "send_due", send_due)
     running = asyncio.create_task(outside.relay.run())
-    request: Any = object()
+    request: Any = (object(), SimpleNamespace(prompt="Look into it"))
     outside.relay.send([request])
     await until(lambda: sent)
     outside.relay.offer(changes(0, 1), has_due_requests=False)

@@ -120,6 +120,25 @@ async def test_the_memory_for_new_requests_is_bounded(sending: Sending, monkeypa
     assert sending.batches == [[0, 1, 2], [3, 4]]
 
 
+async def test_the_size_of_new_requests_is_bounded(sending: Sending, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their prompts may be large; there is room again when requests are sent."""
+    monkeypatch.setattr(request_sender, "MAX_BUFFER_BYTES", 4 * len(DETAILS.prompt))
+    running = asyncio.create_task(sending.sender.run())
+    requests = started(12)
+    sending.sender.send(requests[:3])
+    await sending.until_batches(1)
+    sending.sender.send(requests[3:6])
+    await sending.until_batches(2)
+    sending.sender.send(requests[6:9])
+    sending.confirm.set()
+    async with asyncio.timeout(20):
+        while vars(sending.sender)["_bytes"]:  # noqa: ASYNC110 - it sends no event
+            await asyncio.sleep(0)
+    sending.sender.send(requests[9:])
+    await finish(running, sending)
+    assert sending.batches == [[0, 1, 2], [3], [9, 10, 11]]
+
+
 async def test_due_requests_are_sent_until_none_is_left(sending: Sending) -> None:
     """Batch by batch, as long as each is full, when it is told of some; and not before."""
     sending.due = [MAX_REQUESTS, MAX_REQUESTS, MAX_REQUESTS - 1]

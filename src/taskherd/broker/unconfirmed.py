@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 MAX_WAITING: Final = 1_000
 """Default maximum number of messages in memory; the oldest are dropped."""
 
+MAX_BYTES: Final = 32 * 1024 * 1024
+"""Maximum total size of their bodies: replies contain whole task documents, with prompts of up to 256 KiB."""
+
 MAX_TOGETHER: Final = 100
 """Maximum number of messages that are sent with one write: the replies to a batch of commands."""
 
@@ -43,7 +46,9 @@ class UnconfirmedPublisher:
         """Create the publisher; it sends while ``run`` runs, and calls ``on_error`` with the reason of each failure."""
         self._connection = connection
         self._on_error = on_error
-        self._waiting: deque[OutgoingMessage] = deque(maxlen=max_waiting)
+        self._max_waiting = max_waiting
+        self._waiting: deque[OutgoingMessage] = deque()
+        self._bytes = 0
         self._offered = asyncio.Event()
         self._channel: Channel | None = None
         self._writer: Writer | None = None
@@ -52,6 +57,9 @@ class UnconfirmedPublisher:
     def offer(self, message: OutgoingMessage) -> None:
         """Have a message sent soon."""
         self._waiting.append(message)
+        self._bytes += len(message.body)
+        while len(self._waiting) > self._max_waiting or self._bytes > MAX_BYTES:
+            self._next()
         self._offered.set()
 
     def stop(self) -> None:
@@ -83,15 +91,20 @@ class UnconfirmedPublisher:
                 self._drop()
                 raise
             self._writer = writer_of(self._channel, REQUEST_TIMEOUT)
-        messages = [self._waiting.popleft() for _ in range(min(MAX_TOGETHER, len(self._waiting)))]
+        messages = [self._next() for _ in range(min(MAX_TOGETHER, len(self._waiting)))]
         assert self._writer is not None
         with map_errors("publishing without a confirm"):
             async with asyncio.timeout(REQUEST_TIMEOUT):
                 await self._writer.write(messages)
 
+    def _next(self) -> OutgoingMessage:
+        """Take the oldest message."""
+        message = self._waiting.popleft()
+        self._bytes -= len(message.body)
+        return message
+
     def _drop(self) -> None:
         """Drop the oldest message; when stopping all of them, or each would take as long as a try to connect."""
-        if self._stopping.is_set():
-            self._waiting.clear()
-        else:
-            self._waiting.popleft()
+        self._next()
+        while self._stopping.is_set() and self._waiting:
+            self._next()

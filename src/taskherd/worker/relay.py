@@ -14,7 +14,6 @@ from collections import deque
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
-from itertools import repeat
 from typing import TYPE_CHECKING
 
 from taskherd import retry
@@ -40,6 +39,9 @@ if TYPE_CHECKING:
 MAX_BUFFER = 20_000
 """Maximum number of changes in memory; further ones are published from the outbox."""
 
+MAX_BUFFER_BYTES = 32 * 1024 * 1024
+"""Their size at which further ones are published from the outbox too: a prompt has up to 256 KiB."""
+
 MAX_EVENTS_PER_ROUND = 1_000
 """Maximum number of events that one round of the relay publishes."""
 
@@ -64,6 +66,8 @@ class Relay:
         self._context = context
         self._every = every
         self._changes: deque[tuple[CommittedChange, Carrier]] = deque()
+        self._bytes = 0
+        """The size of these changes, and of those that are being published."""
         self._requests = RequestSender(context, every)
         self._confirmed: list[events.ChangeEvent] = []
         self._slots = asyncio.Semaphore(MAX_PUBLISHING)
@@ -72,9 +76,13 @@ class Relay:
         self._all_published = False
 
     def offer(self, changes: Sequence[CommittedChange], *, has_due_requests: bool) -> None:
-        """Buffer committed changes for publishing, up to ``MAX_BUFFER``, and have due work requests sent."""
+        """Buffer committed changes for publishing as far as there is room, and have due work requests sent."""
         trace = self._context.tracing.current()
-        self._changes.extend(zip(changes[: max(0, MAX_BUFFER - len(self._changes))], repeat(trace), strict=False))
+        for change in changes:
+            if len(self._changes) >= MAX_BUFFER or self._bytes >= MAX_BUFFER_BYTES:
+                break
+            self._changes.append((change, trace))
+            self._bytes += _size(change)
         if changes:
             self._changed.set()
         if has_due_requests:
@@ -113,15 +121,19 @@ class Relay:
         """Start to publish the next changes from memory."""
         batch = [self._changes.popleft() for _ in range(min(MAX_EVENTS_PER_ROUND, len(self._changes)))]
         changes, traces = zip(*batch, strict=True)
+        size = sum(map(_size, changes))
         try:
             rendered = await _render(self._context, [_outbox_event(change) for change in changes])
         except (Unavailable, Retry) as error:
+            self._bytes -= size
             await self._back_off(error)
             return
         await self._slots.acquire()
-        publishing.create_task(self._publish_in_slot(rendered, traces), name="relay publish")
+        publishing.create_task(self._publish_in_slot(rendered, traces, size), name="relay publish")
 
-    async def _publish_in_slot(self, to_publish: Sequence[events.ChangeEvent], traces: Sequence[Carrier]) -> None:
+    async def _publish_in_slot(
+        self, to_publish: Sequence[events.ChangeEvent], traces: Sequence[Carrier], size: int
+    ) -> None:
         try:
             confirmed, error = await publish(self._context, to_publish, traces)
             self._confirmed += confirmed
@@ -131,6 +143,7 @@ class Relay:
             else:
                 await self._back_off(error)  # before the slot is released, so that an outage slows down all publishes
         finally:
+            self._bytes -= size
             self._slots.release()
 
     async def _back_off(self, error: Unavailable | Retry) -> None:
@@ -194,6 +207,11 @@ async def _render(context: WorkerContext, unpublished: Sequence[OutboxEvent]) ->
         )
         for row in unpublished
     ]
+
+
+def _size(change: CommittedChange) -> int:
+    """Return about how much memory a change takes, as far as that has no bound of its own."""
+    return len(change.core_document) + len(change.task.prompt)
 
 
 def _outbox_event(change: CommittedChange) -> OutboxEvent:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 MAX_BUFFER = 20_000
 """Maximum number of new requests in memory; further ones are sent when their second attempt is due."""
 
+MAX_BUFFER_BYTES = 32 * 1024 * 1024
+"""Size of their prompts, and of those that are being sent, at which further ones are left too."""
+
 MAX_SENDING = 4
 """Maximum number of batches of new requests that wait for the broker's confirm at the same time."""
 
@@ -37,13 +40,18 @@ class RequestSender:
         self._context = context
         self._every = every
         self._requests: deque[StartedRequest] = deque()
+        self._bytes = 0
         self._slots = asyncio.Semaphore(MAX_SENDING)
         self._added, self._due = asyncio.Event(), asyncio.Event()
         self._stopping = False
 
     def send(self, requests: Sequence[StartedRequest]) -> None:
-        """Buffer work requests whose first attempt is committed, up to ``MAX_BUFFER``."""
-        self._requests.extend(requests[: max(0, MAX_BUFFER - len(self._requests))])
+        """Buffer work requests whose first attempt is committed, as far as there is room."""
+        for request in requests:
+            if len(self._requests) >= MAX_BUFFER or self._bytes >= MAX_BUFFER_BYTES:
+                break
+            self._requests.append(request)
+            self._bytes += _size(request)
         self._added.set()
 
     def wake(self) -> None:
@@ -77,7 +85,11 @@ class RequestSender:
         task = sending.create_task(
             work_requests.send(self._context, requests, self._context.now()), name="relay requests"
         )
-        task.add_done_callback(lambda _: self._slots.release())
+        task.add_done_callback(lambda _: self._on_sent(requests))
+
+    def _on_sent(self, requests: Sequence[StartedRequest]) -> None:
+        self._bytes -= sum(map(_size, requests))
+        self._slots.release()
 
     async def _due_loop(self) -> None:
         failures = 0
@@ -97,3 +109,8 @@ class RequestSender:
         while not self._stopping:
             if await work_requests.send_due(self._context, self._context.now()) < work_requests.MAX_REQUESTS:
                 break
+
+
+def _size(request: StartedRequest) -> int:
+    """Return the size of a request's prompt, the largest part of it."""
+    return len(request[1].prompt)
