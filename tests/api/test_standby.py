@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -66,7 +69,7 @@ async def _replay(standby: StandbyNode, *, paused: bool) -> None:
     await execute(standby.url, f"SELECT pg_wal_replay_{'pause' if paused else 'resume'}()")
 
 
-async def _caught_up(pair: Pair) -> None:
+async def _caught_up(pair: tuple[PostgresNode, StandbyNode]) -> None:
     """Wait until the standby has replayed all that the primary has written now."""
     written = await execute(pair[0].url, "SELECT CAST(pg_current_wal_lsn() AS text)")
     reached = f"SELECT pg_last_wal_replay_lsn() >= CAST('{written}' AS pg_lsn)"
@@ -254,6 +257,89 @@ async def test_a_comparison_begun_before_a_rejection_ends_no_suspension(pair: Pa
     finally:
         await primary.close()
         await standby.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Failover:
+    """The primary before and after, a standby that goes on to follow the former one, and one that follows the new."""
+
+    former: PostgresNode
+    primary: StandbyNode
+    stale: StandbyNode
+    follower: StandbyNode
+
+    async def change(self) -> None:
+        """Lose the former primary, and promote the new one, which lacks its last changes."""
+        address = urlsplit(self.primary.url)
+        conninfo = f"host={address.hostname} port={address.port} user={address.username} password={address.password}"
+        await execute(self.follower.url, f"ALTER SYSTEM SET primary_conninfo = '{conninfo}'")
+        self.primary.kill()
+        self.follower.kill()
+        await execute(self.former.url, "CREATE TABLE lost AS SELECT * FROM generate_series(1, 100000)")
+        await _caught_up((self.former, self.stale))
+        self.former.kill()
+        await asyncio.to_thread(self.primary.start)
+        await asyncio.to_thread(self.primary.promote)
+        await asyncio.to_thread(self.follower.start)
+
+
+@pytest.fixture
+async def failover(tmp_path: Path) -> AsyncIterator[Failover]:
+    """Yield servers of their own, before the failover."""
+    with running_pair(tmp_path / "pair") as (former, stale), ExitStack() as others:
+        nodes = [StandbyNode(former, tmp_path / name, name) for name in ("new", "follower")]
+        for node in nodes:
+            await asyncio.to_thread(node.start)
+            others.callback(node.stop)
+        yield Failover(former, nodes[0], stale, nodes[1])
+
+
+async def test_only_a_standby_of_the_new_primary_is_read_after_a_failover(failover: Failover) -> None:
+    """One that still follows the former primary shows what is lost, and its position may be beyond the new one's."""
+    await execute(failover.former.url, "CREATE ROLE reader LOGIN PASSWORD 'reader'")
+    hosts = [urlsplit(each.url) for each in (failover.former, failover.primary)]
+    netloc = f"{hosts[0].username}:{hosts[0].password}@{hosts[0].hostname}:{hosts[0].port},"
+    url = hosts[0]._replace(netloc=f"{netloc}{hosts[1].hostname}:{hosts[1].port}").geturl()
+    async with AsyncExitStack() as pools:
+
+        def open_routing(standby: StandbyNode, user: str) -> Callable[[], Awaitable[ReadRouting]]:
+            parts = urlsplit(standby.url)
+            if user:
+                parts = parts._replace(netloc=f"{user}:{user}@{parts.hostname}:{parts.port}")
+            primary, reads = (ReadPool(each, size=1, application_name="test") for each in (url, parts.geturl()))
+            pools.push_async_callback(primary.close)
+            pools.push_async_callback(reads.close)
+            routing = ReadRouting(primary, reads, 3_600, Metrics(), asyncio.get_running_loop().time)
+
+            async def sample() -> ReadRouting:
+                await routing.sample_once(reads)
+                return routing
+
+            return sample
+
+        stale = [open_routing(failover.stale, user) for user in ("", "reader")]
+        follower = [open_routing(failover.follower, user) for user in ("", "reader")]
+        for sample in (*stale, *follower):
+            await _until(partial(_allows, sample))
+        await failover.change()
+        for sample in stale:
+            await _until(partial(_has_problem, sample, "it shows timeline 1, and the primary writes timeline 2"))
+            assert not await _allows(sample)
+        await _until(partial(_allows, follower[0]))
+        await execute(failover.primary.url, "CHECKPOINT")
+        await _caught_up((failover.primary, failover.follower))
+        await execute(failover.follower.url, "CHECKPOINT")
+        await _until(partial(_allows, follower[1]))
+        for sample in stale:
+            assert not await _allows(sample)
+
+
+async def _allows(sample: Callable[[], Awaitable[ReadRouting]]) -> bool:
+    return (await sample()).allows_standby(uuid.uuid4())
+
+
+async def _has_problem(sample: Callable[[], Awaitable[ReadRouting]], problem: str) -> bool:
+    return (await sample()).problem == problem
 
 
 async def test_a_primary_is_no_standby(opened: OpenHarness, pair: Pair) -> None:

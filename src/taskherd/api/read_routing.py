@@ -67,6 +67,11 @@ class ReplicationProgress:
         while self._samples and self._samples[0].position <= replayed:
             self.shown_until = self._samples.popleft().time
 
+    def restart(self) -> None:
+        """Forget everything: positions of before say nothing about those of now."""
+        self._samples.clear()
+        self.forget()
+
     def forget(self) -> None:
         """Use the standby no more until its position is known again: it may have restarted behind what it showed."""
         self.shown_until = None
@@ -111,6 +116,8 @@ class ReadRouting:
         self._suspensions = 0
         self._database: replication.DatabaseId | None = None
         """The primary's database, None until it is known."""
+        self._timeline: int | None = None
+        """The timeline that the primary writes, None until it is known."""
         self.progress = ReplicationProgress()
         self.problem: str | None = "not compared with the primary yet"
         """Why the standby is not used, None while it is."""
@@ -178,12 +185,17 @@ class ReadRouting:
         """Return why the standby may not be read whatever its lag is, None if it may."""
         if isinstance(written, replication.WalPosition):
             self._database = written.database
+            if written.timeline != self._timeline:
+                self._timeline = written.timeline
+                self.progress.restart()
         if isinstance(replayed, BaseException):
             return str(replayed)
         if not isinstance(replayed, replication.WalPosition):
             return "the server at database_read_url is not a standby"
         if self._database is not None and replayed.database != self._database:
             return "database_read_url leads to another database than database_url"
+        if self._timeline is not None and replayed.timeline != self._timeline:
+            return f"it shows timeline {replayed.timeline}, and the primary writes timeline {self._timeline}"
         return None
 
     @property

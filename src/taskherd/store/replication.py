@@ -1,6 +1,7 @@
 """How far a standby has replayed what the primary has written. The statements are for ``ReadPool``.
 
-Positions in the write-ahead log (LSNs) are numbers of bytes.
+Positions in the write-ahead log (LSNs) are numbers of bytes. They compare only within a timeline: a standby that still
+follows the former primary after a failover may be beyond the position at which the new one began another timeline.
 https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-RECOVERY-CONTROL
 """
 
@@ -12,12 +13,27 @@ from taskherd.store.read_pool import ReadPool
 
 _POSITION: Final = """
 SELECT CASE WHEN {condition} THEN CAST(pg_wal_lsn_diff({position}, '0/0') AS bigint) END AS position,
+       CASE WHEN {condition} THEN {timeline} END AS timeline,
        (SELECT system_identifier FROM pg_control_system()) AS cluster,
        (SELECT oid FROM pg_database WHERE datname = current_database()) AS database
 """
 
-_WRITTEN: Final = _POSITION.format(condition="NOT pg_is_in_recovery()", position="pg_current_wal_lsn()")
-_REPLAYED: Final = _POSITION.format(condition="pg_is_in_recovery()", position="pg_last_wal_replay_lsn()")
+_WRITTEN: Final = _POSITION.format(
+    condition="NOT pg_is_in_recovery()",
+    position="pg_current_wal_lsn()",
+    timeline="CAST(CAST('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8) AS bit(32)) AS integer)",
+)
+
+# The first is what is received now, which only members of ``pg_read_all_stats`` may see; the others are written to disk
+# now and then, within minutes, and never name a timeline before it is replayed.
+_REPLAYED: Final = _POSITION.format(
+    condition="pg_is_in_recovery()",
+    position="pg_last_wal_replay_lsn()",
+    timeline="""COALESCE(
+           (SELECT received_tli FROM pg_stat_wal_receiver),
+           GREATEST((SELECT timeline_id FROM pg_control_checkpoint()),
+                    (SELECT min_recovery_end_timeline FROM pg_control_recovery())))""",
+)
 
 
 class DatabaseId(NamedTuple):
@@ -31,6 +47,8 @@ class WalPosition(NamedTuple):
     """A position in the write-ahead log of the server that has this database."""
 
     database: DatabaseId
+    timeline: int
+    """The timeline that it writes or replays, or replayed some minutes ago; each promotion begins another."""
     position: int
 
 
@@ -54,4 +72,5 @@ async def _position(pool: ReadPool, statement: str) -> WalPosition | None:
     row = await pool.fetch_one(statement)
     if row is None or row["position"] is None:
         return None
-    return WalPosition(DatabaseId(int(row["cluster"]), int(row["database"])), int(row["position"]))
+    database = DatabaseId(int(row["cluster"]), int(row["database"]))
+    return WalPosition(database, int(row["timeline"]), int(row["position"]))

@@ -88,11 +88,14 @@ async def check_standby(settings: Settings) -> AsyncIterator[Finding]:
     pool = ReadPool(settings.database_read_url, size=1, application_name="taskherd-doctor", setting="database_read_url")
     try:
         replayed = await replication.replayed(pool)
-        primary = await _primary_database(settings)
+        written = await _written(settings)
         if replayed is None:
             yield error("standby", "not a standby", _SET_READ_URL)
-        elif primary is not None and replayed.database != primary:
+        elif written is not None and replayed.database != written.database:
             yield error("standby", "of another database", _SET_READ_URL)
+        elif written is not None and replayed.timeline != written.timeline:
+            found = f"on timeline {replayed.timeline}, the primary on {written.timeline}"
+            yield error("standby", found, "let it follow the primary; it may show so some minutes after a failover")
         else:
             yield ok("standby", "in recovery")
     except TaskherdError as problem:
@@ -101,18 +104,17 @@ async def check_standby(settings: Settings) -> AsyncIterator[Finding]:
         await pool.close()
 
 
-async def _primary_database(settings: Settings) -> replication.DatabaseId | None:
-    """Return what the primary's database is, None if it does not answer, which another check reports."""
+async def _written(settings: Settings) -> replication.WalPosition | None:
+    """Return how far the primary has written, None if it does not answer, which another check reports."""
     if not settings.database_url:
         return None
     pool = ReadPool(settings.database_url, size=1, application_name="taskherd-doctor")
     try:
-        written = await replication.written(pool)
+        return await replication.written(pool)
     except TaskherdError:
         return None
     finally:
         await pool.close()
-    return None if written is None else written.database
 
 
 def _sessions(settings: Mapping[str, str]) -> Finding:
