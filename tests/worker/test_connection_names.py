@@ -15,19 +15,26 @@ pytestmark = [pytest.mark.timeout(120)]
 
 
 async def test_connections_have_the_names_of_their_processes(harness: WorkerHarness, services: Services) -> None:
-    """Each connection of a worker and an API says which process on which host it belongs to."""
+    """Each connection of a worker and an API says which process on which host it belongs to, also of several on one."""
     rabbit = services.rabbit
     assert rabbit is not None
-    worker, api = f"taskherd worker {harness.worker._id}", f"taskherd api {socket.gethostname()}"
-    async with running_api(*harness.urls, harness.prefix) as process:
+    worker = f"taskherd worker {harness.worker._id}"
+    async with (
+        running_api(*harness.urls, harness.prefix) as first,
+        running_api(*harness.urls, harness.prefix) as second,
+    ):
         await harness.create()
-        await process.change_feed.poll()
+        for process in (first, second):
+            await process.change_feed.poll()
+        apis = [f"taskherd api {process.id}" for process in (first, second)]
+        assert len({*apis}) == 2
+        assert all(socket.gethostname() in each for each in apis)
         await harness.until_metric(1, "taskherd_drained")
         named = await asyncio.to_thread(rabbit.ctl, "list_connections", "client_properties", within=90)
         purposes = ("consume", "publish", "unconfirmed", "work", "dead", "declare")
-        for name in (*(f"{worker} {purpose}" for purpose in purposes), f"{api} consume"):
+        for name in (*(f"{worker} {purpose}" for purpose in purposes), *(f"{api} consume" for api in apis)):
             assert f'"{name}"' in named, named
         rows = await harness.database.fetch(
             "SELECT application_name FROM pg_stat_activity WHERE datname = current_database()"
         )
-        assert worker[:63] in {row["application_name"] for row in rows}
+        assert {each[:63] for each in (worker, *apis)} <= {row["application_name"] for row in rows}

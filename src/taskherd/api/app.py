@@ -13,6 +13,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 import structlog
 import uvloop
@@ -96,11 +97,12 @@ class ApiProcess:
         self._tracing = open_tracing(settings.tracing, "api", __version__)
         self._readiness = Readiness("serving")
         self._readiness.add_check("database", self._check_database)
-        host = socket.gethostname()
-        self._connections = BrokerConnections(settings.amqp_url, f"api {host}", self.metrics)
-        self._repeats = SupervisedConnection(settings.amqp_url, f"api {host} repeat", first_host=1)
+        self.id = f"{socket.gethostname()}-{uuid4().hex[:8]}"
+        """The name of this process in the lists of connections of RabbitMQ and PostgreSQL."""
+        self._connections = BrokerConnections(settings.amqp_url, f"api {self.id}", self.metrics)
+        self._repeats = SupervisedConnection(settings.amqp_url, f"api {self.id} repeat", first_host=1)
         size = max(1, settings.database_pool - WRITE_CONNECTIONS)
-        name = f"taskherd api {host}"
+        name = f"taskherd api {self.id}"
         self._reader = ReadPool(settings.database_url, size=size, application_name=name)
         self._engine = open_engine(settings.database_url, size=WRITE_CONNECTIONS, application_name=name)
         self._readiness.add_check("schema", lambda: migrate.lacking(self._engine))
@@ -222,7 +224,7 @@ class ApiProcess:
         ]
         self._readiness.set_ok("serving")
         self.listening.set()
-        log.info("api serving", port=self.port, ops_port=self.ops_port)
+        log.info("api serving", api_id=self.id, port=self.port, ops_port=self.ops_port)
         await asyncio.wait({http, actions, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         self._stopping.set()
         self.change_feed.stop()
