@@ -136,6 +136,12 @@ class PatroniCluster:
         """The URL of the leader's database ``postgres``, through the proxy."""
         return f"postgresql://taskherd:{self._password}@127.0.0.1:{self.proxy.port}/postgres"
 
+    def url_of_hosts(self, first: PatroniMember, database: str) -> str:
+        """Return the URL of a database with all members as hosts, for clients that find the leader themselves."""
+        members = [first, *(member for member in self.members if member is not first)]
+        hosts = ",".join(f"{ports.HOST}:{member.port}" for member in members)
+        return f"postgresql://taskherd:{self._password}@{hosts}/{database}"
+
     async def start(self) -> None:
         """Start etcd, then all members, and wait until a leader has its standbys."""
         await self.proxy.start()

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
+from urllib.parse import urlsplit
 
 import asyncpg
+import httpx
 import pytest
 
 from taskherd.store import role_settings
 from tests.chaos.fault_injection import fault_under_load
 from tests.chaos.figures import Figures
+from tests.cluster.load import POST_TIMEOUT, steady_load
 from tests.cluster.patroni import PatroniCluster, PatroniMember
+from tests.harness.api import TLS, token_for
 from tests.harness.chaos import ChaosHarness
 from tests.harness.pgbouncer import recommended_settings, running_pgbouncer
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 MOVED_ON_WITHIN = 120.0
+READ_INTERVAL = 0.2
+STILL_FROZEN = 10.0
+"""Seconds for which the former leader stays frozen while the new one serves."""
+ANSWERED_WITHIN = 8.0
+"""Seconds within which requests are answered then; behind a host that hangs, they would take all their time."""
 
 
 async def _kill(cluster: PatroniCluster, leader: PatroniMember) -> PatroniMember:
@@ -101,6 +111,87 @@ async def test_nothing_is_lost_in_a_failover(
     assert await harness.ledger.violations() == []
     note = "worker behind PgBouncer" if settings else ""
     await figures.record_run(harness, f"{row}{note and ', '}{note}", faults=times, seconds=seconds)
+
+
+@dataclass(slots=True)
+class Reader:
+    """A client that reads a task again and again; ``reads`` are those since ``mark`` was called."""
+
+    client: httpx.AsyncClient
+    path: str
+    reads: list[tuple[int, float]] = field(default_factory=list)
+    """Status and duration in seconds of each GET."""
+
+    def mark(self) -> None:
+        """Begin to measure."""
+        self.reads = []
+
+    async def read(self) -> None:
+        """Read until canceled."""
+        while True:
+            reads, began = self.reads, time.monotonic()
+            response = await self.client.get(self.path)
+            reads.append((response.status_code, time.monotonic() - began))
+            await asyncio.sleep(READ_INTERVAL)
+
+
+@pytest.mark.parametrize("row", ["PostgreSQL primary frozen (SIGSTOP), all hosts in the URL"])
+async def test_clients_of_processes_that_know_all_hosts_wait_for_the_election_only(
+    harness: ChaosHarness, cluster: PatroniCluster, figures: Figures, row: str
+) -> None:
+    """The frozen leader is the first host in the URL of worker and API: once another leads, reads and writes go on."""
+    leader = await cluster.until_healthy()
+    url = cluster.url_of_hosts(leader, urlsplit(harness.ledger.database_url).path[1:])
+    worker = await harness.start(database_url=url)
+    api = await harness.start("api", database_url=url, api_port="0", api_rate_limit="0")
+    for process in (worker, api):
+        await process.until_ready()
+    port = next(line["port"] for line in api.lines() if "ops_port" in line)
+    headers = {"Coder-Session-Token": await token_for(harness.ledger.database_url, "al")}
+    base = f"http://127.0.0.1:{port}/api/v2"
+    async with (
+        httpx.AsyncClient(base_url=base, headers=headers, timeout=POST_TIMEOUT, verify=TLS) as client,
+        steady_load(harness, client) as load,
+    ):
+        reader = Reader(client, f"/tasks/me/{load.tasks[0]}")
+        reading = asyncio.create_task(reader.read())
+        started_at = time.monotonic()
+        leader.freeze()
+        try:
+            new = await cluster.until_leader_other_than(leader)
+            elected = time.monotonic() - started_at
+            load.mark()
+            reader.mark()
+            async with asyncio.timeout(MOVED_ON_WITHIN):
+                while not (_accepted(load.posts) and _accepted(reader.reads)):  # noqa: ASYNC110 - nobody notifies
+                    await asyncio.sleep(0.05)
+            served = time.monotonic() - started_at
+            load.mark()
+            reader.mark()
+            await asyncio.sleep(STILL_FROZEN)
+            assert load.refused == 0
+            assert {status for status, _ in reader.reads} == {httpx.codes.OK}
+            longest = max(seconds for _, seconds in (*load.posts, *reader.reads))
+        finally:
+            leader.unfreeze()
+        assert await cluster.until_healthy() is new, "no second failover"
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+    await harness.until_settled()
+    for process in (worker, api):
+        await process.until_ready()
+        await harness.stop_worker(process)
+    assert await harness.ledger.violations() == []
+    note = (
+        f"worker and API know all members, the frozen one first; another led after {elected:.1f} s, GETs and POSTs were"
+        f" served after {served:.1f} s, and none of the next {STILL_FROZEN:g} s took longer than {longest:.1f} s"
+    )
+    assert longest < ANSWERED_WITHIN, note
+    await figures.record_run(harness, row, faults=1, seconds=[served], note=note)
+
+
+def _accepted(requests: Sequence[tuple[int, float]]) -> bool:
+    return any(status in {httpx.codes.OK, httpx.codes.CREATED} for status, _ in requests)
 
 
 async def _until_progress(harness: ChaosHarness) -> None:
