@@ -105,6 +105,15 @@ def test_the_name_of_each_rabbitmq_node_leads_to_it_alone() -> None:
     assert not aliases & set(names)
 
 
+def test_all_rabbitmq_nodes_have_the_same_settings() -> None:
+    """Each has both files, where RabbitMQ looks for them."""
+    for name in re.findall(r"nodes\.\d = rabbit@(\S+)", (CLUSTER / "rabbitmq.conf").read_text()):
+        assert {
+            "./cluster/rabbitmq.conf:/etc/rabbitmq/conf.d/80-cluster.conf:ro",
+            "./cluster/rabbitmq-advanced.config:/etc/rabbitmq/advanced.config:ro",
+        } <= {*COMPOSE["services"][name]["volumes"]}
+
+
 def test_prometheus_scrapes_all_rabbitmq_nodes() -> None:
     """The file of targets that is mounted over the one for a single node names each node."""
     names = re.findall(r"nodes\.\d = rabbit@(\S+)", (CLUSTER / "rabbitmq.conf").read_text())
@@ -133,10 +142,10 @@ def test_each_process_knows_all_rabbitmq_nodes(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 async def test_rabbitmq_accepts_its_configuration(tmp_path: Path) -> None:
-    """A node with this file and with nobody else to form a cluster with starts, and does what the file says."""
+    """A node with these files and with nobody else to form a cluster with starts, and does what the files say."""
     found = rabbitmq.find()
     assert not isinstance(found, Missing)
-    node = rabbitmq.RabbitNode(found, tmp_path / "node")
+    node = _AdvancedNode(found, tmp_path / "node")
     own = re.sub(r"nodes\.1 = \S+", f"nodes.1 = {node.name}", (CLUSTER / "rabbitmq.conf").read_text())
     alone = re.sub(r".*nodes\.[23] = .*\n", "", own)
     (tmp_path / "node" / "conf.d").mkdir(parents=True)
@@ -144,11 +153,20 @@ async def test_rabbitmq_accepts_its_configuration(tmp_path: Path) -> None:
     await asyncio.to_thread(node.start)
     try:
         environment = await asyncio.to_thread(node.ctl, "eval", "application:get_all_env(rabbit).")
+        tick_time = await asyncio.to_thread(node.ctl, "eval", "net_kernel:get_net_ticktime().")
     finally:
         await asyncio.to_thread(node.stop)
     assert "{cluster_partition_handling,pause_minority}" in environment
     assert "{default_queue_type,rabbit_quorum_queue}" in environment
     assert f"{{cluster_nodes,{{['{node.name}'],disc}}}}" in environment
+    assert tick_time.strip() == "20"
+
+
+class _AdvancedNode(rabbitmq.RabbitNode):
+    """A node with the file that each of the cluster has as its ``advanced.config``."""
+
+    def _env(self) -> dict[str, str]:
+        return super()._env() | {"RABBITMQ_ADVANCED_CONFIG_FILE": str(CLUSTER / "rabbitmq-advanced.config")}
 
 
 def test_the_url_says_what_pgbouncer_does() -> None:
