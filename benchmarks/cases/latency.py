@@ -61,7 +61,7 @@ async def measure(run: Run) -> None:
             ROUND_TRIP,
             f"{round_trip * 1e3:.1f} ms",
             worker / round_trip,
-            2,
+            1.5,
             at_most=True,
         )
     )
