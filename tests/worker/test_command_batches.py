@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from taskherd.backoff import Backoff
-from taskherd.worker import bisection
+from taskherd.worker import bisection, command_consumer
 from taskherd.worker.command_order import MAX_OF_ACTOR
 from tests.harness.worker import ALICE, ORGANIZATION, TIMEOUT, VERSION, WorkerHarness, make_command, running_worker
 
@@ -140,11 +140,36 @@ async def test_waiting_commands_share_transactions(external: WorkerHarness) -> N
     assert transactions <= 20
 
 
+async def create_in_turn(external: WorkerHarness, count: int) -> None:
+    """Create tasks of Alice, each after the reply to the one before."""
+    for number in range(count):
+        [reply] = await replies_of([await external.post(create(ALICE, f"Turn {number}"))])
+        assert reply["ok"]
+
+
+async def test_the_commands_of_a_few_callers_share_transactions(
+    external: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four callers, each of whom waits for the reply, are soon executed together, and go on so."""
+    monkeypatch.setattr(command_consumer, "NEXT_WITHIN", 1.0)
+    async with running_worker(external):
+        await asyncio.gather(*(create_in_turn(external, 20) for _ in range(4)))
+    transactions = await external.database.fetchval("SELECT count(DISTINCT xmin::text) FROM command_log")
+    assert transactions <= 25
+
+
+async def test_a_caller_does_not_wait_for_those_who_have_left(external: WorkerHarness) -> None:
+    """Three of four callers send no more; the commands of the fourth take less than half a second each."""
+    async with running_worker(external):
+        await asyncio.gather(*(create_in_turn(external, 5) for _ in range(4)))
+        began = asyncio.get_running_loop().time()
+        await create_in_turn(external, 30)
+        assert asyncio.get_running_loop().time() - began < 15
+
+
 async def test_a_command_that_comes_alone_is_executed_at_once(external: WorkerHarness) -> None:
     """Without others it does not wait for a batch to grow: thirty in turn take less than half a second each."""
     async with running_worker(external):
         began = asyncio.get_running_loop().time()
-        for number in range(30):
-            [reply] = await replies_of([await external.post(create(ALICE, f"Alone {number}"))])
-            assert reply["ok"]
+        await create_in_turn(external, 30)
         assert asyncio.get_running_loop().time() - began < 15

@@ -130,12 +130,17 @@ class Consumer:
                 await self._wait_buffered(1)
             most = min(limit, self._prefetch)
             enough = most if enough is None else min(enough, most, self._prefetch_of_each)
-            if not self.has_batch(enough) and wait > 0 and not self._stopping:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(wait):
-                        await self._wait_buffered(enough)
+            if not self.has_batch(enough):
+                await self.wait_buffered(enough, wait)
             if self._buffer:  # a lost channel may have cleared it in the meantime
                 return self._take(limit)
+
+    async def wait_buffered(self, count: int, wait: float) -> None:
+        """Wait up to ``wait`` seconds until ``count`` deliveries are buffered, or all that may be."""
+        if len(self._buffer) < count and wait > 0 and not self._stopping:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._wait_buffered(count)
 
     def _take(self, limit: int) -> list[Delivery]:
         count = min(limit, len(self._buffer))

@@ -57,6 +57,12 @@ MAX_WAITING = 2_000
 MAX_GROW = 0.02
 """Seconds for which a batch of one actor that is smaller than the running one waits for more commands."""
 
+FEW = 8
+"""Number of commands of one actor up to which all that are in progress are to share one batch."""
+
+NEXT_WITHIN = 0.01
+"""Seconds after the latest replies for which such a batch waits: callers who got them send their next commands."""
+
 
 class CommandConsumer:
     """Consumes commands until ``consumer`` is stopped."""
@@ -69,6 +75,9 @@ class CommandConsumer:
         self._waiting: list[WaitingCommand] = []
         self._latest_actor: UUID | None = None
         self._shared_until = 0.0
+        self._in_progress = 0
+        """How many commands were executed at the same time when the latest batch began."""
+        self._answered_at = 0.0
         self._bisection = Bisection(context)
         self._dead_letters = DeadLetterSender(consumer, context)
 
@@ -78,12 +87,14 @@ class CommandConsumer:
             scheduler = BatchScheduler(group)
             while await self._receive():
                 await scheduler.wait_slot(self._ready, 0.0 if self._is_shared() else MAX_GROW)
+                await self._wait_for_few()
                 if self._consumer.buffered:
                     await self._receive()
                 batch = next_commands(self._waiting, MAX_COMMANDS, shared=self._is_shared())
                 chosen = {id(each.delivery) for each in batch}
                 self._waiting = [each for each in self._waiting if id(each.delivery) not in chosen]
                 if batch:
+                    self._in_progress = scheduler.in_flight + len(batch)
                     await scheduler.submit(_footprint(batch), partial(self._handle, batch))
 
     def _note_actor(self, actor: UUID) -> None:
@@ -98,8 +109,15 @@ class CommandConsumer:
         return asyncio.get_running_loop().time() < self._shared_until
 
     def _ready(self) -> int:
-        """Return the number of commands that wait to be executed."""
-        return len(self._waiting) + self._consumer.buffered
+        """Return the number of commands that wait to be executed; 0 if they are to wait for the rest of a few."""
+        ready = len(self._waiting) + self._consumer.buffered
+        return 0 if ready < self._in_progress <= FEW else ready
+
+    async def _wait_for_few(self) -> None:
+        """Wait for as many commands as were in progress before, if those were few of one actor."""
+        if self._in_progress <= FEW and not self._is_shared():
+            remaining = self._answered_at + NEXT_WITHIN - asyncio.get_running_loop().time()
+            await self._consumer.wait_buffered(self._in_progress - len(self._waiting), remaining)
 
     async def _receive(self) -> bool:
         """Take all buffered commands; wait for one if none is waiting. Return False after the last one."""
@@ -193,6 +211,7 @@ class CommandConsumer:
                 reason = DeadLetterReason.COMMAND_REFUSED
                 refused.append((delivery, InvalidMessage(None, reason, detail, delivery.body)))
         send_replies(self._context, answers)
+        self._answered_at = asyncio.get_running_loop().time()
         waiting = {id(delivery) for delivery, _ in refused}
         await self._consumer.ack([answer.delivery for answer in answers if id(answer.delivery) not in waiting])
         await self._dead_letters.add(refused)
