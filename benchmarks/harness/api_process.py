@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 
-import uvloop
-
 from benchmarks.harness import sampler
-from taskherd.api.app import ApiProcess
+from taskherd.api.app import ApiProcess, run
 from taskherd.observability import logs
 from taskherd.settings import load
 
@@ -17,7 +15,7 @@ def main() -> None:
     settings = load()
     logs.configure("warning", "json", secrets=settings.secrets)
     with sampler.sampling(os.environ.get("BENCH_SAMPLES", "")):
-        uvloop.run(ApiProcess(settings).run())
+        run(ApiProcess(settings))
 
 
 if __name__ == "__main__":

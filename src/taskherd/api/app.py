@@ -18,7 +18,7 @@ from uuid import uuid4
 import structlog
 import uvloop
 
-from taskherd import __version__, open_files
+from taskherd import __version__, garbage_collector, open_files
 from taskherd.api.actions import progress
 from taskherd.api.actions.executor import ActionExecutor
 from taskherd.api.agents import requests
@@ -76,7 +76,13 @@ def main(settings: Settings) -> None:
         raise Misconfigured(missing[0], "must be set for the api")
     logs.configure(settings.log_level, settings.log_format, secrets=settings.secrets)
     open_files.raise_limit()
-    uvloop.run(ApiProcess(settings).run())
+    run(ApiProcess(settings))
+
+
+def run(api: ApiProcess) -> None:
+    """Run an API to which this process belongs until SIGTERM or SIGINT."""
+    garbage_collector.collect_rarely()
+    uvloop.run(api.run())
 
 
 class ApiProcess:

@@ -55,6 +55,9 @@ _CONTENT_TYPE, _HEADERS, _DELIVERY_MODE, _CORRELATION_ID = 0x8000, 0x2000, 0x100
 _REPLY_TO, _EXPIRATION, _MESSAGE_ID, _USER_ID = 0x0200, 0x0100, 0x0080, 0x0010
 """The flags of the properties, which follow in this order."""
 
+_CHECKS: Final = 20
+"""Maximum number of checks for missing confirms within the time limit of a confirm."""
+
 _ID_PREFIX: Final = token_hex(8)
 _numbers = count()
 
@@ -76,7 +79,8 @@ class FrameWriter:
     """A writer of messages to one channel, on which nothing else is published.
 
     What is published in one iteration of the event loop is written at once. A confirm that does not come within
-    ``timeout`` seconds fails with ``TimeoutError``, and all that are missing fail when the channel is closed.
+    ``timeout`` seconds fails with ``TimeoutError``, at the next check (``_CHECKS``), and all that are missing fail when
+    the channel is closed.
     """
 
     def __init__(self, channel: Channel, timeout: float) -> None:
@@ -165,7 +169,8 @@ class FrameWriter:
                 if confirm is not None and not confirm.done():
                     confirm.set_exception(TimeoutError())
                     confirmations[tag] = Returning()
-        self._expiry = loop.call_at(self._bursts[0][0], self._expire) if self._bursts else None
+        soon = now + self._timeout / _CHECKS
+        self._expiry = loop.call_at(max(self._bursts[0][0], soon), self._expire) if self._bursts else None
 
     def _fail_all(self, closing: asyncio.Future[None]) -> None:
         """Fail the confirms of a closed channel."""
