@@ -11,9 +11,8 @@ from taskherd.api.http.errors import HTTPError, invalid, unavailable
 from taskherd.api.http.route import Header
 from taskherd.broker.command_client import Reply
 from taskherd.domain.command_results import COMMAND_ID_REUSED, CommandRefused
-from taskherd.domain.commands import digest
 from taskherd.errors import Malformed, Misconfigured, Retry, Unavailable
-from taskherd.messages.commands import decode_command, encode_command
+from taskherd.messages.commands import decode_command, digest, encode_command
 from taskherd.messages.decoding import InvalidMessage
 from taskherd.messages.replies import REPEATED_HEADER, decode_reply, refused_reply
 from taskherd.store import command_log

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import fields
-from hashlib import sha256
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 from uuid import UUID
 
@@ -12,7 +9,6 @@ from taskherd.domain.value import value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
 
 
 @value(frozen=True, slots=True, kw_only=True)
@@ -103,21 +99,3 @@ class Answer(BaseCommand):
 
 
 Command: TypeAlias = Create | Delete | UpdateInput | UpdateLabels | Send | Pause | Resume | Interrupt | Answer
-
-
-def canonical_json(command: Command) -> str:
-    """Return a command as canonical JSON: keys sorted, fields that are absent or false omitted.
-
-    Its digest distinguishes a repeated command from a different one under the same ``command_id``.
-    """
-    content: dict[str, Any] = {"type": command.type}
-    for field in fields(command):
-        value = getattr(command, field.name)
-        if value is not None and value is not False:
-            content[field.name] = str(value) if isinstance(value, UUID) else value
-    return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-
-
-def digest(command: Command) -> bytes:
-    """Return a digest that tells a repeated command from another command with the same id."""
-    return sha256(canonical_json(command).encode()).digest()

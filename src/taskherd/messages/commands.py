@@ -6,13 +6,16 @@ domain.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from dataclasses import fields
+from hashlib import sha256
+from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
 from uuid import UUID
 
+import orjson
 from pydantic import Field, StringConstraints, TypeAdapter
 
 from taskherd.domain import commands as domain
-from taskherd.domain.commands import Command, canonical_json
+from taskherd.domain.commands import Command
 from taskherd.messages import texts
 from taskherd.messages.decoding import InvalidMessage, Undecodable, decode, too_large
 from taskherd.messages.fields import IncomingModel, Input
@@ -182,11 +185,22 @@ CommandIn: TypeAlias = Annotated[
 ]
 
 _COMMAND: TypeAdapter[CommandIn] = TypeAdapter(CommandIn)
+_FIELDS: Final = {kind: tuple(field.name for field in fields(kind)) for kind in get_args(Command)}
 
 
 def encode_command(command: Command) -> bytes:
-    """Encode a command as canonical JSON; absent fields are omitted."""
-    return canonical_json(command).encode()
+    """Encode a command as canonical JSON: keys sorted, fields that are absent or false omitted."""
+    content: dict[str, Any] = {"type": command.type}
+    for name in _FIELDS[type(command)]:
+        value = getattr(command, name)
+        if value is not None and value is not False:
+            content[name] = value
+    return orjson.dumps(content, default=str, option=orjson.OPT_SORT_KEYS)
+
+
+def digest(command: Command) -> bytes:
+    """Return a digest that tells a repeated command from another command with the same id."""
+    return sha256(encode_command(command)).digest()
 
 
 def decode_command(body: bytes, original_length: int | None = None) -> Command | InvalidMessage:

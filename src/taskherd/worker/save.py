@@ -13,13 +13,13 @@ import orjson
 
 from taskherd.domain import lease as lease_module
 from taskherd.domain.command_results import COMMAND_ID_REUSED, CommandRefused
-from taskherd.domain.commands import digest
 from taskherd.domain.task_update import due_at
 from taskherd.domain.updates import Cause
 from taskherd.domain.value import replace
 from taskherd.domain.view import derive_view, is_running
 from taskherd.errors import Retry
 from taskherd.messages import document, events, replies
+from taskherd.messages.commands import digest
 from taskherd.observability.failpoints import Failpoint
 from taskherd.store import builds, command_log, directory, erasure, leases, running_tasks, tasks, work_requests
 from taskherd.store.task_creation import AddedRows, insert_tasks

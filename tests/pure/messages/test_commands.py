@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import orjson
 import pytest
+from asyncpg.pgproto import pgproto
+from hypothesis import given
+from hypothesis import strategies as st
 
 from taskherd.domain.command_results import CommandRefused
-from taskherd.domain.commands import Create, Send, canonical_json
+from taskherd.domain.commands import Create, Send, UpdateLabels
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.errors import Malformed
 from taskherd.messages import replies
@@ -26,20 +29,33 @@ def test_every_type_is_decoded(fields: dict[str, Any]) -> None:
     """Each command type of the contract is decoded as its domain value, with every field."""
     command = decode_command(orjson.dumps({**fields, "newer": [1]}))
     assert not isinstance(command, InvalidMessage)
-    assert json.loads(canonical_json(command)) == fields
+    assert json.loads(encode_command(command)) == fields
 
 
 def test_the_canonical_json_identifies_a_command() -> None:
     """Two commands have the same text only if they request the same; the form of their JSON does not matter."""
     texts = {
-        canonical_json(command)
+        encode_command(command)
         for fields in COMMANDS
         if not isinstance(command := decode_command(orjson.dumps(fields)), InvalidMessage)
     }
     assert len(texts) == len(COMMANDS)
     reordered = decode_command(orjson.dumps(dict(reversed(COMMANDS[0].items())), option=orjson.OPT_INDENT_2))
     assert not isinstance(reordered, InvalidMessage)
-    assert canonical_json(reordered) in texts
+    assert encode_command(reordered) in texts
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cs"])),
+    st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), st.none() | st.just("yes"), max_size=5),
+)
+def test_the_encoding_is_that_of_python_s_json(text: str, labels: dict[str, str | None]) -> None:
+    """The digests that earlier releases recorded are of such texts: sorted keys, no spaces, Unicode as it is."""
+    ids = {"command_id": uuid4(), "task_id": pgproto.UUID(uuid4().bytes), "actor_id": uuid4()}
+    for command in (Send(**ids, input=text), UpdateLabels(**ids, labels=labels)):
+        content = json.loads(encode_command(command))
+        expected = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        assert encode_command(command) == expected.encode()
 
 
 def test_the_nil_preset_means_no_preset() -> None:
