@@ -123,14 +123,15 @@ export function open(path, options) {
 
 /**
  * Read server-sent events out of a response of fetch until the stream ends, as
- * https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation has them. Throws what reading throws.
+ * https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation has them: one that was cut off does not
+ * count, nor does its id. Throws what reading throws.
  * @param {Response} response
  * @param {{event: (name: string, data: string) => void, id?: (id: string) => void, bytes?: () => void}} on
  */
 export async function readEvents(response, on) {
   const body = /** @type {ReadableStream<BufferSource>} */ (/** @type {unknown} */ (response.body));
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let incomplete = "", event = "", data = "";
+  let incomplete = "", event = "", data = "", id = "";
   for (;;) {
     const { value, done } = await reader.read();
     if (done) return;
@@ -140,8 +141,9 @@ export async function readEvents(response, on) {
     for (const line of lines) {
       if (line === "") {
         if (data || event) on.event(event, data);
-        event = data = "";
-      } else if (line.startsWith("id: ")) on.id?.(line.slice(4));
+        if (id) on.id?.(id);
+        event = data = id = "";
+      } else if (line.startsWith("id: ")) id = line.slice(4);
       else if (line.startsWith("event: ")) event = line.slice(7);
       else if (line.startsWith("data: ")) data += line.slice(6);
     }

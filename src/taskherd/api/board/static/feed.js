@@ -82,7 +82,7 @@ class Feed {
   async run() {
     const { signal } = this.options;
     while (!signal.aborted && this.state !== "ended" && session.token()) {
-      await this.connect();
+      if (!this.is("paused")) await this.connect();
       if (signal.aborted || this.is("ended")) return;
       if (!this.is("paused")) this.set("offline");
       await new Promise((done) => {

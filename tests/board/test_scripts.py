@@ -1,0 +1,77 @@
+"""Scripts of the board alone, in a page of a real browser: streams, and what a query selects."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.board.pages import Board, Page
+
+pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time to start
+
+
+async def run(page: Page, module: str, body: str) -> Any:
+    """Return what the body of an async function returns that is called with a module of the page."""
+    address = f"new URL({json.dumps(module)}, document.querySelector(\"script[src$='/app.js']\").src)"
+    return await page.tab.evaluate(f"import({address}).then(async (module) => {{ {body} }})")
+
+
+_TORN = """
+    const read = async (text) => {
+        const seen = [];
+        const on = { event: (name, data) => seen.push([name, data]), id: (id) => seen.push(id) };
+        await module.readEvents(new Response(text), on);
+        return seen;
+    };
+    const frame = "id: 7\\nevent: task.updated\\ndata: {}\\n\\n";
+    const found = [await read(frame + ": up to date\\nid: 8\\n\\n")];
+    for (let length = 0; length < frame.length; length += 1) found.push(await read(frame.slice(0, length)));
+    return found;
+"""
+
+
+async def test_an_event_that_was_cut_off_leaves_no_position_behind(board: Board) -> None:
+    """Wherever a connection breaks, the next one begins after the last whole event, so that none is missed."""
+    page = await board.open("/new")
+    whole, *torn = await run(page, "api.js", _TORN)
+    assert whole == [["task.updated", "{}"], "7", "8"]
+    assert torn == [[]] * len(torn)
+
+
+_HIDDEN = """
+    const timers = [], fetched = [], states = [];
+    const real = { fetch: window.fetch, setTimeout: window.setTimeout };
+    const settled = () => new Promise((done) => real.setTimeout.call(window, done));
+    let isHidden = false;
+    Object.defineProperty(document, "hidden", { get: () => isHidden, configurable: true });
+    window.setTimeout = (run, ms) => timers.push({ run, ms });
+    window.fetch = (path) => (fetched.push(path), Promise.reject(new TypeError("Failed to fetch")));
+    const leaving = new AbortController();
+    const path = "/tasks/watch";
+    module.follow({ path, signal: leaving.signal, onChanges() {}, onState: (state) => states.push(state) });
+    while (!states.includes("offline")) await settled();
+    isHidden = true;
+    document.dispatchEvent(new Event("visibilitychange"));
+    timers.find(({ ms }) => ms === 10_000).run();
+    const before = fetched.length;
+    for (const { run } of timers.splice(0)) run();
+    await settled();
+    const whileHidden = fetched.length - before;
+    isHidden = false;
+    document.dispatchEvent(new Event("visibilitychange"));
+    await settled();
+    leaving.abort();
+    Object.assign(window, real);
+    delete document.hidden;
+    return [whileHidden, fetched.length - before, states];
+"""
+
+
+async def test_a_hidden_tab_does_not_connect(board: Board) -> None:
+    """A tab that was hidden while its stream was away waits for somebody to look at it, and connects at once then."""
+    page = await board.open("/new")
+    while_hidden, after, states = await run(page, "feed.js", _HIDDEN)
+    assert (while_hidden, after) == (0, 1)
+    assert states == ["offline", "paused", "connecting", "offline"]
