@@ -75,3 +75,48 @@ async def test_a_hidden_tab_does_not_connect(board: Board) -> None:
     while_hidden, after, states = await run(page, "feed.js", _HIDDEN)
     assert (while_hidden, after) == (0, 1)
     assert states == ["offline", "paused", "connecting", "offline"]
+
+
+_DOCUMENT = {
+    "name": "Flaky-Checkout",
+    "template_name": "Codex",
+    "status": "active",
+    "current_state": {"state": "working"},
+    "workspace_agent_health": {"healthy": False, "reason": "agent has lost connection"},
+    "labels": {"repo": "Acme/App"},
+}
+"""What the terms of queries are about, in the document of a task; its times are set in the page."""
+_MATCHES = """
+    const ago = (seconds) => new Date(Date.now() - seconds * 1000).toISOString();
+    const task = { ...DOCUMENT, created_at: ago(2 * 3600), updated_at: ago(60) };
+    return QUERIES.map((query) => module.matches(query, task) ?? null);
+"""
+
+
+async def test_a_task_matches_a_query_or_not_or_nobody_knows(board: Board) -> None:
+    """Each term is judged as the API does, in upper or lower case; of pool and runner a document says nothing."""
+    page = await board.open("/new")
+    expected = {
+        "": True,
+        "owner:me organization:acme": True,
+        "status:ACTIVE state:Working name:flaky template:codex": True,
+        "status:paused": False,
+        "health:lost": True,
+        "health:unhealthy": True,
+        "health:healthy": False,
+        "health:none": False,
+        "label:repo=acme/app": True,
+        "label:repo=acme/other": False,
+        "created:>1h created:<1d": True,
+        "created:<1h": False,
+        "changed:<1h": True,
+        "changed:>1d": False,
+        "waiting:False": True,
+        "failed:true": False,
+        "runner:rack-7": None,
+        "pool:gpu state:working": None,
+        "pool:gpu state:idle": False,
+    }
+    values = f"const DOCUMENT = {json.dumps(_DOCUMENT)}, QUERIES = {json.dumps(list(expected))};"
+    found = await run(page, "query.js", values + _MATCHES)
+    assert dict(zip(expected, found, strict=True)) == expected

@@ -143,6 +143,104 @@ async def test_rows_change_in_place_and_never_jump(board: Board) -> None:
     assert page.tab.errors == []
 
 
+async def test_what_says_nothing_about_a_filter_is_not_counted(board: Board) -> None:
+    """Tasks that other filters are about are not counted, and what nobody knows is said without a number."""
+    harness = board.harness
+    await harness.active(display_name="On no runner")
+    page = await board.open("/tasks?q=runner:rack-7+status:active")
+    await page.sees("No task matches", ".empty")
+    await harness.create(display_name="Elsewhere")  # pending: does not match
+    await harness.active(display_name="Somewhere")
+    await page.sees("May have changed", ".list-head .pill")
+    await page.tab.press(".")
+    await page.tab.until("document.querySelector('.list-head .pill').hidden")
+    aged = await board.open("/tasks?q=created:%3E1d")
+    await aged.sees("No task matches", ".empty")
+    lost = await board.open("/tasks?q=health:healthy")
+    await lost.sees("Somewhere", "tbody")
+    newest = await harness.active(display_name="Too new")
+    await lost.sees("1 changed", ".list-head .pill")  # by when the other page has heard of it, too
+    assert await aged.tab.evaluate("document.querySelector('.list-head .pill').hidden")
+    await lost.tab.press(".")
+    await lost.sees("Too new", "tbody")
+    stopped = make_report("agent.disconnected", uuid.UUID(newest["id"]), build_number=1)
+    await harness.worker.report(stopped)
+    await lost.sees("no longer matches", f"tr[data-id='{newest['id']}']")
+    assert page.tab.errors == aged.tab.errors == lost.tab.errors == []
+
+
+_HOLDING = """
+    let release;
+    const real = window.fetch;
+    window.hold = true;
+    window.release = () => (hold = false, release());
+    window.fetch = async (path, options) => {
+        const answer = await real(path, options);
+        if (!hold || !path.includes("/tasks?")) return answer;
+        document.body.dataset.held = "yes";
+        await new Promise((done) => (release = done));
+        return answer;
+    };
+"""
+"""Keeps the next answer with a list of tasks from a page until it calls ``release``."""
+_FIRST = "location.search === '?q=owner:me'"
+
+
+async def test_what_changes_while_the_list_is_read_is_not_lost(board: Board) -> None:
+    """An answer that is older than what the stream has said since takes nothing back."""
+    harness = board.harness
+    task = await harness.active(display_name="Changes meanwhile")
+    page = await board.open("/tasks?q=state:working")
+    await page.sees("No task matches", ".empty")
+    report = make_report("app.status", uuid.UUID(task["id"]), state="working", message="Before", build_number=1)
+    await harness.worker.report(report)
+    await page.sees("1 changed", ".list-head")
+    await page.tab.evaluate(_HOLDING)
+    await page.tab.press(".")
+    await page.tab.until("document.body.dataset.held")
+    await harness.worker.report(report | {"message": "After", "seq": report["seq"] + 1})
+    other = await harness.active(display_name="Comes meanwhile")
+    await harness.worker.report(report | {"task_id": other["id"]})
+    await page.sees("2 changed", ".list-head")
+    await page.tab.evaluate("release()")
+    await page.sees("After", "tbody")
+    await page.sees("1 changed", ".list-head")
+    assert page.tab.errors == []
+
+
+async def test_rows_stay_until_another_page_is_there(board: Board) -> None:
+    """Of two pages that were asked for, the last one is shown; one that cannot be read leaves rows and selection."""
+    created = await board.harness.bob.post("/task-batches", json={"tasks": [_new(number) for number in range(60)]})
+    assert created.json()["created"] == 60
+    page = await board.open("/tasks?q=owner:me", "bob")
+    await page.tab.until(f"{ROWS}.length === 50")
+    first = await page.tab.evaluate(ROWS)
+    await page.click("tbody input")
+    await page.tab.evaluate(_HOLDING)
+    await page.click(".pages button", "Next")
+    await page.tab.until("document.body.dataset.held")
+    assert await page.tab.evaluate(f"{_FIRST} && {ROWS}.length === 50")
+    await page.tab.evaluate("hold = false")
+    await page.tab.press(".")
+    while len(await page.reads("/tasks?")) < 3:
+        await page.tab.evaluate(_NEXT_FRAME)
+    await page.tab.evaluate("release()")
+    await page.tab.evaluate(_NEXT_FRAME)
+    assert await page.tab.evaluate(f"{_FIRST} && {ROWS}.join()") == ",".join(first)
+    await page.tab.call("Network.enable")
+    await page.tab.call("Network.setBlockedURLs", urls=["*after=*"])
+    await page.click(".pages button", "Next")
+    await page.sees("The server cannot be reached.", ".notice.bad")
+    await page.sees("1 task selected", ".selection")
+    assert await page.tab.evaluate(f"{_FIRST} && {ROWS}.join()") == ",".join(first)
+    assert await page.violations() == []
+    await page.tab.call("Network.setBlockedURLs", urls=[])
+    await page.click(".notice button", "Try again")
+    await page.tab.until(f"location.search.includes('after=') && {ROWS}.length === 10")
+    assert await page.text(".notice") == ""
+    assert page.tab.errors == []
+
+
 async def test_the_order_is_a_choice(board: Board) -> None:
     """The list says its order as a choice, not at a column; what an order cannot have with it is not offered."""
     old = await board.harness.active(display_name="Old, but changed")

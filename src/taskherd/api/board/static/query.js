@@ -165,21 +165,61 @@ function slug(text) {
   return stem.slice(0, MAX_STEM + 1).replace(/-[^-]*$/, "").slice(0, MAX_STEM);
 }
 
+/** Whether a task has the value of a term; the others are what the feed of changes has selected it by. */
+const MATCHES = /** @type {Record<string, (task: any, value: string) => boolean | undefined>} */ ({
+  status: (task, value) => task.status === value,
+  state: (task, value) => task.current_state?.state === value,
+  waiting: (task, value) => Boolean(task.requests_open) === (value === "true"),
+  failed: (task, value) => (task.status === "error" || task.current_state?.state === "failed") === (value === "true"),
+  stalled: (task, value) => Boolean(task.stalled_since) === (value === "true"),
+  health: (task, value) => healthWord(task) === value || (value === "unhealthy" && !["healthy", "none"].includes(healthWord(task))),
+  template: (task, value) => task.template_name.toLowerCase() === value,
+  name: (task, value) => task.name.toLowerCase().startsWith(value),
+  label: (task, value) => Object.entries(task.labels || {}).some(([key, its]) => `${key}=${its}`.toLowerCase() === value),
+  created: (task, value) => isOfAges(task.created_at, value),
+  changed: (task, value) => isOfAges(task.updated_at, value),
+  pool: () => undefined, // which no document says
+  runner: () => undefined,
+});
+
 /**
- * Return whether a task matches a query, as far as its document says that; a change may have taken it out of a list.
+ * Return whether a task of the feed of a query matches it; undefined if its document does not say.
  * @param {string} q
  * @param {any} task
  */
 export function matches(q, task) {
-  return parse(q).every(({ key, value }) => {
-    if (key === "status") return task.status === value;
-    if (key === "state") return task.current_state?.state === value;
-    if (key === "waiting") return Boolean(task.requests_open) === (value === "true");
-    if (key === "failed") return (task.status === "error" || task.current_state?.state === "failed") === (value === "true");
-    if (key === "stalled") return Boolean(task.stalled_since) === (value === "true");
-    if (key === "template") return task.template_name.toLowerCase() === value.toLowerCase();
-    if (key === "name") return task.name.toLowerCase().startsWith(value.toLowerCase());
-    return true;
+  const found = parse(q).map(({ key, value }) => (Object.hasOwn(MATCHES, key) ? MATCHES[key](task, value.toLowerCase()) : true));
+  if (found.includes(false)) return false;
+  return found.includes(undefined) ? undefined : true;
+}
+
+/** The words of `health:`, by the reasons in a document: `messages/listing.py`. */
+const HEALTH_BY_REASON = /** @type {Record<string, string>} */ ({
+  "agent is not running": "not_running",
+  "agent has not yet connected": "connecting",
+  "agent is taking too long to connect": "late",
+  "agent has lost connection": "lost",
+  "agent startup script exited with an error": "start_error",
+  "agent is shutting down": "shutting_down",
+});
+
+/** @param {any} task */
+function healthWord({ workspace_agent_health: health }) {
+  if (!health) return "none";
+  return health.healthy ? "healthy" : HEALTH_BY_REASON[health.reason] || "";
+}
+
+/**
+ * @param {string} time
+ * @param {string} ages such as `<7d >2h`
+ */
+function isOfAges(time, ages) {
+  const seconds = (api.now() - Date.parse(time)) / 1000;
+  return ages.split(/\s+/).every((each) => {
+    const age = AGE.exec(each);
+    if (!age) return true;
+    const limit = Number(age[2]) * SECONDS[age[3]];
+    return age[1] === "<" ? seconds < limit : seconds > limit;
   });
 }
 
@@ -209,15 +249,17 @@ export async function complete(text, caret, rows) {
   return { from: from + at + 1, to, options: values.filter((each) => each.label.toLowerCase().startsWith(typed)).slice(0, 12) };
 }
 
+const AGE = /^([<>])(\d+)([smhdw])$/;
+const SECONDS = /** @type {Record<string, number>} */ ({ s: 1, m: 60, h: 3_600, d: 86_400, w: 604_800 });
 const UNITS = /** @type {Record<string, string>} */ ({ s: "second", m: "minute", h: "hour", d: "day", w: "week" });
 
 /** @type {Record<string, (value: string) => string>} */
 const CLAUSES = {
   status: (value) => `with the status ${value}`,
   state: (value) => `whose agent is ${value}`,
-  waiting: (value) => (value === "true" ? "whose agent asks something" : "whose agent asks nothing"),
-  failed: (value) => (value === "true" ? "that failed" : "that have not failed"),
-  stalled: (value) => (value === "true" ? "that have stalled" : "that have not stalled"),
+  waiting: (value) => (isTrue(value) ? "whose agent asks something" : "whose agent asks nothing"),
+  failed: (value) => (isTrue(value) ? "that failed" : "that have not failed"),
+  stalled: (value) => (isTrue(value) ? "that have stalled" : "that have not stalled"),
   health: (value) => `whose agent is ${value.replace("_", " ")}`,
   template: (value) => `made from ${value}`,
   name: (value) => `whose name begins with ${value}`,
@@ -230,8 +272,13 @@ const CLAUSES = {
 };
 
 /** @param {string} value */
+function isTrue(value) {
+  return value.toLowerCase() === "true";
+}
+
+/** @param {string} value */
 function ageWords(value) {
-  const found = /^([<>])(\d+)([smhdw])$/.exec(value);
+  const found = AGE.exec(value);
   if (!found) return value;
   return `${found[1] === "<" ? "less" : "more"} than ${plural(Number(found[2]), UNITS[found[3]])} ago`;
 }

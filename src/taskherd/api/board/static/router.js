@@ -104,7 +104,7 @@ export async function show() {
   const fresh = document.createElement("div"); // each page has its own, so that one never renders into another's
   fresh.className = `page ${found.route.name}`;
   root.replaceChildren(fresh);
-  const scroll = history.state?.scroll || 0;
+  let scroll = history.state?.scroll || 0;
   if (!scroll && !isFirst) scrollTo(0, 0); // which computes the layout
   page.default({
     root: fresh,
@@ -114,7 +114,9 @@ export async function show() {
     setTitle: (title) => controller.signal.aborted || setTitle(title),
     shown: () => {
       fresh.dataset.ready = "";
-      if (scroll) requestAnimationFrame(() => scrollTo(0, scroll));
+      const to = scroll;
+      if (to) requestAnimationFrame(() => scrollTo(0, to));
+      scroll = 0; // once: what is read again later takes nobody back
     },
   });
 }

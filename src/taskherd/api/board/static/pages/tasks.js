@@ -36,10 +36,14 @@ class Tasks {
     this.rows = [];
     this.next = "";
     this.loaded = false;
+    this.loads = 0; // so far: only the answer of the last one counts
+    /** @type {Map<string, import("../feed.js").TaskChange> | null} what changed while the list is being read */
+    this.meanwhile = null;
     /** @type {any} */
     this.failed = null;
     /** @type {Set<string>} ids of tasks that would come or go */
     this.pending = new Set();
+    this.mayHaveChanged = false; // a task may have come that does not say whether it belongs here
     /** @type {Map<string, string>} why a row should not be here any more, by its id */
     this.gone = new Map();
     /** @type {Set<string>} */
@@ -85,8 +89,16 @@ class Tasks {
     this.filter?.set(q);
     this.putAddress();
     this.loaded = false;
+    this.failed = null;
+    this.forgetChanges();
     this.connect();
     this.draw();
+  }
+
+  forgetChanges() {
+    this.pending.clear();
+    this.gone.clear();
+    this.mayHaveChanged = false;
   }
 
   putAddress(replace = false) {
@@ -106,6 +118,7 @@ class Tasks {
       onState: (state) => {
         showFeedState(state);
         if (state === "offline" && !this.loaded) this.load(); // what there is, until the stream stands
+        if (state === "live" && this.failed) this.load();
       },
       onLive: () => this.load(), // not before: the list would be read twice
       onChanges: (changes) => this.apply(changes),
@@ -113,55 +126,85 @@ class Tasks {
     });
   }
 
-  async load() {
+  /**
+   * Read a page of the list. Until it is there, and if it cannot be read, the rows stay.
+   * @param {string} [after] the cursor of the page, "" for the first
+   */
+  async load(after = this.after) {
     const { signal } = this.feed;
-    const query = new URLSearchParams({ limit: String(PAGE), q: this.q, ...(this.sort && { sort: this.sort }), ...(this.after && { after: this.after }) });
-    const [answer] = await Promise.all([api.get(`/tasks?${query}`, { signal }), this.loadTotals(signal)]);
-    if (signal.aborted) return;
-    this.failed = answer.ok ? null : answer;
-    this.rows = answer.ok ? answer.value.tasks : [];
-    this.next = (answer.ok && answer.value.next) || "";
+    const load = (this.loads += 1);
+    this.meanwhile = new Map();
+    const query = new URLSearchParams({ limit: String(PAGE), q: this.q, ...(this.sort && { sort: this.sort }), ...(after && { after }) });
+    const [answer, totals] = await Promise.all([
+      api.get(`/tasks?${query}`, { signal }),
+      api.get(`/task-totals${this.q ? `?q=${encodeURIComponent(this.q)}` : ""}`, { signal }),
+    ]);
+    if (signal.aborted || load !== this.loads) return;
+    const { meanwhile } = this;
+    this.meanwhile = null;
+    this.totals = totals.ok ? totals.value : null; // 400: not every term is counted by
+    this.failed = answer.ok ? null : { ...answer, after };
+    if (answer.ok) this.take(answer.value, after);
+    else if (!this.loaded) this.rows = []; // which were of another filter
     this.loaded = true;
-    this.pending.clear();
-    this.gone.clear();
-    if (!this.all) this.selected = new Set(this.rows.map((each) => each.id).filter((id) => this.selected.has(id)));
-    this.draw();
+    this.apply(meanwhile); // of which the page may have been read too early
     this.view.shown();
     announce(this.failed ? "" : plural(this.rows.length, "task"));
   }
 
-  /** @param {AbortSignal} signal */
-  async loadTotals(signal) {
-    const answer = await api.get(`/task-totals${this.q ? `?q=${encodeURIComponent(this.q)}` : ""}`, { signal });
-    this.totals = answer.ok ? answer.value : null; // 400: not every term is counted by
+  /**
+   * Show a page of the list.
+   * @param {any} page
+   * @param {string} after
+   */
+  take({ tasks, next }, after) {
+    this.rows = tasks;
+    this.next = next || "";
+    this.last = -1;
+    this.forgetChanges();
+    if (!this.all) this.selected = new Set(this.rows.map((each) => each.id).filter((id) => this.selected.has(id)));
+    if (after === this.after) return;
+    this.after = after;
+    this.putAddress();
+    scrollTo(0, 0);
   }
 
   /** @param {Map<string, import("../feed.js").TaskChange>} changes */
   apply(changes) {
-    for (const { kind, task } of changes.values()) {
-      const at = this.rows.findIndex((each) => each.id === task.id);
-      if (at >= 0) {
-        if (this.rows[at].updated_at > task.updated_at) continue;
-        this.rows[at] = task;
-        const why = kind === "deleted" ? "deleted" : matches(this.q, task) ? "" : "no longer matches";
-        if (why) this.gone.set(task.id, why);
-        else this.gone.delete(task.id);
-        if (why) this.pending.add(task.id);
-      } else if (kind !== "deleted" && !this.after && this.isNew(task)) this.pending.add(task.id);
-      else if (kind === "deleted") this.pending.delete(task.id);
+    for (const [id, change] of changes) {
+      this.meanwhile?.set(id, change);
+      this.applyOne(change);
     }
-    attention.changed();
+    if (changes.size) attention.changed();
     this.draw();
   }
 
+  /** @param {import("../feed.js").TaskChange} change */
+  applyOne({ kind, task, fields }) {
+    const at = this.rows.findIndex((each) => each.id === task.id);
+    if (at >= 0) {
+      if (this.rows[at].updated_at > task.updated_at) return;
+      this.rows[at] = task;
+      const why = kind === "deleted" ? "deleted" : matches(this.q, task) === false ? "no longer matches" : "";
+      this.pending[why ? "add" : "delete"](task.id);
+      if (why) this.gone.set(task.id, why);
+      else this.gone.delete(task.id);
+      return;
+    }
+    const belongs = kind !== "deleted" && !this.after && this.isOnFirstPage(task) && matches(this.q, task);
+    if (belongs) this.pending.add(task.id);
+    else this.pending.delete(task.id);
+    if (belongs === undefined && (kind === "created" || fields.has("status"))) this.mayHaveChanged = true; // a runner begins with it
+  }
+
   /**
-   * Return whether a task that is not shown belongs on the first page now.
+   * Return whether a task that is not shown is on the first page if it matches.
    * @param {any} task
    */
-  isNew(task) {
-    if (!matches(this.q, task)) return this.pending.delete(task.id), false;
-    const last = this.rows.at(-1);
-    return this.rows.length < PAGE || this.isByChange() || task.created_at > last.created_at;
+  isOnFirstPage(task) {
+    if (this.rows.length < PAGE) return true;
+    if (this.sort === "changed-asc") return false;
+    return this.isByChange() || task.created_at > this.rows[PAGE - 1].created_at;
   }
 
   isByChange() {
@@ -283,7 +326,8 @@ class Tasks {
         cancel: () => this.cancelJob(job.id), dismiss: () => (bulk.dismiss(job.id), this.jobs.delete(job.id), this.draw()),
       }))}
       <div class="list-head">${this.selected.size || this.all ? this.selectionBar() : this.summary()}</div>
-      ${this.failed ? this.failure() : !this.loaded && !this.rows.length ? this.skeleton() : this.rows.length ? this.table() : this.empty()}
+      ${this.failed ? this.failure() : nothing}
+      ${this.rows.length ? this.table() : this.failed ? nothing : this.loaded ? this.empty() : this.skeleton()}
       ${this.pages()}`, this.list);
   }
 
@@ -303,9 +347,9 @@ class Tasks {
   }
 
   summary() {
-    const changed = this.pending.size;
+    const changed = this.pending.size ? `${count(this.pending.size)} changed` : this.mayHaveChanged ? "May have changed" : "";
     return html`<p class="soft small">${this.loaded && !this.failed && this.totals ? html`<b class="count">${count(this.totals.total)}</b> · ` : nothing}${sentence(this.q)}</p>
-      <button class="pill right" ?hidden=${!changed} @click=${() => (scrollTo(0, 0), this.load())}><span role="status">${changed ? `${count(changed)} changed` : ""}</span> · show</button>
+      <button class="pill right" ?hidden=${!changed} @click=${() => (scrollTo(0, 0), this.load())}><span role="status">${changed}</span> · show</button>
       ${this.order()}`;
   }
 
@@ -331,7 +375,7 @@ class Tasks {
     return html`<div class="notice bad" role="alert"><p><b>${this.failed.message}</b></p>
       ${this.failed.validations.map((/** @type {any} */ each) => html`<p>${each.detail}</p>`)}
       ${!this.failed.validations.length && this.failed.detail ? html`<p>${this.failed.detail}</p>` : nothing}
-      <p class="acts left"><button class="button small" @click=${() => this.load()}>Try again</button>${this.q ? html`<button class="button small quiet" @click=${() => this.setFilter("")}>Show all tasks</button>` : nothing}</p></div>`;
+      <p class="acts left"><button class="button small" @click=${() => this.load(this.failed.after)}>Try again</button>${this.q ? html`<button class="button small quiet" @click=${() => this.setFilter("")}>Show all tasks</button>` : nothing}</p></div>`;
   }
 
   skeleton() {
@@ -391,14 +435,8 @@ class Tasks {
 
   pages() {
     if (!this.next && !this.after) return nothing;
-    const turn = (/** @type {string} */ after) => {
-      this.after = after;
-      this.putAddress();
-      scrollTo(0, 0);
-      this.load();
-    };
     return html`<nav class="pages" aria-label="Pages of the list">
-      <button class="button" ?disabled=${!this.after} @click=${() => turn("")}>First page</button>
-      <button class="button" ?disabled=${!this.next} @click=${() => turn(this.next)}>Next ${PAGE}</button></nav>`;
+      <button class="button" ?disabled=${!this.after} @click=${() => this.load("")}>First page</button>
+      <button class="button" ?disabled=${!this.next} @click=${() => this.load(this.next)}>Next ${PAGE}</button></nav>`;
   }
 }
