@@ -7,7 +7,7 @@ import uuid
 import pytest
 
 from tests.board.pages import Board
-from tests.harness.worker import build_report, make_report
+from tests.harness.worker import VERSION, build_report, make_report
 
 pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time to start
 READY = "document.querySelector('.page.home[data-ready]')"
@@ -268,6 +268,62 @@ async def test_more_than_fit_are_counted_and_the_oldest_is_shown(board: Board) -
     await page.click(".more a")
     await page.tab.until("location.pathname === '/tasks' && document.querySelector('tbody tr')")
     await page.tab.until("document.title.startsWith('(17) ')")
+    assert page.tab.errors == []
+
+
+async def test_the_next_ones_come_when_those_shown_are_done(board: Board) -> None:
+    """Of more agents that wait than are read, the others come as soon as some of the first go on."""
+    harness, tasks = board.harness, []
+    for number in range(20):
+        task = await harness.create(harness.carol, display_name=f"Line {number}")
+        await harness.worker.make_active(uuid.UUID(task["id"]))
+        await status(board, task["id"], "idle", f"In line as {number:02}")
+        tasks.append(task)
+    page = await board.open("/", "carol")
+    await page.sees("20 need you", "h1")
+    for task in tasks[:12]:
+        await status(board, task["id"], "working", "Going on")
+    await page.sees("8 need you", "h1")
+    await page.sees("In line as 19", ".needs")
+    await page.tab.until("!document.querySelector('.more')")
+    for task in tasks[12:]:
+        await status(board, task["id"], "working", "Going on")
+    await page.sees("Nothing needs you", "h1")
+    assert page.tab.errors == []
+
+
+async def test_a_list_that_cannot_be_read_is_not_an_empty_one(board: Board) -> None:
+    """Home says so, does not say that nothing needs anybody, and reads the list again by itself."""
+    harness = board.harness
+    task = await harness.create(harness.carol, display_name="Broken")
+    await harness.worker.make_active(uuid.UUID(task["id"]))
+    await status(board, task["id"], "failed", "No space left")
+    page = await board.open("/new", "carol")
+    await page.tab.call("Network.enable")
+    await page.tab.call("Network.setBlockedURLs", urls=["*/tasks?*failed%3Atrue*"])
+    await page.go("/")
+    await page.sees("Some lists could not be read.", ".needs .notice")
+    assert "Nothing needs you" not in await page.text("h1")
+    assert await page.violations() == []
+    await page.tab.call("Network.setBlockedURLs", urls=[])
+    await page.sees("No space left", ".needs")
+    await page.tab.until("!document.querySelector('.needs .notice')")
+    assert page.tab.errors == []
+
+
+async def test_what_needs_a_person_stays_however_much_else_changes(board: Board) -> None:
+    """Home keeps a bounded number of tasks, and those that wait for somebody are not what it forgets."""
+    harness = board.harness
+    task = await harness.create(harness.carol, display_name="Waits for long")
+    await harness.worker.make_active(uuid.UUID(task["id"]))
+    await status(board, task["id"], "idle", "Still here?")
+    page = await board.open("/", "carol")
+    await page.sees("Still here?", ".needs")
+    new = [{"template_version_id": str(VERSION), "input": f"Number {number}"} for number in range(450)]
+    created = await harness.carol.post("/task-batches", json={"tasks": new})
+    assert created.json()["created"] == len(new)
+    await page.tab.until(f"document.querySelector('.totals a[href$=\"status:pending\"] b').innerText === '{len(new)}'")
+    assert "Still here?" in await page.text(".needs")
     assert page.tab.errors == []
 
 

@@ -19,6 +19,7 @@ const RECENT = 24 * 3600; // seconds after which a failure is history
 const MAX_KNOWN = 400;
 const TOTALS_EVERY = 2_000; // milliseconds between two reads of the totals
 const BAD = new Set(["failed", "lost", "stalled"]); // kinds of rows
+const RETRY = 5_000; // milliseconds before lists that could not be read are read again
 const TOGETHER = 100; // milliseconds that a list waits for the others before it is drawn
 
 /** @typedef {"mine" | "everyone"} Scope */
@@ -39,7 +40,7 @@ class Home {
     this.hasMoreRequests = false;
     /** @type {typeof import("./home-requests.js").requestRow | null} */
     this.requestRow = null; // until it is loaded
-    this.askAgain = false; // whether requests could not be read
+    this.asked = 0; // how often requests were read so far: only the answer of the last time counts
     /** @type {any} */
     this.totals = null;
     /** @type {Scope} */
@@ -49,6 +50,10 @@ class Home {
     this.waiting = { idle: 0, bad: 0 }; // rows that were read and wait for those above them
     /** @type {Set<import("./home-lists.js").Part>} of which there is more than was read */
     this.more = new Set();
+    /** @type {Set<import("./home-lists.js").Part>} what could not be read */
+    this.unread = new Set();
+    this.retryTimer = 0;
+    this.had = { needs: 0, running: 0, ended: 0 }; // rows, when lists were read last
     this.loaded = false; // whether all lists are there
     this.hasDrawn = false;
     this.drawing = false;
@@ -78,6 +83,7 @@ class Home {
       this.feed.abort();
       api.dropBegun(); // who comes back reads what is true then
       clearTimeout(this.totalsTimer);
+      clearTimeout(this.retryTimer);
       clearTimeout(this.drawTimer);
     });
     bind("Home", [
@@ -113,6 +119,7 @@ class Home {
     this.loaded = false;
     this.totals = null;
     this.more.clear();
+    this.unread.clear();
     this.late = new Set(PARTS);
     this.tasks.clear();
     this.requests.clear();
@@ -123,7 +130,7 @@ class Home {
       onState: (state) => {
         showFeedState(state);
         if (state === "offline" && !this.loaded) this.load(signal, totals); // what there is, until the stream stands
-        if (state === "live" && this.askAgain) this.read(ASKED, signal);
+        if (state === "live") this.retry(signal);
       },
       onLive: () => this.load(signal, totals), // not before: all lists would be read twice
       onChanges: (changes) => this.apply(changes),
@@ -157,11 +164,12 @@ class Home {
     for (const reading of [read(), again]) {
       await reading;
       if (signal.aborted) return;
-      const failed = answers.find((each) => !each.ok && each.status !== 400); // 400: the API is older than a term
+      const failed = answers.find((each) => !each.ok && each.status !== 400);
       this.failed = failed && !answers.some((each) => each.ok) ? failed : null;
       const isFirst = !this.loaded;
       this.loaded = true;
       this.draw();
+      this.had = this.rowsKnown();
       if (isFirst) this.view.shown();
     }
     this.loadRequestRow(); // before the first request comes, and with it perhaps an outage
@@ -179,18 +187,51 @@ class Home {
    */
   async read(part, signal) {
     const reading = api.get(pathOf(part, this.terms), { signal });
+    const turn = part === ASKED ? (this.asked += 1) : 0;
     const canShow = part !== ASKED || await this.loadRequestRow();
     const answer = await reading;
-    if (signal.aborted) return answer;
+    if (signal.aborted || (part === ASKED && turn !== this.asked)) return answer;
     this.late.delete(part);
+    this.unread.delete(part);
     if (part === ASKED) {
-      this.askAgain = !canShow || answer.status === 0;
-      if (answer.ok && canShow) this.takeRequests(answer.value);
+      if (!canShow) this.unread.add(part);
+      else if (answer.ok) this.takeRequests(answer.value);
     } else if (answer.ok) answer.value.tasks.forEach((/** @type {any} */ task) => this.take(task));
+    if (answer.ok) this.failed = null;
+    else if (answer.status !== 400) this.unread.add(part); // 400: the API is older than a term
+    if (this.unread.size) this.retryTimer ||= setTimeout(() => this.retry(signal), RETRY);
     if (answer.ok) this.more[answer.value.next ? "add" : "delete"](part);
     if (this.late.size) this.drawTimer ||= setTimeout(() => this.draw(), TOGETHER);
     else this.drawSoon();
     return answer;
+  }
+
+  /**
+   * Read again what could not be read.
+   * @param {AbortSignal} signal
+   */
+  retry(signal) {
+    clearTimeout(this.retryTimer);
+    this.retryTimer = 0;
+    if (signal.aborted) return;
+    for (const part of this.unread) this.read(part, signal);
+  }
+
+  /**
+   * Read lists again of which there is more than was read, when their section has got short of rows.
+   * @param {AbortSignal} signal
+   */
+  async refill(signal) {
+    const rows = this.rowsKnown();
+    const parts = [...this.more].filter((part) => part !== ASKED && rows[part.section] < Math.min(PER_LIST, this.had[part.section]));
+    this.had = rows; // so that what brings no more is not read again
+    await Promise.all(parts.map((part) => this.read(part, signal)));
+    if (parts.length && !signal.aborted) this.had = this.rowsKnown();
+  }
+
+  /** How many rows each section has. */
+  rowsKnown() {
+    return { needs: this.needing().size, running: this.running.ids.length, ended: this.ended.ids.length };
   }
 
   /**
@@ -235,16 +276,33 @@ class Home {
       if (kind === "deleted") this.tasks.delete(task.id);
       else if (this.take(task)) asks ||= fields.has("requests") || fields.has("requests_open") || kind === "created";
     }
-    while (this.tasks.size > MAX_KNOWN) this.tasks.delete(/** @type {string} */ (this.tasks.keys().next().value));
+    this.forgetSome();
     const { signal } = this.feed;
-    if (asks || this.askAgain) this.read(ASKED, signal);
+    if (asks) this.read(ASKED, signal);
     if (!this.totalsTimer) {
       this.totalsTimer = setTimeout(() => {
         this.totalsTimer = 0;
+        if (signal.aborted) return;
         this.loadTotals(signal);
+        this.refill(signal);
       }, TOTALS_EVERY);
     }
     this.draw();
+  }
+
+  /** Forget the tasks that have not changed for longest; those that are shown, or are the next to need a person, last. */
+  forgetSome() {
+    if (this.tasks.size <= MAX_KNOWN) return;
+    const needing = [...this.needing().values()].flatMap(({ task }) => task?.id ?? []);
+    const kept = new Set([...needing, ...this.running.ids, ...this.ended.ids]);
+    for (const id of this.tasks.keys()) {
+      if (this.tasks.size <= MAX_KNOWN) return;
+      if (!kept.has(id)) this.tasks.delete(id);
+    }
+    for (const id of needing.slice(NEEDS_SHOWN).reverse()) {
+      if (this.tasks.size <= MAX_KNOWN) return;
+      this.tasks.delete(id);
+    }
   }
 
   /**
@@ -299,7 +357,7 @@ class Home {
     if (!this.isHeld("needs")) this.done.clear();
     if (this.loaded) {
       const bad = [...needing.values()].filter(({ kind }) => BAD.has(kind)).length;
-      attention.set(needing.size + this.further().known, bad, this.totals);
+      attention.set(needing.size + this.further(needing).known, bad, this.totals);
     }
     this.rows = this.isHeld("needs", "running", "ended") ? new Map([...(this.rows || []), ...needing]) : needing;
     render(this.template(needing, ids), this.view.root);
@@ -310,10 +368,15 @@ class Home {
     }
   }
 
-  /** How many more need a person than were read: `known` of them, and whether there may be others. */
-  further() {
-    const others = new Set(this.more);
-    const known = others.delete(IDLE) && this.totals ? Math.max(0, IDLE.most(this.totals) - PER_LIST) : 0;
+  /**
+   * How many more need a person than are known here: `known` of them, and whether there may be others.
+   * @param {Map<string, {kind: string, task?: any}>} needing
+   */
+  further(needing) {
+    const others = new Set([...this.more, ...this.unread]);
+    const isMore = others.delete(IDLE) && this.totals;
+    const idle = isMore ? [...needing.values()].filter(({ kind, task }) => kind === "idle" && task.workspace_agent_health?.healthy).length : 0;
+    const known = isMore ? Math.max(0, IDLE.most(this.totals) - idle) : 0;
     return { known, others: [...others].some(({ section }) => section === "needs") };
   }
 
@@ -322,13 +385,14 @@ class Home {
    * @param {string[]} ids
    */
   template(needing, ids) {
-    const further = this.further();
+    const further = this.further(needing);
     const total = needing.size + further.known;
     const needs = `${count(total)}${further.others ? "+" : ""}`;
     const oldest = [...needing.values()].map((each) => each.since).filter(Boolean).sort()[0];
     const { running, ended } = this.lists();
     const late = this.room(ids.length, running.length, ended.length);
-    const heading = total ? `${needs} ${needs === "1" ? "needs" : "need"} you` : late.asks + late.needs ? "Needs you" : "Nothing needs you";
+    const isUnknown = late.asks + late.needs > 0 || [...this.unread].some(({ section }) => section === "needs");
+    const heading = total ? `${needs} ${needs === "1" ? "needs" : "need"} you` : isUnknown ? "Needs you" : "Nothing needs you";
     const address = (/** @type {string} */ q) => `/tasks?q=${this.scopeTerm(q)}`;
     const shared = { address, owners: this.scope === "everyone" };
     const scope = (/** @type {Scope} */ value, /** @type {string} */ label) => html`<label>
@@ -342,9 +406,10 @@ class Home {
           ${this.totals?.attention.failed ? html`<a class="link small" href=${address("failed:true changed:<1d")}>Failed today</a>` : nothing}
           <fieldset class="segments right"><legend class="unseen">Whose tasks</legend>${scope("mine", "Mine")}${scope("everyone", "Everyone’s")}</fieldset>
         </div>
-        ${this.failed ? html`<p class="notice bad" role="alert">${api.explain(this.failed)}</p>` : nothing}
+        ${this.failed ? html`<p class="notice bad" role="alert">${api.explain(this.failed)}</p>`
+          : this.unread.size ? html`<p class="notice" role="status">Some lists could not be read. Trying again…</p>` : nothing}
         ${ids.length || late.asks + late.needs ? html`<ul class="card rows" aria-busy=${late.asks + late.needs ? "true" : "false"}>
-          ${repeat(ids.slice(0, NEEDS_SHOWN), (/** @type {string} */ id) => id, (/** @type {string} */ id) => this.need(id, needing.has(id)))}${rowsToCome(late.asks, "need tall", ids.length)}${rowsToCome(late.needs, "need", ids.length + late.asks)}</ul>` : this.calm(running.length)}
+          ${repeat(ids.slice(0, NEEDS_SHOWN), (/** @type {string} */ id) => id, (/** @type {string} */ id) => this.need(id, needing.has(id)))}${rowsToCome(late.asks, "need tall", ids.length)}${rowsToCome(late.needs, "need", ids.length + late.asks)}</ul>` : isUnknown ? nothing : this.calm(running.length)}
         ${total > NEEDS_SHOWN ? html`<p class="more"><a class="link" href=${address(this.restTerms(needing, ids))}>${count(total - NEEDS_SHOWN)}${further.others ? "+" : ""} more</a></p>` : nothing}
       </section>
       ${this.totals && this.totals.total ? totalsStrip(this.totals, address) : nothing}
