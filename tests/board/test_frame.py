@@ -97,6 +97,81 @@ async def test_a_refusal_covers_no_button_and_goes_when_it_is_not_true_any_more(
     assert page.tab.errors == []
 
 
+BANNER = "document.getElementById('offline')?.hidden"
+
+
+async def test_the_banner_goes_with_its_page(board: Board) -> None:
+    """Pages that follow nothing do not say for ever that the page before was not connected; nor does the sign-in."""
+    page = await board.open("/new")
+    await page.tab.call("Network.enable")
+    await page.tab.call("Network.setBlockedURLs", urls=["*/tasks/watch*"])
+    for leave in ("a.new", ".menu-items button:last-child"):
+        await page.click(".bar nav a", "Tasks")
+        await page.tab.until(f"{BANNER} === false")
+        await page.click(leave)
+        await page.tab.until(f"document.querySelector('.page:is(.new, .sign-in)') && {BANNER} === true")
+    assert page.tab.errors == []
+
+
+async def test_a_dialog_goes_with_its_page(board: Board) -> None:
+    """Going back and signing out close what stands above the page that was left."""
+    page = await board.open("/new")
+    for leave in ("history.back()", "document.querySelector('.menu-items button:last-child').click()"):
+        await page.click(".bar nav a", "Fleet")
+        await page.tab.until("document.querySelector('.page.fleet[data-ready]')")
+        await page.tab.press("?")
+        await page.sees("Commands and raw JSON", "dialog")
+        await page.tab.evaluate(leave)
+        await page.tab.until("document.querySelector('.page:is(.new, .sign-in)') && !document.querySelector('dialog')")
+    assert page.tab.errors == []
+
+
+async def test_a_page_that_cannot_be_loaded_says_so(board: Board) -> None:
+    """Who goes to a page while the server is away is told, and gets it once the server is back."""
+    page = await board.open("/new")
+    await page.tab.call("Network.enable")
+    await page.tab.call("Network.setBlockedURLs", urls=["*/pages/fleet.js"])
+    await page.click(".bar nav a", "Fleet")
+    await page.sees("This page could not be loaded", "h1")
+    assert await page.violations() == []
+    await page.tab.call("Network.setBlockedURLs", urls=[])
+    await page.click("#main button", "Try again")
+    await page.tab.until("document.querySelector('.page.fleet[data-ready]')")
+    assert page.tab.errors == []
+
+
+async def test_another_page_gets_the_focus_and_is_announced(board: Board) -> None:
+    """Who cannot see that the page has changed hears its name, and goes on at its beginning."""
+    page = await board.open("/new")
+    await page.tab.evaluate("document.querySelector('.bar nav a[href=\"/fleet\"]').focus()")
+    await page.tab.press("Enter")
+    await page.tab.until("document.querySelector('.page.fleet[data-ready]')")
+    assert await page.tab.evaluate("document.activeElement.id") == "main"
+    assert await page.tab.evaluate("document.getElementById('live').textContent") == "Fleet"
+    assert page.tab.errors == []
+
+
+async def test_single_keys_can_be_turned_off(board: Board) -> None:
+    """Who speaks to the browser, or touches keys by mistake, turns shortcuts of one character off in the menu."""
+    page = await board.open("/fleet")
+    keys = ".menu-items input[type=checkbox]"
+    await page.click(".bar .menu summary")
+    assert await page.violations() == []
+    await page.tab.evaluate(f"document.querySelector('{keys}').click()")
+    await page.tab.evaluate("document.getElementById('main').focus()")
+    await page.tab.press("n", "g", "t", "?")
+    assert await page.tab.evaluate("location.pathname") == "/fleet"
+    await page.click(".bar .menu summary")
+    await page.click(".bar .menu button", "Keyboard")
+    await page.sees("Single keys are turned off.", "dialog")
+    await page.tab.press("Escape")
+    await page.tab.until("!document.querySelector('dialog')")
+    await page.tab.evaluate(f"document.querySelector('{keys}').click()")
+    await page.tab.press("n")
+    await page.tab.until("location.pathname === '/new'")
+    assert page.tab.errors == []
+
+
 CHURN = """(async () => {
     const vendor = new URL("vendor/lit-html/", document.querySelector("script[src$='/app.js']").src);
     const { html, render } = await import(new URL("lit-html.js", vendor));

@@ -2,7 +2,7 @@
 // The frame of every page: sign-in, navigation, offline banner, theme, and what title and icon say.
 import * as api from "./api.js";
 import * as attention from "./attention.js";
-import { toast } from "./dialog.js";
+import { showFeedState } from "./feed.js";
 import * as keys from "./keys.js";
 import * as router from "./router.js";
 import * as session from "./session.js";
@@ -39,6 +39,7 @@ function frame() {
           <fieldset class="segments" @change=${setTheme}><legend>Appearance</legend>
             ${THEMES.map((each) => html`<label><input type="radio" name="theme" value=${each} .checked=${each === theme}><span>${each}</span></label>`)}
           </fieldset>
+          <label class="item">Single-key shortcuts <input type="checkbox" .checked=${keys.areOn()} @change=${turnKeys}></label>
           <button class="item" @click=${keys.help}>Keyboard <kbd>?</kbd></button>
           ${signedIn ? html`<button class="item" @click=${session.signOut}>Sign out</button>` : nothing}
         </div>
@@ -53,6 +54,11 @@ function setTheme(event) {
   if (theme === "system") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = theme;
   localStorage.setItem(THEME_KEY, theme);
+}
+
+/** @param {Event} event */
+function turnKeys(event) {
+  keys.turn(/** @type {HTMLInputElement} */ (event.target).checked);
 }
 
 /** @param {SubmitEvent} event */
@@ -71,6 +77,7 @@ async function find(event) {
 function signInPage(reason = "") {
   router.close();
   attention.stop();
+  showFeedState("ended");
   username = "";
   frame();
   document.title = "Sign in · taskherd";
@@ -80,7 +87,7 @@ function signInPage(reason = "") {
   const show = (/** @type {string} */ failed, busy = false) => render(html`
     <form class="card" @submit=${submit}>
       <h1>Sign in</h1>
-      <p class="soft" id="token-help">An API token: <code>taskherd token create --user NAME</code> prints one. It is kept until you close the browser's tabs, and nowhere else.</p>
+      <p class="soft" id="token-help">An API token: <code>taskherd token create --user NAME</code> prints one, for whoever runs taskherd: ask them for yours. It is kept until you close the browser's tabs, and nowhere else.</p>
       <label class="field"><span>Token</span>
         <input id="token" name="token" type="password" autocomplete="off" spellcheck="false" required aria-describedby="token-help"></label>
       ${failed ? html`<p class="problem" role="alert">${failed}</p>` : nothing}
@@ -142,7 +149,7 @@ function openMenus() {
 document.addEventListener("pointerdown", closeMenus);
 document.addEventListener("focusin", closeMenus);
 document.addEventListener("click", ({ target }) => {
-  const chosen = /** @type {Element} */ (target).closest("details.menu .item");
+  const chosen = /** @type {Element} */ (target).closest("details.menu .item:not(label)");
   if (chosen) /** @type {HTMLDetailsElement} */ (chosen.closest("details")).open = false;
 });
 document.addEventListener("keydown", (event) => {
@@ -158,11 +165,17 @@ session.onChange((change) => {
   if (change === "in") signedIn();
   else signInPage(change === "expired" ? "Your token is not valid any more. Sign in again." : "");
 });
-router.onNavigate(frame);
+router.onNavigate(() => {
+  showFeedState("ended"); // that of the page before
+  frame();
+});
 router.start(attention.setTitle);
+const whenIdle = window.requestIdleCallback || setTimeout;
+router.onShown(() => whenIdle(() => import("./dialog.js").catch(() => {}))); // it tells of an outage, too
 addEventListener("unhandledrejection", ({ reason }) => {
   console.error(reason);
-  toast("Something went wrong on this page. Reload it; if that does not help, tell whoever runs taskherd.", { bad: true });
+  const say = "Something went wrong on this page. Reload it; if that does not help, tell whoever runs taskherd.";
+  import("./dialog.js").then(({ toast }) => toast(say, { bad: true }), () => {});
 });
 if (await session.restore()) signedIn();
 else signInPage();

@@ -1,12 +1,16 @@
 // @ts-check
 // What is said to the person over the page: dialogs in the browser's own `<dialog>` (the focus stays inside, Escape closes,
-// and the focus returns), toasts, and the banner that says that the page is not up to date.
+// and the focus returns), which close with the page that they are about, and toasts.
 import * as api from "./api.js";
+import { submitOnEnter } from "./keys.js";
+import { leaving } from "./router.js";
 import { html, nothing, render } from "./vendor/lit-html/lit-html.js";
 
 const SHOWN_FOR = 6_000, BAD_SHOWN_FOR = 20_000; // milliseconds
 const ABOVE = 12; // pixels between a toast and the composer
-const OFFLINE_AFTER = 1_500; // milliseconds a feed may be away before the banner comes
+
+export { showFeedState } from "./feed.js";
+export { submitOnEnter } from "./keys.js";
 
 /** @typedef {{label: string, value: string, main?: boolean, danger?: boolean}} Action */
 
@@ -51,10 +55,17 @@ export function showDialog({ title, content = nothing, actions, className = "" }
     dialog.addEventListener("click", (event) => { // outside of the form is the backdrop
       if (event.target === dialog) dialog.close();
     });
+    const onLeave = () => {
+      chosen = "";
+      dialog.close();
+    };
+    const page = leaving();
+    page.addEventListener("abort", onLeave, { once: true });
     dialog.addEventListener("close", () => {
+      page.removeEventListener("abort", onLeave);
       const fields = new FormData(/** @type {HTMLFormElement} */ (dialog.querySelector("form")));
       dialog.remove();
-      before?.focus();
+      if (!page.aborted) before?.focus();
       done({ value: chosen, fields });
     });
     dialog.showModal();
@@ -80,16 +91,6 @@ export async function ask({ title, label, action, value = "", content = nothing,
   const actions = [{ label: "Cancel", value: "" }, { label: action, value: "yes", main: true }];
   const answer = await showDialog({ title, content: field, actions });
   return answer.value === "yes" ? String(answer.fields.get("text")) : null;
-}
-
-/**
- * Submit the form of a text field with Ctrl-Enter or ⌘-Enter.
- * @param {KeyboardEvent} event
- */
-export function submitOnEnter(event) {
-  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
-  event.preventDefault();
-  /** @type {HTMLTextAreaElement} */ (event.currentTarget).form?.requestSubmit();
 }
 
 let refused = ""; // the change that was refused last, until a toast says so
@@ -142,27 +143,4 @@ function placeAboveComposer(shown) {
   const observer = new ResizeObserver(() => (shown.isConnected ? place() : observer.disconnect()));
   observer.observe(composer);
   place();
-}
-
-/**
- * Tell screen readers something without showing it.
- * @param {string} text
- */
-export function announce(text) {
-  const live = document.getElementById("live");
-  if (live) live.textContent = text;
-}
-
-let offlineTimer = 0;
-
-/**
- * The `onState` of a page's feed: the banner comes when a feed stays away, and goes by itself.
- * @param {import("./feed.js").FeedState} state
- */
-export function showFeedState(state) {
-  clearTimeout(offlineTimer);
-  const banner = document.getElementById("offline");
-  if (!banner) return;
-  if (state === "offline") offlineTimer = setTimeout(() => (banner.hidden = false), OFFLINE_AFTER);
-  else if (state === "live" || state === "ended") banner.hidden = true;
 }

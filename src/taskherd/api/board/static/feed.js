@@ -9,6 +9,7 @@ const PAUSE_AFTER = 10_000; // milliseconds in a hidden tab after which the stre
 const SILENT_FOR = 40_000; // milliseconds without a byte after which the stream is opened anew; comments come every 15 s
 const FIRST_DELAY = 300;
 const MAX_DELAY = 10_000; // milliseconds between two attempts
+const OFFLINE_AFTER = 1_500; // milliseconds a feed may be away before the banner comes
 const GIVE_UP = new Set([400, 403, 404]);
 
 /**
@@ -210,4 +211,18 @@ class Feed {
     this.changes = new Map();
     if (changes.size && !this.options.signal.aborted) this.options.onChanges(changes);
   }
+}
+
+let offlineTimer = 0;
+
+/**
+ * The `onState` of a page's feed: the banner comes when a feed stays away, and goes by itself.
+ * @param {FeedState} state
+ */
+export function showFeedState(state) {
+  clearTimeout(offlineTimer);
+  const banner = document.getElementById("offline");
+  if (!banner) return;
+  if (state === "offline") offlineTimer = setTimeout(() => (banner.hidden = false), OFFLINE_AFTER);
+  else if (state === "live" || state === "ended") banner.hidden = true;
 }

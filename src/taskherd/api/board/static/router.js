@@ -35,12 +35,14 @@ export const ROUTES = [
 
 /** @typedef {(view: View) => void} Page */
 
-/** @type {AbortController | null} */
-let opened = null;
+let opened = new AbortController();
+let isFirst = true; // whether no page has been opened yet
 /** @type {(title: string) => void} */
 let setTitle = () => {};
 /** @type {Set<() => void>} */
 const listeners = new Set();
+/** @type {Set<() => void>} */
+const shownListeners = new Set();
 
 /** @param {string} path */
 export function match(path) {
@@ -90,50 +92,91 @@ export function onNavigate(listener) {
   listeners.add(listener);
 }
 
+/** @param {() => void} listener called when the first content of a page is there */
+export function onShown(listener) {
+  shownListeners.add(listener);
+}
+
+/** The signal of the page that is open, which aborts when it is left: ends what stands above it, such as a dialog. */
+export function leaving() {
+  return opened.signal;
+}
+
 /** Open the page of the current address again, as after signing in. */
 export async function show() {
-  const isFirst = opened === null;
-  opened?.abort();
+  opened.abort();
   const controller = (opened = new AbortController());
+  const { signal } = controller;
   const root = /** @type {HTMLElement} */ (document.getElementById("main"));
   const found = match(location.pathname);
-  const page = /** @type {{default: Page} | undefined} */ (await found?.route.load());
-  if (controller.signal.aborted) return;
+  const page = /** @type {{default: Page} | null | undefined} */ (await found?.route.load().catch(() => null));
+  if (signal.aborted) return;
   for (const listener of listeners) listener(); // what is around the page changes with it: a paint of its own takes as long
-  if (!found || !page) return notFound(root);
+  const isLater = !isFirst;
+  isFirst = false;
+  if (isLater) root.focus({ preventScroll: true }); // or it stays on a link that is gone
+  const name = (/** @type {string} */ title) => {
+    if (signal.aborted) return;
+    setTitle(title);
+    if (isLater && !isNamed) announce(title);
+    isNamed = true;
+  };
+  let isNamed = false;
+  if (!found) {
+    name("Not found");
+    return say(root, "There is no such page");
+  }
+  if (!page) {
+    name("Not loaded");
+    return say(root, "This page could not be loaded", html`<button class="button" @click=${show}>Try again</button> `);
+  }
   const fresh = document.createElement("div"); // each page has its own, so that one never renders into another's
   fresh.className = `page ${found.route.name}`;
   root.replaceChildren(fresh);
-  let scroll = history.state?.scroll || 0;
-  if (!scroll && !isFirst) scrollTo(0, 0); // which computes the layout
+  const scroll = history.state?.scroll || 0;
+  let isShown = false;
+  if (!scroll && isLater) scrollTo(0, 0); // which computes the layout
   page.default({
     root: fresh,
     params: found.params,
     query: new URLSearchParams(location.search),
-    signal: controller.signal,
-    setTitle: (title) => controller.signal.aborted || setTitle(title),
+    signal,
+    setTitle: name,
     shown: () => {
+      if (isShown) return; // what is read again later takes nobody back
+      isShown = true;
       fresh.dataset.ready = "";
-      const to = scroll;
-      if (to) requestAnimationFrame(() => scrollTo(0, to));
-      scroll = 0; // once: what is read again later takes nobody back
+      for (const listener of shownListeners) listener();
+      if (scroll) requestAnimationFrame(() => scrollTo(0, scroll));
     },
   });
 }
 
 /** End the page that is open, as for the sign-in form. */
 export function close() {
-  opened?.abort();
+  opened.abort();
 }
 
-/** @param {HTMLElement} root */
-function notFound(root) {
-  setTitle("Not found");
+/**
+ * Tell screen readers something without showing it.
+ * @param {string} text
+ */
+export function announce(text) {
+  const live = document.getElementById("live");
+  if (live) live.textContent = text;
+}
+
+/**
+ * Say why there is no page, and where to go on.
+ * @param {HTMLElement} root
+ * @param {string} why
+ */
+function say(root, why, retry = html``) {
   const text = document.createElement("div");
   text.className = "page empty";
   text.dataset.ready = "";
-  render(html`<h1>There is no such page</h1>
-    <p><a class="button" href="/">Home</a> <a class="button" href="/tasks">Tasks</a></p>`, text);
+  render(html`<h1>${why}</h1>
+    <p>${retry}<a class="button" href="/">Home</a> <a class="button" href="/tasks">Tasks</a></p>`, text);
   root.replaceChildren(text);
 }
 

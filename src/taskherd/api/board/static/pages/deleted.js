@@ -2,8 +2,7 @@
 // Deleted tasks in pages, last deleted first, and who deleted each; a task stays here until its contents are erased. What is
 // deleted meanwhile is counted until somebody wants to see it, so that rows never jump.
 import * as api from "../api.js";
-import { announce, showFeedState } from "../dialog.js";
-import { follow } from "../feed.js";
+import { follow, showFeedState } from "../feed.js";
 import { count, plural } from "../format.js";
 import { bind } from "../keys.js";
 import * as router from "../router.js";
@@ -57,7 +56,7 @@ class Deleted {
     if (answer.ok) {
       this.page = answer.value;
       for (const { id } of this.page.tasks) this.pending.delete(id);
-      announce(plural(this.page.tasks.length, "deleted task"));
+      router.announce(plural(this.page.tasks.length, "deleted task"));
     }
     this.draw();
     this.view.shown();

@@ -1,7 +1,7 @@
 // @ts-check
 // The fleet: what waits for what, pools and runners, workers and queues, dead letters, and the rates of the last day.
 import * as api from "../api.js";
-import { showFeedState } from "../dialog.js";
+import { showFeedState } from "../feed.js";
 import * as keys from "../keys.js";
 import { count, plural } from "../format.js";
 import { html, nothing, render } from "../vendor/lit-html/lit-html.js";

@@ -1,8 +1,8 @@
 // @ts-check
 // The rows of Home: those that need a person, each with what can be done about it, and those of its other lists.
 import * as api from "../api.js";
-import { submitOnEnter } from "../dialog.js";
 import { count, link } from "../format.js";
+import { submitOnEnter } from "../keys.js";
 import { badge, canResume, describe, dot, exitSays, firstLine, prose, title } from "../state.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";

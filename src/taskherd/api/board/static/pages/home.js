@@ -2,10 +2,10 @@
 // Home: what needs a person first, with the answer one click away; then what runs; then what ended lately.
 import * as api from "../api.js";
 import * as attention from "../attention.js";
-import { announce, showFeedState, toast } from "../dialog.js";
-import { follow } from "../feed.js";
+import { follow, showFeedState } from "../feed.js";
 import { compare, count, plural } from "../format.js";
 import { bind } from "../keys.js";
+import * as router from "../router.js";
 import { describe } from "../state.js";
 import { ASKED, ENDED, IDLE, PARTS, pathOf, room } from "./home-lists.js";
 import { rowsToCome, taskList, taskRow, totalsStrip } from "./home-rows.js";
@@ -522,8 +522,11 @@ class Home {
       this.done.set(id, said);
       this.open.delete(id);
       this.requests.delete(id);
-      announce(said);
-    } else if (!answer.aborted) toast(api.explain(answer), { bad: true });
+      router.announce(said);
+    } else if (!answer.aborted) {
+      const { toast } = await import("../dialog.js"); // loaded since the first rows were shown
+      toast(api.explain(answer), { bad: true });
+    }
     this.draw();
   }
 

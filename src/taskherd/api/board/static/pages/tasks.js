@@ -5,8 +5,8 @@ import * as api from "../api.js";
 import * as attention from "../attention.js";
 import * as bulk from "../bulk.js";
 import { FilterField } from "../combobox.js";
-import { announce, showDialog, showFeedState, toast } from "../dialog.js";
-import { follow } from "../feed.js";
+import { showDialog, toast } from "../dialog.js";
+import { follow, showFeedState } from "../feed.js";
 import { count, link, money, plural } from "../format.js";
 import { bind } from "../keys.js";
 import { hasTerm, liveQuery, matches, meant, sentence } from "../query.js";
@@ -149,7 +149,7 @@ class Tasks {
     this.loaded = true;
     this.apply(meanwhile); // of which the page may have been read too early
     this.view.shown();
-    announce(this.failed ? "" : plural(this.rows.length, "task"));
+    router.announce(this.failed ? "" : plural(this.rows.length, "task"));
   }
 
   /**
