@@ -11,6 +11,7 @@ from tests.harness.worker import VERSION, make_report
 
 pytestmark = pytest.mark.timeout(240)  # a browser on a busy machine takes its time to start
 NAMES = "[...document.querySelectorAll('tbody tr .name')].map((name) => name.textContent).sort()"
+NEXT_FRAME = "new Promise((done) => requestAnimationFrame(() => done()))"
 NO_DIALOG = "!document.querySelector('dialog')"
 MANY = 60
 """More than a page of the list has."""
@@ -95,6 +96,30 @@ async def test_a_message_is_sent_to_each_of_the_selected(board: Board) -> None:
     assert page.tab.errors == []
 
 
+async def test_what_was_written_outlives_a_refusal(board: Board) -> None:
+    """A message that could not be sent is in its field again, below the reason; leaving the page ends the question."""
+    await board.harness.active(name="listens")
+    page = await board.open("/new")
+    await page.click(".bar nav a", "Tasks")
+    await page.sees("All tasks")
+    await page.tab.until("document.querySelector('tbody tr')")
+    await page.click("tbody input")
+    await ask_for(page, "Send", "Send to 1 selected task")
+    await page.tab.insert("A long story")
+    await page.tab.call("Network.enable")
+    await page.tab.call("Network.setBlockedURLs", urls=["*/task-actions"])
+    await page.tab.press("Enter", ctrl=True)
+    await page.sees("The server cannot be reached.", "dialog .problem")
+    assert await page.tab.evaluate("document.querySelector('dialog textarea').value") == "A long story"
+    assert await page.violations() == []
+    await page.tab.call("Network.setBlockedURLs", urls=[])
+    await page.tab.press("Enter", ctrl=True)
+    await page.sees("Send to 1 task?", "dialog h2")
+    await page.tab.evaluate("history.back()")
+    await page.tab.until(f"document.querySelector('.page.new') && {NO_DIALOG}")
+    assert page.tab.errors == []
+
+
 async def test_a_task_that_is_gone_does_not_count(board: Board) -> None:
     """The question names how many there still are, and says how many of the selection are not."""
     harness = board.harness
@@ -165,4 +190,31 @@ async def test_a_job_is_stopped_and_says_what_it_left(board: Board) -> None:
     await page.sees(f"{job['pending']} left as they were", ".job-line")
     await page.click(".job button", "Dismiss")
     await page.tab.until("!document.querySelector('.job')")
+    assert page.tab.errors == []
+
+
+async def test_all_that_could_not_be_changed_are_there(board: Board) -> None:
+    """The panel says how many it does not show, and shows them; it is there with the rows, not later."""
+    client, many = board.harness.bob, 120
+    tasks = [{"template_version_id": str(VERSION), "input": f"Refuses {number}"} for number in range(many)]
+    ids = [each["task"]["id"] for each in (await client.post("/task-batches", json={"tasks": tasks})).json()["results"]]
+    assert (await client.post("/task-actions", json={"action": "interrupt", "ids": ids})).status_code == 202
+    await board.harness.worker.until_row("SELECT count(*) FROM task_actions WHERE refused = $1", many)
+    page = await board.open("/tasks", "bob")
+    await page.sees(f"{many} tasks could not be changed", ".job")
+    await page.sees("Show more: 20 are not shown", ".job")
+    await page.tab.call("Fetch.enable", patterns=[{"urlPattern": "*/task-actions?*"}])  # held until disabled
+    await page.go("/tasks?q=name:refuses")
+    while not await page.reads("/tasks?"):
+        await page.tab.evaluate(NEXT_FRAME)
+    await page.tab.evaluate(NEXT_FRAME)
+    assert await page.tab.evaluate("document.querySelector('tbody')") is None
+    await page.tab.call("Fetch.disable")
+    await page.tab.until("document.querySelector('tbody tr')")
+    assert await page.tab.evaluate("document.querySelectorAll('.refused li').length") == 100
+    await page.click(".job button", "Show more")
+    await page.tab.until(f"document.querySelectorAll('.refused li').length === {many}")
+    await page.tab.until(
+        "![...document.querySelectorAll('.job button')].some((each) => each.innerText.startsWith('Show'))"
+    )
     assert page.tab.errors == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 import pytest
 
@@ -54,6 +55,10 @@ async def test_runners_pools_and_labels_are_completed(board: Board) -> None:
     await page.tab.insert("default runner:")
     await page.sees("runner-9", "[role=listbox]")
     assert await page.reads("/fleet") == [""]
+    for typed, offered in (("health:la", "it takes long to be heard"), ("name:", "-")):
+        await page.tab.evaluate("document.querySelector('.filter input').select()")
+        await page.tab.insert(typed)
+        await page.sees(offered, "[role=listbox]")
     await page.tab.evaluate("document.querySelector('.filter input').select()")
     await page.tab.insert("label:")
     await page.tab.until("document.querySelectorAll('[role=option]').length === 2")
@@ -186,21 +191,25 @@ _HOLDING = """
 _FIRST = "location.search === '?q=owner:me'"
 
 
+async def says(board: Board, task: dict[str, Any], message: str) -> None:
+    """Report what an agent says while it works."""
+    fields = {"state": "working", "message": message, "build_number": 1}
+    await board.harness.worker.report(make_report("app.status", uuid.UUID(task["id"]), **fields))
+
+
 async def test_what_changes_while_the_list_is_read_is_not_lost(board: Board) -> None:
     """An answer that is older than what the stream has said since takes nothing back."""
     harness = board.harness
-    task = await harness.active(display_name="Changes meanwhile")
-    page = await board.open("/tasks?q=state:working")
+    task = await harness.active(name="meanwhile-one")
+    page = await board.open("/tasks?q=state:working+name:meanwhile")
     await page.sees("No task matches", ".empty")
-    report = make_report("app.status", uuid.UUID(task["id"]), state="working", message="Before", build_number=1)
-    await harness.worker.report(report)
+    await says(board, task, "Before")
     await page.sees("1 changed", ".list-head")
     await page.tab.evaluate(_HOLDING)
     await page.tab.press(".")
     await page.tab.until("document.body.dataset.held")
-    await harness.worker.report(report | {"message": "After", "seq": report["seq"] + 1})
-    other = await harness.active(display_name="Comes meanwhile")
-    await harness.worker.report(report | {"task_id": other["id"]})
+    await says(board, task, "After")
+    await says(board, await harness.active(name="meanwhile-two"), "Hello")
     await page.sees("2 changed", ".list-head")
     await page.tab.evaluate("release()")
     await page.sees("After", "tbody")
@@ -321,6 +330,13 @@ async def test_views_are_saved_in_the_browser(board: Board) -> None:
     await page.sees("Your tasks whose agent is idle", "dialog")
     await page.tab.type("My idle ones")
     await page.sees("My idle ones", ".views")
+    await page.go("/tasks?q=state:idle+owner:me")
+    await page.click("button", "Save view")
+    await page.sees("Your tasks whose agent is idle", "dialog")
+    await page.tab.type("All")  # as one is named that is always there
+    await page.tab.until("document.querySelector('[aria-label=\"Remove the view All\"]')")
+    await page.click("[aria-label='Remove the view All']")
+    await page.tab.until("!document.querySelector('[aria-label=\"Remove the view All\"]')")
     await page.click(".views a", "All")
     await page.tab.until("location.search === ''")
     await page.go("/tasks")

@@ -20,12 +20,15 @@ export const ACTIONS = {
   delete: { label: "Delete", doing: "Deleting", done: "Deleted", danger: true },
 };
 
-/** Whether the API knows the action `interrupt`; asked once. @type {Promise<boolean> | undefined} */
+/** Whether the API knows the action `interrupt`; asked until it has said so. @type {Promise<boolean> | undefined} */
 let interrupts;
 
 /** @param {string} id of any task */
 export function canInterrupt(id) {
-  interrupts ||= api.send("POST", "/task-actions", { action: "interrupt", ids: [id], dry_run: true }).then((answer) => answer.ok);
+  interrupts ||= api.send("POST", "/task-actions", { action: "interrupt", ids: [id], dry_run: true }).then((answer) => {
+    if (!answer.ok && answer.status !== 400) interrupts = undefined; // which says nothing
+    return answer.ok;
+  });
   return interrupts;
 }
 
@@ -34,18 +37,37 @@ export function canInterrupt(id) {
  * @param {string} action
  * @param {{q: string} | {ids: string[]}} target
  * @param {string} whose the target in words, such as `the 3 selected tasks`
+ * @param {AbortSignal} signal aborts when the page is left
  */
-export async function start(action, target, whose) {
-  const { label, danger } = ACTIONS[action];
-  const body = /** @type {Record<string, any>} */ ({ action, ...target });
-  if (action === "send") {
-    const input = await ask({ title: `Send to ${whose}`, label: "Message", action: "Go on" });
-    if (input === null) return null;
-    body.input = input;
+export async function start(action, target, whose, signal) {
+  let input = "", problem = "";
+  for (;;) {
+    if (action === "send") {
+      const content = problem ? html`<p class="problem" role="alert">${problem}</p>` : nothing;
+      const text = await ask({ title: `Send to ${whose}`, label: "Message", action: "Go on", value: input, content });
+      if (text === null) return null;
+      input = text;
+    }
+    const body = { action, ...target, ...(input && { input }) };
+    const preview = await api.send("POST", "/task-actions", { ...body, dry_run: true }, { signal });
+    if (preview.ok && !await confirmed(action, target, input, preview.value)) return null;
+    const created = preview.ok ? await api.send("POST", "/task-actions", body) : preview;
+    if (created.ok) return created.value;
+    if (signal.aborted) return null;
+    problem = api.explain(created);
+    if (!input) return refused(problem); // what somebody has written is not lost with the refusal
   }
-  const preview = await api.send("POST", "/task-actions", { ...body, dry_run: true });
-  if (!preview.ok) return refused(api.explain(preview));
-  const { total, missing, tasks } = preview.value;
+}
+
+/**
+ * Ask whether to do something to the tasks that are there now.
+ * @param {string} action
+ * @param {{q: string} | {ids: string[]}} target
+ * @param {string} input
+ * @param {{total: number, missing: number, tasks: any[]}} preview
+ */
+async function confirmed(action, target, input, { total, missing, tasks }) {
+  const { label, danger } = ACTIONS[action];
   const left = total - missing;
   if (!left) return refused("No task matches any more.");
   const name = `${label.replace("…", "")} ${action === "send" ? "to " : ""}${plural(left, "task")}`;
@@ -56,12 +78,9 @@ export async function start(action, target, whose) {
     <ul class="names">${tasks.slice(0, SHOWN).map((/** @type {any} */ each) => html`<li><b>${each.name}</b> <span class="faint">${each.owner_name} · ${each.status}</span></li>`)}
       ${more > 0 ? html`<li class="soft">and ${count(more)} more</li>` : nothing}</ul>
     ${missing ? html`<p>${plural(missing, "task")} of your selection no longer ${missing === 1 ? "exists" : "exist"}.</p>` : nothing}
-    ${action === "send" ? html`<blockquote class="truncate">${body.input}</blockquote>` : nothing}`;
+    ${action === "send" ? html`<blockquote class="truncate">${input}</blockquote>` : nothing}`;
   const actions = [{ label: "Cancel", value: "" }, { label: name, value: "yes", main: true, danger }];
-  if ((await showDialog({ title: `${name}?`, content, actions })).value !== "yes") return null;
-  const created = await api.send("POST", "/task-actions", body);
-  if (!created.ok) return refused(api.explain(created));
-  return created.value;
+  return (await showDialog({ title: `${name}?`, content, actions })).value === "yes";
 }
 
 /**
@@ -72,6 +91,8 @@ function refused(reason) {
   toast(reason, { bad: true });
   return null;
 }
+
+/** @typedef {{tasks: any[], next: number | null}} Refused the tasks that a job could not change, as far as they were read */
 
 /**
  * Follow a job until it is finished, over broken connections.
@@ -118,23 +139,25 @@ function dismissed() {
 }
 
 /**
- * The tasks that a job could not change, with the reasons: the first hundred.
+ * The next tasks that a job could not change, with the reasons; those that are known if they cannot be read.
  * @param {string} id
+ * @param {Refused} known
  * @param {AbortSignal} signal
- * @returns {Promise<any[]>}
+ * @returns {Promise<Refused>}
  */
-export async function refusals(id, signal) {
-  const answer = await api.get(`/task-actions/${id}/results?refused=true&limit=100`, { signal, cached: false });
-  return answer.ok ? answer.value.results : [];
+export async function moreRefused(id, { tasks, next }, signal) {
+  const after = next === null ? "" : `&after=${next}`;
+  const answer = await api.get(`/task-actions/${id}/results?refused=true&limit=100${after}`, { signal, cached: false });
+  return answer.ok ? { tasks: [...tasks, ...answer.value.results], next: answer.value.next } : { tasks, next };
 }
 
 /**
  * One job with its progress.
  * @param {any} job
- * @param {any[]} refused
- * @param {{cancel: () => void, dismiss: () => void}} on
+ * @param {Refused} refused
+ * @param {{cancel: () => void, dismiss: () => void, more: () => void}} on
  */
-export function panel(job, refused, { cancel, dismiss }) {
+export function panel(job, { tasks, next }, { cancel, dismiss, more }) {
   const { doing, done } = ACTIONS[job.action] || { doing: job.action, done: job.action };
   const over = job.finished_at !== null;
   const headline = over ? `${done} ${plural(job.succeeded, "task")}` : `${doing} ${plural(job.total, "task")}`;
@@ -148,8 +171,9 @@ export function panel(job, refused, { cancel, dismiss }) {
         : html`<button class="button small" ?disabled=${job.state === "canceling"} @click=${cancel}>Stop</button>`}</span></div>
     ${over ? nothing : html`<progress max=${job.total} value=${job.succeeded + job.refused} aria-label=${headline}></progress>`}
     ${job.failure ? html`<p class="problem">${job.failure}</p>` : nothing}
-    ${refused.length ? html`<details open><summary>${plural(job.refused, "task")} could not be changed</summary><ul class="refused">
-      ${refused.map((each) => html`<li>${each.name ? html`<a class="link" href=${api.taskPath(each)}>${each.name}</a>` : html`<code>${each.task_id}</code>`}
-        <span class="soft">${each.error?.message || `status ${each.status}`} ${each.error?.detail || ""}</span></li>`)}</ul></details>` : nothing}
+    ${over && job.refused ? html`<details open><summary>${plural(job.refused, "task")} could not be changed</summary><ul class="refused">
+      ${tasks.map((each) => html`<li>${each.name ? html`<a class="link" href=${api.taskPath(each)}>${each.name}</a>` : html`<code>${each.task_id}</code>`}
+        <span class="soft">${each.error?.message || `status ${each.status}`} ${each.error?.detail || ""}</span></li>`)}</ul>
+      ${next !== null || !tasks.length ? html`<button class="link small" @click=${more}>Show more: ${count(job.refused - tasks.length)} are not shown</button>` : nothing}</details>` : nothing}
   </section>`;
 }

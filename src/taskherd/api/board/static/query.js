@@ -16,7 +16,11 @@ import * as session from "./session.js";
 
 const STATUSES = ["pending", "initializing", "active", "paused", "error", "unknown"];
 const STATES = ["working", "idle", "complete", "failed"];
-const HEALTHS = ["healthy", "unhealthy", "connecting", "late", "lost", "not_running", "start_error", "shutting_down"];
+const HEALTHS = /** @type {[string, string][]} */ ([
+  ["healthy", "it is heard, and well"], ["unhealthy", "any of the others"], ["connecting", "it has not been heard yet"],
+  ["late", "it takes long to be heard for the first time"], ["lost", "its machine is silent"], ["not_running", "it has ended"],
+  ["start_error", "its startup script failed"], ["shutting_down", "it is being stopped"],
+]);
 const AGES = /** @type {[string, string][]} */ ([
   ["<1h", "within the last hour"], ["<1d", "within the last day"], ["<7d", "within the last week"],
   [">1h", "more than an hour ago"], [">1d", "more than a day ago"], [">7d", "more than a week ago"],
@@ -26,7 +30,15 @@ const AGES = /** @type {[string, string][]} */ ([
 const fixed = (pairs) => () => pairs.map(([label, hint]) => ({ insert: label, label, hint }));
 /** @param {string[]} values */
 const words = (values) => fixed(values.map((each) => [each, ""]));
-const none = () => [];
+
+/**
+ * The names of the tasks that are shown.
+ * @param {string} typed
+ * @param {any[]} rows
+ */
+function names(typed, rows) {
+  return rows.map(({ name, display_name: title }) => ({ insert: name, label: name, hint: title || "" }));
+}
 
 /** @type {Term[]} */
 export const TERMS = [
@@ -36,9 +48,9 @@ export const TERMS = [
   { key: "waiting", hint: "asks something of a person", live: true, values: fixed([["true", "an agent asks"], ["false", ""]]) },
   { key: "failed", hint: "its build or its agent failed", live: true, values: fixed([["true", "one of them failed"], ["false", ""]]) },
   { key: "stalled", hint: "works, but says nothing any more", live: true, values: fixed([["true", "says nothing any more"], ["false", ""]]) },
-  { key: "health", hint: "of the agent: lost, unhealthy, …", live: true, values: words(HEALTHS) },
+  { key: "health", hint: "of the agent: lost, unhealthy, …", live: true, values: fixed(HEALTHS) },
   { key: "template", hint: "the template it was made from", live: true, values: templates },
-  { key: "name", hint: "how its name begins", live: true, values: none },
+  { key: "name", hint: "how its name begins", live: true, values: names },
   { key: "label", hint: "a label, key=value", live: true, values: labels },
   { key: "created", hint: "<2h: less than two hours ago; >7d: more than a week ago", values: fixed(AGES) },
   { key: "changed", hint: "when something last happened: <1d, >7d", values: fixed(AGES) },

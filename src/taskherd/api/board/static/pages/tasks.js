@@ -50,11 +50,13 @@ class Tasks {
     this.selected = new Set();
     this.all = false; // all that match are selected
     this.interrupts = false;
-    /** @type {Map<string, {job: any, refused: any[]}>} */
+    /** @type {Map<string, {job: any, refused: bulk.Refused}>} */
     this.jobs = new Map();
     /** @type {any} */
     this.totals = null;
     this.feed = new AbortController();
+    /** @type {Promise<void> | undefined} */
+    this.jobsRead = undefined;
     this.last = -1; // index of the row that was selected last, for selecting a range
   }
 
@@ -76,8 +78,8 @@ class Tasks {
       { keys: "Escape", does: "Select nothing", run: () => this.selectNone() },
     ], signal);
     this.draw();
+    this.jobsRead = this.loadJobs();
     this.connect();
-    this.loadJobs();
   }
 
   /** @param {string} q */
@@ -138,6 +140,7 @@ class Tasks {
     const [answer, totals] = await Promise.all([
       api.get(`/tasks?${query}`, { signal }),
       api.get(`/task-totals${this.q ? `?q=${encodeURIComponent(this.q)}` : ""}`, { signal }),
+      this.jobsRead, // whose place is above the rows
     ]);
     if (signal.aborted || load !== this.loads) return;
     const { meanwhile } = this;
@@ -254,7 +257,7 @@ class Tasks {
   async act(action) {
     const target = this.all ? { q: this.q } : { ids: [...this.selected] };
     const whose = this.all ? "all that match" : plural(this.selected.size, "selected task");
-    const job = await bulk.start(action, target, whose);
+    const job = await bulk.start(action, target, whose, this.view.signal);
     if (!job || this.view.signal.aborted) return;
     this.selectNone();
     this.followJob(job);
@@ -264,20 +267,29 @@ class Tasks {
     const answer = await api.get("/task-actions?limit=10", { signal: this.view.signal, cached: false });
     if (!answer.ok) return;
     const told = answer.value.actions.filter((/** @type {any} */ each) => bulk.isTold(each));
-    told.slice(0, MAX_JOBS).forEach((/** @type {any} */ job) => this.followJob(job));
+    await Promise.all(told.slice(0, MAX_JOBS).map((/** @type {any} */ job) => this.followJob(job)));
   }
 
   /** @param {any} job */
-  followJob(job) {
+  async followJob(job) {
     const { signal } = this.view;
-    const shown = { job, refused: /** @type {any[]} */ ([]) };
+    const shown = { job, refused: /** @type {bulk.Refused} */ ({ tasks: [], next: null }) };
     this.jobs.set(job.id, shown);
+    if (job.finished_at !== null) return this.readRefused(job.id);
     this.draw();
     bulk.watch(job.id, async (changed) => {
       shown.job = changed;
-      if (changed.finished_at && changed.refused) shown.refused = await bulk.refusals(job.id, signal);
-      if (!signal.aborted) this.draw();
+      if (changed.finished_at !== null) this.readRefused(job.id);
+      else this.draw();
     }, signal);
+  }
+
+  /** @param {string} id of a job */
+  async readRefused(id) {
+    const shown = this.jobs.get(id);
+    if (!shown) return;
+    if (shown.job.refused) shown.refused = await bulk.moreRefused(id, shown.refused, this.view.signal);
+    this.draw();
   }
 
   /** @param {string} id */
@@ -323,7 +335,7 @@ class Tasks {
     render(html`
       ${this.viewBar()}
       ${repeat(this.jobs.values(), (/** @type {any} */ each) => each.job.id, (/** @type {any} */ { job, refused }) => bulk.panel(job, refused, {
-        cancel: () => this.cancelJob(job.id), dismiss: () => (bulk.dismiss(job.id), this.jobs.delete(job.id), this.draw()),
+        cancel: () => this.cancelJob(job.id), more: () => this.readRefused(job.id), dismiss: () => (bulk.dismiss(job.id), this.jobs.delete(job.id), this.draw()),
       }))}
       <div class="list-head">${this.selected.size || this.all ? this.selectionBar() : this.summary()}</div>
       ${this.failed ? this.failure() : nothing}
@@ -335,7 +347,7 @@ class Tasks {
     const current = (/** @type {views.View} */ view) => view.q === this.q && view.sort === this.sort;
     const all = views.list();
     return html`<nav class="views" aria-label="Views">
-      ${repeat(all, (/** @type {views.View} */ each) => each.name, (/** @type {views.View} */ each) => html`<span class="view">
+      ${repeat(all, (/** @type {views.View} */ { name, saved }) => `${saved ? "saved" : "built in"} ${name}`, (/** @type {views.View} */ each) => html`<span class="view">
         <a href=${views.address(each)} aria-current=${current(each) ? "true" : nothing} @click=${(/** @type {MouseEvent} */ event) => {
           if (event.metaKey || event.ctrlKey || event.shiftKey) return;
           event.preventDefault();
@@ -403,7 +415,7 @@ class Tasks {
         <th role="columnheader" scope="col">State</th>
         <th role="columnheader" scope="col" class="owner">Owner</th>
         <th role="columnheader" scope="col" class="template">Template</th>
-        <th role="columnheader" scope="col" class="target">Link</th>
+        <th role="columnheader" scope="col" class="target">Pull request</th>
         ${hasCost ? html`<th role="columnheader" scope="col" class="cost">Cost</th>` : nothing}
       </tr></thead>
       <tbody role="rowgroup">${repeat(this.rows, (/** @type {any} */ task) => task.id, (/** @type {any} */ task) => this.row(task, hasCost))}</tbody>
