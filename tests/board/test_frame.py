@@ -172,6 +172,34 @@ async def test_single_keys_can_be_turned_off(board: Board) -> None:
     assert page.tab.errors == []
 
 
+@pytest.mark.parametrize(
+    ("path", "command", "request_path"),
+    [
+        ("/", "taskherd requests --query owner:me", "/requests?limit=50&q=owner%3Ame"),
+        (
+            "/tasks?q=owner:me+name:x&sort=changed",
+            "taskherd task list --query 'owner:me name:x' --sort changed",
+            "/tasks?",
+        ),
+        ("/deleted?q=owner:me", "taskherd task deleted --owner me", "/deleted-tasks?limit=50&q=owner%3Ame"),
+    ],
+)
+async def test_each_list_says_how_to_get_it_without_the_board(
+    board: Board, path: str, command: str, request_path: str
+) -> None:
+    """One key, or a button, shows the raw JSON of what a page shows, and the commands that print the same."""
+    page = await board.open(path)
+    await page.tab.until("document.querySelector('.page[data-ready]')")
+    for opens in ("key", "button"):
+        await (page.tab.press("y") if opens == "key" else page.click("button[aria-label^='Commands and raw JSON']"))
+        await page.sees(command, "dialog .command")
+        await page.sees(request_path, "dialog .command:nth-of-type(2)")
+        await page.sees("[]", "dialog .raw")
+        await page.tab.press("Escape")
+        await page.tab.until("!document.querySelector('dialog')")
+    assert page.tab.errors == []
+
+
 CHURN = """(async () => {
     const vendor = new URL("vendor/lit-html/", document.querySelector("script[src$='/app.js']").src);
     const { html, render } = await import(new URL("lit-html.js", vendor));

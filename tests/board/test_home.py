@@ -327,6 +327,23 @@ async def test_what_needs_a_person_stays_however_much_else_changes(board: Board)
     assert page.tab.errors == []
 
 
+async def test_every_tab_counts_what_home_counts(board: Board) -> None:
+    """A tab that was opened on another page knows what had ended badly before, too."""
+    harness = board.harness
+    for number in range(2):
+        task = await harness.create(harness.carol, display_name=f"Bad {number}")
+        await harness.worker.make_active(uuid.UUID(task["id"]))
+        await status(board, task["id"], "failed", "No way")
+    page = await board.open("/", "carol")
+    await page.sees("Bad 1", ".needs")
+    await page.tab.until(READY)
+    needs = int((await page.text("h1")).split()[0])
+    assert needs >= 2
+    other = await board.open("/fleet", "carol")
+    await other.tab.until(f"document.title.startsWith('({needs}) ')")
+    assert page.tab.errors == other.tab.errors == []
+
+
 _HIDING = """
     let isHidden = false;
     Object.defineProperty(document, "hidden", { get: () => isHidden });

@@ -14,7 +14,7 @@ let page = "";
 /** The terms of the tasks that are counted. */
 let terms = localStorage.getItem(SCOPE_KEY) === "everyone" ? "" : "owner:me";
 /** @type {{bad: number, attention: any} | null} */
-let seen = null; // how many tasks had ended badly lately when Home showed them, and the totals of then
+let seen = null; // how many tasks had ended badly lately when somebody read them, and the totals of then
 /** @type {AbortSignal | null} */
 let owner = null; // of the page that says itself what needs a person
 let needs = 0;
@@ -66,12 +66,24 @@ function showCount(count) {
 }
 
 /**
- * How many things need a person by the totals: agents that wait, and what ended badly since Home has shown that.
+ * How many tasks have ended badly lately, as Home would show them; null if they cannot be read.
+ * @param {any} totals
+ */
+async function readBad(totals) {
+  const [{ ASKED, IDLE, PARTS, pathOf }, { BAD, needOf }] = await Promise.all([import("./pages/home-lists.js"), import("./pages/home-rows.js")]);
+  const parts = PARTS.filter((part) => part.section === "needs" && part !== ASKED && part !== IDLE && part.most(totals) > 0);
+  const answers = await Promise.all(parts.map((part) => api.get(pathOf(part, terms))));
+  if (answers.some((each) => !each.ok && each.status !== 400)) return null; // 400: the API is older than a term
+  const tasks = new Map(answers.flatMap((each) => (each.ok ? each.value.tasks : [])).map((task) => [task.id, task]));
+  return [...tasks.values()].filter((task) => BAD.has(needOf(task)?.kind || "")).length;
+}
+
+/**
+ * How many things need a person by the totals: agents that wait, and what had ended badly, or has since.
  * @param {any} totals
  */
 function countBy({ attention }) {
-  seen ||= { bad: 0, attention };
-  const { bad, attention: then } = seen;
+  const { bad, attention: then } = seen || { bad: 0, attention };
   const since = BAD.reduce((sum, each) => sum + Math.max(0, attention[each] - then[each]), 0);
   return attention.waiting + (attention.idle ?? 0) + bad + since;
 }
@@ -103,8 +115,13 @@ function isSaid() {
 async function look() {
   lastLook = Date.now();
   if (!isSaid()) {
-    const answer = await api.get(`/task-totals${terms && `?q=${terms}`}`);
-    if (answer.ok && !isSaid()) showCount(countBy(answer.value));
+    const of = terms;
+    const answer = await api.get(`/task-totals${of && `?q=${of}`}`);
+    const bad = answer.ok && !seen ? await readBad(answer.value).catch(() => null) : null;
+    if (answer.ok && of === terms && !isSaid()) {
+      if (bad !== null) seen ||= { bad, attention: answer.value.attention };
+      showCount(countBy(answer.value));
+    }
   }
   if (timer) timer = setTimeout(look, EVERY);
 }

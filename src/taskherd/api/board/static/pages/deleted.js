@@ -5,7 +5,9 @@ import * as api from "../api.js";
 import { follow, showFeedState } from "../feed.js";
 import { count, plural } from "../format.js";
 import { bind } from "../keys.js";
+import { hasTerm, parse } from "../query.js";
 import * as router from "../router.js";
+import { quote, showSource, sourceButton } from "../task/commands.js";
 import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
 
 const PAGE = 50;
@@ -23,6 +25,7 @@ class Deleted {
     this.after = view.query.get("after") || "";
     /** @type {any} the page of the list, null until it is there */
     this.page = null;
+    this.loads = 0; // so far: only the answer of the last one counts
     this.failed = "";
     /** @type {Set<string>} ids of tasks that were deleted since */
     this.pending = new Set();
@@ -31,7 +34,10 @@ class Deleted {
   start() {
     const { signal } = this.view;
     this.view.setTitle("Deleted tasks");
-    bind("Deleted tasks", [{ keys: ".", does: "Show what was deleted since", run: () => this.turn("") }], signal);
+    bind("Deleted tasks", [
+      { keys: ".", does: "Show what was deleted since", run: () => this.turn("") },
+      { keys: "y", does: "Commands and raw JSON", run: () => showSource(this.source()) },
+    ], signal);
     this.draw();
     follow({
       query: this.q,
@@ -46,16 +52,26 @@ class Deleted {
     });
   }
 
+  get path() {
+    return `/deleted-tasks?${new URLSearchParams({ limit: String(PAGE), ...(this.q && { q: this.q }), ...(this.after && { after: this.after }) })}`;
+  }
+
+  source() {
+    const terms = parse(this.q).map(({ key, value }) => ` --${key || "owner"} ${quote(value)}`).join("");
+    return { title: "These deleted tasks", path: this.path, cli: [`task deleted${hasTerm("owner", this.q) ? "" : " --all"}${terms}`] };
+  }
+
   async load() {
     const { signal } = this.view;
-    const query = new URLSearchParams({ limit: String(PAGE), ...(this.q && { q: this.q }), ...(this.after && { after: this.after }) });
-    if (!this.after) this.pending.clear();
-    const answer = await api.get(`/deleted-tasks?${query}`, { signal, cached: false });
-    if (signal.aborted) return;
+    const load = (this.loads += 1);
+    const counted = [...this.pending];
+    const answer = await api.get(this.path, { signal, cached: false });
+    if (signal.aborted || load !== this.loads) return;
     this.failed = answer.ok ? "" : api.explain(answer);
     if (answer.ok) {
       this.page = answer.value;
       for (const { id } of this.page.tasks) this.pending.delete(id);
+      if (!this.after) for (const id of counted) this.pending.delete(id);
       router.announce(plural(this.page.tasks.length, "deleted task"));
     }
     this.draw();
@@ -84,7 +100,7 @@ class Deleted {
     const since = this.pending.size;
     render(html`<div class="head"><h1>Deleted tasks</h1>
         <button class="pill" ?hidden=${!since} @click=${() => this.turn("")}><span role="status">${since ? `${count(since)} deleted since` : ""}</span> · show</button>
-        <a class="link small right" href="/tasks">All tasks</a></div>
+        <a class="link small right" href="/tasks">All tasks</a>${sourceButton(this.source())}</div>
       ${this.failed ? html`<p class="notice bad" role="alert">${this.failed}</p>` : this.page ? list(this.page.tasks)
         : html`<div class="card rows" aria-busy="true"><div class="loading"></div></div>`}
       ${this.failed ? nothing : this.pages()}`, this.view.root);

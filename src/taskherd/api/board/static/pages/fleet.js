@@ -8,7 +8,7 @@ import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
 import { ratesChart } from "../fleet/chart.js";
 import { poolsView } from "../fleet/pools.js";
 import { deadLettersView, queuesView, waitingView, workersView } from "../fleet/system.js";
-import { showSource } from "../task/commands.js";
+import { showSource, sourceButton } from "../task/commands.js";
 
 const EVERY = 5_000; // milliseconds between two reads
 
@@ -45,13 +45,13 @@ export default function fleet(view) {
   keys.bind("Fleet", [{ keys: "y", does: "Commands and raw JSON", run: () => showSource(SOURCE) }], signal);
 }
 
-const SOURCE = { title: "The fleet", path: "/fleet", cli: ["doctor"] };
+const SOURCE = { title: "The fleet", path: "/fleet" };
 
 /** @param {any} known */
 function page(known) {
   return html`
     <section><div class="head"><h1>${bottleneck(known)}</h1>
-      <button class="source-button right" title="Commands and raw JSON" aria-label="Commands and raw JSON: the fleet" @click=${() => showSource(SOURCE)}>{ }</button></div>
+      ${sourceButton(SOURCE, "right")}</div>
       ${known.broker ? nothing : html`<p class="notice">RabbitMQ does not answer the API at the moment, so the depths of queues are not known.</p>`}
       ${waitingView(known.waiting, known.pools)}</section>
     <section><div class="head"><h2>Last 24 hours</h2>${known.sees_all ? nothing : html`<span class="faint small">of the tasks that you may see</span>`}</div>${ratesChart(known.rates)}</section>

@@ -9,6 +9,21 @@ import { html, nothing } from "../vendor/lit-html/lit-html.js";
 
 /** @typedef {{task: any, state: import("../state.js").Shown}} Listed */
 
+const RECENT = 24 * 3_600_000; // milliseconds after which a failure is history
+/** Kinds of needs of tasks that ended badly, or that may. */
+export const BAD = new Set(["failed", "lost", "stalled"]);
+
+/**
+ * Why a task needs a person, and since when: `idle`, `waiting`, or one of `BAD`; null if it needs nobody.
+ * @param {any} task
+ */
+export function needOf(task) {
+  const { word, since } = describe(task);
+  if (word === "idle" || word === "waiting" || word === "stalled") return { kind: word, since };
+  if (!BAD.has(word) || Date.parse(since) <= api.now() - RECENT) return null;
+  return { kind: word, since };
+}
+
 const NUMBERS = /** @type {const} */ ([
   ["working", "working", "status:active state:working health:healthy", (/** @type {any} */ totals) => totals.working],
   ["waiting", "waiting for someone", "waiting:true", (/** @type {any} */ totals) => totals.attention.waiting],

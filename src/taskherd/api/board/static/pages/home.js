@@ -8,17 +8,15 @@ import { bind } from "../keys.js";
 import * as router from "../router.js";
 import { describe } from "../state.js";
 import { ASKED, ENDED, IDLE, PARTS, pathOf, room } from "./home-lists.js";
-import { rowsToCome, taskList, taskRow, totalsStrip } from "./home-rows.js";
+import { BAD, needOf, rowsToCome, taskList, taskRow, totalsStrip } from "./home-rows.js";
 import { SteadyList, inUse, onLeave } from "../steady.js";
 import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
 
 const PER_LIST = 12; // rows
 const NEEDS_SHOWN = 12;
-const RECENT = 24 * 3600; // seconds after which a failure is history
 const MAX_KNOWN = 400;
 const TOTALS_EVERY = 2_000; // milliseconds between two reads of the totals
-const BAD = new Set(["failed", "lost", "stalled"]); // kinds of rows
 const RETRY = 5_000; // milliseconds before lists that could not be read are read again
 const TOGETHER = 100; // milliseconds that a list waits for the others before it is drawn
 
@@ -90,6 +88,7 @@ class Home {
       { keys: "j", does: "Next that needs you", run: () => this.move(1) },
       { keys: "k", does: "The one before", run: () => this.move(-1) },
       { keys: "a", does: "Answer what is asked", run: () => this.answer() },
+      { keys: "y", does: "Commands and raw JSON", run: () => this.showSource() },
       { keys: "m", does: "Mine or everyone's", run: () => this.setScope(this.scope === "mine" ? "everyone" : "mine") },
     ], signal);
     this.connect(); // before anything is drawn, so that the API works meanwhile
@@ -317,14 +316,11 @@ class Home {
     for (const request of requests) found.set(request.id, { kind: "request", since: request.since, request });
     const isIdleThere = !this.late.has(ASKED) && !this.late.has(IDLE);
     const isBadThere = isIdleThere && ![...this.late].some(({ section }) => section === "needs");
-    const old = new Date(api.now() - RECENT * 1000).toISOString();
     const groups = { idle: /** @type {any[]} */ ([]), bad: /** @type {any[]} */ ([]) };
     for (const task of this.tasks.values()) {
-      if (asking.has(task.id)) continue;
-      const { word, since } = describe(task);
-      if (word === "waiting" && this.hasMoreRequests) groups.idle.push({ kind: "waiting", since, task });
-      else if (word === "idle") groups.idle.push({ kind: "idle", since, task });
-      else if (word === "stalled" || ((word === "failed" || word === "lost") && since > old)) groups.bad.push({ kind: word, since, task });
+      const need = asking.has(task.id) ? null : needOf(task);
+      if (!need || (need.kind === "waiting" && !this.hasMoreRequests)) continue;
+      groups[BAD.has(need.kind) ? "bad" : "idle"].push({ ...need, task });
     }
     groups.idle.sort((a, b) => compare(a.since, b.since));
     groups.bad.sort((a, b) => compare(b.since, a.since));
@@ -405,6 +401,7 @@ class Home {
           ${this.needs.heldBack ? html`<span class="faint" role="status">${count(this.needs.heldBack)} more when you leave this list</span>` : nothing}
           ${this.totals?.attention.failed ? html`<a class="link small" href=${address("failed:true changed:<1d")}>Failed today</a>` : nothing}
           <fieldset class="segments right"><legend class="unseen">Whose tasks</legend>${scope("mine", "Mine")}${scope("everyone", "Everyone’s")}</fieldset>
+          <button class="source-button" title="Commands and raw JSON" aria-label="Commands and raw JSON: what agents ask" @click=${() => this.showSource()}>{ }</button>
         </div>
         ${this.failed ? html`<p class="notice bad" role="alert">${api.explain(this.failed)}</p>`
           : this.unread.size ? html`<p class="notice" role="status">Some lists could not be read. Trying again…</p>` : nothing}
@@ -528,6 +525,12 @@ class Home {
       toast(api.explain(answer), { bad: true });
     }
     this.draw();
+  }
+
+  async showSource() {
+    const { quote, showSource } = await import("../task/commands.js");
+    const query = this.terms && ` --query ${quote(this.terms)}`;
+    showSource({ title: "What agents ask", path: pathOf(ASKED, this.terms), cli: [`requests${query}`] });
   }
 
   /** Go to the answers of the row with the focus, or of the first that asks something. */

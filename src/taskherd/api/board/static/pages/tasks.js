@@ -12,6 +12,7 @@ import { bind } from "../keys.js";
 import { hasTerm, liveQuery, matches, meant, sentence } from "../query.js";
 import * as router from "../router.js";
 import { badge, describe, prose, title } from "../state.js";
+import { quote, showSource, sourceButton } from "../task/commands.js";
 import * as views from "../views.js";
 import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
 import { live } from "../vendor/lit-html/directives/live.js";
@@ -75,6 +76,7 @@ class Tasks {
       { keys: "x", does: "Select it", run: () => this.toggleFocused() },
       { keys: "a", does: "Select the page", run: () => this.selectPage(!this.isPageSelected()) },
       { keys: ".", does: "Show what changed", run: () => this.load() },
+      { keys: "y", does: "Commands and raw JSON", run: () => showSource(this.source()) },
       { keys: "Escape", does: "Select nothing", run: () => this.selectNone() },
     ], signal);
     this.draw();
@@ -136,9 +138,8 @@ class Tasks {
     const { signal } = this.feed;
     const load = (this.loads += 1);
     this.meanwhile = new Map();
-    const query = new URLSearchParams({ limit: String(PAGE), q: this.q, ...(this.sort && { sort: this.sort }), ...(after && { after }) });
     const [answer, totals] = await Promise.all([
-      api.get(`/tasks?${query}`, { signal }),
+      api.get(this.path(after), { signal }),
       api.get(`/task-totals${this.q ? `?q=${encodeURIComponent(this.q)}` : ""}`, { signal }),
       this.jobsRead, // whose place is above the rows
     ]);
@@ -153,6 +154,16 @@ class Tasks {
     this.apply(meanwhile); // of which the page may have been read too early
     this.view.shown();
     router.announce(this.failed ? "" : plural(this.rows.length, "task"));
+  }
+
+  /** @param {string} after the cursor of a page */
+  path(after) {
+    return `/tasks?${new URLSearchParams({ limit: String(PAGE), q: this.q, ...(this.sort && { sort: this.sort }), ...(after && { after }) })}`;
+  }
+
+  source() {
+    const command = `task list ${this.q ? `--query ${quote(this.q)}` : "--all"}${this.sort ? ` --sort ${quote(this.sort)}` : ""}`;
+    return { title: "These tasks", path: this.path(this.after), cli: [command] };
   }
 
   /**
@@ -354,7 +365,7 @@ class Tasks {
           this.setFilter(each.q, each.sort);
         }}>${each.name}</a>${each.saved ? html`<button class="icon" aria-label="Remove the view ${each.name}" @click=${() => (views.remove(each.name), this.draw())}>×</button>` : nothing}</span>`)}
       ${this.q && !all.some(current) ? html`<button class="link small" @click=${() => this.saveView()}>Save view</button>` : nothing}
-      <a class="link small right" href="/deleted">Deleted</a>
+      <a class="link small right" href="/deleted">Deleted</a>${sourceButton(this.source())}
     </nav>`;
   }
 

@@ -2,6 +2,7 @@
 // What stands behind a part of the page: its raw JSON, and the commands that give the same.
 import * as api from "../api.js";
 import { showDialog } from "../dialog.js";
+import { leaving } from "../router.js";
 import { html } from "../vendor/lit-html/lit-html.js";
 
 /**
@@ -9,8 +10,9 @@ import { html } from "../vendor/lit-html/lit-html.js";
  *   after `taskherd`
  */
 export async function showSource({ title, path, cli = [] }) {
-  const answer = await api.get(path, { cached: false });
-  if (!answer.ok && answer.aborted) return;
+  const signal = leaving();
+  const answer = await api.get(path, { cached: false, signal });
+  if (signal.aborted) return;
   const json = answer.ok ? JSON.stringify(answer.value, null, 2) : api.explain(answer);
   const content = html`
     ${cli.map((each) => command(`taskherd ${each}`))}
@@ -48,8 +50,9 @@ export function quote(text) {
 /**
  * The button that opens it.
  * @param {Parameters<typeof showSource>[0]} shown
+ * @param {string} [place] a class
  */
-export function sourceButton(shown) {
-  return html`<button class="source-button" title="Commands and raw JSON" aria-label=${`Commands and raw JSON: ${shown.title}`}
+export function sourceButton(shown, place = "") {
+  return html`<button class="source-button ${place}" title="Commands and raw JSON" aria-label=${`Commands and raw JSON: ${shown.title}`}
     @click=${() => showSource(shown)}>{ }</button>`;
 }
