@@ -41,8 +41,14 @@ PAGES = {
     "task-failed": "/tasks/bob/migrate-db",
     "fleet": "/fleet",
     "deleted": "/deleted",
+    "sign-in": "/",
+    "home-empty": "/",
+    "question": "/tasks",
+    "source": "/tasks",
+    "offline": "/tasks",
 }
 """Name of each picture and path of its page."""
+READY = "document.querySelector('.page[data-ready], .page.sign-in')"
 SIZES = {"wide": (1280, 900, False), "phone": (390, 844, True)}
 """Width and height in CSS pixels, and whether it is a phone."""
 NO_GUTTER = "document.documentElement.style.scrollbarGutter = 'auto'"
@@ -125,27 +131,49 @@ async def take(harness: ApiHarness, folder: Path, names: list[str]) -> None:
     """Take the pictures of these pages."""
     await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
     async with run_browser(find_chromium(print)) as browser:
-        page = await Board(harness, browser).open("/", "carol")
+        board = Board(harness, browser)
+        page = await board.open("/", "carol")
         await page.tab.evaluate("localStorage.setItem('taskherd-home-scope', 'everyone')")
-        await page.tab.call("Emulation.setScrollbarsHidden", hidden=True)
+        others = {
+            "sign-in": Page(await browser.new_tab(private=True), harness.base),
+            "home-empty": await board.open("/", "mallory"),
+        }
+        for each in (page, *others.values()):
+            await each.tab.call("Emulation.setScrollbarsHidden", hidden=True)
         if README in names:
             await _take_for_readme(page)
         for name in (each for each in names if each != README):
+            shown = others.get(name, page)
             for size, (width, height, is_phone) in SIZES.items():
-                await page.tab.resize(width, height, scale=2 if is_phone else 1, mobile=is_phone)
+                await shown.tab.resize(width, height, scale=2 if is_phone else 1, mobile=is_phone)
                 for scheme in ("light", "dark"):
-                    await page.tab.prefer(scheme)
-                    await page.go(PAGES[name])
-                    await page.tab.until("document.querySelector('.page[data-ready]')")
-                    await page.tab.evaluate(NO_GUTTER)
+                    await shown.tab.prefer(scheme)
+                    await shown.go(PAGES[name])
+                    await shown.tab.until(READY)
+                    await _pose(shown, name)
+                    await shown.tab.evaluate(NO_GUTTER)
                     full = min(
-                        MAX_HEIGHT, max(height, await page.tab.evaluate("document.documentElement.scrollHeight"))
+                        MAX_HEIGHT, max(height, await shown.tab.evaluate("document.documentElement.scrollHeight"))
                     )
-                    await page.tab.resize(width, full, scale=2 if is_phone else 1, mobile=is_phone)
-                    picture = await page.tab.screenshot()
+                    await shown.tab.resize(width, full, scale=2 if is_phone else 1, mobile=is_phone)
+                    picture = await shown.tab.screenshot()
                     await asyncio.to_thread((folder / f"{name}-{size}-{scheme}.png").write_bytes, picture)
-                    await page.tab.resize(width, height, scale=2 if is_phone else 1, mobile=is_phone)
-        assert page.tab.errors == [], page.tab.errors
+                    await shown.tab.resize(width, height, scale=2 if is_phone else 1, mobile=is_phone)
+        for each in (page, *others.values()):
+            assert each.tab.errors == [], each.tab.errors
+
+
+async def _pose(page: Page, name: str) -> None:
+    """Do what somebody does to see this, if that is more than going there."""
+    if name == "question":
+        await page.click("thead input")
+        await page.click(".selection .acts button", "Delete")
+        await page.tab.until("document.querySelector('dialog[open]')")
+    elif name == "source":
+        await page.tab.press("y")
+        await page.tab.until("document.querySelector('dialog[open]')")
+    elif name == "offline":
+        await page.tab.evaluate("document.getElementById('offline').hidden = false")
 
 
 async def _take_for_readme(page: Page) -> None:

@@ -154,6 +154,7 @@ async def test_another_page_gets_the_focus_and_is_announced(board: Board) -> Non
 async def test_single_keys_can_be_turned_off(board: Board) -> None:
     """Who speaks to the browser, or touches keys by mistake, turns shortcuts of one character off in the menu."""
     page = await board.open("/fleet")
+    await page.tab.until("document.querySelector('.page.fleet[data-ready]')")
     keys = ".menu-items input[type=checkbox]"
     await page.click(".bar .menu summary")
     assert await page.violations() == []

@@ -87,7 +87,7 @@ function signInPage(reason = "") {
   const show = (/** @type {string} */ failed, busy = false) => render(html`
     <form class="card" @submit=${submit}>
       <h1>Sign in</h1>
-      <p class="soft" id="token-help">An API token: <code>taskherd token create --user NAME</code> prints one, for whoever runs taskherd: ask them for yours. It is kept until you close the browser's tabs, and nowhere else.</p>
+      <p class="soft" id="token-help">Enter an API token. Whoever runs taskherd makes one for you, with <code>taskherd token create --user NAME</code>. It is kept until you close the browser's tabs, and nowhere else.</p>
       <label class="field"><span>Token</span>
         <input id="token" name="token" type="password" autocomplete="off" spellcheck="false" required aria-describedby="token-help"></label>
       ${failed ? html`<p class="problem" role="alert">${failed}</p>` : nothing}

@@ -33,7 +33,7 @@ function poolView(pool) {
 /** @param {any} runner */
 function runnerView(runner) {
   const { queue } = runner;
-  const [word, color] = !queue ? ["no queue seen", "idle"] : queue.consumers ? ["connected", "working"] : ["not connected", "lost"];
+  const [word, color] = !queue ? ["no queue seen", "idle"] : queue.consumers ? ["connected", "idle"] : ["not connected", "lost"];
   return html`<tr><th scope="row">${runner.name}</th>
     <td><span class="state ${color}"><i class="dot"></i>${word}</span>${runner.lost ? html`
       <a class="link small" href=${`/tasks?q=health:lost+runner:${encodeURIComponent(runner.name)}`} aria-label=${`lost tasks of ${runner.name}`}>${plural(runner.lost, "lost task")}</a>` : nothing}</td>

@@ -28,7 +28,7 @@ export function waitingView(waiting, pools) {
 export function workersView(workers) {
   if (!workers.length) return html`<p class="notice bad">No worker has been seen in the last minutes. Start one: <code>taskherd worker</code></p>`;
   return html`<ul class="card system-rows">${workers.map((each) => html`<li><b class="truncate">${each.id}</b>
-    <span class="state ${each.drained_since ? "working" : "paused"}"><i class="dot"></i>${each.drained_since ? "up to date" : "behind"}</span>
+    <span class="state ${each.drained_since ? "idle" : "paused"}"><i class="dot"></i>${each.drained_since ? "up to date" : "behind"}</span>
     <span class="faint small">seen <time-ago at=${each.seen_at}></time-ago>, runs since <time-ago at=${each.started_at} form="clock"></time-ago></span></li>`)}</ul>`;
 }
 

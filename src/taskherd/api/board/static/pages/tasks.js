@@ -122,7 +122,7 @@ class Tasks {
       onState: (state) => {
         showFeedState(state);
         if (state === "offline" && !this.loaded) this.load(); // what there is, until the stream stands
-        if (state === "live" && this.failed) this.load();
+        if (state === "live" && this.failed) this.load(this.failed.after);
       },
       onLive: () => this.load(), // not before: the list would be read twice
       onChanges: (changes) => this.apply(changes),
