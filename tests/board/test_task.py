@@ -35,6 +35,12 @@ async def prefer(page: Page, scheme: str) -> None:
     await page.tab.call("Emulation.setEmulatedMedia", features=features)
 
 
+async def with_module(page: Page, path: str, expression: str) -> Any:
+    """Return the value of an expression about a module of the board, which it calls ``module``."""
+    assets = "document.querySelector('link[href$=\"task.css\"]').href"
+    return await page.tab.evaluate(f"import(new URL({json.dumps(path)}, {assets})).then((module) => {expression})")
+
+
 async def status(board: Board, task: str, state: str, message: str = "", **fields: Any) -> None:
     """Report what an agent says."""
     report = make_report(
@@ -191,6 +197,50 @@ async def test_a_message_is_taken_only_where_an_agent_gets_it(board: Board) -> N
     await harness.worker.report(make_report("agent.exit", task_id, why="interrupted", build_number=2))
     await page.tab.until(f"{PLACEHOLDER} === 'Its agent was interrupted: a message waits until the task is resumed'")
     assert page.tab.errors == []
+
+
+async def test_only_what_the_api_accepts_is_offered(board: Board) -> None:
+    """Before a build has ended there is neither pause nor resume; an agent that takes no messages can be paused."""
+    harness = board.harness
+    task_id = uuid.UUID((await harness.create(name="offered", display_name="Offered"))["id"])
+    page = await open_task(board, "offered")
+    not_ready = "Its agent is not ready yet: say something once it is ready"
+    assert await offered(page) == []
+    assert await page.tab.evaluate(PLACEHOLDER) == not_ready
+    await page.tab.press("p", "m")
+    await page.tab.until("document.activeElement.name === 'input'")
+    await page.tab.type("Too early")
+    await page.sees("Send this once it is ready.", ".toast")
+    assert await page.tab.evaluate("document.activeElement.value") == "Too early"
+    assert (await harness.get("offered"))["workspace_build_number"] == 1
+    await harness.worker.report(build_report(task_id, 1, "start", "failed", error="No space left"))
+    await page.tab.until(f"{PLACEHOLDER} === 'Its last build failed: resume the task to say something'")
+    await page.sees("Resume", ".task-actions")
+    assert await offered(page) == ["Resume"]
+    assert (await harness.alice.post("/tasks/me/offered/resume")).status_code == 202
+    await page.tab.until(f"{PLACEHOLDER} === {json.dumps(not_ready)}")
+    await harness.worker.make_active(task_id, 2)
+    await page.tab.until(f"{PLACEHOLDER} === 'Say something to the agent…'")
+    await harness.worker.report(make_report("app.health", task_id, health="unhealthy", build_number=2))
+    await page.tab.until(f"{PLACEHOLDER} === 'Its agent takes no messages now'")
+    assert await offered(page) == ["Pause"]
+    document = json.dumps(await harness.get("offered"))
+    assert (
+        await with_module(page, "state.js", f"module.canResume({document})") is False
+    )  # so that Home does not offer it
+    assert (await harness.alice.post("/tasks/me/offered/resume")).status_code == 409
+    await page.click(".task-actions button", "Pause")
+    await page.sees("Pausing…", ".toast")
+    await page.tab.until(f"{PLACEHOLDER} === 'It is being stopped: nothing can be said now'")
+    assert page.tab.errors == []
+
+
+async def offered(page: Page) -> list[str]:
+    """Return what the buttons for a task's state say."""
+    found: list[str] = await page.tab.evaluate(
+        "[...document.querySelectorAll('.task-actions > button')].map((each) => each.innerText)"
+    )
+    return found
 
 
 async def test_the_exact_time_is_there_for_who_looks_closer(board: Board) -> None:

@@ -79,7 +79,15 @@ function shown(word, color, live, says, since) {
 /** @param {any} task */
 export function isLost(task) {
   if (task.status === "paused" || task.status === "pending" || task.current_state?.state === "complete") return false;
-  return task.agent_exit?.why === "lost" || (!task.agent_exit && task.workspace_agent_health?.reason === LOST);
+  return isSilent(task);
+}
+
+/**
+ * Return whether its machine is silent, which may come back.
+ * @param {any} task
+ */
+export function isSilent({ agent_exit: exit, workspace_agent_health: health }) {
+  return exit ? exit.why === "lost" : health?.reason === LOST;
 }
 
 /** @param {any} task */
@@ -89,13 +97,39 @@ export function isFailed(task) {
     || (task.workspace_agent_health?.reason === NOT_RUNNING && hasFailed(task.agent_exit));
 }
 
+/** A build has begun or is to begin, so that nothing else can be asked of the workspace. */
+const BUILDING = new Set(["pending", "starting", "stopping", "deleting", "canceling"]);
+
 /**
- * Return whether no agent runs any more, so that a resume starts one.
+ * Return whether a build is under way: a pause and a resume are refused until it has ended.
+ * @param {any} task
+ */
+export function isBuilding(task) {
+  return BUILDING.has(task.workspace_status);
+}
+
+/**
+ * Return whether its agent is known not to run any more, or is lost.
+ * @param {any} task
+ */
+export function isAgentGone({ agent_exit: exit, workspace_agent_health: health }) {
+  return Boolean(exit) || health?.reason === LOST || health?.reason === NOT_RUNNING;
+}
+
+/**
+ * Return whether the API accepts a pause: the workspace is up, whatever its agent does.
+ * @param {any} task
+ */
+export function canPause(task) {
+  return task.workspace_status === "running";
+}
+
+/**
+ * Return whether the API accepts a resume: no agent runs any more, so that a resume starts one.
  * @param {any} task
  */
 export function canResume(task) {
-  return task.status === "paused" || task.status === "error" || Boolean(task.agent_exit) || isLost(task)
-    || task.workspace_agent_health?.reason === NOT_RUNNING;
+  return !isBuilding(task) && (task.workspace_status !== "running" || isAgentGone(task));
 }
 
 /** @param {any} exit */

@@ -3,7 +3,7 @@
 import * as api from "../api.js";
 import { ask, confirm, toast } from "../dialog.js";
 import * as router from "../router.js";
-import { title } from "../state.js";
+import { canPause, canResume, title } from "../state.js";
 
 /** @typedef {{task: any, path: string, changed: () => void, gone: () => void}} Context */
 
@@ -12,8 +12,8 @@ import { title } from "../state.js";
 /** @type {Action[]} */
 export const ACTIONS = [
   { name: "interrupt", label: "Interrupt", key: "i", may: isInterruptible, run: (context) => post(context, "interrupt", "Interrupting…") },
-  { name: "resume", label: "Resume", key: "r", may: (_task, explained) => Boolean(explained?.resume?.value), run: (context) => post(context, "resume", "Starting the agent…") },
-  { name: "pause", label: "Pause", key: "p", may: (task) => /^(active|initializing|pending)$/.test(task.status), run: pause },
+  { name: "resume", label: "Resume", key: "r", may: (task, explained) => canResume(task) && Boolean(explained?.resume?.value), run: (context) => post(context, "resume", "Starting the agent…") },
+  { name: "pause", label: "Pause", key: "p", may: canPause, run: pause },
   { name: "like", label: "Start one like it", key: "c", may: () => true, run: async ({ task }) => router.go(api.likePath(task)), rare: true },
   { name: "edit", label: "Edit the prompt…", key: "e", may: (task) => task.status === "paused", run: editPrompt, rare: true },
   { name: "delete", label: "Delete…", key: "#", may: () => true, run: remove, danger: true, rare: true },

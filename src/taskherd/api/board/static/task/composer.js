@@ -2,7 +2,7 @@
 // What somebody says to the agent: sent when it is ready for it, or at once as a steer that interrupts it.
 import * as api from "../api.js";
 import { toast } from "../dialog.js";
-import { canResume, isLost } from "../state.js";
+import { isAgentGone, isBuilding, isSilent } from "../state.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 
 /**
@@ -42,23 +42,32 @@ export function composer({ task, path, working, sent }) {
 }
 
 /**
- * What the empty field says, and why nothing is sent, if so: the API takes an input for an agent that has exited, but its runner
- * refuses it. One for an agent that was interrupted waits for the next start, and a silent machine may come back.
+ * What the empty field says, and why nothing is sent, if so: the API takes an input of an active task only, also one for an agent that
+ * has exited, which its runner refuses. One for an agent that was interrupted waits for the next start, and a silent machine may come back.
  * @param {any} task
  * @returns {{hint: string, refusal: string}}
  */
 function reach(task) {
-  if (task.status === "paused") {
+  const { status, workspace_status: workspace } = task;
+  const resumed = (/** @type {string} */ why) => ({ hint: `${why}: resume the task to say something`, refusal: `${why}. Resume the task, then send this.` });
+  const later = (/** @type {string} */ why) => ({ hint: `${why}: say something once it is ready`, refusal: `${why}. Send this once it is ready.` });
+  if (status === "paused") {
     return { hint: "The task is paused: resume it to say something", refusal: "The task is paused. Resume it, then send this." };
   }
-  if (isLost(task)) return { hint: "Its machine is silent: a message may not arrive before a resume", refusal: "" };
-  if (task.status === "active" && task.agent_exit?.why === "interrupted") {
+  if (isBuilding(task) && (status === "unknown" || status === "error")) {
+    return { hint: "It is being stopped: nothing can be said now", refusal: "It is being stopped. Resume the task then, and send this." };
+  }
+  if (status === "active" && isSilent(task)) return { hint: "Its machine is silent: a message may not arrive before a resume", refusal: "" };
+  if (status === "active" && task.agent_exit?.why === "interrupted") {
     return { hint: "Its agent was interrupted: a message waits until the task is resumed", refusal: "" };
   }
-  if (canResume(task)) {
-    return { hint: "Its agent has ended: resume the task to say something", refusal: "Its agent has ended. Resume the task, then send this." };
+  if (isAgentGone(task)) return resumed(task.agent_exit ? "Its agent has ended" : "Its agent does not run");
+  if (status === "pending" || status === "initializing") return later("Its agent is not ready yet");
+  if (status === "active") return { hint: "Say something to the agent…", refusal: "" };
+  if (workspace === "running") {
+    return { hint: "Its agent takes no messages now", refusal: "Its agent takes no messages now. Send this once it does, or pause the task and resume it." };
   }
-  return { hint: "Say something to the agent…", refusal: "" };
+  return resumed(workspace === "canceled" ? "Its last build was canceled" : "Its last build failed");
 }
 
 /** @param {KeyboardEvent} event */
