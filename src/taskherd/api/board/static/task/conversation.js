@@ -6,9 +6,10 @@ import { plural } from "../format.js";
 import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
 import { entryView } from "./entry.js";
-import { Log } from "./log.js";
+import { Log, MAX_KEPT } from "./log.js";
 
 export const PAGE = 100; // entries that are read at once
+const QUIET_FOR = 1_000; // milliseconds after older entries were shown
 const NEAR = 160; // pixels from the end of the page within which it is followed
 
 export class Conversation {
@@ -25,36 +26,49 @@ export class Conversation {
     this.agent = "Agent";
     this.read = false;
     this.loading = false;
-    this.problem = "";
+    /** @type {{says: string, retry: () => void} | null} why entries could not be read */
+    this.problem = null;
+    /** @type {Arrived | null} what has arrived while the newest entries are being read */
+    this.arrived = null;
+    this.quiet = true;
+    this.quietTimer = 0;
     /** @type {Set<number>} */
     this.opened = new Set();
     /** @type {any} what stands where the conversation stopped */
     this.tail = nothing;
     this.observer = new IntersectionObserver((seen) => seen.some((each) => each.isIntersecting) && this.readOlder(), { rootMargin: "400px" });
-    signal.addEventListener("abort", () => this.observer.disconnect(), { once: true });
+    signal.addEventListener("abort", () => {
+      this.observer.disconnect();
+      clearTimeout(this.quietTimer);
+    }, { once: true });
   }
 
   start() {
     this.render();
   }
 
-  /** @param {string} message */
-  fail(message) {
-    this.problem = message;
+  /**
+   * @param {{message: string, detail: string}} failed
+   * @param {() => void} retry
+   */
+  fail(failed, retry) {
+    this.problem = { says: api.explain(failed), retry };
     this.render();
   }
 
   /** @param {{logs: import("./log.js").Entry[], truncated: boolean}} event */
   receive({ logs, truncated }) {
     const following = this.atEnd();
+    this.arrived?.add(logs, truncated);
     if (!this.read) {
       this.log.reset(logs, truncated);
       this.read = true;
-    } else if (truncated) {
+      this.keepQuiet();
+    } else if (truncated && following) {
       this.toEnd();
       return;
     } else {
-      this.log.apply(logs, following);
+      this.log.apply(logs, following, truncated); // who reads further up stays there
     }
     this.render(following);
     this.onRead();
@@ -72,12 +86,15 @@ export class Conversation {
   async readOlder() {
     if (this.loading || !this.log.older || !this.read) return;
     this.loading = true;
-    const page = await api.get(`${this.path}/logs?before=${this.log.lowest}&limit=${PAGE}`, { signal: this.signal, cached: false });
+    const { lowest } = this.log;
+    const page = await api.get(`${this.path}/logs?before=${lowest}&limit=${PAGE}`, { signal: this.signal, cached: false });
     this.loading = false;
-    if (this.signal.aborted) return;
-    if (!page.ok) return this.fail(api.explain(page));
+    if (this.signal.aborted || this.log.lowest !== lowest) return; // what is shown has changed meanwhile: it would leave a gap
+    if (!page.ok) return this.fail(page, () => this.readOlder());
+    this.problem = null;
     const [height, top] = [document.documentElement.scrollHeight, scrollY];
     this.log.prepend(page.value.logs);
+    this.keepQuiet();
     this.render();
     const moved = document.documentElement.scrollHeight - height; // nothing moves under the pointer
     if (scrollY === top) scrollTo({ top: top + moved, behavior: "instant" });
@@ -85,13 +102,30 @@ export class Conversation {
 
   /** Show the newest entries, after those in between were left out. */
   async toEnd() {
+    if (this.arrived) return; // it is being read
+    const arrived = (this.arrived = new Arrived());
     const page = await api.get(`${this.path}/logs?limit=${PAGE}`, { signal: this.signal, cached: false });
+    this.arrived = null;
     if (this.signal.aborted) return;
-    if (!page.ok) return this.fail(api.explain(page));
+    if (!page.ok) return this.fail(page, () => this.toEnd());
+    this.problem = null;
     const { logs } = page.value;
     this.log.reset(logs, logs.length > 0 && this.idsOf(logs) > 0);
+    this.log.apply(arrived.logs, true); // which the page may be too old for
+    this.keepQuiet();
     this.render();
     this.scrollToEnd();
+    if (arrived.truncated) this.toEnd();
+  }
+
+  /** Have screen readers not tell the entries that are shown next: they were said before. */
+  keepQuiet() {
+    this.quiet = true;
+    clearTimeout(this.quietTimer);
+    this.quietTimer = setTimeout(() => {
+      this.quiet = false;
+      this.render();
+    }, QUIET_FOR);
   }
 
   /** @param {import("./log.js").Entry[]} logs */
@@ -134,15 +168,33 @@ export class Conversation {
     };
     render(html`
       ${older ? html`<p class="log-more"><button class="button small" @click=${() => this.readOlder()}>Earlier entries</button></p>` : nothing}
-      ${this.problem ? html`<p class="notice bad" role="alert">${this.problem} <button class="link" @click=${() => { this.problem = ""; this.toEnd(); }}>Try again</button></p>` : nothing}
+      ${this.problem ? html`<p class="notice bad" role="alert">${this.problem.says} <button class="link" @click=${this.problem.retry}>Try again</button></p>` : nothing}
       ${!this.read && !this.problem ? html`<div class="loading"></div>` : nothing}
-      <div class="log">${repeat(entries, (/** @type {import("./log.js").Entry} */ each) => each.id, (/** @type {import("./log.js").Entry} */ each, /** @type {number} */ index) => html`<div class="entry">${entryView(each, entries[index - 1], folds)}</div>`)}</div>
+      <div class="log" role="log" aria-label="What was said" aria-live=${this.quiet ? "off" : "polite"} aria-relevant="additions">${repeat(entries, (/** @type {import("./log.js").Entry} */ each) => each.id, (/** @type {import("./log.js").Entry} */ each, /** @type {number} */ index) => html`<div class="entry">${entryView(each, entries[index - 1], folds)}</div>`)}</div>
       ${this.read && !entries.length ? html`<p class="soft log-empty">Nothing has been said yet.</p>` : nothing}
       ${newer ? html`<p class="log-more newer"><button class="pill" @click=${() => this.toEnd()}>${plural(newer, "newer entry", "newer entries")} · go to the end</button></p>` : nothing}
       ${this.tail}`, this.root);
     const more = this.root.querySelector(".log-more:not(.newer)");
     this.observer.disconnect();
-    if (more) this.observer.observe(more);
+    if (more && !this.problem) this.observer.observe(more); // which reports at once that it is on the screen
     if (following) this.scrollToEnd();
+  }
+}
+
+/** What arrives while the newest entries are being read. */
+class Arrived {
+  constructor() {
+    /** @type {import("./log.js").Entry[]} */
+    this.logs = [];
+    this.truncated = false;
+  }
+
+  /**
+   * @param {import("./log.js").Entry[]} logs
+   * @param {boolean} truncated whether some were left out, so that the newest are to be read again
+   */
+  add(logs, truncated) {
+    this.truncated ||= truncated;
+    this.logs = [...this.logs, ...logs].slice(-MAX_KEPT);
   }
 }

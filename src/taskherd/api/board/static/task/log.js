@@ -14,6 +14,7 @@ export class Log {
     this.entries = [];
     this.older = false; // entries before these exist
     this.newer = 0; // how many after these are known to exist
+    this.highest = -1; // the highest id that was kept or counted; ids are given in the order of arrival
   }
 
   /** The lowest id that is kept; what has a lower one is older. */
@@ -30,22 +31,28 @@ export class Log {
     this.entries = [...entries];
     this.older = older;
     this.newer = 0;
+    this.highest = highestOf(entries);
   }
 
   /**
    * Add entries that are new, and replace those that are known. While somebody reads further up, nothing that is shown
-   * is dropped: new entries beyond the limit are only counted.
+   * is dropped: new entries beyond the limit are only counted, each once.
    * @param {Entry[]} entries
    * @param {boolean} following whether the end is on the screen
+   * @param {boolean} gap whether entries before these are missing, so that none can stand below those that are kept
    */
-  apply(entries, following) {
-    const known = new Map(this.entries.map((each, index) => [each.id, index]));
-    for (const entry of entries) {
-      const at = known.get(entry.id);
-      if (at !== undefined && compare(this.entries[at], entry) === 0) this.entries[at] = entry;
-      else if (at !== undefined) this.move(entry);
-      else if (this.newer || (!following && this.entries.length >= MAX_KEPT)) this.newer += 1;
+  apply(entries, following, gap = false) {
+    const known = new Map(this.entries.map((each) => [each.id, each]));
+    const { lowest } = this;
+    for (const entry of [...entries].sort((one, other) => one.id - other.id)) {
+      const kept = known.get(entry.id);
+      const isNew = entry.id > this.highest;
+      if (kept && compare(kept, entry) === 0) this.entries[this.entries.indexOf(kept)] = entry;
+      else if (kept) this.move(entry);
+      else if (entry.id < lowest && this.older) continue; // read with the other older ones
+      else if (gap || this.newer || (!following && this.entries.length >= MAX_KEPT)) this.newer += Number(isNew);
       else this.insert(entry);
+      if (isNew) this.highest = entry.id;
     }
     if (following && this.entries.length > MAX_KEPT) {
       this.entries.splice(0, this.entries.length - MAX_KEPT);
@@ -60,6 +67,7 @@ export class Log {
   prepend(entries) {
     const known = new Set(this.entries.map((each) => each.id));
     for (const entry of entries) if (!known.has(entry.id)) this.insert(entry);
+    this.highest = Math.max(this.highest, highestOf(entries));
     this.older = entries.length > 0 && Math.min(...entries.map((each) => each.id)) > 0;
     const excess = this.entries.length - MAX_KEPT;
     if (excess > 0) this.newer += this.entries.splice(MAX_KEPT, excess).length;
@@ -77,6 +85,11 @@ export class Log {
     while (at > 0 && compare(this.entries[at - 1], entry) > 0) at -= 1;
     this.entries.splice(at, 0, entry);
   }
+}
+
+/** @param {Entry[]} entries */
+function highestOf(entries) {
+  return entries.reduce((highest, each) => Math.max(highest, each.id), -1);
 }
 
 /**
