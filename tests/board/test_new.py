@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import uuid
 from urllib.parse import quote
 
 import pytest
 
 from tests.board.pages import Board
+from tests.harness.api import ALICE, OTHER
+from tests.harness.worker import PRESET, TEMPLATE, VERSION, build_report
 
 pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time to start
 HOSTILE = "</textarea><script>alert(1)</script>\n`x` \u202e"
 PROMPT = "document.querySelector('#prompt').value"
+TWIN, TWIN_VERSION, SMALL = (uuid.UUID(int=number) for number in (0xB7, 0xC7, 0xD7))
+TWINS = f"""
+INSERT INTO memberships (user_id, organization_id, role) VALUES ('{ALICE}', '{OTHER}', 'member');
+INSERT INTO templates (id, organization_id, name, display_name, icon, active_version_id)
+    VALUES ('{TWIN}', '{OTHER}', 'claude', 'Claude Code', '', '{TWIN_VERSION}');
+INSERT INTO template_versions (id, template_id, name, run) VALUES ('{TWIN_VERSION}', '{TWIN}', 'v1', '{{}}');
+INSERT INTO presets (id, template_version_id, name, is_default, parameters)
+    VALUES ('{SMALL}', '{VERSION}', 'Small', false, '{{}}');
+"""
+"""A second organization of Alice's with a template of the same name, and a second preset of the first one's."""
+CHECKED = "document.querySelector('[name=template]:checked')?.value"
+CHOSEN = "form.new-task .segments label:has(:checked)"
+START = "document.querySelector('form button.go')"
+
+
+@pytest.fixture(autouse=True, scope="module")
+async def twins(board: Board) -> None:
+    """Have two templates of one name before the first task is created: worker and API keep what they have read."""
+    await board.harness.worker.database.execute(TWINS)
 
 
 async def test_a_link_fills_the_form_and_starts_nothing(board: Board) -> None:
@@ -18,7 +40,7 @@ async def test_a_link_fills_the_form_and_starts_nothing(board: Board) -> None:
     page = await board.open(f"/new?template=claude&name=from-link&prompt={quote(HOSTILE)}&autosubmit=1")
     await page.sees("A link has filled this form")
     assert await page.tab.evaluate(PROMPT) == HOSTILE
-    assert await page.tab.evaluate("document.querySelector('[name=template]:checked').value") == "claude"
+    assert await page.tab.evaluate("document.querySelector('[name=template]:checked').value") == str(TEMPLATE)
     assert (await board.harness.alice.get("/tasks")).json()["count"] == 0
     await page.tab.until("document.activeElement.id === 'prompt'")
     await page.click("button", "Start task")
@@ -47,7 +69,7 @@ async def test_a_link_to_a_task_that_is_gone_leaves_the_form_empty(board: Board)
     assert await page.tab.evaluate(PROMPT) == ""
     await page.tab.until("document.activeElement.id === 'prompt'")
     await page.tab.insert("By hand")
-    assert await page.tab.evaluate("document.querySelector('form button.go').disabled") is False
+    await page.tab.until("!document.querySelector('form button.go').disabled")
     assert page.tab.errors == []
 
 
@@ -84,4 +106,104 @@ async def test_a_task_is_started_with_the_keyboard_alone(board: Board) -> None:
     await page.tab.insert("Only by keyboard")
     await page.tab.press("Enter", ctrl=True)
     await page.tab.until("location.pathname.startsWith('/tasks/alice/')")
+    assert page.tab.errors == []
+
+
+async def test_templates_of_the_same_name_are_told_apart(board: Board) -> None:
+    """What is chosen, linked to by id, or like another task is what starts, with its preset."""
+    page = await board.open("/new")
+    await page.tab.until(f"{CHECKED} && document.activeElement.id === 'prompt'")
+    await page.sees("Other · ", ".choices")
+    await page.tab.insert("In the other one")
+    for chosen in (TEMPLATE, TWIN):
+        await page.tab.evaluate(f"document.querySelector('[name=template][value=\"{chosen}\"]').click()")
+        await page.tab.until(f"{CHECKED} === '{chosen}' && !{START}.disabled")
+    await page.click("form button", "Start task")
+    await page.sees("No runner has taken it up yet", ".now")
+    started = (await board.harness.alice.get("/tasks?q=owner:me")).json()["tasks"]
+    assert [each["template_id"] for each in started if each["initial_prompt"] == "In the other one"] == [str(TWIN)]
+    await page.go(f"/new?template={TWIN}&prompt=Linked")
+    await page.tab.until(f"{CHECKED} === '{TWIN}'")
+    await page.go("/new?template=claude&preset=small&prompt=Linked")
+    await page.sees("Small", CHOSEN)
+    await page.tab.until(f"!{START}.disabled")
+    created = await board.harness.create(name="with-preset", template_version_preset_id=str(SMALL))
+    await board.harness.worker.report(build_report(uuid.UUID(created["id"]), 1, "start", "succeeded"))
+    await page.go("/new?from=alice/with-preset")
+    await page.sees("Small", CHOSEN)
+    assert page.tab.errors == []
+
+
+HOLDING = """window.bodies = [], window.real = fetch, window.held = new Promise((go) => (window.release = go));
+window.fetch = async (...given) => {
+    if (given[1].body) bodies.push(JSON.parse(given[1].body));
+    if (String(given[0]).endsWith('/presets')) await held;
+    return real(...given);
+}, 0"""
+"""Holds presets back until ``release`` is called, and keeps what is sent in ``bodies``."""
+
+
+async def test_no_task_starts_without_the_preset_that_it_should_have(board: Board) -> None:
+    """Who is faster than the presets waits for them; presets that cannot be read are said so, and read again."""
+    page = await board.open("/tasks")
+    await page.tab.evaluate(HOLDING)
+    await page.tab.press("n")
+    await page.tab.until("document.activeElement?.id === 'prompt'")
+    assert await page.tab.evaluate(f"{START}.disabled") is True
+    await page.tab.insert("Quick")
+    await page.tab.press("Enter", ctrl=True)
+    await page.sees("Starting…", "form.new-task")
+    assert await page.tab.evaluate("bodies.length") == 0
+    await page.tab.evaluate("release(), 0")
+    await page.tab.until("location.pathname.startsWith('/tasks/alice/')")
+    assert await page.tab.evaluate("bodies.map((each) => each.template_version_preset_id)") == [str(PRESET)]
+    await page.tab.call("Network.enable")
+    await page.tab.call("Network.setBlockedURLs", urls=["*/presets"])
+    await page.go("/new?prompt=Later")
+    await page.sees("The presets of the template could not be read.")
+    assert await page.tab.evaluate(f"{START}.disabled") is True
+    await page.tab.evaluate("document.querySelector('#prompt').focus()")
+    await page.tab.press("Enter", ctrl=True)
+    await page.tab.call("Network.setBlockedURLs", urls=[])
+    await page.click(".notice button", "Try again")
+    await page.sees("Default", CHOSEN)
+    await page.tab.until(f"!{START}.disabled")
+    assert await page.tab.evaluate("location.pathname") == "/new"
+    assert page.tab.errors == []
+
+
+async def test_templates_that_cannot_be_read_are_read_again(board: Board) -> None:
+    """The form says so, and keeps what a link has filled."""
+    page = await board.open("/tasks")
+    await page.tab.call("Network.enable")
+    await page.tab.call("Network.setBlockedURLs", urls=["*/templates"])
+    await page.go("/new?template=claude&prompt=Kept")
+    await page.sees("The server cannot be reached.")
+    assert "There is no template" not in await page.text()
+    await page.tab.call("Network.setBlockedURLs", urls=[])
+    await page.click(".notice button", "Try again")
+    await page.tab.until(f"{CHECKED} === '{TEMPLATE}' && !{START}.disabled")
+    assert await page.tab.evaluate(PROMPT) == "Kept"
+    assert page.tab.errors == []
+
+
+async def test_what_one_person_wrote_is_not_shown_to_the_next(board: Board) -> None:
+    """Signing out forgets the draft; the problems of a field are tied to it for who cannot see them."""
+    page = await board.open("/new")
+    await page.tab.until("document.activeElement?.id === 'prompt'")
+    await page.tab.insert("A secret plan")
+    await page.click("summary", "Name and labels")
+    await page.tab.evaluate("document.querySelector('#labels').focus()")
+    await page.tab.insert("no label")
+    await page.click("form button", "Start task")
+    await page.tab.until("document.querySelector('#labels[aria-invalid=true]')")
+    described = "document.getElementById(document.querySelector('#labels').getAttribute('aria-describedby'))?.innerText"
+    assert await page.tab.evaluate(described) == "Expected one label on each line: key=value."
+    assert await page.violations() == []
+    await page.click(".bar .menu summary")
+    await page.click(".menu-items button", "Sign out")
+    await page.sign_in(board.harness.tokens["bob"])
+    await page.tab.until("document.activeElement?.id === 'prompt'")
+    assert await page.tab.evaluate(PROMPT) == ""
+    assert "secret" not in await page.tab.evaluate("JSON.stringify({...sessionStorage})")
     assert page.tab.errors == []

@@ -62,6 +62,7 @@ function set(value, change) {
   if (value === current) return;
   current = value;
   if (value) sessionStorage.setItem(KEY, value);
+  else if (change === "out") sessionStorage.clear(); // also what was written and not sent: the next person may be another one
   else sessionStorage.removeItem(KEY);
   for (const listener of listeners) listener(change);
 }

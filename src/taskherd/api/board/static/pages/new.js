@@ -13,7 +13,10 @@ const LAST_TEMPLATE_KEY = "taskherd-last-template";
 const MAX_PROMPT = 256 * 1024; // bytes
 const MAX_CARDS = 8; // templates that are shown as cards instead of a list
 
-/** @typedef {{template: string, preset: string, prompt: string, display_name: string, name: string, labels: string}} Fields */
+/**
+ * `template` is an id, since organizations may use the same names, `preset` an id or the name of a link.
+ * @typedef {{template: string, preset: string, prompt: string, display_name: string, name: string, labels: string}} Fields
+ */
 
 /** @type {import("../router.js").Page} */
 export default function newTask(view) {
@@ -30,6 +33,10 @@ class NewTask {
     this.templates = [];
     /** @type {any[]} */
     this.presets = [];
+    /** @type {Promise<void> | null} while the presets of the template are being read */
+    this.readingPresets = null;
+    /** @type {any} */
+    this.presetsFailed = null;
     this.loaded = false;
     this.isLink = false;
     this.isForeign = false; // whether the link may be of somebody else
@@ -46,17 +53,30 @@ class NewTask {
     const { signal, query } = this.view;
     this.view.setTitle("New task");
     bind("New task", [{ keys: "p", does: "Write the prompt", run: () => this.prompt?.focus() }], signal);
-    const read = api.get("/templates", { signal });
-    await this.fill(query);
-    const answer = await read;
+    await Promise.all([this.readTemplates(), this.fill(query)]);
     if (signal.aborted) return;
+    this.open();
+    this.view.shown();
+  }
+
+  async readTemplates() {
+    const answer = await api.get("/templates", { signal: this.view.signal });
     this.failed = answer.ok ? null : answer;
     this.templates = answer.ok ? answer.value : [];
+  }
+
+  open() {
     this.loaded = true;
-    this.chooseTemplate(this.fields.template || localStorage.getItem(LAST_TEMPLATE_KEY) || "");
+    if (!this.failed) this.chooseTemplate(this.fields.template || localStorage.getItem(LAST_TEMPLATE_KEY) || "");
     this.draw();
-    this.view.shown();
     this.prompt?.focus();
+  }
+
+  async readAgain() {
+    this.loaded = false;
+    this.draw();
+    await this.readTemplates();
+    if (!this.view.signal.aborted) this.open();
   }
 
   get prompt() {
@@ -69,8 +89,10 @@ class NewTask {
     if (from?.length === 2) {
       const answer = await api.get(api.taskPath({ owner_name: from[0], name: from[1] }), { signal: this.view.signal });
       if (answer.ok) {
-        const { template_name: template, initial_prompt: prompt, labels } = answer.value;
-        Object.assign(this.fields, { template, prompt, labels: Object.entries(labels || {}).map((each) => each.join("=")).join("\n") });
+        const { id, template_id: template, initial_prompt: prompt, labels } = answer.value;
+        const builds = await api.get(`/workspaces/${id}/builds?limit=1`, { signal: this.view.signal }); // which name its preset
+        const preset = (builds.ok && builds.value[0]?.template_version_preset_id) || "";
+        Object.assign(this.fields, { template, preset, prompt, labels: Object.entries(labels || {}).map((each) => each.join("=")).join("\n") });
         this.isLink = true;
         this.isForeign = !history.state?.inside;
       } else this.gone = answer.status === 404 ? `There is no task ${from.join("/")} any more, or you may not see it.` : api.explain(answer);
@@ -91,30 +113,45 @@ class NewTask {
     }
   }
 
-  /** @param {string} name of a template, or its id */
+  /** @param {string} name of a template, or its id, which counts first */
   chooseTemplate(name) {
     const wanted = name.toLowerCase();
-    const found = this.templates.find((each) => each.id === wanted || each.name.toLowerCase() === wanted);
+    const found = this.templates.find((each) => each.id === wanted) || this.templates.find((each) => each.name.toLowerCase() === wanted);
     const chosen = found || (name && this.isLink ? null : this.templates[0]);
     this.missing = !found && this.isLink && this.fields.template ? this.fields.template : "";
-    this.fields.template = chosen?.name || "";
-    this.presets = [];
-    if (chosen) this.loadPresets(chosen);
+    this.fields.template = chosen?.id || "";
+    this.readPresets();
   }
 
   get template() {
-    return this.templates.find((each) => each.name === this.fields.template);
+    return this.templates.find((each) => each.id === this.fields.template);
+  }
+
+  /** Read the presets of the template: a task is not started without the one that it should have. */
+  readPresets() {
+    const { template } = this;
+    this.presets = [];
+    this.presetsFailed = null;
+    const reading = template ? this.loadPresets(template).finally(() => {
+      if (this.readingPresets !== reading) return;
+      this.readingPresets = null;
+      this.draw();
+    }) : null;
+    this.readingPresets = reading;
   }
 
   /** @param {any} template */
   async loadPresets(template) {
     const answer = await api.get(`/templateversions/${template.active_version_id}/presets`, { signal: this.view.signal });
-    if (!answer.ok || this.template?.id !== template.id) return;
+    if (this.template?.id !== template.id) return;
+    if (!answer.ok) {
+      this.presetsFailed = answer;
+      return;
+    }
     this.presets = answer.value;
     const wanted = this.fields.preset.toLowerCase();
     const found = this.presets.find((each) => each.ID === wanted || each.Name.toLowerCase() === wanted) || this.presets.find((each) => each.Default);
     this.fields.preset = found?.ID || "";
-    this.draw();
   }
 
   /**
@@ -138,7 +175,7 @@ class NewTask {
   async submit(event) {
     event.preventDefault();
     const { template, fields } = this;
-    if (this.busy || !template) return;
+    if (this.busy || !template || this.presetsFailed) return;
     const labels = parseLabels(fields.labels);
     this.problems = {};
     if (!fields.prompt.trim()) this.problems.input = "Say what the agent is to do.";
@@ -147,6 +184,11 @@ class NewTask {
     this.busy = true;
     this.failed = null;
     this.draw();
+    await this.readingPresets;
+    if (this.view.signal.aborted || this.presetsFailed || this.template !== template) {
+      this.busy = false;
+      return this.draw();
+    }
     const answer = await api.send("POST", "/tasks/me", {
       template_version_id: template.active_version_id,
       input: fields.prompt,
@@ -198,20 +240,23 @@ class NewTask {
           aria-invalid=${problems.input ? "true" : nothing} aria-describedby=${problems.input ? "problem-input" : nothing} @input=${on("prompt")} @keydown=${submitOnEnter}></textarea>
         ${problem("input")}${size > MAX_PROMPT * 0.9 ? html`<small class=${size > MAX_PROMPT ? "problem" : ""}>${bytes(size)} of ${bytes(MAX_PROMPT)}</small>` : nothing}</label>
       ${this.templateField(on("template"))}
+      ${this.presetsFailed ? html`<p class="notice bad" role="alert">The presets of the template could not be read. ${api.explain(this.presetsFailed)}
+        <button type="button" class="link" @click=${() => { this.readPresets(); this.draw(); }}>Try again</button></p>` : nothing}
       ${this.presets.length ? html`<fieldset class="field"><legend>Preset</legend><div class="segments">
         ${this.presets.map((each) => html`<label title=${each.Parameters.map((/** @type {any} */ one) => `${one.Name}: ${one.Value}`).join("\n")}>
           <input type="radio" name="preset" value=${each.ID} .checked=${live(each.ID === fields.preset)} @change=${on("preset")}><span>${each.Name}</span></label>`)}</div></fieldset>` : nothing}
       <details class="more-fields" ?open=${Boolean(fields.display_name || fields.name || fields.labels)}><summary>Name and labels</summary><div class="more-grid">
         <label class="field"><span>Title</span><input id="display_name" type="text" maxlength="64" placeholder="from the prompt" .value=${live(fields.display_name)}
-          aria-invalid=${problems.display_name ? "true" : nothing} @input=${on("display_name")}>${problem("display_name")}</label>
+          aria-invalid=${problems.display_name ? "true" : nothing} aria-describedby=${problems.display_name ? "problem-display_name" : nothing} @input=${on("display_name")}>${problem("display_name")}</label>
         <label class="field"><span>Name</span><input id="name" type="text" maxlength="32" spellcheck="false" autocapitalize="none" placeholder="generated" .value=${live(fields.name)}
-          aria-invalid=${problems.name ? "true" : nothing} @input=${on("name")}>${problem("name")}<small>In addresses and commands: letters, digits, hyphens.</small></label>
+          aria-invalid=${problems.name ? "true" : nothing} aria-describedby=${problems.name ? "problem-name name-help" : "name-help"} @input=${on("name")}>${problem("name")}<small id="name-help">In addresses and commands: letters, digits, hyphens.</small></label>
         <label class="field wide-field"><span>Labels</span><textarea id="labels" class="mono" rows="2" spellcheck="false" placeholder="repo=acme/app" .value=${live(fields.labels)}
-          aria-invalid=${problems.labels ? "true" : nothing} @input=${on("labels")}></textarea>${problem("labels")}</label>
+          aria-invalid=${problems.labels ? "true" : nothing} aria-describedby=${problems.labels ? "problem-labels" : nothing} @input=${on("labels")}></textarea>${problem("labels")}</label>
       </div></details>
-      ${this.failed ? html`<div class="notice bad" role="alert"><b>${this.failed.message}</b>${this.failed.detail ? html`<br>${this.failed.detail}` : nothing}</div>` : nothing}
+      ${this.failed ? html`<div class="notice bad" role="alert"><b>${this.failed.message}</b>${this.failed.detail ? html`<br>${this.failed.detail}` : nothing}${this.templates.length ? nothing : html`
+        <br><button type="button" class="link" @click=${() => this.readAgain()}>Try again</button>`}</div>` : nothing}
       <div class="acts"><span class="faint small keyboard"><kbd>Ctrl</kbd> <kbd>⏎</kbd></span>
-        <button class="button go" ?disabled=${this.busy || !this.template || size > MAX_PROMPT}>${this.busy ? "Starting…" : "Start task"}</button></div>
+        <button class="button go" ?disabled=${this.busy || !this.template || this.readingPresets || this.presetsFailed || size > MAX_PROMPT}>${this.busy ? "Starting…" : "Start task"}</button></div>
     </form>`;
   }
 
@@ -221,10 +266,10 @@ class NewTask {
     if (this.templates.length > MAX_CARDS) {
       return html`<label class="field"><span>Template</span><select @change=${on}>
         ${this.fields.template ? nothing : html`<option value="" selected>Choose…</option>`}
-        ${this.templates.map((each) => html`<option value=${each.name} .selected=${each.name === this.fields.template}>${each.display_name || each.name}${many ? ` (${each.organization_display_name})` : ""}</option>`)}</select></label>`;
+        ${this.templates.map((each) => html`<option value=${each.id} .selected=${each.id === this.fields.template}>${each.display_name || each.name}${many ? ` (${each.organization_display_name})` : ""}</option>`)}</select></label>`;
     }
     return html`<fieldset class="field"><legend>Template</legend><div class="choices">
-      ${this.templates.map((each) => html`<label class="choice"><input type="radio" name="template" value=${each.name} .checked=${live(each.name === this.fields.template)} @change=${on}>
+      ${this.templates.map((each) => html`<label class="choice"><input type="radio" name="template" value=${each.id} .checked=${live(each.id === this.fields.template)} @change=${on}>
         <span><b>${each.display_name || each.name}</b><small>${many ? `${each.organization_display_name} · ` : ""}${each.description || each.name}</small></span></label>`)}</div></fieldset>`;
   }
 }
