@@ -116,8 +116,8 @@ async def test_two_people_see_each_others_answer(board: Board) -> None:
     await carols.click(".agent-asks .answer-options button", "No")
     await alices.tab.until("!document.querySelector('.agent-asks')")
     await alices.sees("carol answered: No · “May I push?” · the agent does not have it yet", ".conversation")
-    await alices.sees("Carol answered “May I push?”: No", ".timeline")
-    await carols.sees("Carol answered “May I push?”: No", ".timeline")
+    await alices.sees("carol answered “May I push?”: No", ".timeline")
+    await carols.sees("carol answered “May I push?”: No", ".timeline")
     await alices_home.sees("Nothing needs you", "h1")
     fields: dict[str, Any] = {"kind": "approval", "options": OPTIONS, "title": "May I push?"}
     await closed(harness, task_id, first, state="answered", option_id="no", **fields)
@@ -223,7 +223,7 @@ async def test_a_reload_shows_what_is_still_open(board: Board) -> None:
     await page.tab.until(f"{READY} && document.querySelector('.agent-asks')")
     assert (await harness.alice.post(f"/tasks/me/{task_id}/pause")).status_code == 202
     await page.tab.until("!document.querySelector('.agent-asks')")
-    await page.sees("Alice paused the task", ".timeline")
+    await page.sees("alice paused the task", ".timeline")
     assert page.tab.errors == []
 
 

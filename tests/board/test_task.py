@@ -10,7 +10,7 @@ import pytest
 
 from tests.board.pages import Board, Page
 from tests.harness.conversation import CONVERSATION, converse, said, tool
-from tests.harness.worker import build_report, make_report
+from tests.harness.worker import bring_to_status, build_report, make_report
 
 pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time to start
 HOSTILE = "<img src=x onerror=alert(1)> <b>bold</b> `code` </script><script>alert(2)</script>"
@@ -129,7 +129,7 @@ async def test_everything_can_be_done_with_the_keyboard(board: Board) -> None:
     await tab.type("Mind the tests")
     await page.sees("Queued", ".toast")
     await page.sees("Mind the tests", ".said.queued")
-    await page.sees("Alice sent an input", ".timeline")
+    await page.sees("alice sent an input", ".timeline")
     await tab.press("Escape")
     await tab.press("e", "p")  # e does nothing: only the prompt of a paused task can be changed
     await tab.until("document.querySelector('dialog[open]')")
@@ -243,6 +243,192 @@ async def offered(page: Page) -> list[str]:
     return found
 
 
+SENDING = """window.sent = 0, window.real = fetch, window.held = new Promise((go) => (window.release = go));
+window.fetch = async (...given) => {
+    if (String(given[0]).endsWith('/send')) { sent += 1; await held; }
+    return real(...given);
+}, 0"""
+"""Holds messages back until ``release`` is called, and counts them in ``sent``."""
+
+
+async def test_a_message_is_sent_once(board: Board) -> None:
+    """Enter that is pressed twice, or held down, sends what is written once; on a phone Enter begins a line."""
+    task_id = (await board.harness.active(name="once-only", display_name="Once only"))["id"]
+    await status(board, task_id, "idle", "Ready")
+    page = await open_task(board, "once-only")
+    await page.tab.evaluate(SENDING)
+    await page.tab.press("m")
+    await page.tab.until("document.activeElement.name === 'input'")
+    await page.tab.insert("Only this once")
+    held = {"key": "Enter", "windowsVirtualKeyCode": 13, "text": "\r", "autoRepeat": True}
+    await page.tab.call("Input.dispatchKeyEvent", type="keyDown", **held)
+    assert await page.tab.evaluate("sent") == 0
+    await page.tab.press("Enter", "Enter")
+    await page.tab.until("document.querySelector('.composer[data-busy]')")
+    await page.click(".composer button", "Send")
+    assert await page.tab.evaluate("sent") == 1
+    await page.tab.evaluate("release(), 0")
+    await page.tab.until("document.querySelector('.composer textarea').value === ''")
+    explained = (await board.harness.alice.get("/tasks/me/once-only/events")).json()
+    assert [each["input"] for each in explained["actions"]] == ["Only this once"]
+    await page.tab.call("Emulation.setTouchEmulationEnabled", enabled=True)
+    await page.tab.resize(390, 844, mobile=True)
+    await page.tab.until("matchMedia('(hover: none) and (pointer: coarse)').matches")
+    await page.tab.insert("One line")
+    await page.tab.press("Enter")
+    await page.tab.insert("and another")
+    assert await page.tab.evaluate("document.querySelector('.composer textarea').value") == "One line\nand another"
+    assert await page.tab.evaluate("sent") == 1
+    await page.click(".composer button", "Send")
+    await page.tab.until("sent === 2 && document.querySelector('.composer textarea').value === ''")
+    assert page.tab.errors == []
+
+
+async def test_what_could_not_be_read_is_read_again(board: Board) -> None:
+    """The page becomes whole by itself, without any change of its task, when it begins and later."""
+    harness = board.harness
+    task_id = uuid.UUID((await harness.active(name="outage", display_name="Outage"))["id"])
+    await status(board, str(task_id), "idle", "Before it")
+    page = await board.open("/new")
+    await page.tab.resize(1280, 900)
+    await page.tab.call("Network.enable")
+    await page.tab.call("Network.setBlockedURLs", urls=["*/explain", "*/durations"])
+    await page.go("/tasks/alice/outage")
+    await page.sees("Before it", ".now")
+    await page.sees("The agent is ready", ".timeline")
+    assert not await page.tab.evaluate(f"{READY} !== null")
+    await page.tab.call("Network.setBlockedURLs", urls=[])
+    await page.tab.until(READY)
+    await page.sees("In ", ".side")
+    await page.tab.call("Network.setBlockedURLs", urls=["*/explain"])
+    await harness.worker.report(make_report("agent.exit", task_id, why="exited", status=3, build_number=1))
+    await page.sees("Exited with status 3", ".ended")
+    await page.sees("exited", ".timeline")
+    assert await offered(page) == ["Pause"]
+    await page.tab.call("Network.setBlockedURLs", urls=[])
+    await page.tab.until("document.querySelector('.task-actions').innerText.includes('Resume')")
+    assert page.tab.errors == []
+
+
+async def test_a_task_that_is_gone_stays_so(board: Board) -> None:
+    """Its page says that it was deleted, follows nothing any more, and its shortcuts are gone with it."""
+    await board.harness.active(name="to-go", display_name="To go")
+    page = await open_task(board, "to-go")
+    assert (await board.harness.alice.delete("/tasks/me/to-go")).status_code == 202
+    await page.sees("The task was deleted.")
+    await page.tab.press("p", "?")
+    await page.sees("Everywhere", "dialog")
+    assert "This task" not in await page.text("dialog")
+    assert "The task was deleted." in await page.text()
+    assert "There is no such task" not in await page.text()
+    assert page.tab.errors == []
+
+
+async def test_what_the_page_shows_can_be_had_elsewhere(board: Board) -> None:
+    """Each part has its raw JSON, its curl and its command: what is asked, the time, builds and their logs."""
+    task_id = uuid.UUID((await board.harness.active(name="sources", display_name="Sources"))["id"])
+    report = {"request_id": str(uuid.uuid4()), "kind": "question", "title": "Which?", "state": "open"}
+    await board.harness.worker.report(make_report("agent.request", task_id, build_number=1, **report))
+    page = await open_task(board, "sources")
+    await page.sees("Which?", ".agent-asks")
+    await page.click(".builds summary", "Start 1")
+    await page.sees("The workspace is running.", ".build-log")
+    shown = {
+        "What it asks": ("taskherd requests --query 'owner:alice name:sources'", "/tasks/alice/sources/requests"),
+        "Time": ("taskherd task events alice/sources", "/tasks/alice/sources/durations"),
+        "Starts and stops": ("taskherd task events alice/sources", f"/workspaces/{task_id}/builds"),
+        "Start 1, log": ("/workspacebuilds/",),
+    }
+    for name, texts in shown.items():
+        await page.tab.evaluate(f"document.querySelector('[aria-label=\"Commands and raw JSON: {name}\"]').click()")
+        await page.tab.until("document.querySelector('dialog .raw')")
+        for text in texts:
+            await page.sees(text, "dialog")
+        await page.tab.press("Escape")
+        await page.tab.until("!document.querySelector('dialog')")
+    assert page.tab.errors == []
+
+
+async def test_the_log_of_a_build_goes_on(board: Board) -> None:
+    """What is unfolded follows its build; what cannot be read says so, and is read with the next change."""
+    harness = board.harness
+    task_id = uuid.UUID((await harness.create(name="follows", display_name="Follows"))["id"])
+    await harness.worker.report(build_report(task_id, 1, "start", "running", runner="r1"))
+    page = await open_task(board, "follows")
+    await page.tab.until("document.querySelector('.builds')?.innerText.includes('running')")
+    await page.tab.evaluate(HOLDING_LOGS)
+    await page.click(".builds summary", "Start 1")
+    await page.sees("Reading its log…", ".builds")
+    await page.tab.evaluate("release(), 0")
+    await page.tab.until("document.querySelector('.build-log, .builds details p')?.innerText !== 'Reading its log…'")
+    assert "The workspace is running." not in await page.text(".builds")
+    await page.tab.call("Network.enable")
+    await page.tab.call("Network.setBlockedURLs", urls=["*/workspaceagents/*"])
+    await harness.worker.make_active(task_id)
+    await page.sees("The workspace is running.", ".build-log")
+    await page.sees("The server cannot be reached.", ".builds .problem")
+    await page.tab.call("Network.setBlockedURLs", urls=[])
+    await status(board, str(task_id), "idle", "Here")
+    await page.sees("Agent is ready", ".build-log")
+    await page.tab.until("!document.querySelector('.builds .problem')")
+    lines = (await page.text(".build-log")).splitlines()
+    assert len(lines) == len(set(lines))
+    assert page.tab.errors == []
+
+
+HOLDING_LOGS = """window.held = new Promise((go) => (window.release = go)), window.real = fetch;
+window.fetch = async (...given) => {
+    if (String(given[0]).includes('/workspacebuilds/')) await held;
+    return real(...given);
+}, 0"""
+"""Holds the logs of builds back until ``release`` is called."""
+
+
+async def test_keys_that_can_do_nothing_say_why(board: Board) -> None:
+    """Each names its reason, instead of leaving open whether it was pressed; screen readers hear a new state."""
+    task_id = uuid.UUID((await board.harness.create(name="idle-keys", display_name="Idle keys"))["id"])
+    page = await open_task(board, "idle-keys")
+    reasons = {
+        "p": "Its workspace is being started or stopped",
+        "r": "Its workspace is being started or stopped",
+        "i": "There is nothing to interrupt",
+        "e": "The prompt can be edited while the task is paused.",
+        "o": "It has named no pull request",
+        "a": "It asks nothing now.",
+    }
+    for key, reason in reasons.items():
+        await page.tab.press(key)
+        await page.sees(reason, ".toast")
+    await board.harness.worker.make_active(task_id)
+    await status(board, str(task_id), "working", "Typing")
+    await page.tab.until("document.getElementById('live').textContent === 'working: Typing'")
+    await page.tab.until("document.querySelector('.log').getAttribute('aria-live') === 'polite'")
+    await page.tab.press("r")
+    await page.sees("Its agent runs already.", ".toast")
+    assert page.tab.errors == []
+
+
+async def test_a_prompt_that_is_refused_is_not_lost(board: Board) -> None:
+    """The dialog is there again with the reason and what was written, until it is saved or given up."""
+    harness = board.harness
+    task_id = await bring_to_status(harness.worker, "paused", uuid.UUID((await harness.create(name="edit-me"))["id"]))
+    page = await open_task(board, "edit-me")
+    await page.tab.call("Network.enable")
+    await page.tab.call("Network.setBlockedURLs", urls=["*/input"])
+    await page.tab.press("e")
+    await page.tab.until("document.activeElement?.name === 'text'")
+    await page.tab.insert(" Written with care")
+    await page.tab.press("Enter", ctrl=True)
+    await page.sees("The server cannot be reached.", "dialog .problem")
+    assert await page.violations() == []
+    await page.tab.call("Network.setBlockedURLs", urls=[])
+    await page.tab.until("document.activeElement?.value?.endsWith('Written with care')")
+    await page.tab.press("Enter", ctrl=True)
+    await page.sees("The prompt was changed.", ".toast")
+    assert (await harness.get(str(task_id)))["initial_prompt"].endswith("Written with care")
+    assert page.tab.errors == []
+
+
 async def test_the_exact_time_is_there_for_who_looks_closer(board: Board) -> None:
     """Times get their title only when the pointer or the focus reaches them: formatting all of a page takes long."""
     task = await board.harness.active(name="timed", display_name="On time")
@@ -257,6 +443,54 @@ async def test_the_exact_time_is_there_for_who_looks_closer(board: Board) -> Non
     await page.tab.evaluate("document.querySelector('.builds summary').focus()")
     await page.tab.until(f"({exact})('.builds')")
     assert await page.tab.evaluate("document.querySelectorAll('time-ago[title]').length") == 2
+    assert page.tab.errors == []
+
+
+async def test_what_is_in_titles_is_there_for_a_finger_too(board: Board) -> None:
+    """The parts of the usage are shown, and a tap on a time shows the exact one; a silent machine has its name."""
+    harness = board.harness
+    task_id = uuid.UUID((await harness.active(name="fingers", display_name="Fingers"))["id"])
+    used = {
+        "input_tokens": 1_200,
+        "output_tokens": 300,
+        "cache_read_tokens": 50,
+        "cost": {"amount": "0.1", "currency": "USD"},
+    }
+    await harness.worker.report(make_report("agent.usage", task_id, build_number=1, **used))
+    await status(board, str(task_id), "working", "Tapping")
+    page = await open_task(board, "fingers")
+    await page.sees("1.2K in, 300 out, 50 cached", ".facts")
+    await page.sees("ago", ".facts")
+    await page.tab.evaluate("[...document.querySelectorAll('.facts time-ago')].forEach((each) => each.click())")
+    await page.tab.until(
+        "[...document.querySelectorAll('.facts time-ago')].every((each) => /20[0-9]{2}/.test(each.innerText))"
+    )
+    await page.tab.evaluate("document.querySelector('.facts time-ago').click()")
+    await page.tab.until("document.querySelector('.facts time-ago').innerText.includes('ago')")
+    await harness.worker.report(make_report("agent.disconnected", task_id, build_number=1))
+    await page.sees("Its machine, r1, is silent. Last: Tapping", ".now")
+    assert page.tab.errors == []
+
+
+async def test_the_bar_of_time_goes_on(board: Board) -> None:
+    """Between two reads the state that goes on grows as the whole does, also if the task was in it before."""
+    await board.harness.active(name="grows", display_name="Grows")
+    page = await open_task(board, "grows")
+    shown = """(async () => {
+        const at = (seconds) => new Date(Date.now() - 1000 * seconds).toISOString();
+        const vendored = new URL('vendor/lit-html/lit-html.js', document.querySelector('link[href$="task.css"]').href);
+        const { render } = await import(vendored);
+        const spans = [['working', 900, 600], ['idle', 600, 500], ['working', 500, 0]].map(([state, from, to]) => (
+            {state, since: at(from), until: to ? at(to) : null}));
+        const totals = [{state: 'working', seconds: 700}, {state: 'idle', seconds: 100}];
+        const root = document.createElement('div');
+        render(module.spentView({since: at(900), now: at(100), totals, spans}), root);
+        return root.textContent;
+    })()"""
+    text = await with_module(page, "task/spent.js", shown)
+    assert "In 15 min" in text
+    assert "13 min working" in text
+    assert "1 min idle" in text
     assert page.tab.errors == []
 
 
@@ -278,7 +512,7 @@ async def test_the_timeline_says_in_plain_words_what_happened(board: Board) -> N
     await page.tab.press("m")
     await page.tab.insert("Go on")
     await page.tab.press("Enter")
-    await page.sees("Alice sent an input", ".timeline")
+    await page.sees("alice sent an input", ".timeline")
     await page.tab.until("document.querySelector('.timeline .quote + p span').title === 'sent'")
     await page.sees("On its way to the agent", ".timeline")
     assert page.tab.errors == []
@@ -309,8 +543,8 @@ async def test_two_people_see_what_the_other_does(board: Board) -> None:
         await page.sees("Resume", ".task-actions")
         await page.sees("Resume the task", ".side")
     await carols.click(".task-actions button", "Resume")
-    await alices.sees("Carol resumed the task", ".timeline")
-    await carols.sees("Carol resumed the task", ".timeline")
+    await alices.sees("carol resumed the task", ".timeline")
+    await carols.sees("carol resumed the task", ".timeline")
     await harness.worker.make_active(task_id, 2)
     await alices.tab.until(
         "![...document.querySelectorAll('.task-actions button')].some((b) => b.innerText === 'Resume')"

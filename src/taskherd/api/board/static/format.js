@@ -157,6 +157,8 @@ const FORMS = { ago, age, clock, exact };
 class TimeAgo extends HTMLElement {
   static observedAttributes = ["at", "form"];
 
+  isExact = false;
+
   connectedCallback() {
     shown.add(this);
     this.update();
@@ -174,7 +176,7 @@ class TimeAgo extends HTMLElement {
     const at = this.getAttribute("at") || "";
     const isTime = !Number.isNaN(Date.parse(at));
     const form = /** @type {keyof typeof FORMS} */ (this.getAttribute("form") || "ago");
-    const text = isTime ? FORMS[form](at) : "";
+    const text = isTime ? FORMS[this.isExact ? "exact" : form](at) : "";
     if (this.textContent !== text) this.textContent = text;
     if (this.title) this.explain();
   }
@@ -193,6 +195,11 @@ document.addEventListener("pointerover", ({ target }) => target instanceof TimeA
 document.addEventListener("focusin", ({ target }) => {
   const within = /** @type {NodeListOf<TimeAgo>} */ (/** @type {Element} */ (target).querySelectorAll("time-ago"));
   within.forEach((each) => each.explain());
+});
+document.addEventListener("click", ({ target }) => { // a finger cannot point
+  if (!(target instanceof TimeAgo) || target.closest("a, button, summary, label")) return;
+  target.isExact = !target.isExact;
+  target.update();
 });
 document.addEventListener("visibilitychange", () => shown.forEach((each) => each.update()));
 customElements.define("time-ago", TimeAgo);

@@ -25,9 +25,10 @@ const WORKSPACE = /** @type {Record<string, [string, string]>} */ ({ // the word
 /**
  * Say how a task shows.
  * @param {any} task a task document
+ * @param {string} [runner] the name of its machine, where that is known
  * @returns {Shown}
  */
-export function describe(task) {
+export function describe(task, runner = "") {
   const { status, current_state: state, workspace_agent_health: health, agent_exit: exit } = task;
   const message = firstLine(state?.message);
   if (task.requests_open) {
@@ -37,7 +38,7 @@ export function describe(task) {
   }
   if (task.queue) return shown("queued", "paused", false, queued(task.queue), task.queue.since);
   if (isLost(task)) {
-    return shown("lost", "lost", false, `Its machine is silent. ${message && `Last: ${message}`}`.trim(), exit?.at || task.updated_at);
+    return shown("lost", "lost", false, `${machine(runner)} is silent. ${message && `Last: ${message}`}`.trim(), exit?.at || task.updated_at);
   }
   if (isFailed(task)) return shown("failed", "failed", false, failure(task), exit?.at || state?.timestamp || task.updated_at);
   const workspace = WORKSPACE[task.workspace_status];
@@ -74,6 +75,11 @@ export function describe(task) {
  */
 function shown(word, color, live, says, since) {
   return { word, color, live, says, since: since || "" };
+}
+
+/** @param {string} runner */
+function machine(runner) {
+  return runner ? `Its machine, ${runner},` : "Its machine";
 }
 
 /** @param {any} task */
@@ -145,20 +151,23 @@ function failure(task) {
   return message || sentence(task.workspace_agent_health?.reason || "") || "Its build failed";
 }
 
-/** @param {any} exit */
-export function exitSays(exit) {
+/**
+ * @param {any} exit
+ * @param {string} [runner] the name of its machine, where that is known
+ */
+export function exitSays(exit, runner = "") {
   const words = lastLine(exit.words);
-  const how = EXITS[exit.why]?.(exit) || `The agent ended: ${exit.why}`;
+  const how = EXITS[exit.why]?.(exit, runner) || `The agent ended: ${exit.why}`;
   return words ? `${how}: ${words}` : how;
 }
 
-/** @type {Record<string, (exit: any) => string>} */
+/** @type {Record<string, (exit: any, runner: string) => string>} */
 const EXITS = {
   exited: (exit) => (exit.status ? `Exited with status ${exit.status}` : "Exited"),
   signalled: (exit) => `Killed by signal ${exit.signal}`,
   out_of_memory: () => "Ran out of memory",
   timeout: () => "Reached its time limit",
-  lost: () => "Its machine is silent",
+  lost: (_exit, runner) => `${machine(runner)} is silent`,
   stopped: () => "Stopped",
   interrupted: () => "Interrupted",
   not_started: () => "Could not be started",

@@ -2,7 +2,7 @@
 // One task: what it does now, the conversation as it happens, what it asks, and everything that people do about it.
 import * as api from "../api.js";
 import * as attention from "../attention.js";
-import { showFeedState, toast } from "../dialog.js";
+import { announce, showFeedState, toast } from "../dialog.js";
 import * as feed from "../feed.js";
 import { link } from "../format.js";
 import * as keys from "../keys.js";
@@ -21,6 +21,9 @@ import { spentView } from "../task/spent.js";
 import { Timeline } from "../task/timeline.js";
 
 const DETAILS_EVERY = 2_000; // milliseconds between two reads of what stands beside the conversation
+const MOST_BETWEEN = 30_000; // milliseconds, as above, after reads that failed
+const GONE_AFTER = 1_000; // milliseconds that the change which ended the stream may take; changes are merged for a while
+const PASSING = /^(0|429|5\d\d)$/; // statuses of failures that may be over soon
 const WIDE = matchMedia("(min-width: 961px)");
 
 /** @type {import("../router.js").Page} */
@@ -32,6 +35,8 @@ class TaskPage {
   /** @param {import("../router.js").View} view */
   constructor(view) {
     this.view = view;
+    this.open = new AbortController(); // until the page is left, or its task is gone
+    view.signal.addEventListener("abort", () => this.open.abort(), { once: true });
     this.path = `/tasks/${encodeURIComponent(view.params.user)}/${encodeURIComponent(view.params.task)}`;
     this.cliName = quote(`${view.params.user}/${view.params.task}`);
     /** @type {any} */
@@ -44,19 +49,22 @@ class TaskPage {
     /** @type {import("../task/spent.js").Durations | null} */
     this.durations = null;
     this.timeline = new Timeline();
-    this.builds = new Builds(() => this.render());
+    this.builds = new Builds({ signal: this.open.signal, redraw: () => this.render(), more: () => this.readSoon() });
     this.ended = ""; // why there is nothing to show any more
     this.readAt = 0;
+    this.wait = DETAILS_EVERY;
+    this.isStale = false; // something could not be read
+    this.requestsAsked = this.requestsTaken = 0; // which reads of the requests were begun, and taken: a later one is not overwritten
     this.timer = 0;
     this.reading = false;
     this.renderFrame();
     this.conversation = new Conversation(/** @type {HTMLElement} */ (view.root.querySelector(".conversation-log")), {
-      path: this.path, signal: view.signal, onRead: () => this.opened(),
+      path: this.path, signal: this.open.signal, onRead: () => this.opened(),
     });
   }
 
   start() {
-    const { signal } = this.view;
+    const { signal } = this.open;
     this.view.setTitle(this.view.params.task);
     signal.addEventListener("abort", () => clearTimeout(this.timer), { once: true });
     feed.follow({
@@ -66,14 +74,17 @@ class TaskPage {
       onChanges: (changes) => changes.forEach((change) => this.changed(change)),
       onLive: () => this.readSoon(),
       onOther: (event, data) => event === "task.logs" && this.conversation.receive(data),
-      onState: showFeedState,
-      onRefused: ({ status, message }) => this.end(status === 404 ? "There is no such task, or you may not see it." : message),
+      onState: (state) => {
+        showFeedState(state);
+        if (state === "live" && this.isStale) this.readNow();
+      },
+      onRefused: (failed) => this.refused(failed),
     });
     this.conversation.start();
     keys.bind("This task", [
       ...ACTIONS.map((action) => ({ keys: action.key, does: action.label.replace("…", ""), run: () => this.run(action) })),
       { keys: "m", does: "Say something to the agent", run: () => this.focus(".composer textarea") },
-      { keys: "a", does: "Answer what it asks", run: () => this.focus(".answer button, .answer textarea") },
+      { keys: "a", does: "Answer what it asks", run: () => this.focus(".answer button, .answer textarea", "It asks nothing now.") },
       { keys: "x", does: "Unfold or fold all tool calls", run: () => this.conversation.toggleAll() },
       { keys: "o", does: "Open its pull request", run: () => this.openLink() },
       { keys: "G", does: "Go to the end of the conversation", run: () => this.conversation.toEnd() },
@@ -101,6 +112,8 @@ class TaskPage {
   changed({ kind, task: document_, fields }) {
     if (kind === "deleted") return this.end("The task was deleted.");
     const before = this.task;
+    const [shown, now] = [before && describe(before), describe(document_)];
+    if (shown && shown.word !== now.word) announce(`${now.word}: ${now.says}`);
     this.task = document_;
     this.view.setTitle(title(document_));
     attention.changed();
@@ -109,20 +122,34 @@ class TaskPage {
     this.readSoon();
   }
 
+  /** @param {{status: number, message: string}} failed why the stream of the task cannot be opened, or not again */
+  refused({ status, message }) {
+    if (status !== 404) return this.end(message);
+    if (!this.task) return this.end("There is no such task, or you may not see it.");
+    setTimeout(() => this.end("The task is gone, or you may not see it any more."), GONE_AFTER); // if no change says that it was deleted
+  }
+
   /** @param {string} reason */
   end(reason) {
+    if (this.ended) return;
     this.ended = reason;
+    this.open.abort();
+    showFeedState("ended");
     this.view.setTitle(this.task ? title(this.task) : "Not found");
     render(html`<div class="empty"><h1>${this.task ? title(this.task) : this.view.params.task}</h1><p>${reason}</p>
       <p><a class="button" href="/tasks">Go to the tasks</a> <a class="button" href="/deleted">Deleted tasks</a></p></div>`, this.view.root);
     this.view.root.dataset.ready = "";
   }
 
+  /** Read what the agent asks, or did. */
   async readRequests() {
-    const answer = await api.get(`${this.path}/requests`, { signal: this.view.signal, cached: false });
-    if (!answer.ok || this.ended) return;
+    const number = (this.requestsAsked += 1);
+    const answer = await api.get(`${this.path}/requests`, { signal: this.open.signal, cached: false });
+    if (!answer.ok || this.ended || number < this.requestsTaken) return answer;
+    this.requestsTaken = number;
     this.requests = new Map(answer.value.requests.map((/** @type {any} */ each) => [each.id, each]));
     this.render();
+    return answer;
   }
 
   /** Read what stands beside the conversation, at most every two seconds. */
@@ -131,7 +158,15 @@ class TaskPage {
       this.readAgain = true;
       return;
     }
-    this.timer = setTimeout(() => this.read(), Math.max(0, this.readAt + DETAILS_EVERY - Date.now()));
+    this.timer = setTimeout(() => this.read(), Math.max(0, this.readAt + this.wait - Date.now()));
+  }
+
+  /** The same after reads that failed, without waiting for longer and longer. */
+  readNow() {
+    clearTimeout(this.timer);
+    this.timer = 0;
+    this.wait = DETAILS_EVERY;
+    this.readSoon();
   }
 
   async read() {
@@ -139,35 +174,43 @@ class TaskPage {
     this.readAt = Date.now();
     this.reading = true;
     this.readAgain = false;
-    const { signal } = this.view;
-    const [explained, events, durations, builds] = await Promise.all([
+    const { signal } = this.open;
+    const answers = await Promise.all([
       api.get(`${this.path}/explain`, { signal, cached: false }),
       api.get(`${this.path}/events?after=${this.timeline.position}&limit=500&newest=true`, { signal, cached: false }),
       api.get(`${this.path}/durations`, { signal, cached: false }),
-      api.get(`/workspaces/${this.task?.id}/builds?limit=20`, { signal, cached: false }),
+      api.get(`/workspaces/${this.task?.id}/builds?limit=${this.builds.limit}`, { signal, cached: false }),
       this.readRequests(),
     ]);
     this.reading = false;
-    if (signal.aborted || this.ended) return;
+    if (signal.aborted) return;
+    const [explained, events, durations, builds] = answers;
     if (explained.ok) this.explained = explained.value;
     if (events.ok) this.timeline.add(events.value);
     if (durations.ok) this.durations = durations.value;
-    if (builds.ok) this.builds.builds = builds.value;
+    if (builds.ok) this.builds.set(builds.value);
+    this.isStale = answers.some((each) => PASSING.test(String(each.ok ? 200 : each.status)));
+    this.wait = this.isStale ? Math.min(2 * this.wait, MOST_BETWEEN) : DETAILS_EVERY;
     this.render();
     this.opened();
-    if (this.readAgain) this.readSoon();
+    if (this.readAgain || this.isStale) this.readSoon();
   }
 
   /** @param {import("../task/actions.js").Action} action */
   run(action) {
-    if (!this.task || !action.may(this.task, this.explained)) return;
+    if (!this.task) return;
+    if (!action.may(this.task, this.explained)) return toast(action.unless?.(this.task, this.explained) || `${action.label.replace("…", "")}: not now.`);
     const context = { task: this.task, path: this.path, changed: () => this.readSoon(), gone: () => { toast(`${title(this.task)} was deleted.`); router.go("/tasks"); } };
     action.run(context);
   }
 
-  /** @param {string} selector */
-  focus(selector) {
+  /**
+   * @param {string} selector
+   * @param {string} [missing] what to say if nothing is there
+   */
+  focus(selector, missing) {
     const found = /** @type {HTMLElement | null} */ (this.view.root.querySelector(selector));
+    if (!found && missing) toast(missing);
     found?.focus();
     found?.scrollIntoView({ block: "nearest" });
   }
@@ -175,6 +218,7 @@ class TaskPage {
   openLink() {
     const found = link(this.task?.current_state?.uri);
     if (found) open(found.href, "_blank", "noopener,noreferrer");
+    else toast("It has named no pull request, nor another link.");
   }
 
   source() {
@@ -211,12 +255,14 @@ class TaskPage {
     const shown = /** @type {import("../task/requests.js").AgentRequest[]} */ (ids.map((id) => this.requests.get(id)).filter(Boolean));
     const pending = [...this.requests.values()].filter((each) => each.state === "answered" && !each.closed_at && !each.answer.delivered_at && !ids.includes(each.id));
     if (!shown.length) return pendingAnswers(pending);
-    const answered = () => { this.readRequests(); attention.changed(); };
-    return html`${pendingAnswers(pending)}${requestCards(shown, { heldBack: this.asked.heldBack, path: this.path, answered, left: () => this.render() })}`;
+    const { user, task: name } = this.view.params;
+    const cli = `requests --query ${quote(`owner:${user} name:${name}`)}`;
+    const answered = () => { this.readRequests(); this.readSoon(); attention.changed(); };
+    return html`${pendingAnswers(pending)}${requestCards(shown, { heldBack: this.asked.heldBack, path: this.path, cli, answered, left: () => this.render() })}`;
   }
 
   head() {
-    const shown = describe(this.task);
+    const shown = describe(this.task, this.explained?.runner);
     const pull = link(this.task.current_state?.uri);
     const may = ACTIONS.filter((each) => each.may(this.task, this.explained));
     const prompt = this.task.initial_prompt;
@@ -239,7 +285,7 @@ class TaskPage {
     if (working) return html`<p class="doing"><i class="dot working live"></i>${prose(describe(this.task).says)}</p>`;
     if (!exit || exit.why === "stopped") return nothing;
     const { color } = describe(this.task);
-    return html`<section class="ended ${color}" aria-label="How it ended"><h2><i class="dot"></i>${exitSays({ ...exit, words: "" })} <time-ago class="faint tiny" at=${exit.at}></time-ago></h2>
+    return html`<section class="ended ${color}" aria-label="How it ended"><h2><i class="dot"></i>${exitSays({ ...exit, words: "" }, this.explained?.runner)} <time-ago class="faint tiny" at=${exit.at}></time-ago></h2>
       ${exit.words ? html`<pre>${exit.words}</pre>` : nothing}
       ${this.explained?.resume.value ? html`<p class="soft small">Resume starts its agent again in the same workspace.</p>` : nothing}</section>`;
   }
@@ -249,10 +295,10 @@ class TaskPage {
       <section><div class="side-head"><h2>${name}</h2>${sourceButton({ title: name, ...source })}</div>${content}</section>`);
     const { path, cliName: name } = this;
     return html`<details class="side" ?open=${WIDE.matches}><summary>About this task</summary>
-      ${this.durations ? part("Time", spentView(this.durations), { path: `${path}/durations` }) : nothing}
+      ${this.durations ? part("Time", spentView(this.durations), { path: `${path}/durations`, cli: [`task events ${name}`] }) : nothing}
       ${part("Facts", factsView(this.task, this.explained), { path, cli: [`task show ${name}`] })}
       ${part("Why", whyView(this.explained, this.task), { path: `${path}/explain`, cli: [`task explain ${name}`] })}
       ${part("Timeline", this.timeline.view(() => this.render()), { path: `${path}/events?newest=true`, cli: [`task events ${name}`] })}
-      ${this.builds.builds.length ? part("Starts and stops", this.builds.view(), { path: `/workspaces/${this.task.id}/builds` }) : nothing}</details>`;
+      ${this.builds.builds.length ? part("Starts and stops", this.builds.view(), { path: `/workspaces/${this.task.id}/builds`, cli: [`task events ${name}`] }) : nothing}</details>`;
   }
 }

@@ -3,19 +3,35 @@
 import * as api from "../api.js";
 import { ask, confirm, toast } from "../dialog.js";
 import * as router from "../router.js";
-import { canPause, canResume, title } from "../state.js";
+import { canPause, canResume, isBuilding, title } from "../state.js";
+import { html } from "../vendor/lit-html/lit-html.js";
 
 /** @typedef {{task: any, path: string, changed: () => void, gone: () => void}} Context */
 
-/** @typedef {{name: string, label: string, key: string, may: (task: any, explained: any) => boolean, run: (context: Context) => Promise<void>, danger?: boolean, rare?: boolean}} Action */
+/** @typedef {{name: string, label: string, key: string, may: (task: any, explained: any) => boolean, unless?: (task: any, explained: any) => string, run: (context: Context) => Promise<void>, danger?: boolean, rare?: boolean}} Action */
+
+const BUILDING = "Its workspace is being started or stopped: wait until that has ended.";
 
 /** @type {Action[]} */
 export const ACTIONS = [
-  { name: "interrupt", label: "Interrupt", key: "i", may: isInterruptible, run: (context) => post(context, "interrupt", "Interrupting…") },
-  { name: "resume", label: "Resume", key: "r", may: (task, explained) => canResume(task) && Boolean(explained?.resume?.value), run: (context) => post(context, "resume", "Starting the agent…") },
-  { name: "pause", label: "Pause", key: "p", may: canPause, run: pause },
+  {
+    name: "interrupt", label: "Interrupt", key: "i", may: isInterruptible, run: (context) => post(context, "interrupt", "Interrupting…"),
+    unless: (task) => (task.interrupt ? "It is being interrupted already." : "There is nothing to interrupt: its agent is not at work."),
+  },
+  {
+    name: "resume", label: "Resume", key: "r", may: (task, explained) => canResume(task) && Boolean(explained?.resume?.value),
+    run: (context) => post(context, "resume", "Starting the agent…"),
+    unless: (task, explained) => (isBuilding(task) ? BUILDING : canResume(task) && explained ? explained.resume.because : "Its agent runs already."),
+  },
+  {
+    name: "pause", label: "Pause", key: "p", may: canPause, run: pause,
+    unless: (task) => (isBuilding(task) ? BUILDING : "There is nothing to pause: it does not run."),
+  },
   { name: "like", label: "Start one like it", key: "c", may: () => true, run: async ({ task }) => router.go(api.likePath(task)), rare: true },
-  { name: "edit", label: "Edit the prompt…", key: "e", may: (task) => task.status === "paused", run: editPrompt, rare: true },
+  {
+    name: "edit", label: "Edit the prompt…", key: "e", may: (task) => task.status === "paused", run: editPrompt, rare: true,
+    unless: () => "The prompt can be edited while the task is paused.",
+  },
   { name: "delete", label: "Delete…", key: "#", may: () => true, run: remove, danger: true, rare: true },
 ];
 
@@ -47,13 +63,17 @@ async function pause(context) {
 
 /** @param {Context} context */
 async function editPrompt({ task, path, changed }) {
-  const content = "The agent gets it with the next start.";
-  const text = await ask({ title: "Edit the prompt", label: "Prompt", action: "Save", value: task.initial_prompt, content, rows: 10 });
-  if (text === null || text === task.initial_prompt) return;
-  const answer = await api.send("PATCH", `${path}/input`, { input: text });
-  if (answer.ok) toast("The prompt was changed.");
-  else if (!answer.aborted) toast(api.explain(answer), { bad: true });
-  changed();
+  let value = task.initial_prompt, problem = "";
+  for (;;) { // what was written is asked for again until it is saved, or given up
+    const content = problem ? html`<p class="problem" role="alert">${problem}</p>` : "The agent gets it with the next start.";
+    const text = await ask({ title: "Edit the prompt", label: "Prompt", action: "Save", value, content, rows: 10 });
+    if (text === null || text === task.initial_prompt) return;
+    const answer = await api.send("PATCH", `${path}/input`, { input: text });
+    changed();
+    if (answer.ok) return toast("The prompt was changed.");
+    if (answer.aborted) return;
+    [value, problem] = [text, api.explain(answer)];
+  }
 }
 
 /** @param {Context} context */

@@ -2,55 +2,137 @@
 // The builds of the task's workspace: each start, stop and delete, with its log and that of its agent.
 import * as api from "../api.js";
 import "../format.js";
-import { clock } from "../format.js";
+import { clock, compare } from "../format.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
+import { sourceButton } from "./commands.js";
 
 const COLORS = /** @type {Record<string, string>} */ ({
   succeeded: "done", failed: "failed", canceled: "paused", canceling: "paused", pending: "paused", running: "working", unknown: "idle",
 });
 const WORDS = /** @type {Record<string, string>} */ ({ start: "Start", stop: "Stop", delete: "Delete" });
 
+const PAGE = 20; // builds that are shown at first, and more each time somebody asks for more
+const MOST = 100; // builds that the API lists at once
+const MAX_LINES = 2_000; // of each log; the newest are kept
+const ENDED = new Set(["succeeded", "failed", "canceled"]);
+
+/** @typedef {{time: string, level: string, text: string}} Line */
+
+/** The log of a build, with those of its agents. */
+class BuildLog {
+  constructor() {
+    /** @type {Line[] | null} null until it was read */
+    this.lines = null;
+    /** @type {Map<string, number>} the last id of each part, by its path */
+    this.last = new Map();
+    /** @type {string[]} why parts of it could not be read */
+    this.problems = [];
+    this.reading = false;
+  }
+
+  /**
+   * Read what is new in it.
+   * @param {string[]} paths of its parts
+   * @param {AbortSignal} signal
+   */
+  async read(paths, signal) {
+    if (this.reading) return;
+    this.reading = true;
+    const answers = await Promise.all(paths.map((path) => api.get(`${path}?after=${this.last.get(path) || 0}`, { signal, cached: false })));
+    this.reading = false;
+    if (signal.aborted) return;
+    const entries = answers.flatMap((each) => (each.ok ? each.value : []));
+    answers.forEach((each, index) => {
+      if (each.ok && each.value.length) this.last.set(paths[index], each.value.at(-1).id);
+    });
+    this.problems = [...new Set(answers.flatMap((each) => (each.ok ? [] : [api.explain(each)])))];
+    const added = entries.map((/** @type {any} */ each) => ({ time: each.created_at, level: each.log_level || each.level, text: each.output }));
+    if (answers.some((each) => each.ok)) this.lines = [...(this.lines || []), ...added].sort((one, other) => compare(one.time, other.time)).slice(-MAX_LINES);
+  }
+}
+
 export class Builds {
-  /** @param {() => void} redraw */
-  constructor(redraw) {
+  /** @param {{signal: AbortSignal, redraw: () => void, more: () => void}} options `more` is called when `limit` has grown */
+  constructor({ signal, redraw, more }) {
+    this.signal = signal;
     this.redraw = redraw;
+    this.more = more;
+    this.limit = PAGE;
     /** @type {any[]} */
     this.builds = [];
-    /** @type {Map<string, {time: string, level: string, text: string}[] | string>} by the build's id; a text is a problem */
+    /** @type {Map<string, BuildLog>} of the builds that are unfolded, by their ids */
     this.logs = new Map();
   }
 
-  /** @param {string} id of the build whose log is opened */
-  async open(id) {
-    const build = this.builds.find((each) => each.id === id);
-    if (!build) return;
-    const agents = build.resources.flatMap((/** @type {any} */ each) => each.agents || []);
-    const [own, ...others] = await Promise.all([`/workspacebuilds/${id}/logs`, ...agents.map((/** @type {any} */ each) => `/workspaceagents/${each.id}/logs`)]
-      .map((path) => api.get(path, { cached: false })));
-    if (!own.ok) this.logs.set(id, api.explain(own));
-    else {
-      const lines = [...own.value, ...others.flatMap((each) => (each.ok ? each.value : []))];
-      this.logs.set(id, lines.map((each) => ({ time: each.created_at, level: each.log_level || each.level, text: each.output }))
-        .sort((one, other) => (one.time < other.time ? -1 : Number(one.time > other.time))));
-    }
+  /**
+   * Take the builds as they are now, and read what was added to the logs that are unfolded: their lines are of the task's changes.
+   * @param {any[]} builds the newest first
+   */
+  set(builds) {
+    const going = [...this.logs.keys()].filter((id) => this.isGoing(id));
+    this.builds = builds;
+    for (const id of this.logs.keys()) if (going.includes(id) || this.isGoing(id)) this.read(id);
+  }
+
+  /**
+   * Whether lines may still be added, or could not be read.
+   * @param {string} id
+   */
+  isGoing(id) {
+    const at = this.builds.findIndex((each) => each.id === id);
+    return at === 0 || (at > 0 && !ENDED.has(this.builds[at].job.status)) || Boolean(this.logs.get(id)?.problems.length);
+  }
+
+  /**
+   * @param {string} id
+   * @param {boolean} isOpen
+   */
+  toggle(id, isOpen) {
+    if (isOpen === this.logs.has(id)) return;
+    if (isOpen) this.logs.set(id, new BuildLog());
+    else this.logs.delete(id);
+    this.read(id);
     this.redraw();
+  }
+
+  /** @param {string} id */
+  async read(id) {
+    const build = this.builds.find((each) => each.id === id);
+    await this.logs.get(id)?.read([logPath(id), ...agentsOf(build).map((/** @type {any} */ each) => `/workspaceagents/${each.id}/logs`)], this.signal);
+    if (!this.signal.aborted) this.redraw();
   }
 
   view() {
     return html`<ol class="builds">${this.builds.map((build) => html`<li>
-      <details @toggle=${(/** @type {Event} */ event) => /** @type {HTMLDetailsElement} */ (event.currentTarget).open && this.open(build.id)}>
+      <details @toggle=${(/** @type {Event} */ event) => this.toggle(build.id, /** @type {HTMLDetailsElement} */ (event.currentTarget).open)}>
         <summary><span class=${`state ${COLORS[build.job.status] || "idle"}`}><i class="dot"></i>${WORDS[build.transition] || build.transition} ${build.build_number}</span>
           <span class="soft">${build.job.status}</span> <time-ago class="faint tiny" at=${build.created_at} form="clock"></time-ago></summary>
-        ${this.log(build.id)}</details></li>`)}</ol>`;
+        ${this.log(build)}</details></li>`)}</ol>
+      ${this.builds.length >= this.limit && this.limit < MOST ? html`<button class="link small" @click=${() => { this.limit += PAGE; this.more(); }}>Earlier ones</button>` : nothing}`;
   }
 
-  /** @param {string} id */
-  log(id) {
-    const lines = this.logs.get(id);
-    if (!lines) return nothing;
-    if (typeof lines === "string") return html`<p class="problem">${lines}</p>`;
-    if (!lines.length) return html`<p class="soft tiny">Its log is empty, or was pruned.</p>`;
-    return html`<pre class="build-log">${lines.map((each) => html`<span class=${each.level === "error" ? "log-error" : ""}>${clock(each.time)} ${each.text}
-</span>`)}</pre>`;
+  /** @param {any} build */
+  log({ id, transition, build_number: number, job }) {
+    const log = this.logs.get(id);
+    if (!log) return nothing;
+    const { lines, problems } = log;
+    const name = `${WORDS[transition] || transition} ${number}, log`;
+    const empty = ENDED.has(job.status) ? "Its log is empty, or was pruned." : "Nothing is in its log yet.";
+    return html`${problems.map((each) => html`<p class="problem" role="alert">${each}</p>`)}
+      ${lines ? nothing : problems.length ? nothing : html`<p class="soft tiny" role="status">Reading its log…</p>`}
+      ${lines && !lines.length && !problems.length ? html`<p class="soft tiny">${empty}</p>` : nothing}
+      ${lines?.length ? html`<pre class="build-log" tabindex="0" role="group" aria-label=${name}>${lines.map((each) => html`<span class=${each.level === "error" ? "log-error" : ""}>${clock(each.time)} ${each.text}
+</span>`)}</pre>` : nothing}
+      <div class="side-head">${sourceButton({ title: name, path: logPath(id) })}</div>`;
   }
+}
+
+/** @param {string} id */
+function logPath(id) {
+  return `/workspacebuilds/${id}/logs`;
+}
+
+/** @param {any} build */
+function agentsOf(build) {
+  return (build?.resources || []).flatMap((/** @type {any} */ each) => each.agents || []);
 }

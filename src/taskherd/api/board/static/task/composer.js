@@ -5,6 +5,14 @@ import { toast } from "../dialog.js";
 import { isAgentGone, isBuilding, isSilent } from "../state.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 
+const TOUCH = matchMedia("(hover: none) and (pointer: coarse)");
+
+/**
+ * The sends that had no answer, which may have arrived: the same again has the same key, so that it is not sent twice.
+ * @type {WeakMap<HTMLFormElement, {body: string, key: string}>}
+ */
+const unanswered = new WeakMap();
+
 /**
  * @param {{task: any, path: string, working: boolean, sent: () => void}} options
  */
@@ -16,11 +24,18 @@ export function composer({ task, path, working, sent }) {
     const field = /** @type {HTMLTextAreaElement} */ (form.elements.namedItem("input"));
     const steer = /** @type {HTMLButtonElement | null} */ (event.submitter)?.value === "steer";
     const input = field.value;
+    if (form.dataset.busy !== undefined) return;
     if (!input.trim()) return field.focus();
     if (refusal) return toast(refusal, { bad: true }); // what was written stays for after the resume
     form.dataset.busy = "";
-    const answer = await api.send("POST", `${path}/send`, { input, ...(steer ? { interrupt: true } : {}) });
+    const body = { input, ...(steer ? { interrupt: true } : {}) };
+    const said = JSON.stringify([path, body]);
+    const earlier = unanswered.get(form);
+    const key = earlier?.body === said ? earlier.key : api.newKey();
+    const answer = await api.send("POST", `${path}/send`, body, { key });
     delete form.dataset.busy;
+    if (answer.status) unanswered.delete(form);
+    else unanswered.set(form, { body: said, key });
     if (!answer.ok) return answer.aborted ? undefined : toast(api.explain(answer), { bad: true });
     if (field.value === input) field.value = "";
     grow(field);
@@ -30,7 +45,7 @@ export function composer({ task, path, working, sent }) {
     sent();
   };
   return html`<form class="composer" @submit=${submit}>
-    <textarea name="input" rows="1" aria-label="Message to the agent" autocomplete="off"
+    <textarea name="input" rows="1" aria-label="Message to the agent" autocomplete="off" enterkeyhint=${TOUCH.matches ? "enter" : "send"}
       placeholder=${hint}
       @input=${(/** @type {Event} */ event) => grow(/** @type {HTMLTextAreaElement} */ (event.currentTarget))}
       @keydown=${onKey}></textarea>
@@ -75,11 +90,14 @@ function onKey(event) {
   const field = /** @type {HTMLTextAreaElement} */ (event.currentTarget);
   if (event.key === "Escape") return field.blur();
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  const isMeant = event.ctrlKey || event.metaKey;
+  if (TOUCH.matches && !isMeant) return; // the keyboard of a phone has no Shift-Enter: Enter begins a line, and the button sends
   event.preventDefault();
+  if (event.repeat) return;
   const form = /** @type {HTMLFormElement} */ (field.form);
   const steer = /** @type {HTMLButtonElement | null} */ (form.querySelector("button[value=steer]"));
   const send = /** @type {HTMLButtonElement} */ (form.querySelector("button[value=send]"));
-  form.requestSubmit((event.ctrlKey || event.metaKey) && steer ? steer : send);
+  form.requestSubmit(isMeant && steer ? steer : send);
 }
 
 /** @param {HTMLTextAreaElement} field */

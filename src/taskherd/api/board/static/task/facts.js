@@ -46,7 +46,7 @@ function usage(used) {
   const tokens = (used.input_tokens || 0) + (used.output_tokens || 0) + cached;
   const parts = [tokens ? `${compact(tokens)} tokens` : "", money(used.cost)].filter(Boolean);
   const detail = `${compact(used.input_tokens || 0)} in, ${compact(used.output_tokens || 0)} out, ${compact(cached)} cached`;
-  return parts.length ? html`<span title=${detail}>${parts.join(" · ")}</span>` : "";
+  return parts.length ? html`${parts.join(" · ")}${tokens ? html`<span class="fact-more tiny soft">${detail}</span>` : nothing}` : "";
 }
 
 /** @param {any} used */

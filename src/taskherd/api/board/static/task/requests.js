@@ -7,6 +7,7 @@ import { bytes, plural } from "../format.js";
 import { prose } from "../state.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
+import { sourceButton } from "./commands.js";
 import { rich } from "./text.js";
 import { toolView } from "./tool-input.js";
 
@@ -25,12 +26,14 @@ const LONG_LINES = 12; // lines, as above
  * @param {object} options
  * @param {number} options.heldBack how many more are shown later
  * @param {string} options.path of the task
+ * @param {string} options.cli the words of the command that lists them
  * @param {() => void} options.answered called after each answer
  * @param {() => void} options.left called when nobody points at them any more
  */
-export function requestCards(requests, { heldBack, path, answered, left }) {
+export function requestCards(requests, { heldBack, path, cli, answered, left }) {
   return html`<div class="asks" @pointerleave=${left} @focusout=${() => setTimeout(left, 0)}>${repeat(requests, (/** @type {AgentRequest} */ each) => each.id, (/** @type {AgentRequest} */ each) => card(each, path, answered))}
-    ${heldBack ? html`<p class="tiny soft" role="status">${plural(heldBack, "more request")} when you leave this one</p>` : nothing}</div>`;
+    ${heldBack ? html`<p class="tiny soft" role="status">${plural(heldBack, "more request")} when you leave this one</p>` : nothing}
+    <div class="side-head">${sourceButton({ title: "What it asks", path: `${path}/requests`, cli: [cli] })}</div></div>`;
 }
 
 /**

@@ -14,14 +14,14 @@ const WIDTH = 1000;
 const LEAST = 3; // units of a span that is shorter, so that it can be seen
 
 /** @param {Durations} durations */
-export function spentView({ since, totals, spans }) {
+export function spentView({ since, now: readAt, totals, spans }) {
   const end = now();
   const begin = Math.min(Date.parse(since), ...spans.map((each) => Date.parse(each.since)));
   const whole = Math.max(1, end - begin);
   const live = spans.at(-1);
-  const running = live ? Math.max(0, (end - Date.parse(live.since)) / 1000) : 0;
-  const closed = live ? totals.map((each) => (each.state === live.state ? { ...each, seconds: Math.max(each.seconds, running) } : each)) : totals;
-  const words = closed.filter((each) => each.seconds >= 1).sort((one, other) => other.seconds - one.seconds);
+  const passed = Math.max(0, (end - Date.parse(readAt)) / 1000); // since it was read, in the state that goes on
+  const grown = totals.map((each) => (each.state === live?.state && !live.until ? { ...each, seconds: each.seconds + passed } : each));
+  const words = grown.filter((each) => each.seconds >= 1).sort((one, other) => other.seconds - one.seconds);
   return html`<p class="small soft">In ${span(whole / 1000)}</p>
     <svg class="bar-of-time" viewBox="0 0 ${WIDTH} 10" preserveAspectRatio="none" role="img" aria-label=${`Time in each state: ${words.map(said).join(", ")}`}>
       ${spans.map((each) => {

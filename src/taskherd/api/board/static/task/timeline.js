@@ -72,14 +72,16 @@ export class Timeline {
  * @param {string} time
  * @param {string} [type] of the command, the report or the finding, for who looks closer
  * @param {string} [by] who said so, if not the words
+ * @param {string} [actor] the username with which the words may begin
  */
-function heading(words, time, type = "", by = "") {
-  return html`<p><b title=${type || nothing}><bdi>${prose(sentence(words))}</bdi></b> <span class="faint tiny"><time-ago at=${time} form="clock"></time-ago>${by}</span></p>`;
+function heading(words, time, type = "", by = "", actor = "") {
+  const said = actor && words.startsWith(actor) ? words : sentence(words); // a username stays as it is written
+  return html`<p><b title=${type || nothing}><bdi>${prose(said)}</bdi></b> <span class="faint tiny"><time-ago at=${time} form="clock"></time-ago>${by}</span></p>`;
 }
 
 /** @param {any} item an input that somebody sent */
-function action({ words, time, input, state, detail }) {
-  return html`${heading(words, time)}<p class="quote">${input}</p><p class="faint tiny"><span title=${state}>${DELIVERY[state] || state}</span>${detail ? `: ${detail}` : nothing}</p>`;
+function action({ words, time, input, state, detail, actor_name: actor }) {
+  return html`${heading(words, time, "", "", actor || "")}<p class="quote">${input}</p><p class="faint tiny"><span title=${state}>${DELIVERY[state] || state}</span>${detail ? `: ${detail}` : nothing}</p>`;
 }
 
 /** @param {any} item a change of the document */
@@ -92,14 +94,14 @@ function change({ time, cause, changes: changed }) {
 
 /**
  * What happened; what the heading says is not said again below it.
- * @param {{type: string, words: string}} cause
+ * @param {{type: string, words: string, actor_name?: string | null}} cause
  * @param {string} time
  * @param {Record<string, {from: any, to: any}>} changed
  */
 function plainly(cause, time, changed) {
   const [name, words] = SAID[cause.type] || [];
   const said = name && words?.[changed[name]?.to];
-  if (!said) return html`${heading(cause.words, time, cause.type)}${changes(changed)}`;
+  if (!said) return html`${heading(cause.words, time, cause.type, "", cause.actor_name || "")}${changes(changed)}`;
   const { [name]: _, ...others } = changed;
   return html`${heading(said, time, cause.type)}${changes(others)}`;
 }
