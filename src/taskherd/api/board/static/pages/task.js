@@ -2,7 +2,7 @@
 // One task: what it does now, the conversation as it happens, what it asks, and everything that people do about it.
 import * as api from "../api.js";
 import * as attention from "../attention.js";
-import { announce, showFeedState, toast } from "../dialog.js";
+import { showFeedState, toast } from "../dialog.js";
 import * as feed from "../feed.js";
 import { link } from "../format.js";
 import * as keys from "../keys.js";
@@ -113,7 +113,7 @@ class TaskPage {
     if (kind === "deleted") return this.end("The task was deleted.");
     const before = this.task;
     const [shown, now] = [before && describe(before), describe(document_)];
-    if (shown && shown.word !== now.word) announce(`${now.word}: ${now.says}`);
+    if (shown && shown.word !== now.word) router.announce(`${now.word}: ${now.says}`);
     this.task = document_;
     this.view.setTitle(title(document_));
     attention.changed();
