@@ -173,6 +173,22 @@ async def test_single_keys_can_be_turned_off(board: Board) -> None:
     assert page.tab.errors == []
 
 
+async def test_the_colour_scheme_is_a_choice(board: Board) -> None:
+    """Light or dark is kept in the browser, is there before the first paint, and gives way to the system's again."""
+    page = await board.open("/fleet")
+    background = "getComputedStyle(document.body).backgroundColor"
+    light = await page.tab.evaluate(background)
+    await page.tab.evaluate("document.querySelector('[name=theme][value=dark]').click()")
+    dark = await page.tab.evaluate(background)
+    assert dark != light
+    await page.go("/new")
+    await page.tab.until("document.querySelector('.page.new')")
+    assert await page.tab.evaluate(background) == dark
+    await page.tab.evaluate("document.querySelector('[name=theme][value=system]').click()")
+    assert await page.tab.evaluate(background) == light
+    assert page.tab.errors == []
+
+
 @pytest.mark.parametrize(
     ("path", "command", "request_path"),
     [

@@ -328,6 +328,7 @@ async def test_views_are_saved_in_the_browser(board: Board) -> None:
     page = await board.open("/tasks?q=owner:me+state:idle")
     await page.click("button", "Save view")
     await page.sees("Your tasks whose agent is idle", "dialog")
+    assert await page.violations() == []
     await page.tab.type("My idle ones")
     await page.sees("My idle ones", ".views")
     await page.go("/tasks?q=state:idle+owner:me")
