@@ -119,6 +119,8 @@ class Home {
     this.totals = null;
     this.more.clear();
     this.unread.clear();
+    clearTimeout(this.retryTimer);
+    this.retryTimer = 0;
     this.late = new Set(PARTS);
     this.tasks.clear();
     this.requests.clear();
