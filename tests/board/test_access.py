@@ -8,7 +8,7 @@ import pytest
 
 from tests.board.pages import Board, Page
 from tests.harness.fleet import fill
-from tests.harness.worker import make_report
+from tests.harness.worker import build_report, make_report
 
 pytestmark = pytest.mark.timeout(240)  # a browser on a busy machine takes its time to start
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -95,6 +95,67 @@ async def test_dialogs_and_menus_too(board: Board) -> None:
     await page.tab.press("ArrowDown")
     problems.extend(await page.violations())
     assert not problems, "\n".join(problems)
+    assert page.tab.errors == []
+
+
+async def test_the_page_of_a_task_that_has_ended_and_of_a_member(board: Board) -> None:
+    """How it ended, with its builds unfolded, and what a member sees of the fleet, have no violations either."""
+    harness = board.harness
+    task_id = uuid.UUID((await harness.active(name="over", display_name="Over"))["id"])
+    words = f"Last words {LONG}"
+    await harness.worker.report(make_report("agent.exit", task_id, why="exited", status=3, words=words, build_number=1))
+    await harness.create(name="failed", display_name="Failed")
+    failed = uuid.UUID((await harness.get("failed"))["id"])
+    await harness.worker.report(build_report(failed, 1, "start", "failed", error=HOSTILE))
+    page = await board.open("/fleet", "alice")
+    await page.tab.until("document.querySelector('.page[data-ready]')")
+    problems = await problems_of(page, VIEWS)
+    for path, text in (("/tasks/alice/over", "Last words"), ("/tasks/alice/failed", "Resume the task")):
+        await page.go(path)
+        await page.tab.until("document.querySelector('.page[data-ready]')")
+        await page.tab.resize(*WIDE[:2])
+        await page.sees(text)
+        await page.click(".builds summary", "Start 1")
+        await page.tab.until("document.querySelector('.build-log')")
+        problems += await problems_of(page, VIEWS)
+    assert not problems, "\n".join(problems)
+    assert page.tab.errors == []
+
+
+async def test_dialogs_that_ask_for_a_text(board: Board) -> None:
+    """To save a view, and to send to several tasks, in both colour schemes."""
+    await board.harness.active(display_name="Told")
+    page = await board.open("/tasks?q=owner:me+status:active")
+    await page.sees("Told", "tbody")
+    problems: list[str] = []
+    for button in ("Save view", "Send"):
+        if button == "Send":
+            await page.click("thead input")
+        await page.click("button", button)
+        await page.tab.until("document.querySelector('dialog :is(input, textarea)')")
+        problems += await problems_of(page, VIEWS[:2])
+        await page.tab.press("Escape")
+        await page.tab.until("!document.querySelector('dialog')")
+    assert not problems, "\n".join(problems)
+    assert page.tab.errors == []
+
+
+async def test_the_appearance_is_a_choice(board: Board) -> None:
+    """Light, dark, or what the system prefers: the choice is kept, and holds from the first paint on."""
+    page = await board.open("/tasks")
+    background = "getComputedStyle(document.body).backgroundColor"
+    colors: dict[str, str] = {}
+    for theme in ("light", "dark", "system"):
+        await page.click(".bar .menu summary")
+        await page.tab.evaluate(f"document.querySelector('[name=theme][value={theme}]').click()")
+        await page.tab.press("Escape")
+        await page.tab.call("Page.reload")
+        await page.tab.until("document.querySelector('.page[data-ready]')")
+        colors[theme] = await page.tab.evaluate(background)
+        assert await page.tab.evaluate("document.documentElement.dataset.theme ?? 'system'") == theme
+    assert colors["light"] == colors["system"] != colors["dark"]
+    await page.tab.prefer("dark")
+    assert await page.tab.evaluate(background) == colors["dark"]
     assert page.tab.errors == []
 
 

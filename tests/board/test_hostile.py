@@ -13,9 +13,9 @@ import yaml
 from taskherd.directory_file.parse import parse
 from taskherd.store import directory
 from taskherd.store.engine import dispose, open_engine, transaction
-from tests.board.pages import Board
+from tests.board.pages import Board, Page
 from tests.harness.api import OTHER
-from tests.harness.asking import OPTIONS, asked
+from tests.harness.asking import OPTIONS, asked, give
 from tests.harness.conversation import converse, said, tool
 from tests.harness.worker import ALICE, ORGANIZATION, PRESET, TEMPLATE, VERSION, build_report, make_report
 
@@ -27,6 +27,9 @@ BIDI = "left\u202etfel\u2066"
 """Begins an override and an isolate, and ends neither."""
 WORD = "W" * 64
 LONG = "W" * 1_900
+ANSWER = f"Answer {MARKUP} {BIDI} {LONG}"
+DETAIL = f"Detail {MARKUP} {BIDI} {LONG}"
+ERROR = f"{MARKUP} {LONG}"
 USER, RUNNER, POOL, TEMPLATE_NAME = "u" * 64, "r" * 64, "p" * 64, "t" * 64
 TURNED_TEMPLATE, TURNED_VERSION, LONG_PRESET = (uuid.UUID(int=number) for number in (0xB5, 0xC5, 0xD5))
 DIRECTORY = {
@@ -86,7 +89,7 @@ PAGES = {
     "/new": (MARKUP, WORD, BIDI),
     f"/new?from={USER}/asks": (MARKUP, "A link has filled"),
     f"/new?template={quote(MARKUP)}&prompt={LONG}": (MARKUP,),
-    f"/tasks/{USER}/asks": (MARKUP, IMAGE, WORD, BIDI, f"{'k' * 64}={IMAGE}"),
+    f"/tasks/{USER}/asks": (MARKUP, IMAGE, WORD, BIDI, f"{'k' * 64}={IMAGE}", f"Answer {MARKUP}", f"Detail {MARKUP}"),
     f"/tasks/{USER}/ended": (WORD, MARKUP),
     f"/tasks/{USER}/not-built": (MARKUP,),
     f"/tasks/{USER}/{quote(IMAGE)}": (IMAGE,),
@@ -114,6 +117,10 @@ TURNED = r"""[...document.querySelectorAll("main *")].filter((each) => {
     return [...own.querySelectorAll("time-ago, a, button")].some((other) => !other.contains(each));
 }).map((each) => each.parentElement.outerHTML.slice(0, 300))"""
 """Texts that turn the direction of others, beside which there is more than the text itself."""
+
+
+LAID_OUT = "document.querySelectorAll('.entry').forEach((each) => (each.style.contentVisibility = 'visible'))"
+"""Has entries of a conversation that are off the screen laid out in their new size, too."""
 
 
 async def apply(board: Board) -> None:
@@ -152,6 +159,11 @@ async def talk(board: Board, task_id: uuid.UUID) -> None:
     await converse(harness, task_id, ({"type": "input", "content": detail}, *spoken, edit, place, plan))
     for text in (f"{MARKUP} {BIDI}", LONG):
         assert (await harness.alice.post(f"/tasks/me/{task_id}/send", json={"input": text})).status_code == 204
+    question = await asked(harness, task_id, title=f"{BIDI} {MARKUP}")
+    assert (await give(harness.alice, task_id, question, text=ANSWER)).status_code == 204
+    actions = (await harness.alice.get(f"/tasks/me/{task_id}/events")).json()["actions"]
+    outcome = {"input_id": actions[0]["id"], "outcome": "failed", "detail": DETAIL}
+    await harness.worker.report(make_report("task.input", task_id, **outcome))
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +191,7 @@ async def filled(board: Board) -> Board:
     words = {"why": "exited", "status": 3, "words": f"{LONG}\n{MARKUP}{LONG}"}
     await worker.report(make_report("agent.exit", ended, build_number=1, **words))
     failed = uuid.UUID((await harness.create(name="not-built", display_name=MARKUP))["id"])
-    await worker.report(build_report(failed, 1, "start", "failed", error=f"{MARKUP} {LONG}", runner=RUNNER))
+    await worker.report(build_report(failed, 1, "start", "failed", error=ERROR, runner=RUNNER))
     assert (await worker.ask({"type": "runner.hello", "runner": RUNNER, "pool": POOL}))["ok"]
     await harness.create(name="w" * 32, display_name=WORD)
     gone = await harness.create(name="gone", display_name=MARKUP)
@@ -244,3 +256,38 @@ async def test_hostile_texts_fit_what_opens_over_a_page(filled: Board) -> None:
     assert await page.tab.evaluate(CUT_OFF) == []
     assert await page.tab.evaluate(MADE) == []
     assert page.tab.errors == []
+
+
+async def test_hostile_texts_stay_texts_where_something_is_unfolded(filled: Board) -> None:
+    """The log of a build, what an agent asks, and the tasks that a job could not change, wide and on a phone."""
+    page = await filled.open(f"/tasks/{USER}/not-built")
+    await page.tab.resize(1280, 844)
+    await page.tab.until("document.querySelector('.page.task[data-ready]')")
+    await page.click(".builds summary", "Start 1")
+    await page.tab.until(f"document.querySelector('.build-log')?.textContent.includes({json.dumps(ERROR)})")
+    problems = [each for width in (1280, 390) for each in await broken(page, width)]
+    await page.tab.resize(1280, 844)
+    await page.go(f"/tasks/{USER}/asks")
+    await page.tab.until("document.querySelector('.page.task[data-ready]')")
+    unfold = "document.querySelectorAll('main details:not(.menu)').forEach((each) => (each.open = true))"
+    await page.tab.evaluate(unfold)
+    await page.tab.until("document.querySelector('.build-log')?.textContent.includes('Agent is ready')")
+    problems += [each for width in (1280, 390) for each in await broken(page, width)]
+    await page.tab.resize(1280, 844)
+    await page.go(f"/tasks?q=name:{'w' * 20}")  # whose build is pending
+    await page.click("thead input")
+    await page.click(".selection button", "Pause")
+    await page.click("dialog button", "Pause")
+    await page.sees("1 task could not be changed", ".job")
+    problems += [each for width in (1280, 390) for each in await broken(page, width)]
+    assert not problems, "\n".join(problems)
+    assert page.tab.errors == []
+
+
+async def broken(page: Page, width: int) -> list[str]:
+    """Return what texts have become on a page of this width, what they turn, and what is cut off."""
+    await page.tab.resize(width, 844)
+    await page.tab.evaluate(LAID_OUT)
+    found = [str(each) for script in (MADE, TURNED, CUT_OFF) for each in await page.tab.evaluate(script)]
+    overflow = await page.tab.evaluate("document.documentElement.scrollWidth - innerWidth")
+    return [*found, *([f"{overflow} pixels beyond {width}"] if overflow > 0 else [])]

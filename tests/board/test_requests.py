@@ -175,9 +175,12 @@ async def test_the_answer_box_of_a_task(board: Board) -> None:
     await page.click(".tool-input summary", "Changes")
     await page.sees("now = time.time()", ".tool-input .line.del")
     assert await page.tab.evaluate("document.querySelectorAll('#main :is(img, script)').length") == 0
-    for scheme in ("light", "dark"):
-        await prefer(page, scheme)
-        assert await page.violations() == [], scheme
+    for width, height, scale in ((390, 844, 2), (640, 450, 2), (1280, 900, 1)):
+        await page.tab.resize(width, height, scale=scale)
+        for scheme in ("light", "dark"):
+            await prefer(page, scheme)
+            assert await page.violations() == [], (width, scheme)
+            assert await page.tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), (width, scheme)
     await page.tab.press("a")
     await page.tab.until("document.activeElement.innerText === 'No'")
     await page.tab.evaluate(f"{card}[2].querySelector('textarea').focus()")

@@ -384,6 +384,37 @@ window.fetch = async (...given) => {
 """Holds the logs of builds back until ``release`` is called."""
 
 
+async def test_interrupt_link_and_copies(board: Board) -> None:
+    """`i` and the button interrupt an agent that works, `o` opens its link elsewhere, and a command can be copied."""
+    harness = board.harness
+    for name in ("by-key", "by-button"):
+        task_id = (await harness.active(name=name, display_name=f"Interrupted {name}"))["id"]
+        await status(board, task_id, "working", "Busy", uri="https://github.com/acme/app/pull/9")
+    page = await open_task(board, "by-key")
+    await page.sees("Interrupt", ".task-actions")
+    await page.tab.press("i")
+    await page.sees("interrupting", ".task-title .state")
+    page = await open_task(board, "by-button")
+    await page.click(".task-actions button", "Interrupt")
+    await page.sees("interrupting", ".task-title .state")
+    for name in ("by-key", "by-button"):
+        assert (await harness.get(name))["interrupt"] is not None
+    await page.tab.evaluate("window.open = (...given) => (window.opened = given, null), 0")
+    await page.tab.press("o")
+    opened = ["https://github.com/acme/app/pull/9", "_blank", "noopener,noreferrer"]
+    assert await page.tab.evaluate("window.opened") == opened
+    copying = "Object.defineProperty(navigator, 'clipboard', {configurable: true, value: {writeText: async (text) => {"
+    await page.tab.evaluate(f"{copying} window.copied = text; }}}}}}), 0")
+    await page.tab.press("y")
+    await page.click("dialog .command button", "Copy")
+    await page.sees("Copied", "dialog .command")
+    assert await page.tab.evaluate("copied") == "taskherd task show alice/by-button"
+    await page.tab.evaluate(f"{copying} throw new Error('not allowed'); }}}}}}), 0")
+    await page.click("dialog .command button", "Copy")
+    await page.tab.until("getSelection().toString().includes('taskherd task watch alice/by-button')")
+    assert page.tab.errors == []
+
+
 async def test_keys_that_can_do_nothing_say_why(board: Board) -> None:
     """Each names its reason, instead of leaving open whether it was pressed; screen readers hear a new state."""
     task_id = uuid.UUID((await board.harness.create(name="idle-keys", display_name="Idle keys"))["id"])

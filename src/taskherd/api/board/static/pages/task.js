@@ -276,7 +276,7 @@ class TaskPage {
           <button class="item" @click=${() => showSource(this.source())}>Commands and raw JSON <kbd>y</kbd></button>
           <button class="item" @click=${() => showSource(this.logSource())}>The same of the conversation</button></div></details></div>
       <p class="now">${prose(shown.says)}</p>
-      <details class="prompt"><summary><span class="truncate"><span class="faint">Prompt</span> ${firstLine(prompt)}</span></summary><div class="prose">${prompt}</div></details>`;
+      <details class="prompt"><summary><span class="truncate"><span class="faint">Prompt</span> ${firstLine(prompt)}</span></summary><div class="prose" tabindex="0" role="group" aria-label="Prompt">${prompt}</div></details>`;
   }
 
   /** @param {boolean} working */
@@ -286,7 +286,7 @@ class TaskPage {
     if (!exit || exit.why === "stopped") return nothing;
     const { color } = describe(this.task);
     return html`<section class="ended ${color}" aria-label="How it ended"><h2><i class="dot"></i>${exitSays({ ...exit, words: "" }, this.explained?.runner)} <time-ago class="faint tiny" at=${exit.at}></time-ago></h2>
-      ${exit.words ? html`<pre>${exit.words}</pre>` : nothing}
+      ${exit.words ? html`<pre tabindex="0" role="group" aria-label="Its last words">${exit.words}</pre>` : nothing}
       ${this.explained?.resume.value ? html`<p class="soft small">Resume starts its agent again in the same workspace.</p>` : nothing}</section>`;
   }
 

@@ -96,7 +96,7 @@ function plan(entry, folds) {
       <span class="outcome">${steps.length ? `${done} of ${steps.length} done` : nothing}</span></summary>
     ${!isOpen ? nothing : steps.length ? html`<ol class="steps">${steps.map(({ content, status }) => html`
       <li class=${`step ${STEPS[status] || ""}`}><span class="unseen">${STEP_WORDS[status] || status}: </span>${content}</li>`)}</ol>`
-      : html`<pre>${entry.content}</pre>`}</details>`;
+      : html`<pre tabindex="0" role="group" aria-label="Plan">${entry.content}</pre>`}</details>`;
 }
 
 const STEPS = /** @type {Record<string, string>} */ ({ completed: "step-done", in_progress: "step-now", pending: "step-later" });
@@ -174,7 +174,7 @@ function details(entry, title, hasDiff) {
   return html`
     ${also.length ? html`<p class="places">Also changes ${also.map((/** @type {string} */ path) => html`<code>${path}</code> `)}</p>` : nothing}
     ${places.length ? html`<p class="places">${places.map((/** @type {string} */ place) => html`<code>${place}</code> `)}</p>` : nothing}
-    ${text ? html`<pre>${text}</pre>` : nothing}
+    ${text ? html`<pre tabindex="0" role="group" aria-label=${`What came of it: ${title}`}>${text}</pre>` : nothing}
     ${!text && !hasDiff && !places.length ? html`<p class="places">Nothing more was reported.</p>` : nothing}`;
 }
 
