@@ -230,6 +230,34 @@ async def test_a_reload_shows_what_is_still_open(board: Board) -> None:
     assert page.tab.errors == []
 
 
+HOLDING = """window.reads = 0, window.real = fetch, window.held = new Promise((go) => (window.release = go));
+window.fetch = async (...given) => {
+    const response = await real(...given);
+    if (String(given[0]).endsWith('/requests') && !(reads++)) { document.body.dataset.read = ''; await held; }
+    return response;
+}, 0"""
+"""Holds the next list of requests back after it was read, until ``release`` is called; later ones come before it."""
+
+
+async def test_an_older_list_of_requests_is_not_shown(board: Board) -> None:
+    """What was read before an answer, and comes after what was read later, does not bring the question back."""
+    harness = board.harness
+    task_id = await active(harness, name="overtaken", display_name="Overtaken")
+    request_id = await asked(harness, task_id, title="Still open?")
+    page = await open_task(board, "overtaken")
+    await page.sees("Still open?", ".agent-asks")
+    await page.tab.evaluate(HOLDING)
+    await status(board, str(task_id), "idle", "Something new")
+    await page.tab.until("'read' in document.body.dataset")
+    assert (await give(harness.carol, task_id, request_id, text="Closed")).status_code == 204
+    await page.tab.until("!document.querySelector('.agent-asks')")
+    await page.tab.evaluate("release(), held.then(() => 0)")
+    await status(board, str(task_id), "idle", "Something newer")
+    await page.sees("Something newer", ".now")
+    assert await page.tab.evaluate("document.querySelector('.agent-asks')") is None
+    assert page.tab.errors == []
+
+
 async def test_a_change_of_a_file_hides_nothing(board: Board) -> None:
     """Whatever else is in the input of a tool is shown with its changes, or people would allow what they do not see."""
     inputs: list[tuple[Any, bool]] = [
