@@ -10,14 +10,12 @@ import pytest
 
 from tests.board.pages import Board, Page
 from tests.harness.conversation import CONVERSATION, converse, said, tool
-from tests.harness.worker import bring_to_status, build_report, make_report
+from tests.harness.worker import build_report, make_report
 
 pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time to start
 HOSTILE = "<img src=x onerror=alert(1)> <b>bold</b> `code` </script><script>alert(2)</script>"
 READY = "document.querySelector('.page.task[data-ready]')"
 PLACEHOLDER = "document.querySelector('.composer textarea').placeholder"
-MAX_KEPT = 600
-"""As in ``static/task/log.js``."""
 
 
 async def open_task(board: Board, task: str, user: str = "alice", owner: str = "alice") -> Page:
@@ -116,172 +114,12 @@ async def test_what_agents_and_people_write_stays_text(board: Board) -> None:
     assert page.tab.errors == []
 
 
-async def test_everything_can_be_done_with_the_keyboard(board: Board) -> None:
-    """Send, pause, edit the prompt, resume and delete by keys; what destroys something asks first."""
-    harness = board.harness
-    task = await harness.active(name="keyboard", display_name="Only keys")
-    task_id = uuid.UUID(task["id"])
-    await status(board, task["id"], "working", "Typing")
-    page = await open_task(board, "keyboard")
-    tab = page.tab
-    await tab.press("m")
-    await tab.until("document.activeElement.name === 'input'")
-    await tab.type("Mind the tests")
-    await page.sees("Queued", ".toast")
-    await page.sees("Mind the tests", ".said.queued")
-    await page.sees("alice sent an input", ".timeline")
-    await tab.press("Escape")
-    await tab.press("e", "p")  # e does nothing: only the prompt of a paused task can be changed
-    await tab.until("document.querySelector('dialog[open]')")
-    await page.sees("Pause Only keys?", "dialog")
-    assert "Edit the prompt" not in await tab.evaluate("document.querySelector('.task-actions').textContent")
-    await tab.press("Escape")
-    await tab.until("!document.querySelector('dialog')")
-    assert (await harness.get("keyboard"))["status"] == "active"
-    await tab.press("p")
-    await page.sees("Pause Only keys?", "dialog")
-    await tab.press("Enter")
-    await harness.worker.until(lambda: harness.worker.document(task_id).get("workspace_build_number") == 2)
-    await harness.worker.report(build_report(task_id, 2, "stop", "succeeded"))
-    await page.sees("paused", ".task-title .state")
-    await tab.press("e")
-    await tab.until("document.activeElement?.name === 'text'")
-    await tab.call("Input.insertText", text=" And be quick.")
-    await tab.press("Enter", ctrl=True)
-    await page.sees("The prompt was changed.", ".toast")
-    assert (await harness.get("keyboard"))["initial_prompt"].endswith("And be quick.")
-    await page.sees("Resume", ".task-actions")
-    await tab.press("r")
-    await page.sees("queued", ".task-title .state")
-    await tab.press("#")
-    await page.sees("Delete Only keys?", "dialog")
-    await tab.press("Enter")  # the focus is not on what destroys
-    await tab.until("!document.querySelector('dialog')")
-    await harness.get("keyboard")
-    await tab.press("#")
-    await tab.until("document.querySelector('dialog')")
-    await tab.until("[...document.querySelectorAll('dialog button')].some((each) => each.matches('.danger'))")
-    while await tab.evaluate("!document.activeElement.matches('.danger')"):
-        await tab.press("Tab")
-    await tab.press("Enter")
-    await tab.until("location.pathname === '/tasks'")
-    assert (await harness.alice.get("/tasks/me/keyboard")).status_code == 404
-    assert tab.errors == []
-
-
-async def test_a_message_is_taken_only_where_an_agent_gets_it(board: Board) -> None:
-    """Steering is offered while the agent works; one that has ended gets nothing, and the text stays in the field."""
-    harness = board.harness
-    task = await harness.active(name="to-tell", display_name="To tell")
-    task_id = uuid.UUID(task["id"])
-    await status(board, task["id"], "working", "Listening")
-    page = await open_task(board, "to-tell")
-    await page.sees("steer now", ".composer-keys")
-    await status(board, task["id"], "complete", "Heard")
-    await page.tab.until("!document.querySelector('.composer-keys').innerText.includes('steer')")
-    assert await page.tab.evaluate(PLACEHOLDER) == "Say something to the agent…"
-    await harness.worker.report(make_report("agent.exit", task_id, why="exited", status=0, build_number=1))
-    await page.tab.until(f"{PLACEHOLDER} === 'Its agent has ended: resume the task to say something'")
-    await page.tab.press("m")
-    await page.tab.until("document.activeElement.name === 'input'")
-    await page.tab.insert("Once more")
-    await page.tab.press("Enter", ctrl=True)
-    await page.sees("Its agent has ended. Resume the task, then send this.", ".toast")
-    assert await page.tab.evaluate("document.activeElement.value") == "Once more"
-    assert (await harness.alice.get("/tasks/me/to-tell/explain")).json()["inbox"] == []
-    await page.click(".task-actions button", "Resume")
-    await harness.worker.make_active(task_id, 2)
-    await page.tab.until(f"{PLACEHOLDER} === 'Say something to the agent…'")
-    await page.click(".composer button", "Send")
-    await page.sees("Once more", ".said.queued")
-    await harness.worker.report(make_report("agent.exit", task_id, why="interrupted", build_number=2))
-    await page.tab.until(f"{PLACEHOLDER} === 'Its agent was interrupted: a message waits until the task is resumed'")
-    assert page.tab.errors == []
-
-
-async def test_only_what_the_api_accepts_is_offered(board: Board) -> None:
-    """Before a build has ended there is neither pause nor resume; an agent that takes no messages can be paused."""
-    harness = board.harness
-    task_id = uuid.UUID((await harness.create(name="offered", display_name="Offered"))["id"])
-    page = await open_task(board, "offered")
-    not_ready = "Its agent is not ready yet: say something once it is ready"
-    assert await offered(page) == []
-    assert await page.tab.evaluate(PLACEHOLDER) == not_ready
-    await page.tab.press("p", "m")
-    await page.tab.until("document.activeElement.name === 'input'")
-    await page.tab.type("Too early")
-    await page.sees("Send this once it is ready.", ".toast")
-    assert await page.tab.evaluate("document.activeElement.value") == "Too early"
-    assert (await harness.get("offered"))["workspace_build_number"] == 1
-    await harness.worker.report(build_report(task_id, 1, "start", "failed", error="No space left"))
-    await page.tab.until(f"{PLACEHOLDER} === 'Its last build failed: resume the task to say something'")
-    await page.sees("Resume", ".task-actions")
-    assert await offered(page) == ["Resume"]
-    assert (await harness.alice.post("/tasks/me/offered/resume")).status_code == 202
-    await page.tab.until(f"{PLACEHOLDER} === {json.dumps(not_ready)}")
-    await harness.worker.make_active(task_id, 2)
-    await page.tab.until(f"{PLACEHOLDER} === 'Say something to the agent…'")
-    await harness.worker.report(make_report("app.health", task_id, health="unhealthy", build_number=2))
-    await page.tab.until(f"{PLACEHOLDER} === 'Its agent takes no messages now'")
-    assert await offered(page) == ["Pause"]
-    document = json.dumps(await harness.get("offered"))
-    assert (
-        await with_module(page, "state.js", f"module.canResume({document})") is False
-    )  # so that Home does not offer it
-    assert (await harness.alice.post("/tasks/me/offered/resume")).status_code == 409
-    await page.click(".task-actions button", "Pause")
-    await page.sees("Pausing…", ".toast")
-    await page.tab.until(f"{PLACEHOLDER} === 'It is being stopped: nothing can be said now'")
-    assert page.tab.errors == []
-
-
 async def offered(page: Page) -> list[str]:
     """Return what the buttons for a task's state say."""
     found: list[str] = await page.tab.evaluate(
         "[...document.querySelectorAll('.task-actions > button')].map((each) => each.innerText)"
     )
     return found
-
-
-SENDING = """window.sent = 0, window.real = fetch, window.held = new Promise((go) => (window.release = go));
-window.fetch = async (...given) => {
-    if (String(given[0]).endsWith('/send')) { sent += 1; await held; }
-    return real(...given);
-}, 0"""
-"""Holds messages back until ``release`` is called, and counts them in ``sent``."""
-
-
-async def test_a_message_is_sent_once(board: Board) -> None:
-    """Enter that is pressed twice, or held down, sends what is written once; on a phone Enter begins a line."""
-    task_id = (await board.harness.active(name="once-only", display_name="Once only"))["id"]
-    await status(board, task_id, "idle", "Ready")
-    page = await open_task(board, "once-only")
-    await page.tab.evaluate(SENDING)
-    await page.tab.press("m")
-    await page.tab.until("document.activeElement.name === 'input'")
-    await page.tab.insert("Only this once")
-    held = {"key": "Enter", "windowsVirtualKeyCode": 13, "text": "\r", "autoRepeat": True}
-    await page.tab.call("Input.dispatchKeyEvent", type="keyDown", **held)
-    assert await page.tab.evaluate("sent") == 0
-    await page.tab.press("Enter", "Enter")
-    await page.tab.until("document.querySelector('.composer[data-busy]')")
-    await page.click(".composer button", "Send")
-    assert await page.tab.evaluate("sent") == 1
-    await page.tab.evaluate("release(), 0")
-    await page.tab.until("document.querySelector('.composer textarea').value === ''")
-    explained = (await board.harness.alice.get("/tasks/me/once-only/events")).json()
-    assert [each["input"] for each in explained["actions"]] == ["Only this once"]
-    await page.tab.call("Emulation.setTouchEmulationEnabled", enabled=True)
-    await page.tab.resize(390, 844, mobile=True)
-    await page.tab.until("matchMedia('(hover: none) and (pointer: coarse)').matches")
-    await page.tab.insert("One line")
-    await page.tab.press("Enter")
-    await page.tab.insert("and another")
-    assert await page.tab.evaluate("document.querySelector('.composer textarea').value") == "One line\nand another"
-    assert await page.tab.evaluate("sent") == 1
-    await page.click(".composer button", "Send")
-    await page.tab.until("sent === 2 && document.querySelector('.composer textarea').value === ''")
-    assert page.tab.errors == []
 
 
 async def test_what_could_not_be_read_is_read_again(board: Board) -> None:
@@ -382,82 +220,6 @@ window.fetch = async (...given) => {
     return real(...given);
 }, 0"""
 """Holds the logs of builds back until ``release`` is called."""
-
-
-async def test_interrupt_link_and_copies(board: Board) -> None:
-    """`i` and the button interrupt an agent that works, `o` opens its link elsewhere, and a command can be copied."""
-    harness = board.harness
-    for name in ("by-key", "by-button"):
-        task_id = (await harness.active(name=name, display_name=f"Interrupted {name}"))["id"]
-        await status(board, task_id, "working", "Busy", uri="https://github.com/acme/app/pull/9")
-    page = await open_task(board, "by-key")
-    await page.sees("Interrupt", ".task-actions")
-    await page.tab.press("i")
-    await page.sees("interrupting", ".task-title .state")
-    page = await open_task(board, "by-button")
-    await page.click(".task-actions button", "Interrupt")
-    await page.sees("interrupting", ".task-title .state")
-    for name in ("by-key", "by-button"):
-        assert (await harness.get(name))["interrupt"] is not None
-    await page.tab.evaluate("window.open = (...given) => (window.opened = given, null), 0")
-    await page.tab.press("o")
-    opened = ["https://github.com/acme/app/pull/9", "_blank", "noopener,noreferrer"]
-    assert await page.tab.evaluate("window.opened") == opened
-    copying = "Object.defineProperty(navigator, 'clipboard', {configurable: true, value: {writeText: async (text) => {"
-    await page.tab.evaluate(f"{copying} window.copied = text; }}}}}}), 0")
-    await page.tab.press("y")
-    await page.click("dialog .command button", "Copy")
-    await page.sees("Copied", "dialog .command")
-    assert await page.tab.evaluate("copied") == "taskherd task show alice/by-button"
-    await page.tab.evaluate(f"{copying} throw new Error('not allowed'); }}}}}}), 0")
-    await page.click("dialog .command button", "Copy")
-    await page.tab.until("getSelection().toString().includes('taskherd task watch alice/by-button')")
-    assert page.tab.errors == []
-
-
-async def test_keys_that_can_do_nothing_say_why(board: Board) -> None:
-    """Each names its reason, instead of leaving open whether it was pressed; screen readers hear a new state."""
-    task_id = uuid.UUID((await board.harness.create(name="idle-keys", display_name="Idle keys"))["id"])
-    page = await open_task(board, "idle-keys")
-    reasons = {
-        "p": "Its workspace is being started or stopped",
-        "r": "Its workspace is being started or stopped",
-        "i": "There is nothing to interrupt",
-        "e": "The prompt can be edited while the task is paused.",
-        "o": "It has named no pull request",
-        "a": "It asks nothing now.",
-    }
-    for key, reason in reasons.items():
-        await page.tab.press(key)
-        await page.sees(reason, ".toast")
-    await board.harness.worker.make_active(task_id)
-    await status(board, str(task_id), "working", "Typing")
-    await page.tab.until("document.getElementById('live').textContent === 'working: Typing'")
-    await page.tab.until("document.querySelector('.log').getAttribute('aria-live') === 'polite'")
-    await page.tab.press("r")
-    await page.sees("Its agent runs already.", ".toast")
-    assert page.tab.errors == []
-
-
-async def test_a_prompt_that_is_refused_is_not_lost(board: Board) -> None:
-    """The dialog is there again with the reason and what was written, until it is saved or given up."""
-    harness = board.harness
-    task_id = await bring_to_status(harness.worker, "paused", uuid.UUID((await harness.create(name="edit-me"))["id"]))
-    page = await open_task(board, "edit-me")
-    await page.tab.call("Network.enable")
-    await page.tab.call("Network.setBlockedURLs", urls=["*/input"])
-    await page.tab.press("e")
-    await page.tab.until("document.activeElement?.name === 'text'")
-    await page.tab.insert(" Written with care")
-    await page.tab.press("Enter", ctrl=True)
-    await page.sees("The server cannot be reached.", "dialog .problem")
-    assert await page.violations() == []
-    await page.tab.call("Network.setBlockedURLs", urls=[])
-    await page.tab.until("document.activeElement?.value?.endsWith('Written with care')")
-    await page.tab.press("Enter", ctrl=True)
-    await page.sees("The prompt was changed.", ".toast")
-    assert (await harness.get(str(task_id)))["initial_prompt"].endswith("Written with care")
-    assert page.tab.errors == []
 
 
 async def test_the_exact_time_is_there_for_who_looks_closer(board: Board) -> None:
@@ -592,125 +354,6 @@ async def test_two_people_see_what_the_other_does(board: Board) -> None:
     await foreign.sees("There is no such task, or you may not see it.")
     for page in (alices, carols, unknown, foreign):
         assert page.tab.errors == []
-
-
-async def test_a_long_conversation_keeps_a_bounded_part(board: Board) -> None:
-    """The page begins at the end, reads older entries when somebody scrolls up, and never keeps more than its limit."""
-    harness = board.harness
-    task = await harness.active(name="long-talk", display_name="A long talk")
-    task_id = uuid.UUID(task["id"])
-    lines = tuple(said(f"Line {number} of a long talk") for number in range(1_000))
-    await converse(harness, task_id, lines)
-    await status(board, task["id"], "working", "Talking")
-    page = await open_task(board, "long-talk")
-    await page.sees("Line 999 of a long talk", ".log")
-    entries = "document.querySelectorAll('.log .entry').length"
-    await page.tab.until("innerHeight + scrollY >= document.documentElement.scrollHeight - 2")
-    assert await page.tab.evaluate(entries) <= 200
-    scroll_up = "document.querySelector('.log-more:not(.newer)') && (scrollTo(0, 0), false)"
-    await page.tab.until(f"{scroll_up} || document.querySelector('.log').innerText.includes('Line 0 of')")
-    assert await page.tab.evaluate(entries) <= MAX_KEPT
-    await page.sees("newer entries · go to the end", ".log-more.newer")
-    await converse_more(board, task_id, 1_000, "Said meanwhile")
-    await page.click(".log-more.newer button")
-    await page.sees("Said meanwhile", ".log")
-    assert await page.tab.evaluate(entries) <= MAX_KEPT
-    await converse_more(board, task_id, 1_001, "And at the end")
-    await page.sees("And at the end", ".log")
-    await page.tab.until("innerHeight + scrollY >= document.documentElement.scrollHeight - 2")
-    assert page.tab.errors == []
-
-
-FAILING = """window.asked = 0, window.real = fetch, window.fetch = (...given) => {
-    if (!String(given[0]).includes('logs?before')) return real(...given);
-    asked += 1;
-    return Promise.resolve(new Response('{"message": "Not now."}', {status: 503}));
-}, 0"""
-"""Lets each read of older entries fail, and counts them in ``asked``."""
-HOLDING = """window.held = new Promise((go) => (window.release = go)), window.real = fetch;
-window.fetch = async (...given) => {
-    const response = await real(...given);
-    if (!String(given[0]).includes('logs?limit')) return response;
-    document.body.dataset.read = '';
-    await held;
-    return response;
-}, 0"""
-"""Holds back the newest entries after they were read, until ``release`` is called."""
-
-
-async def test_older_entries_that_cannot_be_read_are_asked_for_once(board: Board) -> None:
-    """The page says so and waits for the person, who stays where they read; what works again takes the notice away."""
-    task_id = uuid.UUID((await board.harness.active(name="no-past", display_name="No past"))["id"])
-    await converse(board.harness, task_id, tuple(said(f"Line {number} of the past") for number in range(300)))
-    page = await open_task(board, "no-past")
-    await page.sees("Line 299 of the past", ".log")
-    await page.tab.evaluate(FAILING)
-    notice = "document.querySelector('.conversation .notice')"
-    await page.tab.until(f"(scrollTo(0, 0), {notice}?.innerText.includes('Not now.'))")
-    asked = await page.tab.evaluate("asked")
-    await converse_more(board, task_id, 300, "And one more")
-    await page.tab.until("document.querySelector('.log').textContent.includes('And one more')")
-    await status(board, str(task_id), "working", "Going on")
-    await page.sees("Going on", ".now")
-    assert await page.tab.evaluate("asked") == asked == 1
-    assert await page.tab.evaluate("scrollY") == 0
-    await page.tab.evaluate("window.fetch = real, 0")
-    entries = "document.querySelectorAll('.log .entry').length"
-    before = await page.tab.evaluate(entries)
-    await page.click(".conversation .notice button", "Try again")
-    await page.tab.until(f"{entries} > {before} && !{notice}")
-    assert await page.tab.evaluate("innerHeight + scrollY < document.documentElement.scrollHeight - 500")
-    assert page.tab.errors == []
-
-
-async def test_what_arrives_while_the_end_is_read_is_shown(board: Board) -> None:
-    """The stream may be ahead of the page of entries that was asked for; both are shown."""
-    task_id = uuid.UUID((await board.harness.active(name="both-ends", display_name="Both ends"))["id"])
-    await converse(board.harness, task_id, tuple(said(f"Line {number} of both") for number in range(150)))
-    page = await open_task(board, "both-ends")
-    await page.sees("Line 149 of both", ".log")
-    await page.tab.evaluate(HOLDING)
-    await page.tab.press("G")
-    await page.tab.until("'read' in document.body.dataset")
-    await converse_more(board, task_id, 150, "Said while it was read")
-    await page.sees("Said while it was read", ".log")
-    await page.tab.evaluate("release(), 0")
-    await page.tab.until("document.querySelector('.log').innerText.includes('Said while')")
-    await converse_more(board, task_id, 151, "And afterwards")
-    await page.sees("And afterwards", ".log")
-    assert "Said while it was read" in await page.text(".log")
-    await page.tab.until("innerHeight + scrollY >= document.documentElement.scrollHeight - 2")
-    assert page.tab.errors == []
-
-
-async def test_what_is_not_shown_is_counted_once(board: Board) -> None:
-    """An entry that replaces one that nobody has seen is no further one, and a gap leaves who reads where they are."""
-    await board.harness.active(name="counted", display_name="Counted")
-    page = await open_task(board, "counted")
-    entry = "const entry = (id) => ({id, type: 'output', content: `${id}`, time: '', place: [0, 1, id]})"
-    many = "Array.from({length: 600}, (_, id) => entry(id + 100))"
-    log = f"""(() => {{ {entry}; const log = new module.Log(); log.reset({many}, true);
-        for (const id of [700, 700, 701, 700, 5]) log.apply([entry(id)], false);
-        return [log.newer, log.entries.length, log.lowest]; }})()"""
-    assert await with_module(page, "task/log.js", log) == [2, 600, 100]
-    few = f"""(() => {{ {entry}; const log = new module.Log(); log.reset([entry(7), entry(8)], true);
-        log.apply([entry(5), entry(9)], false); return log.entries.map((each) => each.id); }})()"""
-    assert await with_module(page, "task/log.js", few) == [7, 8, 9]
-    gap = f"""(() => {{ {entry}; const root = document.createElement('div'); document.body.append(root);
-        const {{ signal }} = new AbortController();
-        const shown = new module.Conversation(root, {{path: '/none', signal, onRead() {{}}}});
-        shown.receive({{logs: {many}, truncated: false}}); scrollTo(0, 0);
-        shown.receive({{logs: [entry(1800)], truncated: true}});
-        return [shown.arrived, root.querySelector('.newer')?.innerText, root.innerText.includes('1800')]; }})()"""
-    newer = "1 newer entry · go to the end"
-    assert await with_module(page, "task/conversation.js", gap) == [None, newer, False]
-    assert page.tab.errors == []
-
-
-async def converse_more(board: Board, task: uuid.UUID, number: int, text: str) -> None:
-    """Report one more entry."""
-    entry = {"id": number, "time": "2030-01-02T03:04:05Z", **said(text)}
-    await board.harness.worker.report(make_report("task.log", task, build_number=1, seq=number, entries=[entry]))
 
 
 async def test_the_page_is_usable_by_everybody(board: Board) -> None:
