@@ -131,7 +131,7 @@ class TaskPage {
 
   /** @param {string} reason */
   end(reason) {
-    if (this.ended) return;
+    if (this.ended || this.view.signal.aborted) return;
     this.ended = reason;
     this.open.abort();
     showFeedState("ended");
