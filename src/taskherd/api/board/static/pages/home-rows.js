@@ -60,6 +60,7 @@ export function taskRow(page, { kind, task, since }, became) {
     · <span class="state ${state.color}">${state.word}</span> <time-ago at=${since}></time-ago>`;
   const resume = html`<button class="button" ?disabled=${page.busy.has(id)}
     @click=${() => page.act(id, "POST", `${path}/resume`, undefined, "Resumed")}>Resume</button>`;
+  const answer = html`<button class="button" aria-expanded=${page.open.has(id)} @click=${() => page.toggle(id)}>Reply…</button>`;
   const send = (/** @type {string} */ text) => page.act(id, "POST", `${path}/send`, { input: text }, "Sent");
   const waits = kind === "idle" || kind === "waiting";
   const headline = waits ? state.says : `${title(task)} ${HEADLINES[kind]?.(task) || ""}`;
@@ -70,7 +71,7 @@ export function taskRow(page, { kind, task, since }, became) {
       <p class="sub">${about}${who}</p></div>
     <div class="acts">${became ? html`<span class="soft" role="status">${became}</span>` : html`
       ${waits ? nothing : html`<a class="button quiet" href=${path} aria-label="Why? ${title(task)}">Why?</a>`}
-      ${canResume(task) ? resume : html`<button class="button" aria-expanded=${page.open.has(id)} @click=${() => page.toggle(id)}>Reply…</button>`}
+      ${canResume(task) ? resume : task.status === "active" ? answer : nothing}
       ${againLink(task)}`}</div>
     ${page.open.has(id) && !became ? reply(page, id, `Your message to ${title(task)}`, send) : nothing}
   </li>`;
