@@ -151,7 +151,7 @@ async def test_the_commands_of_a_few_callers_share_transactions(
     external: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four callers, each of whom waits for the reply, are soon executed together, and go on so."""
-    monkeypatch.setattr(command_consumer, "NEXT_WITHIN", 1.0)
+    monkeypatch.setattr(command_consumer, "MAX_GROW", 1.0)
     async with running_worker(external):
         await asyncio.gather(*(create_in_turn(external, 20) for _ in range(4)))
     transactions = await external.database.fetchval("SELECT count(DISTINCT xmin::text) FROM command_log")

@@ -55,13 +55,13 @@ MAX_WAITING = 2_000
 """Maximum number of unacked commands: an actor's turn comes among those."""
 
 MAX_GROW = 0.02
-"""Seconds for which a batch of one actor that is smaller than the running one waits for more commands."""
+"""Seconds for which a batch of one actor that is smaller than the running one waits for more commands.
+
+So long it also waits after the latest replies, if it is to have ``FEW``: callers who got them send their next commands.
+"""
 
 FEW = 8
 """Number of commands of one actor up to which all that are in progress are to share one batch."""
-
-NEXT_WITHIN = 0.01
-"""Seconds after the latest replies for which such a batch waits: callers who got them send their next commands."""
 
 
 class CommandConsumer:
@@ -116,7 +116,7 @@ class CommandConsumer:
     async def _wait_for_few(self) -> None:
         """Wait for as many commands as were in progress before, if those were few of one actor."""
         if self._in_progress <= FEW and not self._is_shared():
-            remaining = self._answered_at + NEXT_WITHIN - asyncio.get_running_loop().time()
+            remaining = self._answered_at + MAX_GROW - asyncio.get_running_loop().time()
             await self._consumer.wait_buffered(self._in_progress - len(self._waiting), remaining)
 
     async def _receive(self) -> bool:
