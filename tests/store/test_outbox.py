@@ -6,6 +6,7 @@ from datetime import timedelta
 from uuid import UUID
 
 import orjson
+import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -69,6 +70,19 @@ async def test_after_the_clock_was_set_back_first_versions_come_first(engine: As
             found.append([(row.task_id, row.version) for row in due])
             assert await outbox.mark_published(connection, found[-1]) == len(due)
     assert found == [[(first, 1), (first, 2)], [(second, 1)], [(second, 2)]]
+
+
+async def test_large_prompts_are_read_a_few_at_a_time(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many events as fit are returned, at least one, the oldest first, until none is left."""
+    stored = await _store_events(engine, 4, 2)
+    found: list[int] = []
+    monkeypatch.setattr(outbox, "MAX_STALE_BYTES", 3 * len(prompt_of(stored[0][0])) - 1)
+    async with transaction(engine) as connection:
+        while due := await outbox.stale(connection, NOW, LATER, 10):
+            found.append(len(due))
+            assert await outbox.mark_published(connection, [(row.task_id, row.version) for row in due]) == len(due)
+    assert found == [3, 3, 2]
+    assert len(await _feed(engine)) == len(stored)
 
 
 async def test_a_later_version_waits_for_an_earlier_one(engine: AsyncEngine) -> None:

@@ -32,26 +32,37 @@ class OutboxEvent(NamedTuple):
     prompt: str
 
 
+MAX_STALE_BYTES: Final = 32 * 1024 * 1024
+"""Size of the prompts of stale events at which no further one is read: each has up to 256 KiB, and is in memory."""
+
 # A task's next events are those with its lowest versions, also if a later version has an earlier time because the clock
 # was set back: of each task that has events among the oldest, as many are taken, in the order of their versions.
 STALE: Final = text("""
-SELECT o.task_id, o.version, o.occurred_at, t.owner_id, t.template_version_id, e.kind, CAST(e.document AS text),
-       e.changes, CAST(e.cause AS text), p.prompt
+SELECT task_id, version, occurred_at, owner_id, template_version_id, kind, document, changes, cause, prompt
 FROM (
-    SELECT task_id, max(version) AS last, count(*) AS count
+    SELECT *, sum(octet_length(prompt)) OVER (ORDER BY due_at, task_id, version) - octet_length(prompt) AS bytes_before
     FROM (
-        SELECT task_id, version FROM outbox WHERE occurred_at <= :before OR occurred_at > :until
-        ORDER BY occurred_at, task_id, version LIMIT :limit
-    ) AS oldest
-    GROUP BY task_id
-) AS s
-CROSS JOIN LATERAL (
-    SELECT * FROM outbox WHERE task_id = s.task_id AND version <= s.last ORDER BY version LIMIT s.count
-) AS o
-JOIN task_events AS e ON e.task_id = o.task_id AND e.version = o.version AND e.occurred_at = o.occurred_at
-JOIN tasks AS t ON t.id = o.task_id
-JOIN task_prompts AS p ON p.task_id = e.task_id AND p.version = e.prompt_version
-ORDER BY max(o.occurred_at) OVER (PARTITION BY o.task_id ORDER BY o.version), o.task_id, o.version
+        SELECT o.task_id, o.version, o.occurred_at, t.owner_id, t.template_version_id, e.kind,
+               CAST(e.document AS text) AS document, e.changes, CAST(e.cause AS text) AS cause, p.prompt,
+               max(o.occurred_at) OVER (PARTITION BY o.task_id ORDER BY o.version) AS due_at
+        FROM (
+            SELECT task_id, max(version) AS last, count(*) AS count
+            FROM (
+                SELECT task_id, version FROM outbox WHERE occurred_at <= :before OR occurred_at > :until
+                ORDER BY occurred_at, task_id, version LIMIT :limit
+            ) AS oldest
+            GROUP BY task_id
+        ) AS s
+        CROSS JOIN LATERAL (
+            SELECT * FROM outbox WHERE task_id = s.task_id AND version <= s.last ORDER BY version LIMIT s.count
+        ) AS o
+        JOIN task_events AS e ON e.task_id = o.task_id AND e.version = o.version AND e.occurred_at = o.occurred_at
+        JOIN tasks AS t ON t.id = o.task_id
+        JOIN task_prompts AS p ON p.task_id = e.task_id AND p.version = e.prompt_version
+    ) AS due
+) AS counted
+WHERE bytes_before < :bytes
+ORDER BY due_at, task_id, version
 """)
 
 # Versions of a task have no gaps. A run of consecutive versions is removed unless an earlier version is unpublished:
@@ -99,12 +110,15 @@ SELECT count(*) FROM appended
 async def stale(connection: AsyncConnection, before: datetime, until: datetime, limit: int) -> list[OutboxEvent]:
     """Return up to ``limit`` events that occurred at or before ``before``, oldest first, without locking.
 
+    There may be fewer, at least one, if their prompts are large.
+
     Those after ``until`` too: only a clock that was set back since explains them. An event never comes without the
     unpublished ones of its task that precede it.
 
     Two relays may publish the same event, which readers recognize by its version; it gets one position.
     """
-    rows = await connection.execute(STALE, {"before": before, "until": until, "limit": limit})
+    values = {"before": before, "until": until, "limit": limit, "bytes": MAX_STALE_BYTES}
+    rows = await connection.execute(STALE, values)
     return [OutboxEvent(*row) for row in rows]
 
 
