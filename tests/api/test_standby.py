@@ -326,6 +326,9 @@ async def test_only_a_standby_of_the_new_primary_is_read_after_a_failover(failov
             await _until(partial(_has_problem, sample, "it shows timeline 1, and the primary writes timeline 2"))
             assert not await _allows(sample)
         await _until(partial(_allows, follower[0]))
+        for standby, state in ((failover.stale, FindingState.ERROR), (failover.follower, FindingState.OK)):
+            findings = [each async for each in check_standby(Settings(database_url=url, database_read_url=standby.url))]
+            assert [each.state for each in findings] == [state]
         await execute(failover.primary.url, "CHECKPOINT")
         await _caught_up((failover.primary, failover.follower))
         await execute(failover.follower.url, "CHECKPOINT")
