@@ -63,6 +63,9 @@ So long it also waits after the latest replies, if it is to have ``FEW``: caller
 FEW = 8
 """Number of commands of one actor up to which all that are in progress are to share one batch."""
 
+MANY_FOR = 0.5
+"""Seconds after more than ``FEW`` were in progress for which no batch waits for a few."""
+
 
 class CommandConsumer:
     """Consumes commands until ``consumer`` is stopped."""
@@ -78,6 +81,7 @@ class CommandConsumer:
         self._in_progress = 0
         """How many commands were executed at the same time when the latest batch began."""
         self._answered_at = 0.0
+        self._many_until = 0.0
         self._bisection = Bisection(context)
         self._dead_letters = DeadLetterSender(consumer, context)
 
@@ -94,7 +98,7 @@ class CommandConsumer:
                 chosen = {id(each.delivery) for each in batch}
                 self._waiting = [each for each in self._waiting if id(each.delivery) not in chosen]
                 if batch:
-                    self._in_progress = scheduler.in_flight + len(batch)
+                    self._note_in_progress(scheduler.in_flight + len(batch))
                     await scheduler.submit(_footprint(batch), partial(self._handle, batch))
 
     def _note_actor(self, actor: UUID) -> None:
@@ -111,11 +115,21 @@ class CommandConsumer:
     def _ready(self) -> int:
         """Return the number of commands that wait to be executed; 0 if they are to wait for the rest of a few."""
         ready = len(self._waiting) + self._consumer.buffered
-        return 0 if ready < self._in_progress <= FEW else ready
+        return 0 if self._are_few() and ready < self._in_progress else ready
+
+    def _note_in_progress(self, count: int) -> None:
+        """Note how many commands are executed now; for a while after many, a small batch is no sign of few callers."""
+        self._in_progress = count
+        if count > FEW:
+            self._many_until = asyncio.get_running_loop().time() + MANY_FOR
+
+    def _are_few(self) -> bool:
+        """Return whether few commands were in progress, and not many a moment before."""
+        return self._in_progress <= FEW and asyncio.get_running_loop().time() >= self._many_until
 
     async def _wait_for_few(self) -> None:
         """Wait for as many commands as were in progress before, if those were few of one actor."""
-        if self._in_progress <= FEW and not self._is_shared():
+        if self._are_few() and not self._is_shared():
             remaining = self._answered_at + MAX_GROW - asyncio.get_running_loop().time()
             await self._consumer.wait_buffered(self._in_progress - len(self._waiting), remaining)
 
