@@ -47,9 +47,10 @@ _HIDDEN = """
     let isHidden = false;
     Object.defineProperty(document, "hidden", { get: () => isHidden, configurable: true });
     window.setTimeout = (run, ms) => timers.push({ run, ms });
-    window.fetch = (path) => (fetched.push(path), Promise.reject(new TypeError("Failed to fetch")));
+    const path = "/a/feed/of/this/test"; // the page reads other things meanwhile
+    const failed = new TypeError("Failed to fetch");
+    window.fetch = (url) => (String(url).includes(path) && fetched.push(url), Promise.reject(failed));
     const leaving = new AbortController();
-    const path = "/tasks/watch";
     module.follow({ path, signal: leaving.signal, onChanges() {}, onState: (state) => states.push(state) });
     while (!states.includes("offline")) await settled();
     isHidden = true;
