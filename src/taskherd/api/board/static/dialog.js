@@ -9,9 +9,6 @@ import { html, nothing, render } from "./vendor/lit-html/lit-html.js";
 const SHOWN_FOR = 6_000, BAD_SHOWN_FOR = 20_000; // milliseconds
 const ABOVE = 12; // pixels between a toast and the composer
 
-export { showFeedState } from "./feed.js";
-export { submitOnEnter } from "./keys.js";
-
 /** @typedef {{label: string, value: string, main?: boolean, danger?: boolean}} Action */
 
 /**

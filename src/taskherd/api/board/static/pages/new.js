@@ -1,9 +1,8 @@
 // @ts-check
 // New task. A link such as `/new?template=codex&prompt=…` fills the form; nothing but the person's own press starts a task.
 import * as api from "../api.js";
-import { submitOnEnter } from "../dialog.js";
 import { bytes } from "../format.js";
-import { bind } from "../keys.js";
+import { bind, submitOnEnter } from "../keys.js";
 import * as router from "../router.js";
 import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
 import { live } from "../vendor/lit-html/directives/live.js";

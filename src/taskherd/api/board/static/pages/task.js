@@ -2,7 +2,7 @@
 // One task: what it does now, the conversation as it happens, what it asks, and everything that people do about it.
 import * as api from "../api.js";
 import * as attention from "../attention.js";
-import { showFeedState, toast } from "../dialog.js";
+import { toast } from "../dialog.js";
 import * as feed from "../feed.js";
 import { link } from "../format.js";
 import * as keys from "../keys.js";
@@ -75,7 +75,7 @@ class TaskPage {
       onLive: () => this.readSoon(),
       onOther: (event, data) => event === "task.logs" && this.conversation.receive(data),
       onState: (state) => {
-        showFeedState(state);
+        feed.showFeedState(state);
         if (state === "live" && this.isStale) this.readNow();
       },
       onRefused: (failed) => this.refused(failed),
@@ -134,7 +134,7 @@ class TaskPage {
     if (this.ended || this.view.signal.aborted) return;
     this.ended = reason;
     this.open.abort();
-    showFeedState("ended");
+    feed.showFeedState("ended");
     this.view.setTitle(this.task ? title(this.task) : "Not found");
     render(html`<div class="empty"><h1>${this.task ? title(this.task) : this.view.params.task}</h1><p>${reason}</p>
       <p><a class="button" href="/tasks">Go to the tasks</a> <a class="button" href="/deleted">Deleted tasks</a></p></div>`, this.view.root);

@@ -2,8 +2,9 @@
 // What the agent asks, with the answer one click or key away: options as buttons, a field for free text.
 import { became, inOrder } from "../answers.js";
 import * as api from "../api.js";
-import { submitOnEnter, toast } from "../dialog.js";
+import { toast } from "../dialog.js";
 import { bytes, plural } from "../format.js";
+import { submitOnEnter } from "../keys.js";
 import { prose } from "../state.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
