@@ -140,6 +140,10 @@ DROP TABLE fleet
     .replace("{_OF_FLEET}", _OF_FLEET)
     .replace("{_GROUP}", _GROUP)
 )
+_SCAN: Final = re.compile(
+    r"(?:Index Only|Index|Bitmap Index|Seq) Scan(?: Backward)?(?: using (\w+))?"
+    r" on ((?:tasks|task_totals|task_index)\w*)[^(]*\(actual rows=[\d.]+ loops=(\d+)\)"
+)
 _INDEXES: Final = """
 SELECT indexname, indexdef FROM pg_indexes
 WHERE tablename IN ('tasks', 'task_index') AND indexname NOT IN ('tasks_pkey', 'task_index_pkey')
@@ -178,14 +182,14 @@ CASES: Final = (
 
 
 async def measure(run: Run) -> str:
-    """Return a table of the times of each list with each number of tasks, and the plans with the most."""
+    """Return a table of the times of each list with each number of tasks; with the most, the scans and some plans."""
     sizes = QUICK_SIZES if run.options.quick else SIZES
     times: dict[Case, dict[int, LoadResult]] = {case: {} for case in CASES}
     blocks: dict[Case, dict[int, int]] = {case: {} for case in CASES}
-    plans = ""
+    plans: dict[Case, str] = {}
     for size in sizes:
         await fill(run.services, size)
-        plans = await _read_blocks(run.services, size, blocks)
+        plans = await explain(run.services, size, blocks)
         tokens = {name: await make_token(run.services, name) for name in (ADMIN, OWNER)}
         with running_api(run.services, TASKHERD_API) as port:
             for case in CASES:
@@ -194,7 +198,9 @@ async def measure(run: Run) -> str:
                     f"lists: {size:,} tasks: {case.title}, {case.caller}: {times[case][size].description}, "
                     f"{blocks[case][size]} blocks"
                 )
-    return f"{_table(times, blocks, sizes)}\n\nPlans with {sizes[-1]:,} tasks:\n\n```\n{plans}\n```"
+    some = [f"{case.query}\n{plan}" for case, plan in plans.items() if case.caller == ADMIN and case.query in PLANNED]
+    parts = (_table(times, blocks, sizes), f"With {sizes[-1]:,} tasks:", scans_table(plans), _code("\n\n".join(some)))
+    return "\n\n".join(parts)
 
 
 async def load(case: Case, port: int, token: str, seconds: float) -> LoadResult:
@@ -215,6 +221,25 @@ def _table(
         ]
         lines.append(f"| {case.title} | {case.caller} | {' | '.join(cells)} |")
     return "p50 / p99 over HTTP, one request at a time, and blocks that the statements touch:\n\n" + "\n".join(lines)
+
+
+def scans_table(plans: Mapping[Case, str]) -> str:
+    """Return a table of what the plan of each list scans to find its tasks."""
+    rows = [f"| {case.title} | {case.caller} | {scans_of(plan)} |" for case, plan in plans.items()]
+    return "\n".join(["| list | of | scans, and how often |", "|---|---|---|", *rows])
+
+
+def scans_of(plan: str) -> str:
+    """Return the indexes by which an executed plan has found tasks, or tables that it read whole, and how often."""
+    loops: dict[str, int] = {}
+    for index, table, count in _SCAN.findall(plan):
+        name = index or table
+        loops[name] = loops.get(name, 0) + int(count)
+    return ", ".join(f"`{name}` {count:,}" for name, count in loops.items())
+
+
+def _code(text: str) -> str:
+    return f"```\n{text}\n```"
 
 
 async def fill(services: BenchmarkServices, size: int) -> None:
@@ -258,9 +283,9 @@ class ExplainingReader:
         return next(iter(await self.fetch(statement, *values)), None)
 
 
-async def _read_blocks(services: BenchmarkServices, size: int, blocks: dict[Case, dict[int, int]]) -> str:
-    """Add the blocks that each request touches, and return the plans of some."""
-    plans = []
+async def explain(services: BenchmarkServices, size: int, blocks: dict[Case, dict[int, int]]) -> dict[Case, str]:
+    """Add the blocks that each request touches, and return the plan of its last statement."""
+    plans: dict[Case, str] = {}
     async with connected(services.database_url) as connection:
         users = {row[0]: UUID(str(row[1])) for row in await connection.fetch("SELECT username, id FROM users")}
         organization = UUID(str(await connection.fetchval("SELECT id FROM organizations")))
@@ -268,9 +293,8 @@ async def _read_blocks(services: BenchmarkServices, size: int, blocks: dict[Case
             reader = ExplainingReader(connection)
             await _read(reader, case, users, organization)
             blocks[case][size] = reader.blocks
-            if case.caller == ADMIN and case.query in PLANNED and not case.counts:
-                plans.append(f"{case.query}\n{reader.plan}")
-    return "\n\n".join(plans)
+            plans[case] = reader.plan
+    return plans
 
 
 async def _read(reader: ExplainingReader, case: Case, users: Mapping[str, UUID], organization: UUID) -> None:
