@@ -143,6 +143,7 @@ async def test_a_page_that_cannot_be_loaded_says_so(board: Board) -> None:
 async def test_another_page_gets_the_focus_and_is_announced(board: Board) -> None:
     """Who cannot see that the page has changed hears its name, and goes on at its beginning."""
     page = await board.open("/new")
+    await page.tab.until("document.querySelector('.page[data-ready]')")  # until then it gives its own field the focus
     await page.tab.evaluate("document.querySelector('.bar nav a[href=\"/fleet\"]').focus()")
     await page.tab.press("Enter")
     await page.tab.until("document.querySelector('.page.fleet[data-ready]')")
