@@ -40,7 +40,7 @@ class _Slots:
 
     @property
     def idle(self) -> bool:
-        """True if no slot is in use, which means that nobody waits for one."""
+        """True if no slot is in use. Nobody waits for one then."""
         return not self._used
 
     async def acquire(self, user: UUID, deadline: float) -> None:

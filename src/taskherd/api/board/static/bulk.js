@@ -40,18 +40,19 @@ export function canInterrupt(id) {
  * @param {AbortSignal} signal aborts when the page is left
  */
 export async function start(action, target, whose, signal) {
-  let input = "", problem = "";
+  let input = "", problem = "", key = api.newKey(); // without an answer the same again may find that it has begun
   for (;;) {
     if (action === "send") {
       const content = problem ? html`<p class="problem" role="alert">${problem}</p>` : nothing;
       const text = await ask({ title: `Send to ${whose}`, label: "Message", action: "Go on", value: input, content });
       if (text === null) return null;
+      if (text !== input) key = api.newKey();
       input = text;
     }
     const body = { action, ...target, ...(input && { input }) };
     const preview = await api.send("POST", "/task-actions", { ...body, dry_run: true }, { signal });
     if (preview.ok && !await confirmed(action, target, input, preview.value)) return null;
-    const created = preview.ok ? await api.send("POST", "/task-actions", body) : preview;
+    const created = preview.ok ? await api.send("POST", "/task-actions", body, { key }) : preview;
     if (created.ok) return created.value;
     if (signal.aborted) return null;
     problem = api.explain(created);
