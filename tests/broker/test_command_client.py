@@ -146,3 +146,82 @@ async def test_a_call_that_no_queue_takes_says_so(names: TopologyNames, amqp_url
     with pytest.raises(Unavailable, match=f"no queue is bound to exchange {names.events}; `taskherd topology apply`"):
         await client.call("any", b"?", deadline=deadline)
     assert asyncio.get_running_loop().time() >= deadline
+
+
+async def test_a_call_is_started_once_nothing_has_to_be_waited_for(
+    names: TopologyNames, amqp_url: str, connect_to: ConnectTo
+) -> None:
+    """Without a channel it is not. A call that got no reply in time is continued, without being published again."""
+    untried = CommandClient(Publisher(connect_to(amqp_url, "untried")), names.commands, timeout=30)
+    deadline = asyncio.get_running_loop().time() + 600
+    assert await untried.start("any", b"too early", deadline) is None
+    client = await _client_with_channel(names, amqp_url, connect_to)
+    started = await client.start("any", b"?", deadline)
+    assert started is not None
+    message = await _take(amqp_url, names.commands)
+    assert isinstance(message.expiration, int | float)
+    assert 500 < message.expiration <= 600
+    assert await started.reply_within(0.01) is None
+    calling = asyncio.create_task(client.call("any", b"?", started=started))
+    await _reply(amqp_url, message, b"late")
+    assert await calling == Reply(b"late", {}, sent_again=False)
+    assert await started.reply_within(0) == Reply(b"late", {})
+    client.end(started)
+
+
+async def test_what_was_recorded_of_a_started_call_is_looked_for_at_once(
+    names: TopologyNames, amqp_url: str, connect_to: ConnectTo
+) -> None:
+    """It has waited for its reply before it is continued."""
+    client = await _client_with_channel(names, amqp_url, connect_to)
+    started = await client.start("any", b"?", asyncio.get_running_loop().time() + 600)
+    assert started is not None
+
+    async def recorded() -> Reply | None:
+        return Reply(b"recorded", {})
+
+    assert (await client.call("any", b"?", recorded=recorded, started=started)).body == b"recorded"
+    client.end(started)
+
+
+async def test_a_started_call_whose_message_is_lost_is_published_again(
+    names: TopologyNames, amqp_url: str, connect_to: ConnectTo, proxied: tuple[TcpProxy, str]
+) -> None:
+    """A lost channel is noticed at once."""
+    proxy, url = proxied
+    client = await _client_with_channel(names, amqp_url, connect_to, url)
+    deadline = asyncio.get_running_loop().time() + 600
+    started = await client.start("any", b"?", deadline)
+    assert started is not None
+    await _take(amqp_url, names.commands)
+    proxy.cut()
+    assert await started.reply_within(600) is None
+    calling = asyncio.create_task(client.call("any", b"?", started=started))
+    await _reply(amqp_url, await _take(amqp_url, names.commands), b"again")
+    assert await calling == Reply(b"again", {}, sent_again=True)
+    client.end(started)
+
+
+async def test_a_started_call_that_no_queue_takes_is_not_waited_for(
+    names: TopologyNames, amqp_url: str, connect_to: ConnectTo
+) -> None:
+    """The broker returns it, so there will be no reply."""
+    client = CommandClient(Publisher(connect_to(amqp_url, "calls")), names.events, timeout=600)
+    now = asyncio.get_running_loop().time()
+    with pytest.raises(Unavailable):
+        await client.call("any", b"opens a channel", deadline=now + 0.5)
+    started = await client.start("any", b"?", now + 600)
+    assert started is not None
+    assert await started.reply_within(600) is None
+    client.end(started)
+
+
+async def _client_with_channel(
+    names: TopologyNames, amqp_url: str, connect_to: ConnectTo, url: str | None = None
+) -> CommandClient:
+    """Return a client that has had a reply, and so has a channel."""
+    client = CommandClient(Publisher(connect_to(url or amqp_url, "calls")), names.commands, timeout=30)
+    calling = asyncio.create_task(client.call("any", b"opens a channel"))
+    await _reply(amqp_url, await _take(amqp_url, names.commands), b"opened")
+    await calling
+    return client

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from taskherd.broker import repeating_client
-from taskherd.broker.command_client import CommandClient, Reply
+from taskherd.broker.command_client import CommandClient, Reply, StartedCall
 from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.repeating_client import MAX_REPEATING, RepeatingClient
 from taskherd.errors import Unavailable
@@ -28,16 +28,32 @@ class Connection:
 
 
 class Path:
-    """A way to the consumer, on which no call is answered before it is open."""
+    """A way to the consumer, on which no call is answered before it is open; it starts calls if ``at_once``."""
 
     def __init__(self) -> None:
+        self.at_once = False
+        self.started: list[StartedCall] = []
         self.open = asyncio.Event()
         self.seen: set[bytes] = set()
         self.waiting: list[bytes] = []
         self.most_waiting = 0
 
-    async def call(self, _: str, body: bytes, *, deadline: float, **__: Any) -> Reply:
+    async def start(self, _: str, __: bytes, ___: float) -> StartedCall | None:
+        """Start a call that is not answered while it is waited for."""
+        if not self.at_once:
+            return None
+        self.started.append(StartedCall("", asyncio.get_running_loop().create_future()))
+        return self.started[-1]
+
+    def end(self, call: StartedCall) -> None:
+        """Forget a call."""
+        self.started.remove(call)
+
+    async def call(
+        self, _: str, body: bytes, *, deadline: float, started: StartedCall | None = None, **__: Any
+    ) -> Reply:
         """Return the body once the path is open."""
+        assert started is None or self.at_once
         self.seen.add(body)
         self.waiting.append(body)
         self.most_waiting = max(self.most_waiting, len(set(self.waiting)))
@@ -73,11 +89,14 @@ class Calls:
         return [asyncio.create_task(self.client.call("type", body), name=body.decode()) for body in bodies]
 
 
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """Return calls that are repeated soon."""
+@pytest.fixture(params=["at once", "after waiting"])
+def calls(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Calls:
+    """Return calls that are repeated soon; the first message of each is published at once, or not."""
+    monkeypatch.setattr(repeating_client, "RECORDED_AFTER", 0.01)
     monkeypatch.setattr(repeating_client, "REPEAT_AFTER", 0.02)
-    return Calls()
+    calls = Calls()
+    calls.first.at_once = request.param == "at once"
+    return calls
 
 
 async def answered(tasks: list[asyncio.Task[Reply]]) -> None:
@@ -122,4 +141,17 @@ async def test_a_call_waits_for_its_turn_until_its_deadline(calls: Calls) -> Non
     assert b"late" not in calls.second.seen
     calls.second.open.set()
     await answered([*tasks, *calls.start(MAX_REPEATING, "again ")])
+    await calls.client.close()
+
+
+async def test_a_started_call_that_is_answered_is_made_once(calls: Calls) -> None:
+    """Its reply is returned as it is, and the call is forgotten."""
+    calls.first.at_once = True
+    (task,) = calls.start(1)
+    async with asyncio.timeout(WITHIN):
+        while not calls.first.started:  # noqa: ASYNC110 - nobody notifies
+            await asyncio.sleep(0)
+    calls.first.started[0].reply.set_result(Reply(b"0", {}))
+    assert await task == Reply(b"0", {}, sent_again=False)
+    assert (calls.first.started, calls.first.seen, calls.second.seen) == ([], set(), set())
     await calls.client.close()

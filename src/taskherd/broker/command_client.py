@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from taskherd import retry
 from taskherd.broker.direct_replies import publisher_with_replies
-from taskherd.broker.publisher import PublishOutcome
+from taskherd.broker.publisher import OutgoingMessage, PublishOutcome
 from taskherd.broker.reply_queues import DIRECT
 from taskherd.errors import Unavailable
 
@@ -50,7 +50,25 @@ Recorded: TypeAlias = Callable[[], Awaitable[Reply | None]]
 
 
 class _ReplyLost(Exception):  # noqa: N818 - not an error; never leaves this module
-    """The channel for the reply was lost while a call was waiting."""
+    """The channel for the reply was lost while a call was waiting, or its message was not confirmed."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartedCall:
+    """A call whose message was published."""
+
+    correlation_id: str
+    reply: asyncio.Future[Reply]
+
+    async def reply_within(self, seconds: float) -> Reply | None:
+        """Return the reply, or None if it does not arrive in time or is lost."""
+        await asyncio.wait({self.reply}, timeout=seconds)
+        return self.reply.result() if self.reply.done() and self.reply.exception() is None else None
+
+    def fail(self) -> None:
+        """Note that no reply is to be expected any more."""
+        if not self.reply.done():
+            self.reply.set_exception(_ReplyLost())
 
 
 class CommandClient:
@@ -76,7 +94,31 @@ class CommandClient:
         self._publisher = publisher_with_replies(publisher, self._resolve, self._on_lost)
         self._exchange = exchange
         self._timeout = timeout
-        self._waiting: dict[str, asyncio.Future[Reply]] = {}
+        self._waiting: dict[str, StartedCall] = {}
+
+    async def start(self, routing_key: str, body: bytes, deadline: float) -> StartedCall | None:
+        """Publish a message that expires at ``deadline``, or return None if something has to be waited for before.
+
+        The call has to be given to ``end``.
+        """
+        if len(self._waiting) >= MAX_WAITING:
+            return None
+        call = self._expect_reply()
+        try:
+            is_started = await self._publisher.start(self._message(call, routing_key, body, deadline), call.fail)
+        except BaseException:
+            self.end(call)
+            raise
+        if is_started:
+            return call
+        self.end(call)
+        return None
+
+    def end(self, call: StartedCall) -> None:
+        """Expect no reply to a call any more."""
+        self._waiting.pop(call.correlation_id, None)
+        if call.reply.done() and not call.reply.cancelled():
+            call.reply.exception()  # retrieve it, or asyncio warns that it was never retrieved
 
     async def call(
         self,
@@ -86,8 +128,9 @@ class CommandClient:
         no_expiry: bool = False,
         deadline: float | None = None,
         recorded: Recorded | None = None,
+        started: StartedCall | None = None,
     ) -> Reply:
-        """Publish a message and return the reply.
+        """Publish a message, unless the call was started ``RECORDED_AFTER`` ago, and return the reply.
 
         By default the message expires when the call times out; with ``no_expiry`` it stays in its queue. The call ends
         at ``deadline``, in seconds of the loop's clock, by default after the client's timeout. If no reply arrives for
@@ -107,7 +150,10 @@ class CommandClient:
             async with asyncio.timeout_at(deadline):
                 while True:
                     try:
-                        reply = await self._call_once(routing_key, body, None if no_expiry else deadline, recorded)
+                        if started is not None and not sent_again:
+                            reply = await _first_of(started.reply, recorded, 0)
+                        else:
+                            reply = await self._call_once(routing_key, body, None if no_expiry else deadline, recorded)
                     except _ReplyLost:
                         sent_again = True
                     except Unavailable as error:
@@ -123,53 +169,57 @@ class CommandClient:
     async def _call_once(
         self, routing_key: str, body: bytes, deadline: float | None, recorded: Recorded | None
     ) -> Reply:
-        loop = asyncio.get_running_loop()
-        correlation_id = uuid4().hex
-        reply: asyncio.Future[Reply] = loop.create_future()
-        self._waiting[correlation_id] = reply
+        call = self._expect_reply()
         try:
-            outcome = await self._publisher.publish(
-                self._exchange,
-                routing_key,
-                body,
-                headers={**self._trace()} or None,
-                mandatory=True,
-                expiration=None if deadline is None else max(0.1, deadline - loop.time()),
-                reply_to=DIRECT,
-                correlation_id=correlation_id,
-            )
+            outcome = await self._publisher.send(self._message(call, routing_key, body, deadline))
             if outcome is PublishOutcome.UNROUTED:
                 raise Unavailable(
                     f"no queue is bound to exchange {self._exchange}; `taskherd topology apply` binds one"
                 )
-            return await _first_of(reply, recorded)
+            return await _first_of(call.reply, recorded, RECORDED_AFTER)
         finally:
-            del self._waiting[correlation_id]
-            if reply.done() and not reply.cancelled():
-                reply.exception()  # retrieve it, or asyncio warns that it was never retrieved
+            self.end(call)
+
+    def _expect_reply(self) -> StartedCall:
+        call = StartedCall(uuid4().hex, asyncio.get_running_loop().create_future())
+        self._waiting[call.correlation_id] = call
+        return call
+
+    def _message(self, call: StartedCall, routing_key: str, body: bytes, deadline: float | None) -> OutgoingMessage:
+        """Return the message of a call, which expires at ``deadline``."""
+        remaining = None if deadline is None else max(0.1, deadline - asyncio.get_running_loop().time())
+        return OutgoingMessage(
+            self._exchange,
+            routing_key,
+            body,
+            headers={**self._trace()} or None,
+            mandatory=True,
+            expiration=remaining,
+            reply_to=DIRECT,
+            correlation_id=call.correlation_id,
+        )
 
     def _resolve(self, delivery: Delivery) -> None:
-        waiting = self._waiting.get(delivery.correlation_id or "")
-        if waiting is not None and not waiting.done():
-            waiting.set_result(Reply(delivery.body, delivery.headers))
+        call = self._waiting.get(delivery.correlation_id or "")
+        if call is not None and not call.reply.done():
+            call.reply.set_result(Reply(delivery.body, delivery.headers))
 
     def _on_lost(self) -> None:
-        for waiting in self._waiting.values():
-            if not waiting.done():
-                waiting.set_exception(_ReplyLost())
+        for call in self._waiting.values():
+            call.fail()
 
 
-async def _first_of(reply: asyncio.Future[Reply], recorded: Recorded | None) -> Reply:
-    """Return the reply, or its record if that is found first."""
+async def _first_of(reply: asyncio.Future[Reply], recorded: Recorded | None, look_after: float) -> Reply:
+    """Return the reply, or its record if that is found first, which is looked for after so many seconds."""
     interval = RECORDED_AFTER
     while recorded is not None:
-        await asyncio.wait({reply}, timeout=interval)
+        await asyncio.wait({reply}, timeout=look_after)
         if reply.done():
             break
         found = await _look_until(reply, recorded)
         if found is not None:
             return found
-        interval *= 2  # many calls wait while workers are slow
+        look_after = interval = 2 * interval  # many calls wait while workers are slow
     return await reply
 
 

@@ -129,6 +129,31 @@ class Publisher:
             began = asyncio.get_running_loop().time()
             return await self._outcome(self._start(writer, message), began)
 
+    async def start(self, message: OutgoingMessage, on_failed: Callable[[], None]) -> bool:
+        """Publish ``message`` without waiting for the confirm, if nothing has to be waited for before; return whether.
+
+        ``on_failed`` is called if the broker does not confirm the message in time, refuses it, or has no queue for it.
+        """
+        if self._writer is None or self._channel is None or self._channel.is_closed or self._slots.locked():
+            return False
+        await self._slots.acquire()  # at once
+        began = asyncio.get_running_loop().time()
+
+        def end(confirm: Confirm) -> None:
+            self._slots.release()
+            error = ConnectionError() if confirm.cancelled() else confirm.exception()
+            if isinstance(error, TimeoutError):
+                self._drop_if_stuck(began)
+            if error is not None:
+                on_failed()
+
+        try:
+            self._start(self._writer, message).add_done_callback(end)
+        except BaseException:
+            self._slots.release()
+            raise
+        return True
+
     async def publish_many(self, messages: Sequence[OutgoingMessage]) -> list[PublishOutcome | Unavailable]:
         """Publish ``messages`` together, in order, and return the outcome of each, in the same order."""
         outcomes: list[PublishOutcome | Unavailable] = []

@@ -7,14 +7,15 @@ node is declared down a minute later. The consumer must execute a repeated messa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from taskherd.broker.command_client import RECORDED_AFTER
 from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:
-    from taskherd.broker.command_client import CommandClient, Recorded, Reply
+    from taskherd.broker.command_client import CommandClient, Recorded, Reply, StartedCall
     from taskherd.broker.connection import SupervisedConnection
 
 REPEAT_AFTER: Final = 2.0
@@ -59,18 +60,22 @@ class RepeatingClient:
         Raises:
             Unavailable: no reply arrived in time; the message may or may not have been processed, but is not any more.
         """
-        self._set_waiting(self._waiting + 1)
-        attempts: set[asyncio.Task[Reply]] = set()
+        now = asyncio.get_running_loop().time()
         if deadline is None:
-            deadline = asyncio.get_running_loop().time() + self._timeout
+            deadline = now + self._timeout
+        self._set_waiting(self._waiting + 1)
+        client = self._clients[0][1]
+        started: StartedCall | None = None
         try:
-            reply = await self._first_reply(routing_key, body, recorded, attempts, deadline)
-            return replace(reply, sent_again=True) if len(attempts) > 1 else reply
+            started = await client.start(routing_key, body, deadline)
+            reply = None
+            if started is not None:
+                reply = await started.reply_within(min(RECORDED_AFTER, max(0.0, deadline - now)))
+            return reply or await self._call_until_reply(routing_key, body, recorded, started, deadline)
         finally:
             self._set_waiting(self._waiting - 1)
-            for attempt in attempts:
-                attempt.cancel()
-            await asyncio.gather(*attempts, return_exceptions=True)
+            if started is not None:
+                client.end(started)
 
     async def close(self) -> None:
         """Stop checking connections."""
@@ -79,34 +84,45 @@ class RepeatingClient:
             check.cancel()
         await asyncio.gather(*checks, return_exceptions=True)
 
-    async def _first_reply(
-        self,
-        routing_key: str,
-        body: bytes,
-        recorded: Recorded | None,
-        attempts: set[asyncio.Task[Reply]],
-        deadline: float,
+    async def _call_until_reply(
+        self, routing_key: str, body: bytes, recorded: Recorded | None, started: StartedCall | None, deadline: float
     ) -> Reply:
-        loop = asyncio.get_running_loop()
+        """Return the first reply to a call, which may have been started, or repeat it until there is one."""
+        attempts: set[asyncio.Task[Reply]] = set()
 
-        async def attempt() -> Reply | None:
+        async def attempt(within: float, started: StartedCall | None = None) -> Reply | None:
             """Send the message over the next connection, which is checked if no reply comes to any attempt."""
             connection, client = self._clients[len(attempts) % len(self._clients)]
-            call = client.call(routing_key, body, deadline=deadline, recorded=recorded)
+            call = client.call(routing_key, body, deadline=deadline, recorded=recorded, started=started)
             attempts.add(asyncio.create_task(call))
-            reply = await _wait(attempts, within=REPEAT_AFTER)
+            reply = await _wait(attempts, within=within)
             if reply is None:
                 self._check(connection)
             return reply
 
-        reply = await attempt()
-        if reply is not None:
-            return reply
+        try:
+            reply = await attempt(REPEAT_AFTER if started is None else REPEAT_AFTER - RECORDED_AFTER, started)
+            if reply is None:
+                reply = await self._repeat(attempt, attempts, deadline)
+            return replace(reply, sent_again=True) if len(attempts) > 1 else reply
+        finally:
+            for each in attempts:
+                each.cancel()
+            await asyncio.gather(*attempts, return_exceptions=True)
+
+    async def _repeat(
+        self,
+        attempt: Callable[[float], Awaitable[Reply | None]],
+        attempts: set[asyncio.Task[Reply]],
+        deadline: float,
+    ) -> Reply:
+        """Make further attempts, once there is a slot for one more call that is repeated, until the first reply."""
+        loop = asyncio.get_running_loop()
         turn = asyncio.create_task(self._repeats.acquire(), name="turn to repeat a call")
         try:
             reply = await _wait(attempts, turn)
             while reply is None and deadline - loop.time() > REPEAT_AFTER / 2:
-                reply = await attempt()
+                reply = await attempt(REPEAT_AFTER)
         finally:
             if not turn.cancel():
                 self._repeats.release()
