@@ -20,6 +20,8 @@ from taskherd.worker.concurrency import MAX_CONCURRENT_BATCHES
 from tests.harness.worker import TIMEOUT, WorkerHarness, make_command, make_report
 from tests.worker.conftest import StartWorker
 
+pytestmark = [pytest.mark.timeout(240)]  # rabbitmqctl starts slowly on a busy machine
+
 LOST = {"healthy": False, "reason": "agent has lost connection"}
 FILLER = "filler"
 FULL = {"max-length": 1, "overflow": "reject-publish"}
@@ -42,12 +44,12 @@ async def full(harness: WorkerHarness, services: Services, name: str) -> AsyncIt
     rabbit, queue = services.rabbit, f"{harness.prefix}.{name}"
     assert rabbit is not None
     policy = ("--apply-to", "queues", queue, f"^{queue}$", json.dumps(FULL))
-    await asyncio.to_thread(rabbit.ctl, "set_policy", *policy, within=TIMEOUT)
+    await asyncio.to_thread(rabbit.ctl, "set_policy", *policy)
     try:
         await fill(harness, queue)
         yield
     finally:
-        await asyncio.to_thread(rabbit.ctl, "clear_policy", queue, within=TIMEOUT)
+        await asyncio.to_thread(rabbit.ctl, "clear_policy", queue)
 
 
 async def until_unacked(services: Services, queue: str, at_least: int) -> None:
@@ -55,9 +57,9 @@ async def until_unacked(services: Services, queue: str, at_least: int) -> None:
     rabbit = services.rabbit
     assert rabbit is not None
     columns = ("--no-table-headers", "name", "messages_unacknowledged")
-    async with asyncio.timeout(TIMEOUT):
+    async with asyncio.timeout(2 * TIMEOUT):
         while True:
-            listed = await asyncio.to_thread(rabbit.ctl, "list_queues", *columns, within=TIMEOUT)
+            listed = await asyncio.to_thread(rabbit.ctl, "list_queues", *columns)
             if int(dict(line.split() for line in listed.splitlines())[queue]) >= at_least:
                 return
 

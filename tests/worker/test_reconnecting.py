@@ -13,7 +13,7 @@ import pytest
 from taskherd.dev.services import Services
 from tests.harness.worker import WorkerHarness, build_report, running_worker
 
-pytestmark = [pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.timeout(240)]
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from taskherd.dev import docker_engine, ports, postgres, rabbitmq
+from taskherd.dev.sources import CTL_TIMEOUT
 from taskherd.errors import Unavailable
 
 RABBITMQ_IMAGE: Final = "rabbitmq:4-management"
@@ -184,7 +185,7 @@ class RabbitContainer(Container):
         """The AMQP URL of the broker; valid after the first start."""
         return f"amqp://taskherd:{self._identity.password}@{ports.HOST}:{self._identity.port}/"
 
-    def ctl(self, *arguments: str, within: float = 30) -> str:
+    def ctl(self, *arguments: str, within: float = CTL_TIMEOUT) -> str:
         """Run ``rabbitmqctl`` and return its output.
 
         Raises:

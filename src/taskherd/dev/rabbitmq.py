@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from taskherd.dev import ports, processes
-from taskherd.dev.sources import Missing
+from taskherd.dev.sources import CTL_TIMEOUT, Missing
 from taskherd.errors import Unavailable
 
 OLDEST: Final = (4, 0)
@@ -183,7 +183,7 @@ class RabbitNode:
         if self._server is not None:
             self._server.send_signal(signal.SIGCONT)
 
-    def ctl(self, *arguments: str, within: float = 30) -> str:
+    def ctl(self, *arguments: str, within: float = CTL_TIMEOUT) -> str:
         """Run ``rabbitmqctl`` and return its output.
 
         Raises:

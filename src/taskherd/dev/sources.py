@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+CTL_TIMEOUT: Final = 90.0
+"""Seconds within which ``rabbitmqctl`` has to end: on a busy machine it takes half a minute to start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ class Node(RunningService, Protocol):
 class Broker(Node, Protocol):
     """A private RabbitMQ."""
 
-    def ctl(self, *arguments: str, within: float = 30) -> str:
+    def ctl(self, *arguments: str, within: float = CTL_TIMEOUT) -> str:
         """Run ``rabbitmqctl`` and return its output.
 
         Raise ``Unavailable`` if it fails or takes longer than ``within`` seconds.
