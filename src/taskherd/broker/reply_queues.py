@@ -5,6 +5,7 @@ from __future__ import annotations
 import binascii
 import re
 from base64 import b64decode
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -31,8 +32,9 @@ def may_reply_to(names: TopologyNames, queue: str) -> bool:
     return not queue.startswith(_RESERVED) or queue.startswith(_SERVER_NAMED) or is_direct(queue)
 
 
+@lru_cache(maxsize=1_024)
 def is_direct(queue: str) -> bool:
-    """Return whether this is a name that RabbitMQ gives for direct replies."""
+    """Return whether this is a name that RabbitMQ gives for direct replies. A client has the same for all its calls."""
     match = _DIRECT_NAME.fullmatch(queue)
     if match is None:
         return False
