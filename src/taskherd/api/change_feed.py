@@ -116,6 +116,7 @@ class ChangeFeed:
         self._position: int | None = None
         self._positioned = asyncio.Event()
         self._wakeup = asyncio.Event()
+        self._has_subscribers = asyncio.Event()
         self._subscribers: defaultdict[UUID, set[Subscriber]] = defaultdict(set)
         self._subscriber_count = 0
         self._stopping = False
@@ -149,6 +150,7 @@ class ChangeFeed:
         """End all subscribers and stop reading."""
         self._stopping = True
         self._end_all()
+        self._has_subscribers.set()
         self._wakeup.set()
 
     async def position(self) -> int:
@@ -172,6 +174,7 @@ class ChangeFeed:
         if self.is_full or self._stopping:
             raise Unavailable("too many subscribers of the change feed")
         self._subscriber_count += 1
+        self._has_subscribers.set()
         self._metrics.api_followers.set(self._subscriber_count)
         try:
             yield
@@ -181,6 +184,8 @@ class ChangeFeed:
             if not self._subscriber_count:
                 self._position = None
                 self._positioned.clear()
+                if not self._stopping:
+                    self._has_subscribers.clear()
 
     def subscribe(self, change_filter: ChangeFilter, after: int) -> Subscriber | None:
         """Subscribe to changes after position ``after``.
@@ -212,6 +217,7 @@ class ChangeFeed:
     async def _read(self) -> None:
         failures = reads = 0
         while not self._stopping:
+            await self._has_subscribers.wait()
             if await self._woken(READ_DELAYS[reads] if reads < len(READ_DELAYS) else self._poll_interval):
                 reads = 0
             try:
