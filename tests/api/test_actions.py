@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import re
-import sys
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -26,6 +25,7 @@ from tests.api.conftest import StartApi
 from tests.api.test_open_requests import leave
 from tests.api.test_outages import rename_database
 from tests.api.test_tasks import GOLDEN, TIME
+from tests.harness import fork_server
 from tests.harness.api import ALICE, VERSION, ApiHarness, running_api
 from tests.harness.sse import sse_client
 from tests.harness.worker import SECRET, build_report, running_worker
@@ -484,9 +484,7 @@ async def killed_api(urls: tuple[str, str], prefix: str) -> AsyncIterator[str]:
         "TASKHERD_API_ACTION_RATE": "4",
         "TASKHERD_API_COMMAND_TIMEOUT": "3",
     }
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "taskherd", "api", env=environment, stdout=asyncio.subprocess.DEVNULL
-    )
+    process = await fork_server.start("api", environment)
     try:
         async with httpx.AsyncClient() as client, asyncio.timeout(45):
             while True:

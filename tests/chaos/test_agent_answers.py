@@ -22,7 +22,7 @@ import pytest
 
 from taskherd.observability.failpoints import Failpoint
 from tests.chaos.figures import Figures
-from tests.chaos.nursery import Nursery, open_nursery
+from tests.harness import fork_server
 from tests.harness.runner import RunnerHarness, eventually, json_lines, marked_by, runner_harness
 from tests.harness.worker import WorkerHarness, make_command, worker_harness
 from tests.runner.acp import AGENT
@@ -73,13 +73,13 @@ def _command(task_id: uuid.UUID, request_id: uuid.UUID, option: str) -> dict[str
     return make_command("task.answer", task_id, request_id=str(request_id), option_id=option)
 
 
-async def run_to_failpoint(harness: RunnerHarness, people: People, nursery: Nursery, failpoint: Failpoint) -> None:
+async def run_to_failpoint(harness: RunnerHarness, people: People, failpoint: Failpoint) -> None:
     """Run a runner until it kills itself at the failpoint, while people answer."""
-    exit_status = await nursery.start("runner", environment(harness, f"{failpoint}:kill"))
-    async with asyncio.timeout(DIES_WITHIN):
-        while not exit_status.done():
-            await people.answer()
-    assert exit_status.result() == -signal.SIGKILL
+    async with fork_server.running("runner", environment(harness, f"{failpoint}:kill")) as runner:
+        async with asyncio.timeout(DIES_WITHIN):
+            while runner.returncode is None:
+                await people.answer()
+        assert runner.returncode == -signal.SIGKILL
 
 
 def environment(harness: RunnerHarness, failpoint: str = "") -> dict[str, str]:
@@ -170,13 +170,12 @@ async def test_an_answer_reaches_its_agent_once_whatever_runner_dies(
 ) -> None:
     """One runner after the other is killed; the agents live on, and each gets each answer once."""
     worker = harness.worker
-    async with open_nursery() as nursery:
-        await harness.template({"command": [sys.executable, str(AGENT)], "agent": "acp", "grace": 1})
-        prompt = "ask-until: stop Question\nline: That was all."
-        people, tasks = People(worker), [await worker.create(input=prompt) for _ in range(AGENTS)]
-        for _, failpoint in zip(range(kills), cycle(FAILPOINTS), strict=False):
-            await run_to_failpoint(harness, people, nursery, failpoint)
-        await nursery.start("runner", environment(harness))
+    await harness.template({"command": [sys.executable, str(AGENT)], "agent": "acp", "grace": 1})
+    prompt = "ask-until: stop Question\nline: That was all."
+    people, tasks = People(worker), [await worker.create(input=prompt) for _ in range(AGENTS)]
+    for _, failpoint in zip(range(kills), cycle(FAILPOINTS), strict=False):
+        await run_to_failpoint(harness, people, failpoint)
+    async with fork_server.running("runner", environment(harness)):
         await eventually(lambda: all((harness.work(task_id) / "received.jsonl").exists() for task_id in tasks), 120)
         await settle(harness, people, tasks)
         requests = await check(harness, people, tasks)

@@ -21,7 +21,7 @@ import pytest
 
 from taskherd.observability.failpoints import Failpoint
 from tests.chaos.figures import Figures
-from tests.chaos.nursery import Nursery, open_nursery
+from tests.harness import fork_server
 from tests.harness.chaos import SETTINGS
 from tests.harness.worker import SECRET, WorkerHarness, external_harness, make_command, make_report, running_worker
 
@@ -164,7 +164,7 @@ class World:
         return [each.text for each in self.answers[request_id] if each.reply is not None and each.reply["ok"]]
 
 
-async def run_to_failpoint(world: World, nursery: Nursery, failpoint: Failpoint) -> None:
+async def run_to_failpoint(world: World, failpoint: Failpoint) -> None:
     """Run a worker process until it kills itself at the failpoint, while everybody does something."""
     database_url, amqp_url = world.harness.urls
     settings = {
@@ -177,11 +177,11 @@ async def run_to_failpoint(world: World, nursery: Nursery, failpoint: Failpoint)
         "TASKHERD_RELAY_EVERY": "100ms",
     }
     environment = {**os.environ, **SETTINGS, **settings, "TASKHERD_SECRET_KEY": SECRET}
-    exit_status = await nursery.start("worker", environment)
-    async with asyncio.timeout(DIES_WITHIN):
-        while not exit_status.done():
-            await world.step()
-    assert exit_status.result() == -signal.SIGKILL
+    async with fork_server.running("worker", environment) as worker:
+        async with asyncio.timeout(DIES_WITHIN):
+            while worker.returncode is None:
+                await world.step()
+        assert worker.returncode == -signal.SIGKILL
 
 
 async def settle(world: World) -> None:
@@ -233,9 +233,8 @@ async def test_a_request_is_asked_once_and_answered_once_whatever_dies(
         world = World(harness, Random(kills))
         async with running_worker(harness):
             world.tasks = [await harness.make_active() for _ in range(TASKS)]
-        async with open_nursery() as nursery:
-            for _, failpoint in zip(range(kills), cycle(FAILPOINTS), strict=False):
-                await run_to_failpoint(world, nursery, failpoint)
+        for _, failpoint in zip(range(kills), cycle(FAILPOINTS), strict=False):
+            await run_to_failpoint(world, failpoint)
         async with running_worker(harness, request_backoff_first=0.3, request_backoff_most=1):
             await settle(world)
         await check(world)

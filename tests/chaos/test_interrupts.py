@@ -14,6 +14,7 @@ import signal
 import sys
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -23,8 +24,9 @@ import pytest
 
 from taskherd.observability.failpoints import Failpoint
 from tests.chaos.figures import Figures
-from tests.chaos.nursery import Nursery, open_nursery
+from tests.harness import fork_server
 from tests.harness.chaos import SETTINGS
+from tests.harness.fork_server import RunningProcess
 from tests.harness.runner import RunnerHarness, eventually, is_alive, json_lines, marked_by, runner_harness
 from tests.harness.worker import SECRET, WorkerHarness, external_harness, make_command
 from tests.runner.acp import AGENT
@@ -59,32 +61,35 @@ STEP = 0.1
 class Processes:
     """Workers, or runners, of which one runs at a time."""
 
-    def __init__(self, command: str, nursery: Nursery, environment: dict[str, str]) -> None:
+    def __init__(self, command: str, environment: dict[str, str]) -> None:
         self._command = command
-        self._nursery = nursery
         self._environment = environment
-        self._exit_status: asyncio.Task[int] | None = None
+        self._process: RunningProcess | None = None
         self._failpoint = ""
 
     async def run_to_failpoint(self, failpoint: Failpoint) -> None:
         """Replace the process by one that kills itself at the failpoint, and wait until it has."""
         await self._replace(failpoint)
-        assert self._exit_status is not None
+        assert self._process is not None
         async with asyncio.timeout(DIES_WITHIN):
-            assert await self._exit_status == -signal.SIGKILL
+            assert await self._process.wait() == -signal.SIGKILL
 
     async def keep_running(self) -> None:
         """Replace a process that has killed itself by one that lives."""
-        if self._failpoint or self._exit_status is None:
+        if self._failpoint or self._process is None:
             await self._replace("")
 
+    async def kill(self) -> None:
+        """Kill the process that runs."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+
     async def _replace(self, failpoint: str) -> None:
-        if self._exit_status is not None:
-            if not self._exit_status.done():
-                self._nursery.kill()
-            await self._exit_status
+        await self.kill()
         armed = {"TASKHERD_FAILPOINT": f"{failpoint}:kill"} if failpoint else {}
-        self._exit_status = await self._nursery.start(self._command, self._environment | armed)
+        self._process = await fork_server.start(self._command, self._environment | armed)
         self._failpoint = failpoint
 
 
@@ -293,10 +298,12 @@ async def harness(database_url: str, amqp_url: str, amqp_prefix: str, tmp_path: 
 async def test_an_interrupt_ends_once_whatever_dies(harness: RunnerHarness, figures: Figures, kills: int) -> None:
     """One runner or worker after the other is killed; each interrupt ends one turn, and the next one is given."""
     worker = harness.worker
-    async with open_nursery() as workers_nursery, open_nursery() as runners_nursery, asyncio.TaskGroup() as group:
+    async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
         await harness.template({"command": [sys.executable, str(AGENT)], "agent": "acp", "grace": 1})
-        workers = Processes("worker", workers_nursery, worker_environment(worker))
-        runners = Processes("runner", runners_nursery, runner_environment(harness))
+        workers = Processes("worker", worker_environment(worker))
+        runners = Processes("runner", runner_environment(harness))
+        stack.push_async_callback(workers.kill)
+        stack.push_async_callback(runners.kill)
         await workers.keep_running()
         await runners.keep_running()
         people = [await create_task(harness, is_stubborn=number == AGENTS - 1) for number in range(AGENTS)]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable
 from typing import TypeAlias
 
 import pytest
 
+from tests.harness import fork_server
 from tests.harness.api import ApiHarness, open_api_harness
 from tests.harness.worker import WorkerHarness, worker_harness
 
@@ -35,13 +35,7 @@ def run(database_url: str) -> Run:
     """Return a function that runs a command of ``taskherd``, with ``content`` as its stdin."""
 
     def run(*arguments: str, content: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [sys.executable, "-m", "taskherd", *arguments],
-            input=content,
-            env={**os.environ, "TASKHERD_DATABASE_URL": database_url, "COLUMNS": "300"},
-            capture_output=True,
-            check=False,
-            timeout=60,
-        )
+        environment = {**os.environ, "TASKHERD_DATABASE_URL": database_url, "COLUMNS": "300"}
+        return fork_server.run(arguments, environment, content=content)
 
     return run

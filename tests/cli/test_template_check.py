@@ -20,6 +20,8 @@ import yaml
 from taskherd.cli.diagnostics.template import default_time_limit
 from taskherd.directory_file.parse import parse_templates
 from taskherd.directory_file.run import RunConfig
+from tests.harness import fork_server
+from tests.harness.fork_server import PROGRAM
 from tests.harness.isolation import IS_ROOT, UIDS
 from tests.harness.programs import find_program
 from tests.harness.templates import TEMPLATES
@@ -36,9 +38,12 @@ Findings = dict[str, dict[str, str]]
 pytestmark = pytest.mark.timeout(120)
 
 
-def shell(command: list[str], env: Mapping[str, str], folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command, in a folder, and return what it printed."""
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=60)
+def taskherd(
+    arguments: list[str], env: Mapping[str, str], folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of taskherd, in a folder, and return what it printed."""
+    ended = fork_server.run(arguments, env, folder=folder)
+    return subprocess.CompletedProcess(arguments, ended.returncode, ended.stdout.decode(), ended.stderr.decode())
 
 
 class Checker:
@@ -61,12 +66,12 @@ class Checker:
 
     def command(self, *options: str) -> list[str]:
         """Return the command that checks the template."""
-        return [sys.executable, "-m", "taskherd", "template", "check", "mine", "--file", str(self.file), *options]
+        return ["template", "check", "mine", "--file", str(self.file), *options]
 
     def check(self, run: Mapping[str, Any], *options: str, **env: str) -> tuple[int, Findings]:
         """Check a template, and return the exit code and the findings by the name of their check."""
         self.write(run)
-        ended = shell(self.command("-o", "json", *options), {**self.env, **env})
+        ended = taskherd(self.command("-o", "json", *options), {**self.env, **env})
         assert ended.stdout, ended.stderr
         return ended.returncode, {finding["check"]: finding for finding in json.loads(ended.stdout)}
 
@@ -95,7 +100,7 @@ def test_an_agent_that_works(checker: Checker) -> None:
     assert (code, {each["result"] for each in found.values()}) == (0, {"ok"})
     assert found["protocol"]["found"] == "ACP version 1: Fake Agent 1"
     assert "session/load" in found["capabilities"]["found"]
-    ended = shell(checker.command(), checker.env)
+    ended = taskherd(checker.command(), checker.env)
     assert "it opens a session" in ended.stdout
 
 
@@ -225,7 +230,7 @@ def test_a_check_that_is_ended(tmp_path: Path, number: signal.Signals) -> None:
     checker.write({"agent": "acp", "command": [*ACP, "hang-initialize", "ignore-sigterm"]})
     errors = tmp_path / "errors"
     with errors.open("w") as file:
-        process = subprocess.Popen(checker.command("--timeout", "40"), env=checker.env, stderr=file)
+        process = subprocess.Popen([*PROGRAM, *checker.command("--timeout", "40")], env=checker.env, stderr=file)
     while not any("acp_agent" in each for each in checker.left()):
         assert process.poll() is None
         time.sleep(0.05)
@@ -250,13 +255,13 @@ def test_names_and_files(checker: Checker) -> None:
     ):
         checker.file.write_text(content)
         command[command.index("check") + 1] = name
-        ended = shell(command, checker.env)
+        ended = taskherd(command, checker.env)
         assert ended.returncode == 1
         assert words in ended.stderr
         assert "Traceback" not in ended.stderr
     assert all(len(parse_templates(path.read_bytes())) == 1 for path in TEMPLATES.iterdir())
     command[command.index("check") + 1 :] = ["acme/codex", "--file", str(TEMPLATES / "codex.yaml")]
-    ended = shell(command, {"PATH": "/usr/bin:/bin", "TMPDIR": str(checker.tmp)})
+    ended = taskherd(command, {"PATH": "/usr/bin:/bin", "TMPDIR": str(checker.tmp)})
     assert ended.returncode == 1, ended.stdout
     assert "not set: OPENAI_API_KEY" in ended.stdout
 
@@ -264,13 +269,13 @@ def test_names_and_files(checker: Checker) -> None:
 def test_the_directory_file_of_the_folder_is_read_if_none_is_named(checker: Checker, tmp_path: Path) -> None:
     """It is ``directory.yaml``; without one the command says how to name another."""
     checker.write({"command": ["cat"]})
-    command = [sys.executable, "-m", "taskherd", "template", "check", "mine"]
-    ended = shell(command, checker.env, tmp_path)
+    command = ["template", "check", "mine"]
+    ended = taskherd(command, checker.env, tmp_path)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert "directory.yaml" in ended.stderr
     assert "--file" in ended.stderr
     checker.file.rename(tmp_path / "directory.yaml")
-    ended = shell(command, checker.env, tmp_path)
+    ended = taskherd(command, checker.env, tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "acme/mine" in ended.stdout
 

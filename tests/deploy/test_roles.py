@@ -33,6 +33,7 @@ from taskherd.settings import Settings
 from taskherd.store import migrate
 from taskherd.store.engine import session_settings
 from taskherd.store.sessions import deviations, settings_in_force
+from tests.harness import fork_server
 from tests.harness.api import running_api, token_for
 from tests.harness.chaos import until
 from tests.harness.runner import eventually, runner_harness
@@ -319,12 +320,9 @@ async def test_a_migration_applies_the_grants(installation: Installation, tmp_pa
 
     async def upgrade(file: Path) -> tuple[int, str]:
         environment = {"TASKHERD_DATABASE_URL": installation.database_as("taskherd_migrator"), "PATH": ""}
-        command = [sys.executable, "-m", "taskherd", "db", "upgrade", "--grants", str(file)]
-        done = await asyncio.to_thread(
-            subprocess.run, command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60,
-            check=False,
-        )  # fmt: skip
-        return done.returncode, done.stderr
+        command = ["db", "upgrade", "--grants", str(file)]
+        done = await asyncio.to_thread(fork_server.run, command, environment, folder=tmp_path)
+        return done.returncode, done.stderr.decode()
 
     assert await upgrade(POSTGRES / "grants.sql") == (0, "")
     connection = await asyncpg.connect(installation.database_as("taskherd_worker"), timeout=10)
@@ -377,11 +375,9 @@ async def _dead(installation: Installation, prefix: str, *arguments: str) -> str
         "TASKHERD_AMQP_URL": installation.amqp_as("operator"), "TASKHERD_AMQP_PREFIX": prefix, "PATH": "",
         "TASKHERD_COMMAND_SENDERS": "taskherd-api,taskherd-operator",
     }  # fmt: skip
-    command = [sys.executable, "-m", "taskherd", "dead", *arguments]
-    done = await asyncio.to_thread(
-        subprocess.run, command, env=environment, capture_output=True, text=True, timeout=60, check=True
-    )
-    return done.stdout
+    done = await asyncio.to_thread(fork_server.run, ["dead", *arguments], environment)
+    done.check_returncode()
+    return done.stdout.decode()
 
 
 async def test_a_runner_may_neither_command_nor_declare(installation: Installation, harness: WorkerHarness) -> None:

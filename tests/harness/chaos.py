@@ -30,6 +30,8 @@ from taskherd.store.engine import dispose, open_engine, transaction
 from tests.chaos import workload
 from tests.chaos.ledger import Ledger
 from tests.chaos.workload import ChaosWorkload
+from tests.harness import fork_server
+from tests.harness.fork_server import RunningProcess
 from tests.harness.task_index import index_violations
 
 T = TypeVar("T")
@@ -45,7 +47,6 @@ SETTINGS = {
     "TASKHERD_AGENT_LOST_AFTER": HOURS,
     "TASKHERD_AGENT_CONNECT_TIMEOUT": HOURS,
 }
-LAUNCH = ("-m", "taskherd")
 GRACE = 25.0
 SETTLES_WITHIN = 180.0
 """Maximum time in seconds until all inputs are processed; generous, because the machine may be busy."""
@@ -66,19 +67,22 @@ async def until(read: Callable[[], Awaitable[T]], holds: Callable[[T], bool], wi
 class WorkerProcess:
     """A ``taskherd worker`` process, or another one of taskherd, with its log in a file."""
 
-    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+    def __init__(self, process: RunningProcess, log: Path) -> None:
         self._process = process
         self.log = log
 
     @classmethod
     async def start(
-        cls, environment: dict[str, str], log: Path, program: str = "worker", launch: Sequence[str] = LAUNCH
+        cls, environment: dict[str, str], log: Path, program: str = "worker", launch: Sequence[str] = ()
     ) -> WorkerProcess:
-        """Start the process, with ``launch`` as Python's arguments; it is not ready yet."""
+        """Start the process, with ``launch`` as Python's arguments if there are any; it is not ready yet."""
         with log.open("wb") as output:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, *launch, program, env=environment, stdout=output, stderr=output
-            )
+            if launch:
+                process: RunningProcess = await asyncio.create_subprocess_exec(
+                    sys.executable, *launch, program, env=environment, stdout=output, stderr=output
+                )
+            else:
+                process = await fork_server.start(program, environment, output=output, errors=output)
         return cls(process, log)
 
     @property
@@ -170,7 +174,7 @@ class ChaosHarness:
     """The broker, if taskherd started its node."""
 
     redelivered_before: int = 0
-    launch: Sequence[str] = LAUNCH
+    launch: Sequence[str] = ()
 
     async def start(self, program: str = "worker", **settings: str) -> WorkerProcess:
         """Start a worker or an API. ``settings`` are environment variables, in lower case and without the prefix."""

@@ -16,6 +16,8 @@ from typing import Any
 
 import aio_pika
 
+from tests.harness import fork_server
+from tests.harness.fork_server import PROGRAM, RunningProcess
 from tests.harness.worker import VERSION, WorkerHarness
 
 TIMEOUT = 180.0
@@ -27,7 +29,7 @@ AGENT = Path(__file__).parent / "agent.py"
 class RunnerSubprocess:
     """A running ``taskherd runner`` process."""
 
-    process: asyncio.subprocess.Process
+    process: RunningProcess
     log: Path
 
     async def kill(self) -> None:
@@ -109,9 +111,12 @@ class RunnerHarness:
         environment = {**inherited, **{f"TASKHERD_{key.upper()}": value for key, value in defaults.items()}}
         log = self.folder / f"runner-{len(self.runners)}.log"
         with log.open("wb") as output:
-            process = await asyncio.create_subprocess_exec(
-                *prefix, sys.executable, "-m", "taskherd", "runner", env=environment, stdout=output, stderr=output
-            )
+            if prefix:
+                process: RunningProcess = await asyncio.create_subprocess_exec(
+                    *prefix, *PROGRAM, "runner", env=environment, stdout=output, stderr=output
+                )
+            else:
+                process = await fork_server.start("runner", environment, output=output, errors=output)
         runner = RunnerSubprocess(process, log)
         self.names.add(name)
         self.runners.append(runner)

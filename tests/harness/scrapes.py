@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from typing import TypeAlias
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.harness import fork_server
+from tests.harness.fork_server import RunningProcess
 from tests.harness.worker import SECRET, WorkerHarness
 
 TIMEOUT = 60.0
@@ -46,7 +47,7 @@ class ScrapedProcess:
 
     role: str
     log: Path
-    process: asyncio.subprocess.Process
+    process: RunningProcess
 
     @classmethod
     async def start(cls, role: str, folder: Path, harness: WorkerHarness, **settings: str) -> ScrapedProcess:
@@ -69,9 +70,7 @@ class ScrapedProcess:
         environment = {f"TASKHERD_{key.upper()}": value for key, value in {**defaults, **settings}.items()}
         log = folder / f"{role}.log"
         with log.open("wb") as output:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "taskherd", role, env={**inherited, **environment}, stdout=output, stderr=output
-            )
+            process = await fork_server.start(role, {**inherited, **environment}, output=output, errors=output)
         started = cls(role, log, process)
         await started.until(lambda _: True)
         return started

@@ -45,6 +45,8 @@ from tests.harness.worker import worker_harness
 
 pytestmark = pytest.mark.timeout(180)
 
+OWN_PROCESS = ("env",)
+"""Starts a runner whose environment ``/proc`` shows."""
 ATTACKS = {
     "reads another agent's environment, and so its token": "grep -qa TASKHERD_AGENT_TOKEN= /proc/{victim}/environ",
     "reads another agent's command line, and a prompt in it": "grep -qa secret-argument /proc/{victim}/cmdline",
@@ -101,13 +103,13 @@ async def start(harness: RunnerHarness, mode: Mode) -> AsyncIterator[Callable[[]
         yield lambda: harness.start(prefix=become(harness, mode), **mode.settings)
         return
     with cgroup() as path:
-        yield lambda: harness.start(runner_cgroup=str(path))
+        yield lambda: harness.start(prefix=OWN_PROCESS, runner_cgroup=str(path))
 
 
 def become(harness: RunnerHarness, mode: Mode) -> tuple[str, ...]:
     """Return the command that runs another as the mode's user, who gets the runner's folder."""
     if mode.uid is None:
-        return ()
+        return OWN_PROCESS
     harness.root.mkdir(exist_ok=True)
     os.chown(harness.root, mode.uid, mode.uid)
     user = ("--reuid", str(mode.uid), "--regid", str(mode.uid), "--clear-groups")

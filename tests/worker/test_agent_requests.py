@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 import uuid
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.harness import fork_server
 from tests.harness.agent_requests import expected_requests, greatest_requests, random_request
 from tests.harness.histories import report_fields, shuffled_batches
 from tests.harness.worker import (
@@ -363,7 +363,7 @@ async def test_a_worker_killed_while_it_takes_an_answer(
             "request_backoff_first": "500ms",
         }
         environment = {**os.environ, **{f"TASKHERD_{name.upper()}": value for name, value in settings.items()}}
-        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "taskherd", "worker", env=environment)
+        process = await fork_server.start("worker", environment)
         assert await asyncio.wait_for(process.wait(), 60) == -9
         async with running_worker(harness):
             assert (await harness.send(command))["answered"] == request_id

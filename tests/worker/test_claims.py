@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 import uuid
 from datetime import UTC, datetime
 from functools import partial
@@ -15,6 +14,7 @@ from aio_pika.exceptions import ChannelNotFoundEntity
 
 from taskherd.errors import Misconfigured, Retry, Unavailable
 from taskherd.worker.work_queues import EVERY, WorkQueues
+from tests.harness import fork_server
 from tests.harness.worker import SECRET, WorkerHarness, build_report, external_harness, running_worker
 
 CLAIMED_BY = "SELECT runner FROM build_claims WHERE task_id = $1 AND build_number = $2"
@@ -175,7 +175,7 @@ async def test_a_claim_survives_its_worker(database_url: str, amqp_url: str, amq
             "failpoint": "post_claim:kill",
         }
         environment = {**os.environ, **{f"TASKHERD_{name.upper()}": value for name, value in settings.items()}}
-        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "taskherd", "worker", env=environment)
+        process = await fork_server.start("worker", environment)
         assert await asyncio.wait_for(process.wait(), 60) == -9
         assert await harness.database.fetchval(CLAIMED_BY, task_id, 1) == "r1"
         assert not answer.done()

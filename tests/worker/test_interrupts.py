@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import uuid
 from functools import partial
 from typing import Any
 
 import pytest
 
+from tests.harness import fork_server
 from tests.harness.worker import SECRET, WorkerHarness, external_harness, make_command, make_report, running_worker
 from tests.worker.conftest import StartWorker
 from tests.worker.test_inbox import decide, report_state, requested_inputs
@@ -244,7 +244,7 @@ async def test_a_worker_killed_between_commit_and_send(database_url: str, amqp_u
             "request_backoff_first": "500ms",
         }
         environment = {**os.environ, **{f"TASKHERD_{name.upper()}": value for name, value in settings.items()}}
-        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "taskherd", "worker", env=environment)
+        process = await fork_server.start("worker", environment)
         assert await asyncio.wait_for(process.wait(), 60) == -9
         assert await open_requests(harness, task_id) == ["agent.interrupt"]
         assert harness.requests_of(task_id, "agent.interrupt") == []

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,6 +18,7 @@ from taskherd.broker.command_client import CommandClient
 from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.publisher import Publisher
 from taskherd.dev.services import Services
+from tests.harness import fork_server
 from tests.harness.worker import ALICE, VERSION, WorkerHarness, external_harness, make_command, running_worker
 
 pytestmark = [pytest.mark.timeout(120)]
@@ -126,12 +125,8 @@ async def test_an_operator_replays_a_command(outside: WorkerHarness, users: dict
             environment = {
                 "TASKHERD_AMQP_URL": users["developer"], "TASKHERD_AMQP_PREFIX": outside.prefix, "PATH": "", **settings,
             }  # fmt: skip
-            command = [sys.executable, "-m", "taskherd", "dead", *arguments]
-            done = await asyncio.to_thread(
-                subprocess.run, command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60,
-                check=False,
-            )  # fmt: skip
-            return done.returncode, done.stdout + done.stderr
+            done = await asyncio.to_thread(fork_server.run, ["dead", *arguments], environment, folder=tmp_path)
+            return done.returncode, (done.stdout + done.stderr).decode()
 
         code, output = await dead("replay", "--all")
         assert (code, "came from no trusted sender" in output) == (1, True), output
