@@ -16,6 +16,15 @@ from tests.harness.browser import find_chromium, run_browser
 from tests.harness.databases import Databases
 
 
+@pytest.fixture(autouse=True)
+async def close_tabs(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """Close the tabs of a test at its end: they would draw whatever happens in the tests after it."""
+    board: Board | None = request.getfixturevalue("board") if "board" in request.fixturenames else None
+    yield
+    if board is not None:
+        await board.browser.close_tabs()
+
+
 @pytest.fixture(scope="module")
 async def board(services: Services, databases: Databases, announce: Callable[[str], None]) -> AsyncIterator[Board]:
     """Run an API, a worker and a browser on a database and queues of their own."""

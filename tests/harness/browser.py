@@ -68,10 +68,16 @@ class Browser:
             context = {"browserContextId": (await self.call("Target.createBrowserContext"))["browserContextId"]}
         target = await self.call("Target.createTarget", url="about:blank", **context)
         attached = await self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
-        tab = self.tabs[attached["sessionId"]] = Tab(self, attached["sessionId"])
+        tab = self.tabs[attached["sessionId"]] = Tab(self, attached["sessionId"], target["targetId"])
         for domain in ("Page", "Runtime", "Log"):
             await tab.call(f"{domain}.enable")
         return tab
+
+    async def close_tabs(self) -> None:
+        """Close all tabs that were opened."""
+        while self.tabs:
+            _, tab = self.tabs.popitem()
+            await self.call("Target.closeTarget", targetId=tab.target)
 
     async def listen(self) -> None:
         """Receive responses and events."""
@@ -89,6 +95,7 @@ class Tab:
 
     browser: Browser
     session: str
+    target: str
     errors: list[str] = field(default_factory=list)
 
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
