@@ -30,7 +30,7 @@ def as_user(url: str, user: str, password: str) -> str:
     return parts._replace(netloc=f"{quote(user, safe='')}:{password}@{parts.hostname}:{parts.port}").geturl()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 async def users(services: Services) -> AsyncIterator[dict[str, str]]:
     """Yield the URLs of three users that may do everything, so that only the worker itself can refuse them."""
     assert services.rabbit is not None
