@@ -99,9 +99,15 @@ def _fixed_path_methods(own: Sequence[Route], routes: Sequence[Route]) -> list[s
     Return None if nothing else matches, or if both define the same method.
     """
     path, methods = own[0].path, {route.method for route in own}
-    wider = [each for each in routes if each.path != path and re.fullmatch(re.sub(r"{\w+}", "[^/]+", each.path), path)]
+    wider = [each for each in routes if each.path != path and _pattern(each.path).fullmatch(path)]
     wider_methods = {each.method for each in wider}
     return sorted(_METHODS - wider_methods) if wider and not wider_methods & methods else None
+
+
+@cache
+def _pattern(path: str) -> re.Pattern[str]:
+    """Return a pattern that matches the paths which this one, perhaps with parameters, stands for."""
+    return re.compile(re.sub(r"{\w+}", "[^/]+", path))
 
 
 class _NotFound:
