@@ -209,7 +209,7 @@ class RunnerHarness:
 def marked_by(prefix: str) -> set[int]:
     """Return the pids of all living processes of runs in folders that begin like this, including the shims."""
     marker = f"TASKHERD_RUN_FOLDER={prefix}".encode()
-    return {pid for pid in _processes() if is_alive(pid) and marker in _environment(pid)}
+    return {pid for pid in _processes() if marker in _environment(pid) and is_alive(pid)}
 
 
 async def eventually(condition: Callable[[], Any], seconds: float = TIMEOUT) -> None:
