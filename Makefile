@@ -26,11 +26,12 @@ lint: $(READY)
 	$(BIN)/deptry src --no-ansi --optional-dependencies-dev-groups dev
 	@sh .ci/board-types
 
+# Bytecode is kept whatever the environment says: the tests start hundreds of processes.
+pure test: export PYTHONDONTWRITEBYTECODE =
+
 pure: $(READY)
 	$(BIN)/pytest -q tests/pure
 
-# Bytecode is kept whatever the environment says: the tests start hundreds of processes.
-test: export PYTHONDONTWRITEBYTECODE =
 test: $(READY) ## run all tests except the long chaos campaigns, on real RabbitMQ and PostgreSQL; twenty to thirty minutes on two cores
 	$(BIN)/pytest -q -m "not chaos and not cluster and not agents" -n 4 --dist loadfile --no-loadscope-reorder tests
 
