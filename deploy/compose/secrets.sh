@@ -39,7 +39,7 @@ user() { # NAME CONFIGURE WRITE READ
 }
 own='amq\\.gen-.*'
 user worker "taskherd\\\\..*" "taskherd\\\\..*|amq\\\\.default" "taskherd\\\\..*"
-user api "$own" "taskherd\\\\.(commands|reports)|$own" "taskherd\\\\.wakeups|$own"
+user api "$own" "taskherd\\\\.(claims|commands|reports)|$own" "taskherd\\\\.(dead|wakeups)|$own"
 user operator "" "taskherd\\\\.(claims|commands|reports)" "taskherd\\\\.dead"
 make runners runner=default,runner # the one of compose.yaml
 for runner; do

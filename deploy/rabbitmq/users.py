@@ -42,8 +42,8 @@ def permissions(prefix: str, runners: dict[str, list[str]]) -> dict[str, tuple[s
         # Declares everything; consumes reports, commands and claims; publishes events, work requests, dead letters,
         # replies and probes.
         "worker": (f"{p}.*", f"{p}.*|{DEFAULT_EXCHANGE}", f"{p}.*"),
-        # Publishes commands, and reports for agents; consumes wakeups.
-        "api": (EXCLUSIVE, f"{p}(commands|reports)|{EXCLUSIVE}", f"{p}wakeups|{EXCLUSIVE}"),
+        # Publishes commands, and reports for agents; consumes wakeups; reads and replays dead letters for admins.
+        "api": (EXCLUSIVE, f"{p}(claims|commands|reports)|{EXCLUSIVE}", f"{p}(dead|wakeups)|{EXCLUSIVE}"),
         # `taskherd dead`: reads the dead letters, and publishes them again to where they came from.
         "operator": ("", f"{p}(claims|commands|reports)", f"{p}dead"),
         # Your own provisioner: publishes build reports and nothing else.

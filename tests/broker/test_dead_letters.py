@@ -148,6 +148,34 @@ async def test_replay_publishes_to_the_origin(
     assert sorted(each.body for each in await read(connection, names)) == [b"three", b"two"]
 
 
+async def test_browsing_keeps_the_order(
+    names: TopologyNames, publisher: Publisher, connection: SupervisedConnection
+) -> None:
+    """However many are looked at, all are there again at once, in their order."""
+    for n in range(6):
+        await publish(publisher, names, b"%d" % n)
+    for limit in (1, 3, 6, 2, 5, 1) * 3:
+        assert [each.body for each in await dead_letters.read(connection, names, limit)] == [
+            b"%d" % n for n in range(limit)
+        ]
+    seen: list[bytes] = []
+    left = await dead_letters.browse(
+        connection, names, lambda each: seen.append(each.body), limit=5, more=lambda: len(seen) < 2
+    )
+    assert (seen, left) == ([b"0", b"1"], 4)
+
+
+async def test_what_dies_again_is_replayed_once(
+    names: TopologyNames, publisher: Publisher, connection: SupervisedConnection, run_command: RunCommand
+) -> None:
+    """A message that is dead-lettered again as soon as it is replayed is not replayed again by the same replay."""
+    for n in range(3):
+        await publish(publisher, names, b"%d" % n, origin=Origin(names.dead, names.dead, "key"))
+    replayed = orjson.loads((await run_command("replay", "--reason", "invalid", "-o", "json")).stdout)
+    assert replayed["replayed"] == 3
+    assert sorted(each.body for each in await read(connection, names)) == [b"0", b"1", b"2"]
+
+
 @pytest.mark.parametrize(
     ("origin", "length", "obstacle"),
     [

@@ -31,10 +31,35 @@ COMMANDS = {
     },
     "topology apply": {"exchanges", "queues"},
     "dead list": {
-        *("id", "reason", "detail", "time", "queue", "exchange", "routing_key", "index", "length", "truncated")
+        *(
+            "id",
+            "reason",
+            "detail",
+            "time",
+            "queue",
+            "exchange",
+            "routing_key",
+            "sender",
+            "index",
+            "length",
+            "truncated",
+        )
     },
     "dead show LETTER": {
-        *("id", "reason", "detail", "time", "queue", "exchange", "routing_key", "index", "length", "truncated", "body")
+        *(
+            "id",
+            "reason",
+            "detail",
+            "time",
+            "queue",
+            "exchange",
+            "routing_key",
+            "sender",
+            "index",
+            "length",
+            "truncated",
+            "body",
+        )
     },
     "dead replay LETTER": {"replayed", "stayed"},
     "dead purge LETTER": {"purged"},

@@ -59,6 +59,8 @@ ROUTES: Final[Mapping[str, Compared]] = {
     "GET /deleted-tasks": _EXTENSION,
     "GET /usage": _EXTENSION,
     "GET /fleet": _EXTENSION,
+    "GET /dead-letters": _EXTENSION,
+    "POST /dead-letters/replay": _EXTENSION,
     "POST /task-batches": _EXTENSION,
     "POST /task-actions": _EXTENSION,
     "GET /task-actions": _EXTENSION,

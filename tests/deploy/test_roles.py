@@ -209,6 +209,14 @@ async def test_an_api_works_with_its_privileges(installation: Installation, harn
         action = await client.post("/task-actions", json={"action": "delete", "q": "owner:me"})
         assert action.status_code == 202, action.text
         await harness.until_row("SELECT succeeded FROM task_actions WHERE finished_at IS NOT NULL", is_=1)
+        await harness.stop_dead_letters()
+        await harness.database.execute("UPDATE memberships SET role = 'admin'")
+        await harness.report({"type": "nonsense"})
+        letters: list[dict[str, str]] = []
+        while not letters:
+            letters = (await client.get("/dead-letters")).raise_for_status().json()["dead_letters"]
+        replayed = await client.post("/dead-letters/replay", json={"ids": [letters[0]["id"]]})
+        assert replayed.json()["replayed"] == 1, replayed.text
         settings = Settings(database_url=api_urls[0], amqp_url=api_urls[1], amqp_prefix=harness.prefix)
         findings = [
             finding
@@ -424,18 +432,17 @@ async def test_a_runner_may_neither_command_nor_declare(installation: Installati
 
 
 async def test_an_api_cannot_read_work_requests(installation: Installation, harness: WorkerHarness) -> None:
-    """The user of the API reads wakeups, but no events and no queue of workers and runners, and cannot bind to work."""
+    """The API's user reads wakeups and dead letters, but no events and no other queue, and cannot bind to work."""
     prefix = harness.prefix
     await harness.channel.declare_queue(f"{prefix}.work.default", durable=True, arguments=QUORUM)
     async with await aio_pika.connect(installation.amqp_as("api"), timeout=10) as connection:
         own = await (await connection.channel()).declare_queue(exclusive=True)
         await _bind(await connection.channel(), own.name, f"{prefix}.wakeups")
-        queues = ("work.default", "commands", "reports", "claims", "dead")
+        queues = ("work.default", "commands", "reports", "claims")
         forbidden: list[Operation] = [
             *(partial(_get, queue=f"{prefix}.{queue}") for queue in queues),
             lambda channel: _bind(channel, own.name, f"{prefix}.work"),
             lambda channel: _bind(channel, own.name, f"{prefix}.events"),
-            lambda channel: _publish(channel, f"{prefix}.claims"),
             lambda channel: _publish(channel, f"{prefix}.work"),
         ]
         assert [await _is_refused(connection, operation) for operation in forbidden] == [True] * len(forbidden)

@@ -26,6 +26,7 @@ from taskherd.api.agents.report_publisher import ReportPublisher
 from taskherd.api.change_feed import ChangeFeed
 from taskherd.api.command_slots import CommandSlots
 from taskherd.api.context import ApiContext
+from taskherd.api.dead_letters.queue import DeadLetterQueue
 from taskherd.api.fleet.snapshots import FleetSnapshots, QueueDepths
 from taskherd.api.http import asgi, server
 from taskherd.api.http.authenticator import NOTE_USE_INTERVAL, Authenticator
@@ -164,6 +165,7 @@ class ApiProcess:
             agent_waits=ConcurrencyLimit(requests.MAX_WAITING, requests.MAX_WAITING_OF_TASK, requests.TOO_MANY),
             fleet_snapshots=FleetSnapshots(now),
             queue_depths=QueueDepths(self._connections.publish, topology.TopologyNames(settings.amqp_prefix)),
+            dead_letters=DeadLetterQueue(settings, f"api {self.id}", now),
             reports=reports,
             tracing=self._tracing,
             stopping=self._stopping,

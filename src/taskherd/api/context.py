@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from taskherd.api.agents.report_publisher import ReportPublisher
     from taskherd.api.change_feed import ChangeFeed
     from taskherd.api.command_slots import CommandSlots
+    from taskherd.api.dead_letters.queue import DeadLetterQueue
     from taskherd.api.fleet.snapshots import FleetSnapshots, QueueDepths
     from taskherd.api.http.authenticator import Authenticator, Caller
     from taskherd.api.http.client_address import ClientAddresses
@@ -69,6 +70,7 @@ class ApiContext:
     """The requests of agents that wait for answers, by task."""
     fleet_snapshots: FleetSnapshots
     queue_depths: QueueDepths
+    dead_letters: DeadLetterQueue
     tracing: Tracing
     stopping: asyncio.Event
     """Set when the process stops; streams and long polls then end."""

@@ -11,6 +11,7 @@ from typing import Final
 from taskherd.api.actions.routes import ROUTES as ACTIONS
 from taskherd.api.agent_requests.routes import ROUTES as AGENT_REQUESTS
 from taskherd.api.agents.routes import ROUTES as AGENTS
+from taskherd.api.dead_letters.routes import ROUTES as DEAD_LETTERS
 from taskherd.api.directory.routes import ROUTES as DIRECTORY
 from taskherd.api.fleet.routes import ROUTES as FLEET
 from taskherd.api.http.route import Route
@@ -22,6 +23,16 @@ from taskherd.api.workspaces.routes import SOCKETS
 PREFIX: Final = "/api/v2"
 EXPERIMENTAL: Final = "/api/experimental"
 
-ROUTES: Final[tuple[Route, ...]] = (*TASKS, *AGENT_REQUESTS, *AGENTS, *WORKSPACES, *DIRECTORY, *ACTIONS, *USAGE, *FLEET)
+ROUTES: Final[tuple[Route, ...]] = (
+    *TASKS,
+    *AGENT_REQUESTS,
+    *AGENTS,
+    *WORKSPACES,
+    *DIRECTORY,
+    *ACTIONS,
+    *USAGE,
+    *FLEET,
+    *DEAD_LETTERS,
+)
 
 __all__ = ["EXPERIMENTAL", "PREFIX", "ROUTES", "SOCKETS"]

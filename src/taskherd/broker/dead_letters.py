@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 from pamqp import encode
 from pamqp.commands import Basic
 
 from taskherd.broker.connection import REQUEST_TIMEOUT, SupervisedConnection, map_errors
 from taskherd.broker.publisher import JSON, OutgoingMessage, Publisher, PublishOutcome
+from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from aiormq.abc import AbstractChannel, DeliveredMessage
     from pamqp.common import FieldTable
 
     from taskherd.broker.topology import TopologyNames
-    from taskherd.errors import Unavailable
 
 MAX_PRODUCER_HEADERS = 32 * 1024
 """Maximum encoded size of a producer's headers that are sent again, in bytes.
@@ -28,6 +31,8 @@ A header frame larger than the negotiated frame size would cost the connection.
 """
 
 _MAX_ROUTING_KEY_BYTES = 255
+_ORDER_TIMEOUT = 5.0
+"""Seconds after which no more of what was returned is taken, to keep the order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +59,12 @@ class ReplayTarget:
     headers: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class ReplayResult:
-    """The number of messages that were replayed, and those that no queue accepted and that were kept."""
+OnReplayed: TypeAlias = Callable[[QueuedMessage, str | None], None]
+"""Called with each message that was to be replayed, and the reason why it was kept, or None."""
 
-    count: int
-    unrouted: tuple[QueuedMessage, ...]
+
+class MayNotRead(Unavailable):
+    """The RabbitMQ user may not read the dead letters."""
 
 
 def build_dead_letter(
@@ -106,8 +111,27 @@ def _obstacle(outcome: PublishOutcome | Unavailable, exchange: str) -> str | Non
 
 async def read(connection: SupervisedConnection, names: TopologyNames, limit: int) -> list[QueuedMessage]:
     """Return up to ``limit`` dead letters, oldest first, and leave them in the queue. May raise ``Unavailable``."""
-    async with connection.temporary_channel() as channel:
-        return [_queued(message) for message in [each async for each in _get(channel, names.dead, limit)]]
+    messages: list[QueuedMessage] = []
+    await browse(connection, names, messages.append, limit=limit)
+    return messages
+
+
+async def browse(
+    connection: SupervisedConnection,
+    names: TopologyNames,
+    visit: Callable[[QueuedMessage], None],
+    *,
+    limit: int,
+    more: Callable[[], bool] = lambda: True,
+) -> int:
+    """Visit up to ``limit`` dead letters, oldest first, while ``more()``; return how many were not visited.
+
+    They stay in the queue, but nobody else can read them meanwhile. May raise ``Unavailable``, or ``MayNotRead``.
+    """
+    async with _reading(connection, names) as reader:
+        async for message in reader.get(limit, more):
+            visit(_queued(message))
+        return reader.left
 
 
 async def purge(
@@ -118,16 +142,17 @@ async def purge(
     limit: int,
 ) -> int:
     """Remove the selected dead letters among the first ``limit``, or all without ``select``; return their number."""
-    async with connection.temporary_channel() as channel:
-        if select is None:
+    if select is None:
+        async with connection.temporary_channel() as channel:
             with map_errors("purging"):
                 return (await channel.queue_purge(names.dead)).message_count or 0
-        removed = 0
-        async for message in _get(channel, names.dead, limit):
+    removed = 0
+    async with _reading(connection, names) as reader:
+        async for message in reader.get(limit):
             if select(_queued(message)):
-                await _ack(channel, message)
+                await reader.ack(message)
                 removed += 1
-        return removed
+    return removed
 
 
 async def replay(
@@ -135,37 +160,118 @@ async def replay(
     publisher: Publisher,
     names: TopologyNames,
     target_of: Callable[[QueuedMessage], ReplayTarget | None],
+    on_replayed: OnReplayed,
     *,
     limit: int,
-) -> ReplayResult:
-    """Publish the first ``limit`` dead letters to their targets, and remove each one once it is confirmed.
+    more: Callable[[], bool] = lambda: True,
+) -> None:
+    """Publish the first ``limit`` dead letters to their targets while ``more()``; remove each once it is confirmed.
 
     A dead letter for which ``target_of`` returns None is kept. A crash in between replays one twice, but loses none.
-    May raise ``Unavailable``.
+    May raise ``Unavailable``, or ``MayNotRead``.
     """
-    count, unrouted = 0, []
-    async with connection.temporary_channel() as channel:
-        async for message in _get(channel, names.dead, limit):
+    async with _reading(connection, names) as reader:
+        async for message in reader.get(limit, more):
             queued = _queued(message)
             target = target_of(queued)
             if target is None:
                 continue
-            outcome = await publisher.publish(
-                target.exchange,
-                target.routing_key,
-                queued.body,
-                headers=_sendable(target.headers) or None,
-                content_type=queued.content_type,
-                mandatory=True,
-                reply_to=queued.reply_to,
-                correlation_id=queued.correlation_id,
-            )
-            if outcome is PublishOutcome.CONFIRMED:
-                await _ack(channel, message)
-                count += 1
-            else:
-                unrouted.append(queued)
-    return ReplayResult(count, tuple(unrouted))
+            obstacle = await _publish_again(publisher, queued, target)
+            if obstacle is None:
+                await reader.ack(message)
+            on_replayed(queued, obstacle)
+
+
+async def _publish_again(publisher: Publisher, queued: QueuedMessage, target: ReplayTarget) -> str | None:
+    """Publish a message to its target, and return why that is impossible, or None. May raise ``Unavailable``."""
+    try:
+        outcome = await publisher.publish(
+            target.exchange,
+            target.routing_key,
+            queued.body,
+            headers=_sendable(target.headers) or None,
+            content_type=queued.content_type,
+            mandatory=True,
+            reply_to=queued.reply_to,
+            correlation_id=queued.correlation_id,
+        )
+    except Unavailable as error:
+        if isinstance(error.__cause__, ChannelAccessRefused):
+            return "the RabbitMQ user may not publish to its original exchange"
+        if isinstance(error.__cause__, ChannelNotFoundEntity):
+            return "its original exchange no longer exists"
+        raise
+    if outcome is PublishOutcome.CONFIRMED:
+        return None
+    return "no queue is bound to its original exchange with its routing key"
+
+
+class _Reader:
+    """Takes messages out of the dead-letter queue; ``left`` is the number that was not taken, as far as is known."""
+
+    def __init__(self, channel: AbstractChannel, queue: str) -> None:
+        self.left = 0
+        self._channel = channel
+        self._queue = queue
+        self._took_returned = False
+
+    async def get(self, limit: int, more: Callable[[], bool] = lambda: True) -> AsyncIterator[DeliveredMessage]:
+        """Take up to ``limit`` messages, while ``more()``, and of those only that were there at the beginning.
+
+        What is replayed and dead-lettered again at once is thus not taken again and again.
+        """
+        taken = 0
+        while taken < limit and more():
+            message = await self._get()
+            if message is None:
+                return
+            limit = limit if taken else min(limit, 1 + self.left)
+            taken += 1
+            yield message
+
+    async def take_returned(self) -> None:
+        """Take all that was returned before: what returns to the queue comes after that, or the order would change.
+
+        The others, which were never taken, come after both. After ``_ORDER_TIMEOUT`` it gives the order up.
+        """
+        now = asyncio.get_running_loop().time
+        until = now() + _ORDER_TIMEOUT
+        while self._took_returned and now() < until:
+            await self._get()
+
+    async def _get(self) -> DeliveredMessage | None:
+        try:
+            with map_errors(f"reading {self._queue}"):
+                message = await self._channel.basic_get(self._queue, timeout=REQUEST_TIMEOUT)
+        except Unavailable as error:
+            if isinstance(error.__cause__, ChannelAccessRefused):
+                raise MayNotRead(str(error)) from error
+            raise
+        if not isinstance(message.delivery, Basic.GetOk):
+            self.left, self._took_returned = 0, False
+            return None
+        self.left, self._took_returned = message.delivery.message_count or 0, bool(message.delivery.redelivered)
+        return message
+
+    async def ack(self, message: DeliveredMessage) -> None:
+        """Remove a message that was taken."""
+        assert message.delivery_tag is not None
+        with map_errors("acknowledging"):
+            async with asyncio.timeout(REQUEST_TIMEOUT):
+                await self._channel.basic_ack(message.delivery_tag)
+
+
+@asynccontextmanager
+async def _reading(connection: SupervisedConnection, names: TopologyNames) -> AsyncIterator[_Reader]:
+    """Read the dead letters during the block. At its end all that was not acknowledged is in its place again.
+
+    A negative ack would put them at the end of a queue without a delivery limit
+    (https://www.rabbitmq.com/docs/quorum-queues#repeated-requeues).
+    """
+    async with connection.temporary_channel() as channel:
+        reader = _Reader(channel, names.dead)
+        yield reader
+        await reader.take_returned()
 
 
 def _queued(message: DeliveredMessage) -> QueuedMessage:
@@ -191,19 +297,3 @@ def _sendable(headers: Mapping[str, Any]) -> FieldTable:
     except (TypeError, ValueError, OverflowError, ArithmeticError):
         return {}
     return table if size <= MAX_PRODUCER_HEADERS else {}
-
-
-async def _get(channel: AbstractChannel, queue: str, limit: int) -> AsyncIterator[DeliveredMessage]:
-    for _ in range(limit):
-        with map_errors(f"reading {queue}"):
-            message = await channel.basic_get(queue, timeout=REQUEST_TIMEOUT)
-        if isinstance(message.delivery, Basic.GetEmpty):
-            return
-        yield message
-
-
-async def _ack(channel: AbstractChannel, message: DeliveredMessage) -> None:
-    assert message.delivery_tag is not None
-    with map_errors("acknowledging"):
-        async with asyncio.timeout(REQUEST_TIMEOUT):
-            await channel.basic_ack(message.delivery_tag)

@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from taskherd.broker import dead_letters
-from taskherd.broker.connection import SupervisedConnection
-from taskherd.broker.dead_letters import QueuedMessage, ReplayTarget
-from taskherd.broker.publisher import Publisher
+from taskherd.broker import dead_letters as queue
 from taskherd.broker.topology import TopologyNames
 from taskherd.cli.output import (
     OutputFormat,
@@ -23,7 +20,8 @@ from taskherd.cli.output import (
     print_note,
 )
 from taskherd.cli.tables import Column, fields, table
-from taskherd.domain.outcome import DeadLetterReason
+from taskherd.dead_letters import Replay, Selection, connected
+from taskherd.dead_letters import replay as replay_selected
 from taskherd.domain.reports import format_rfc3339
 from taskherd.messages.dead_letters import DeadLetter, decode
 from taskherd.settings import load
@@ -31,6 +29,7 @@ from taskherd.settings import load
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from taskherd.broker.connection import SupervisedConnection
     from taskherd.settings import Settings
 
 app = typer.Typer(
@@ -107,6 +106,7 @@ def show(
         ("queue", origin.queue),
         ("exchange", origin.exchange),
         ("routing key", origin.routing_key),
+        ("sender", found.sender or ""),
         ("index", "" if found.index is None else f"{found.index} of the array it arrived in"),
         ("size", f"{found.length} bytes{', of which only the beginning was kept' if found.truncated else ''}"),
         ("body", body),
@@ -131,7 +131,8 @@ def replay(
     workers would refuse is kept: if TASKHERD_COMMAND_SENDERS or TASKHERD_REPORT_SENDERS is set, it must have your user.
     """
     _check_selection(ids, reason, everything=everything, hint="name ids, or use --reason or --all")
-    count, kept = asyncio.run(_replay(ids or [], reason, limit))
+    state = asyncio.run(_replay(Selection(frozenset(ids or ()), reason), limit))
+    count, kept = len(state.replayed), state.kept
     if output is OutputFormat.JSON:
         document({"replayed": count, "stayed": kept})
     else:
@@ -152,7 +153,7 @@ def purge(
 ) -> None:
     """Delete dead letters permanently: those with these ids, with this reason or, if both are given, with both."""
     _check_selection(ids, reason, everything=everything, hint="name ids, or use --reason or --all")
-    removed = asyncio.run(_purge(ids or [], reason, limit))
+    removed = asyncio.run(_purge(Selection(frozenset(ids or ()), reason), limit))
     if output is OutputFormat.JSON:
         document({"purged": removed})
     else:
@@ -165,87 +166,28 @@ def _check_selection(ids: list[str] | None, reason: str | None, *, everything: b
 
 
 @asynccontextmanager
-async def _broker() -> AsyncIterator[tuple[SupervisedConnection, TopologyNames]]:
+async def _broker() -> AsyncIterator[tuple[Settings, SupervisedConnection, TopologyNames]]:
     settings = load("amqp_url")
-    connection = SupervisedConnection(settings.amqp_url, "dead letters")
-    connection.start()
-    try:
-        yield connection, TopologyNames(settings.amqp_prefix)
-    finally:
-        await connection.close()
+    async with connected(settings, "dead letters") as connection:
+        yield settings, connection, TopologyNames(settings.amqp_prefix)
 
 
 async def _read(limit: int) -> list[DeadLetter]:
-    async with _broker() as (connection, names):
-        return [decode(message) for message in await dead_letters.read(connection, names, limit)]
+    async with _broker() as (_, connection, names):
+        return [decode(message) for message in await queue.read(connection, names, limit)]
 
 
-async def _replay(ids: list[str], reason: str | None, limit: int) -> tuple[int, dict[str, str]]:
-    """Return the number of replayed dead letters, and the reason why others were kept, by id."""
-    kept: dict[str, str] = {}
-    settings = load("amqp_url")
-
-    def target_of(message: QueuedMessage) -> ReplayTarget | None:
-        letter = decode(message)
-        if not _is_selected(letter, ids, reason):
-            return None
-        obstacle = letter.replay_obstacle or _distrust(letter, settings, connection.user)
-        if not ids:
-            obstacle = obstacle or _doubt(letter)
-        if obstacle is not None:
-            kept[letter.id] = obstacle
-            return None
-        return ReplayTarget(letter.origin.exchange, letter.origin.routing_key, letter.headers)
-
-    async with _broker() as (connection, names):
-        publisher = Publisher(connection, identified=True)
-        try:
-            result = await dead_letters.replay(connection, publisher, names, target_of, limit=limit)
-        finally:
-            await publisher.close()
-    kept.update(
-        {
-            decode(message).id: "no queue is bound to its original exchange with its routing key"
-            for message in result.unrouted
-        }
-    )
-    return result.count, kept
+async def _replay(selection: Selection, limit: int) -> Replay:
+    state = Replay(selection)
+    async with _broker() as (settings, connection, _):
+        await replay_selected(connection, settings, state, limit=limit)
+    return state
 
 
-def _distrust(letter: DeadLetter, settings: Settings, user: str | None) -> str | None:
-    """Return why workers with these settings would refuse a dead letter from this RabbitMQ user, or None."""
-    names = TopologyNames(settings.amqp_prefix)
-    target = letter.origin.exchange or letter.origin.routing_key
-    if target == names.commands:
-        setting, senders = "TASKHERD_COMMAND_SENDERS", sorted(settings.trusted_command_senders)
-    elif target in {names.reports, names.claims}:
-        setting, senders = "TASKHERD_REPORT_SENDERS", sorted(settings.sender_pools)
-    else:
-        return None
-    if not senders or user in senders:
-        return None
-    found = f"workers would refuse it from your RabbitMQ user {user or '(unknown)'}"
-    return f"{found}; use the URL of one that {setting} names: {', '.join(senders)}"
-
-
-def _doubt(letter: DeadLetter) -> str | None:
-    """Return why a dead letter is not replayed unless a person has named it, or None."""
-    if letter.reason == DeadLetterReason.UNTRUSTED_SENDER:
-        return "it came from no trusted sender; if you trust what it asks for, name its id"
-    if not letter.sender_checked:
-        return "no worker has checked its sender; if you trust what it asks for, name its id"
-    return None
-
-
-async def _purge(ids: list[str], reason: str | None, limit: int) -> int:
-    async with _broker() as (connection, names):
-        select = (lambda message: _is_selected(decode(message), ids, reason)) if ids or reason else None
-        return await dead_letters.purge(connection, names, select, limit=limit)
-
-
-def _is_selected(letter: DeadLetter, ids: list[str], reason: str | None) -> bool:
-    """Return whether a dead letter has one of the ids, unless there are none, and the reason, unless it is None."""
-    return (not ids or letter.id in ids) and reason in {None, letter.reason}
+async def _purge(selection: Selection, limit: int) -> int:
+    async with _broker() as (_, connection, names):
+        select = None if selection == Selection() else (lambda message: selection.has(decode(message)))
+        return await queue.purge(connection, names, select, limit=limit)
 
 
 def _as_json(letter: DeadLetter) -> dict[str, Any]:
@@ -257,6 +199,7 @@ def _as_json(letter: DeadLetter) -> dict[str, Any]:
         "queue": letter.origin.queue,
         "exchange": letter.origin.exchange,
         "routing_key": letter.origin.routing_key,
+        "sender": letter.sender,
         "index": letter.index,
         "length": letter.length,
         "truncated": letter.truncated,

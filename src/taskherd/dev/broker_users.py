@@ -57,7 +57,7 @@ def rights(prefix: str, targets: Sequence[str]) -> Mapping[str, tuple[str, str, 
     queues = "|".join(map(re.escape, targets))
     patterns = {
         "worker": (f"{p}.*", rf"{p}.*|amq\.default", f"{p}.*"),
-        "api": (_EXCLUSIVE, f"{p}(commands|reports)|{_EXCLUSIVE}", f"{p}wakeups|{_EXCLUSIVE}"),
+        "api": (_EXCLUSIVE, f"{p}(claims|commands|reports)|{_EXCLUSIVE}", f"{p}(dead|wakeups)|{_EXCLUSIVE}"),
         "runner": ("", f"{p}(claims|reports)", rf"{p}work\.({queues})"),
     }
     return {name: (f"^({c})$", f"^({w})$", f"^({r})$") for name, (c, w, r) in patterns.items()}

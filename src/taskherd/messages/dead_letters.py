@@ -71,6 +71,9 @@ class DeadLetterHeaders(BaseModel):
     routing_key: str | None = Field(None, alias=f"{PREFIX}routing-key")
     queue: str | None = Field(None, alias=f"{PREFIX}queue", description="Queue it was consumed from.")
     time: str | None = Field(None, alias=f"{PREFIX}time", description="When it was dead-lettered, in RFC 3339.")
+    sender: str | None = Field(
+        None, alias=f"{PREFIX}sender", description="RabbitMQ user that sent it, if the message named one."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +90,9 @@ class DeadLetter:
     """A message in the dead-letter queue; ``id`` is the same each time it is read.
 
     ``length`` is the original size of the body in bytes; ``headers`` are those that the producer set; ``time`` is when
-    it was dead-lettered, in UTC, None if that is unknown. ``sender_checked`` is False if RabbitMQ dead-lettered it,
-    before a worker could judge its sender.
+    it was dead-lettered, in UTC, None if that is unknown. ``sender`` is the RabbitMQ user that sent it, checked by the
+    broker, None if the message did not name it; ``sender_checked`` is False if RabbitMQ dead-lettered it, before a
+    worker could judge its sender.
     """
 
     id: str
@@ -100,6 +104,7 @@ class DeadLetter:
     body: bytes = field(repr=False)
     headers: Mapping[str, Any] = field(default_factory=dict)
     time: datetime | None = None
+    sender: str | None = None
     sender_checked: bool = True
 
     @property
@@ -116,6 +121,15 @@ class DeadLetter:
             return "its origin is unknown"
         if len(self.origin.routing_key.encode("utf-8", "replace")) > _MAX_ROUTING_KEY_BYTES:
             return "its routing key is too long to be sent"
+        return None
+
+    @property
+    def doubt(self) -> str | None:
+        """The reason why it is replayed only if a person names it, who then vouches for it, or None."""
+        if self.reason == DeadLetterReason.UNTRUSTED_SENDER:
+            return "it came from no trusted sender; if you trust what it asks for, name its id"
+        if not self.sender_checked:
+            return "no worker has checked its sender; if you trust what it asks for, name its id"
         return None
 
 
@@ -156,6 +170,7 @@ def encode(
     index: int | None = None,
     length: int | None = None,
     time: datetime | None = None,
+    sender: str | None = None,
 ) -> tuple[bytes, dict[str, Any]]:
     """Return the body and the headers of a dead letter.
 
@@ -169,6 +184,7 @@ def encode(
         index: the index of the element in the array it arrived in.
         length: the original size in bytes, if ``body`` was truncated before.
         time: when it is dead-lettered, with a time zone.
+        sender: the RabbitMQ user that sent it, as the broker has checked it.
     """
     if len(body) > MAX_BODY_BYTES:
         body, length = body[:TRUNCATED_BYTES], len(body) if length is None else length
@@ -181,6 +197,7 @@ def encode(
         routing_key=origin.routing_key,
         queue=origin.queue,
         time=None if time is None else format_rfc3339(time),
+        sender=sender,
     )
     return body, headers.model_dump(mode="json", by_alias=True, exclude_none=True)
 
@@ -208,6 +225,7 @@ def decode(message: StoredMessage) -> DeadLetter:
         body=message.body,
         headers=producer_headers(headers),
         time=_time(_last_death(headers).get("time")),
+        sender=message.sender,
         sender_checked=False,
     )
 
@@ -217,7 +235,7 @@ def _decode_own(message: StoredMessage) -> DeadLetter:
     headers = message.headers
     reason = str(headers[f"{PREFIX}reason"])
     origin = Origin(*(str(headers.get(f"{PREFIX}{name}", "")) for name in ("queue", "exchange", "routing-key")))
-    index, length = headers.get(f"{PREFIX}index"), headers.get(f"{PREFIX}length")
+    index, length, sender = (headers.get(f"{PREFIX}{name}") for name in ("index", "length", "sender"))
     return DeadLetter(
         id=_id(message, reason, origin),
         reason=reason,
@@ -228,6 +246,7 @@ def _decode_own(message: StoredMessage) -> DeadLetter:
         body=message.body,
         headers=producer_headers(headers),
         time=_time(headers.get(f"{PREFIX}time")),
+        sender=sender if isinstance(sender, str) else None,
     )
 
 

@@ -34,6 +34,7 @@ def dead_letter_of(context: WorkerContext, delivery: Delivery, invalid: InvalidM
         index=invalid.index,
         length=invalid.length,
         time=context.now(),
+        sender=delivery.sender,
     )
     return build_dead_letter(
         context.names,

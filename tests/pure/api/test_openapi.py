@@ -67,6 +67,7 @@ def test_summaries_are_imperative_phrases() -> None:
         "Interrupt",
         "List",
         "Pause",
+        "Replay",
         "Resume",
         "Send",
         "Update",

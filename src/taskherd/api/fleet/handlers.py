@@ -7,9 +7,9 @@ from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from taskherd.api.dead_letters.documents import meaning_of
 from taskherd.api.http.responses import BufferedResponse, json
 from taskherd.domain.reports import format_rfc3339
-from taskherd.messages.dead_letters import MEANINGS
 from taskherd.messages.listing import ListedHealth, runner_term
 from taskherd.store import fleet_queries
 
@@ -24,8 +24,6 @@ HOURS: Final = 24
 """Number of hours whose rates are returned."""
 MAX_QUEUES: Final = 150
 """Maximum number of queues that one response asks the broker about: first those of pools, then those of runners."""
-
-_MEANINGS: Final[Mapping[str, str]] = {reason.value: meaning for reason, meaning in MEANINGS.items()}
 
 
 async def fleet(request: RequestContext) -> BufferedResponse:
@@ -130,9 +128,10 @@ def _worker_json(row: Row) -> dict[str, Any]:
 async def _dead_letters_json(request: RequestContext, since: datetime, queue: QueueInfo | None) -> dict[str, Any]:
     rows = await fleet_queries.dead_letters(request.reader, since)
     reasons = [
-        {"reason": row["reason"], "meaning": _MEANINGS.get(row["reason"]), "last_day": row["letters"]} for row in rows
+        {"reason": row["reason"], "meaning": meaning_of(row["reason"]), "last_day": row["letters"]} for row in rows
     ]
-    return {"messages": None if queue is None else queue.messages, "reasons": reasons}
+    oldest = await request.api.dead_letters.oldest() if queue is not None and queue.messages else None
+    return {"messages": None if queue is None else queue.messages, "oldest_at": _time(oldest), "reasons": reasons}
 
 
 def _rates_json(rows: Sequence[Row], since: datetime) -> list[dict[str, Any]]:

@@ -72,12 +72,12 @@ class DeadLetterReasonOut(BaseModel):
 
 
 class DeadLettersOut(BaseModel):
-    """The dead letters: how many are in the queue now, and why workers dead-lettered messages in the last day.
-
-    The API may not read that queue; `taskherd dead` lists, shows and replays them.
-    """
+    """The dead letters: how many are in the queue now, and why workers dead-lettered messages in the last day."""
 
     messages: int | None = Field(description="Null if the broker does not say.")
+    oldest_at: datetime | None = Field(
+        description="When the oldest of them was dead-lettered, as of the last half minute; null if unknown."
+    )
     reasons: list[DeadLetterReasonOut]
 
 

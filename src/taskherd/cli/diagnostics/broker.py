@@ -85,7 +85,7 @@ async def _excess_rights(
         write += [DEFAULT_EXCHANGE, names.work, names.events, names.wakeups, names.dead]
         read.append(names.work_queue("taskherd-doctor"))
         write += [] if Role.API in roles else [names.commands]
-        write += [] if Role.RUNNER in roles else [names.claims]
+        write += [] if Role.API in roles or Role.RUNNER in roles else [names.claims]
     return await excess_rights(connection, configure, write, read)
 
 

@@ -1,0 +1,1 @@
+"""Dead letters over HTTP: what is in the queue, and replaying it."""
