@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
 
-from tests.board.pages import Board
+from taskherd.domain.outcome import DeadLetterReason
+from taskherd.messages.dead_letters import Origin
+from tests.api.test_dead_letters import bury
+from tests.board.pages import Board, Page
 from tests.board.test_task import prefer
 from tests.harness.api import OTHER
-from tests.harness.worker import ALICE, ORGANIZATION
+from tests.harness.worker import ALICE, ORGANIZATION, WorkerHarness, make_report
 
 pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time to start
 READY = "document.querySelector('.page.fleet[data-ready]')"
+LETTERS = "document.querySelectorAll('.letters > li').length"
 
 
 async def ack(message: AbstractIncomingMessage) -> None:
@@ -51,18 +56,28 @@ async def test_the_page_says_what_holds_the_fleet_up(board: Board) -> None:
     assert page.tab.errors == []
 
 
-async def test_operators_see_workers_queues_and_dead_letters(board: Board) -> None:
-    """Who is an admin of all organizations sees what no tenant does, and the commands that replay dead letters."""
+async def operated(board: Board) -> WorkerHarness:
+    """Make ``carol`` an operator, with an empty queue of dead letters that nobody else consumes; return the worker."""
     worker = board.harness.worker
+    await worker.stop_dead_letters()
+    await (await worker.channel.get_queue(f"{worker.prefix}.dead", ensure=False)).purge()
     await worker.database.execute(f"UPDATE organizations SET active = false WHERE id = '{OTHER}'")
+    return worker
+
+
+async def test_operators_see_workers_queues_and_dead_letters(board: Board) -> None:
+    """Who is an admin of all organizations sees what no tenant does, with the words of each reason."""
+    worker = await operated(board)
     await worker.report({"type": "no.such.type"})
     await worker.until_row("SELECT sum(letters) FROM dead_letter_rates", is_=1)
     page = await board.open("/fleet", "carol")
     await page.tab.until(READY)
-    await page.sees("The type is not one of this contract. unknown_type", ".dead-letters")
-    await page.sees("taskherd dead replay", ".dead-letters")
+    await page.sees("The type is not one of this contract.", ".letters")
+    await page.sees('{"type": "no.such.type"}', ".letters")
+    await page.sees("1, oldest", ".fleet-letters .head")
     await page.sees(f"{worker.prefix}.reports", ".fleet-system")
     await page.sees("up to date", ".fleet-system")
+    await page.tab.evaluate("document.querySelectorAll('.fleet-letters details').forEach((each) => each.open = true)")
     for width, scale in ((1280, 1), (390, 2), (640, 2)):
         await page.tab.resize(width, 900, scale=scale)
         for scheme in ("light", "dark"):
@@ -73,3 +88,80 @@ async def test_operators_see_workers_queues_and_dead_letters(board: Board) -> No
     await page.sees('"sees_all": true', "dialog .raw")
     await page.sees("/api/v2/fleet", "dialog .command")
     assert page.tab.errors == []
+
+
+async def test_dead_letters_are_replayed_by_selection_and_by_reason(board: Board) -> None:
+    """A question comes first, which names what it means to replay what nobody trusts; the answer says what was kept."""
+    worker = await operated(board)
+    task_id = uuid.UUID((await board.harness.active(name="replayed"))["id"])
+    for number in range(3):
+        report = make_report(
+            "app.status", task_id, build_number=1, state="idle", message=f"Replayed {number}", seq=number
+        )
+        await bury(worker, report)
+    await bury(worker, b"not trusted\nsecond line", DeadLetterReason.UNTRUSTED_SENDER)
+    page = await board.open("/fleet", "carol")
+    await page.tab.until(READY)
+    await page.tab.until(f"{LETTERS} === 4")
+    assert await page.text(".letters li:last-child summary code") == "not trusted"
+    await page.tab.evaluate("document.querySelector('.letters input').focus()")
+    await page.tab.press(" ")
+    await page.click(".letters-bar button", "Replay 1 selected")
+    await page.sees("Replay this dead letter?", "dialog h2")
+    assert await page.violations() == []
+    await page.tab.press("Enter")
+    await page.sees("1 replayed.", ".toast")
+    await worker.until(lambda: worker.state(task_id).get("message") == "Replayed 0")
+    await page.tab.until(f"{LETTERS} === 3")
+    await choose(page, "fault")
+    await page.tab.until(f"{LETTERS} === 2")
+    await page.click(".letters-bar button", "Replay all of this reason")
+    await page.click("dialog button", "Replay all")
+    await page.sees("2 replayed.", ".toast")
+    await worker.until(lambda: worker.state(task_id).get("message") == "Replayed 2")
+    await page.sees("has this reason", ".fleet-letters")
+    await choose(page, "untrusted_sender")
+    await page.tab.until(f"{LETTERS} === 1")
+    await page.click(".letters-bar button", "Replay all of this reason")
+    await page.sees("All that are listed will be kept", "dialog")
+    await page.click("dialog button", "Replay all")
+    await page.sees("no trusted sender", ".letters-kept")
+    await page.tab.evaluate("document.querySelector('.letters details').open = true")
+    await page.sees("not trusted\nsecond line", ".letters pre")
+    await page.click(".letters details button", "Replay")
+    await page.sees("You vouch for it", "dialog")
+    assert await page.violations() == []
+    await page.click("dialog button", "Cancel")
+    await page.click(".letters details button", "Replay")
+    await page.click("dialog button", "Vouch and replay")
+    await page.sees("1 replayed.", ".toast")
+    await choose(page, "")
+    await page.sees("The body is not JSON", ".letters")  # it was believed, and cannot be processed
+    assert page.tab.errors == []
+
+
+async def test_what_is_in_dead_letters_is_text(board: Board) -> None:
+    """Markup in a body, a detail, a routing key or a sender's name neither runs nor becomes an element."""
+    worker = await operated(board)
+    markup = '"><img src=x onerror=alert(1)><script>alert(1)</script>\u202e' + "W" * 5_000
+    headers = {f"x-taskherd-{name}": markup for name in ("reason", "detail", "queue", "sender")}
+    origin = Origin(markup, f"{worker.prefix}.reports", "<b>key</b>")
+    await bury(worker, markup.encode(), headers=headers, origin=origin)
+    page = await board.open("/fleet", "carol")
+    await page.tab.until(f"{READY} && {LETTERS} === 1")
+    await page.tab.evaluate("document.querySelector('.letters details').open = true")
+    await page.sees('"><img src=x onerror=alert(1)><script>alert(1)</script>\\u202eWWW', ".letters pre")
+    assert await page.tab.evaluate("document.querySelectorAll('.letters :is(img, script, dd b)').length") == 0
+    for width in (1280, 390):
+        await page.tab.resize(width, 900, scale=1)
+        assert await page.tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
+    assert page.tab.errors == []
+
+
+async def choose(page: Page, reason: str) -> None:
+    """Choose a reason in the filter of the dead letters."""
+    await page.tab.until("document.querySelector('.letters-bar select')")
+    await page.tab.evaluate(
+        f"""(() => {{ const select = document.querySelector('.letters-bar select');
+        select.value = {json.dumps(reason)}; select.dispatchEvent(new Event('change')); }})()"""
+    )

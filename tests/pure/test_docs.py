@@ -164,7 +164,7 @@ def test_the_paths_for_a_proxy_are_those_of_the_board() -> None:
 
 
 def test_the_tests_that_hold_the_trust_table_exist() -> None:
-    """Each test that ``SECURITY.md`` names is there; agents, runners, clients, members, both kinds of admins and roles have one."""
+    """Each test that ``SECURITY.md`` names is there: of agents, runners, clients, members, admins and roles."""
     named = [name.split("::") for name in matches(r"`(tests/[^`]+)`", ROOT / "SECURITY.md")]
     assert len(named) == 7
     for path, test in named:

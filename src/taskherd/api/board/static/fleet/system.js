@@ -1,5 +1,5 @@
 // @ts-check
-// What waits for a runner, and the parts of taskherd itself: workers, queues, dead letters.
+// What waits for a runner, and the parts of taskherd itself: workers and queues.
 import "../format.js";
 import { taskPath } from "../api.js";
 import { count, plural } from "../format.js";
@@ -42,15 +42,4 @@ export function queuesView(queues, workers) {
   return html`<ul class="card system-rows">${queues.map((each) => html`<li><b class="truncate">${each.name}</b><span class="number">${count(each.messages)} waiting</span>
     <span class="faint small">${plural(each.consumers, "consumer")}</span></li>`)}</ul>
     <p class="faint small under">${drained ? html`Reports have been taken up at once since <time-ago at=${drained} form="clock"></time-ago>.` : "Reports wait; RabbitMQ does not tell for how long."}</p>`;
-}
-
-/** @param {{messages: number | null, reasons: {reason: string, meaning: string | null, last_day: number}[]}} letters */
-export function deadLettersView({ messages, reasons }) {
-  return html`<div class="card dead-letters"><p class=${messages ? "" : "soft"}><b>${messages === null ? "An unknown number" : count(messages)}</b> in the queue${messages === 0 ? ": nothing to do" : nothing}</p>
-    ${reasons.length ? html`<table><thead><tr><th scope="col">Reason</th><th scope="col" class="number">Last day</th></tr></thead>
-      <tbody>${reasons.map((each) => html`<tr><th scope="row">${each.meaning} <code>${each.reason}</code></th><td class="number">${count(each.last_day)}</td></tr>`)}</tbody></table>` : nothing}
-    <p class="faint small">The API may not read them, so it cannot replay what nobody vouches for. On the command line, as a RabbitMQ user who may:</p>
-    <pre class="code" tabindex="0" role="group" aria-label="Commands">taskherd dead list
-taskherd dead show ID
-taskherd dead replay ID</pre></div>`;
 }

@@ -6,8 +6,9 @@ import * as keys from "../keys.js";
 import { count, plural } from "../format.js";
 import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
 import { ratesChart } from "../fleet/chart.js";
+import { DeadLetters } from "../fleet/letters.js";
 import { poolsView } from "../fleet/pools.js";
-import { deadLettersView, queuesView, waitingView, workersView } from "../fleet/system.js";
+import { queuesView, waitingView, workersView } from "../fleet/system.js";
 import { showSource, sourceButton } from "../task/commands.js";
 
 const EVERY = 5_000; // milliseconds between two reads
@@ -20,12 +21,14 @@ export default function fleet(view) {
   let failed = "";
   /** @type {any} */
   let known = null;
+  const letters = new DeadLetters(() => signal.aborted || show(), signal);
   const read = async () => {
     clearTimeout(timer);
     if (!document.hidden) {
       const answer = await api.get("/fleet", { signal });
       if (signal.aborted) return;
       if (answer.ok) known = answer.value;
+      if (known?.sees_all) letters.update(known.dead_letters);
       failed = answer.ok || answer.status === 0 ? "" : api.explain(answer);
       showFeedState(answer.ok || answer.status ? "live" : "offline");
       show();
@@ -33,7 +36,7 @@ export default function fleet(view) {
     timer = setTimeout(read, EVERY);
   };
   const show = () => {
-    render(html`${failed ? html`<p class="notice bad" role="alert">${failed}</p>` : nothing}${known ? page(known) : failed ? nothing : html`<div class="loading"></div>`}`, root);
+    render(html`${failed ? html`<p class="notice bad" role="alert">${failed}</p>` : nothing}${known ? page(known, letters) : failed ? nothing : html`<div class="loading"></div>`}`, root);
     if (!known && !failed) return;
     root.dataset.ready = "";
     view.shown();
@@ -47,8 +50,11 @@ export default function fleet(view) {
 
 const SOURCE = { title: "The fleet", path: "/fleet" };
 
-/** @param {any} known */
-function page(known) {
+/**
+ * @param {any} known
+ * @param {DeadLetters} letters
+ */
+function page(known, letters) {
   return html`
     <section><div class="head"><h1>${bottleneck(known)}</h1>
       ${sourceButton(SOURCE, "right")}</div>
@@ -59,8 +65,8 @@ function page(known) {
     ${known.sees_all ? html`
       <section class="fleet-system">
         <div><div class="head"><h2>Workers</h2><span class="faint">${count(known.workers.length)}</span></div>${workersView(known.workers)}</div>
-        <div><div class="head"><h2>Queues</h2></div>${queuesView(known.queues, known.workers)}</div>
-        <div><div class="head"><h2>Dead letters</h2></div>${deadLettersView(known.dead_letters)}</div></section>`
+        <div><div class="head"><h2>Queues</h2></div>${queuesView(known.queues, known.workers)}</div></section>
+      <section class="fleet-letters">${letters.view(known.dead_letters)}</section>`
     : html`<p class="faint small">Workers, queues and dead letters are shown to admins of all organizations.</p>`}`;
 }
 
