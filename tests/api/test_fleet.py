@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+import aio_pika
 
 from taskherd.api.fleet import snapshots
 from tests.api.conftest import StartApi
-from tests.harness.api import OTHER, ApiHarness
-from tests.harness.worker import ALICE, ORGANIZATION, make_report
+from tests.harness.api import OTHER, ApiHarness, running_api
+from tests.harness.worker import ALICE, ORGANIZATION, TIMEOUT, make_report
 
 RATES = "SELECT sum(created) = $1 AND sum(completed) = $2 AND sum(failed) = $3 FROM task_rates WHERE owner_id = $4"
 
@@ -59,6 +63,29 @@ async def test_members_see_their_pools_and_an_admin_of_all_organizations_everyth
         assert worker["drained_since"] is not None or worker["seen_at"]
         assert [each["name"].rpartition(".")[2] for each in carols["queues"]] == ["reports", "commands", "claims"]
         assert carols["dead_letters"]["messages"] == 0
+
+
+async def test_a_queue_that_fills_tells_since_when(start_api: StartApi) -> None:
+    """No message waits for longer than the queue has not been empty; an API that started later cannot tell."""
+    async with start_api(worker=False) as harness:
+        worker = harness.worker
+        await worker.database.execute(f"UPDATE organizations SET active = false WHERE id = '{OTHER}'")
+
+        async def commands(path: str = "/fleet") -> dict[str, Any]:
+            fleet = (await harness.carol.get(path)).json()
+            found: dict[str, Any] = next(each for each in fleet["queues"] if each["name"].endswith(".commands"))
+            return found
+
+        began_at = datetime.now(UTC)
+        assert ((await commands())["messages"], (await commands())["waiting_since"]) == (0, None)
+        exchange = await worker.channel.get_exchange(f"{worker.prefix}.commands", ensure=False)
+        await exchange.publish(aio_pika.Message(b"{}"), "any", timeout=10)
+        async with asyncio.timeout(TIMEOUT):
+            while not (found := await commands())["messages"]:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.2)  # the broker's number may be a moment old, and the answer two seconds
+        assert began_at <= datetime.fromisoformat(found["waiting_since"]) <= datetime.now(UTC)
+        async with running_api(*worker.urls, worker.prefix) as later:
+            assert (await commands(f"http://127.0.0.1:{later.port}/api/v2/fleet"))["waiting_since"] is None
 
 
 async def test_deleted_tasks_do_not_wait_and_lost_ones_are_counted_where_they_are(start_api: StartApi) -> None:

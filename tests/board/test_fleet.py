@@ -18,6 +18,20 @@ from tests.harness.worker import ALICE, ORGANIZATION, WorkerHarness, make_report
 
 pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time to start
 READY = "document.querySelector('.page.fleet[data-ready]')"
+DRAWN = """(async () => {
+    const named = (end) => performance.getEntriesByType("resource").find((each) => each.name.endsWith(end)).name;
+    const { queuesView } = await import(named("/fleet/system.js"));
+    const { DeadLetters } = await import(named("/fleet/letters.js"));
+    const { html, render } = await import(named("/lit-html/lit-html.js"));
+    const since = new Date(Date.now() - 200_000).toISOString();
+    const letters = new DeadLetters(() => {}, new AbortController().signal);
+    letters.failed = { status: 403, message: "The API's RabbitMQ user may not read the dead letters.", detail: "" };
+    const drawn = document.body.appendChild(document.createElement("div"));
+    render(html`${queuesView([{ name: "q", messages: 12, consumers: 0, waiting_since: since }], [])}
+        ${letters.view({ messages: 3, oldest_at: null, reasons: [] })}`, drawn);
+    return drawn.innerText;
+})()"""
+"""What the page would show of a queue that fills, and of dead letters that it may not read."""
 LETTERS = "document.querySelectorAll('.letters > li').length"
 
 
@@ -87,6 +101,18 @@ async def test_operators_see_workers_queues_and_dead_letters(board: Board) -> No
     await page.tab.press("y")
     await page.sees('"sees_all": true', "dialog .raw")
     await page.sees("/api/v2/fleet", "dialog .command")
+    assert page.tab.errors == []
+
+
+async def test_ages_and_missing_rights_are_said(board: Board) -> None:
+    """A queue of workers says how long its messages wait at most; an API that may not read says what to do."""
+    await operated(board)
+    page = await board.open("/fleet", "carol")
+    await page.tab.until(READY)
+    shown = await page.tab.evaluate(DRAWN)
+    assert "12 waiting for up to 3 min" in shown
+    assert "The API's RabbitMQ user may not read the dead letters." in shown
+    assert "taskherd dead replay ID" in shown
     assert page.tab.errors == []
 
 

@@ -27,6 +27,7 @@ from taskherd.api.change_feed import ChangeFeed
 from taskherd.api.command_slots import CommandSlots
 from taskherd.api.context import ApiContext
 from taskherd.api.dead_letters.queue import DeadLetterQueue
+from taskherd.api.fleet.queue_ages import QueueAges
 from taskherd.api.fleet.snapshots import FleetSnapshots, QueueDepths
 from taskherd.api.http import asgi, server
 from taskherd.api.http.authenticator import NOTE_USE_INTERVAL, Authenticator
@@ -139,6 +140,9 @@ class ApiProcess:
         settings = self._settings
         now = asyncio.get_running_loop().time
         self._reads = ReadRouting(self._reader, self._standby, settings.read_lag_most, self.metrics, now)
+        names = topology.TopologyNames(settings.amqp_prefix)
+        depths = QueueDepths(self._connections.publish, names)
+        shared = names.report_queues(settings.report_partitions) + names.queues[2:]
         clients = ClientAddresses(settings.trusted_proxies)
         limits = ConnectionLimits(settings.api_connections, settings.api_anonymous_connections)
         closed = self.metrics.api_connections_closed
@@ -164,7 +168,8 @@ class ApiProcess:
             log_streams=ConcurrencyLimit(log_follow.MAX_STREAMS, log_follow.MAX_STREAMS_OF_USER, log_follow.TOO_MANY),
             agent_waits=ConcurrencyLimit(requests.MAX_WAITING, requests.MAX_WAITING_OF_TASK, requests.TOO_MANY),
             fleet_snapshots=FleetSnapshots(now),
-            queue_depths=QueueDepths(self._connections.publish, topology.TopologyNames(settings.amqp_prefix)),
+            queue_depths=depths,
+            queue_ages=QueueAges(depths, shared),
             dead_letters=DeadLetterQueue(settings, f"api {self.id}", now),
             reports=reports,
             tracing=self._tracing,
@@ -228,6 +233,7 @@ class ApiProcess:
             asyncio.create_task(_repeat(LOG_INTERVAL, api.sign_in_failures.log_summaries), name="sign-in failures"),
             asyncio.create_task(api.reads.run(), name="standby"),
             asyncio.create_task(api.access.run(), name="access checks"),
+            asyncio.create_task(api.queue_ages.run(), name="queue ages"),
             asyncio.create_task(_repeat(_POOL_POLL_INTERVAL, self._poll_pool), name="pool metric"),
         ]
         self._readiness.set_ok("serving")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from taskherd.api.change_feed import ChangeFeed
     from taskherd.api.command_slots import CommandSlots
     from taskherd.api.dead_letters.queue import DeadLetterQueue
+    from taskherd.api.fleet.queue_ages import QueueAges
     from taskherd.api.fleet.snapshots import FleetSnapshots, QueueDepths
     from taskherd.api.http.authenticator import Authenticator, Caller
     from taskherd.api.http.client_address import ClientAddresses
@@ -70,6 +71,7 @@ class ApiContext:
     """The requests of agents that wait for answers, by task."""
     fleet_snapshots: FleetSnapshots
     queue_depths: QueueDepths
+    queue_ages: QueueAges
     dead_letters: DeadLetterQueue
     tracing: Tracing
     stopping: asyncio.Event

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from taskherd.api.context import RequestContext
+    from taskherd.api.fleet.queue_ages import QueueAges
     from taskherd.broker.diagnostics import QueueInfo
     from taskherd.store.read_pool import Row
 
@@ -47,11 +48,13 @@ async def _snapshot(request: RequestContext) -> dict[str, Any]:
         fleet_queries.rates(reader, caller, since, all_=all_),
     )
     runners = await fleet_queries.runners(reader, [row["pool"] for row in pools])
-    shared = names.report_queues(request.api.settings.report_partitions) + names.queues[2:] if all_ else ()
+    ages = request.api.queue_ages
+    shared = ages.queues if all_ else ()
     targets = [row["pool"] for row in pools] + [row["name"] for row in runners]
     wanted = [*shared, *((names.dead,) if all_ else ()), *map(names.work_queue, targets)]
     depths = await request.api.queue_depths.read(wanted[:MAX_QUEUES])
     known = depths or {}
+    ages.note(depths, now)
     return {
         "sees_all": all_,
         "now": format_rfc3339(now),
@@ -65,7 +68,7 @@ async def _snapshot(request: RequestContext) -> dict[str, Any]:
         ),
         "waiting": [_waiting_json(row) for row in waiting],
         "workers": [_worker_json(row) for row in await fleet_queries.workers(reader)] if all_ else None,
-        "queues": [_queue_json(known[name]) for name in shared if name in known] if all_ else None,
+        "queues": [_shared_queue_json(known[name], ages) for name in shared if name in known] if all_ else None,
         "dead_letters": await _dead_letters_json(request, since, known.get(names.dead)) if all_ else None,
         "rates": _rates_json(rates, since),
     }
@@ -83,9 +86,11 @@ def _pools_json(
     ``queues`` has the work queue of each target, if it is known.
     """
     agents_of = {row["runner"]: row for row in agents}
+    since_of = {row["runner"]: row["since"] for row in by_target}
     runners_of: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for row, lost in runners:
-        runners_of[row["pool"]].append(_runner_json(row, agents_of.get(row["name"]), lost, queues[row["name"]]))
+        since = since_of.get(row["name"])
+        runners_of[row["pool"]].append(_runner_json(row, agents_of.get(row["name"]), lost, queues[row["name"]], since))
     waiting: defaultdict[str, list[Row]] = defaultdict(list)
     for row in by_target:
         waiting[row["pool"]].append(row)
@@ -103,7 +108,9 @@ def _pools_json(
     ]
 
 
-def _runner_json(row: Row, agents: Row | None, lost: int, queue: QueueInfo | None) -> dict[str, Any]:
+def _runner_json(
+    row: Row, agents: Row | None, lost: int, queue: QueueInfo | None, since: datetime | None
+) -> dict[str, Any]:
     heard = [at for at in (row["hello_at"], agents and agents["heard_at"]) if at is not None]
     return {
         "name": row["name"],
@@ -111,6 +118,7 @@ def _runner_json(row: Row, agents: Row | None, lost: int, queue: QueueInfo | Non
         "agents": agents["agents"] if agents else 0,
         "lost": lost,
         "last_heard_at": _time(max(heard, default=None)),
+        "waiting_since": _time(since),
         "queue": _queue_json(queue),
     }
 
@@ -147,6 +155,10 @@ def _rates_json(rows: Sequence[Row], since: datetime) -> list[dict[str, Any]]:
 
 def _queue_json(queue: QueueInfo | None) -> dict[str, Any] | None:
     return None if queue is None else {"name": queue.name, "messages": queue.messages, "consumers": queue.consumers}
+
+
+def _shared_queue_json(queue: QueueInfo, ages: QueueAges) -> dict[str, Any]:
+    return {**(_queue_json(queue) or {}), "waiting_since": _time(ages.waiting_since(queue))}
 
 
 def _time(at: datetime | None) -> str | None:

@@ -16,6 +16,15 @@ class QueueOut(BaseModel):
     consumers: int
 
 
+class SharedQueueOut(QueueOut):
+    """A queue of the workers."""
+
+    waiting_since: datetime | None = Field(
+        description="No message waits for longer: when this API process last found the queue empty. Null if none waits,"
+        " or if the queue has not been empty since the process started."
+    )
+
+
 class RunnerOut(BaseModel):
     """A runner. It is connected while it consumes from its queue; ``queue`` is null if the broker does not say."""
 
@@ -24,6 +33,9 @@ class RunnerOut(BaseModel):
     agents: int = Field(description="Connected agents of tasks that the caller may see.")
     lost: int = Field(description="Lost tasks on it that the caller may see, of the last 1,000 that were lost.")
     last_heard_at: datetime | None = Field(description="Its hello, or a later heartbeat of one of those agents.")
+    waiting_since: datetime | None = Field(
+        description="Time of the oldest work request that it alone has not answered, of a task that the caller may see."
+    )
     queue: QueueOut | None
 
 
@@ -102,6 +114,6 @@ class FleetOut(BaseModel):
     pools: list[PoolOut]
     waiting: list[WaitingTask] = Field(description="The 100 tasks that wait longest.")
     workers: list[WorkerOut] | None
-    queues: list[QueueOut] | None
+    queues: list[SharedQueueOut] | None
     dead_letters: DeadLettersOut | None
     rates: list[RateOut] = Field(description="The last 24 hours, the current one last.")

@@ -38,6 +38,6 @@ function runnerView(runner) {
     <td><span class="state ${color}"><i class="dot"></i>${word}</span>${runner.lost ? html`
       <a class="link small" href=${`/tasks?q=health:lost+runner:${encodeURIComponent(runner.name)}`} aria-label=${`lost tasks of ${runner.name}`}>${plural(runner.lost, "lost task")}</a>` : nothing}</td>
     <td class="number"><a class="link" href=${`/tasks?q=runner:${encodeURIComponent(runner.name)}`} aria-label=${`${plural(runner.agents, "agent")} on ${runner.name}`}>${count(runner.agents)}</a></td>
-    <td class="number">${queue ? count(queue.messages) : "–"}</td>
+    <td class="number">${queue ? count(queue.messages) : "–"}${runner.waiting_since ? html`, <time-ago at=${runner.waiting_since} form="age"></time-ago>` : nothing}</td>
     <td class="soft">${runner.last_heard_at ? html`<time-ago at=${runner.last_heard_at}></time-ago>` : "never"}</td></tr>`;
 }

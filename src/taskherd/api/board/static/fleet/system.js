@@ -39,7 +39,7 @@ export function workersView(workers) {
 export function queuesView(queues, workers) {
   if (!queues.length) return html`<p class="soft small">Nothing is known about the queues at the moment.</p>`;
   const drained = workers.map((each) => each.drained_since).filter(Boolean).sort().at(-1);
-  return html`<ul class="card system-rows">${queues.map((each) => html`<li><b class="truncate">${each.name}</b><span class="number">${count(each.messages)} waiting</span>
+  return html`<ul class="card system-rows">${queues.map((each) => html`<li><b class="truncate">${each.name}</b><span class="number">${count(each.messages)} waiting${each.waiting_since ? html` for up to <time-ago at=${each.waiting_since} form="age"></time-ago>` : nothing}</span>
     <span class="faint small">${plural(each.consumers, "consumer")}</span></li>`)}</ul>
-    <p class="faint small under">${drained ? html`Reports have been taken up at once since <time-ago at=${drained} form="clock"></time-ago>.` : "Reports wait; RabbitMQ does not tell for how long."}</p>`;
+    <p class="faint small under">${drained ? html`Reports have been taken up at once since <time-ago at=${drained} form="clock"></time-ago>.` : "Reports wait."}</p>`;
 }
