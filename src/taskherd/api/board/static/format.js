@@ -169,7 +169,7 @@ class TimeAgo extends HTMLElement {
   }
 
   attributeChangedCallback() {
-    this.update();
+    if (this.isConnected) this.update();
   }
 
   update() {

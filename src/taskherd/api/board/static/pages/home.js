@@ -19,6 +19,7 @@ const MAX_KNOWN = 400;
 const TOTALS_EVERY = 2_000; // milliseconds between two reads of the totals
 const RETRY = 5_000; // milliseconds before lists that could not be read are read again
 const TOGETHER = 100; // milliseconds that a list waits for the others before it is drawn
+const OPENING = 250; // milliseconds that a page that opens waits for its lists before it keeps room for them
 
 /** @typedef {"mine" | "everyone"} Scope */
 
@@ -335,7 +336,7 @@ class Home {
   drawSoon() {
     if (this.drawing) return;
     if (!this.hasDrawn && this.late.size) {
-      this.drawTimer ||= setTimeout(() => this.draw(), TOGETHER);
+      this.drawTimer ||= setTimeout(() => this.draw(), OPENING);
       return;
     }
     this.drawing = true;
