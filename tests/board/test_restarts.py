@@ -1,20 +1,26 @@
-"""Restarts of the API under an open page: the banner comes and goes by itself, and nothing is missed."""
+"""Restarts and kills of the API under an open page: the banner comes and goes by itself, and nothing is missed."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.board.pages import Board
-from tests.harness.api import ApiHarness, open_api_harness, running_api
+from tests.harness.api import TIMEOUT, ApiHarness, open_api_harness, running_api
 from tests.harness.browser import find_chromium, run_browser
+from tests.harness.chaos import WorkerProcess
 from tests.harness.conversation import said
-from tests.harness.worker import make_report
+from tests.harness.worker import SECRET, make_report
 
 pytestmark = pytest.mark.timeout(240)  # a browser on a busy machine takes its time to start
 RESTARTS = 3
@@ -45,10 +51,25 @@ class Talk:
         await self.harness.worker.until_row(statement, self.task_id, is_=len(self.lines))
 
 
+@asynccontextmanager
+async def killed_api(database_url: str, amqp_url: str, prefix: str, *, api_port: int) -> AsyncIterator[None]:
+    """Run an API in a process of its own while the block runs, and kill it then."""
+    settings = {"database_url": database_url, "amqp_url": amqp_url, "amqp_prefix": prefix, "secret_key": SECRET}
+    settings |= {"api_port": str(api_port), "ops_port": "0"}
+    variables = {f"TASKHERD_{name.upper()}": value for name, value in settings.items()}
+    process = await WorkerProcess.start({**os.environ, **variables}, Path(os.devnull), "api")
+    try:
+        yield
+    finally:
+        process.signal(signal.SIGKILL)
+        assert await process.exit_code(TIMEOUT) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("run", [running_api, killed_api])
 async def test_nothing_is_missed_over_restarts(
-    database_url: str, amqp_url: str, amqp_prefix: str, announce: Callable[[str], None]
+    database_url: str, amqp_url: str, amqp_prefix: str, announce: Callable[[str], None], run: Callable[..., Any]
 ) -> None:
-    """While the API is away the page says so; what happened meanwhile shows once it is back, and the banner goes."""
+    """While the API is away, stopped or killed, the page says so; what happened meanwhile shows once it is back."""
     async with (
         open_api_harness(database_url, amqp_url, amqp_prefix, agent_lost_after=3_600) as harness,
         run_browser(find_chromium(announce)) as browser,
@@ -76,7 +97,7 @@ async def test_nothing_is_missed_over_restarts(
             for line in (f"First of {number}", f"Second of {number}"):
                 await talk.say(line)
             await talk.stored()
-            async with running_api(database_url, amqp_url, amqp_prefix, api_port=port):
+            async with run(database_url, amqp_url, amqp_prefix, api_port=port):
                 await talk.say(f"While it starts {number}")
                 await page.sees(f"While away {number}", "tbody")
                 await home.sees(f"While away {number}", "section[aria-labelledby=running]")
@@ -87,6 +108,8 @@ async def test_nothing_is_missed_over_restarts(
                 await one.tab.until(f"{TOLD}.includes('While away {number}')")
                 for each in (page, home, one):
                     await each.tab.until("document.querySelector('#offline[hidden]')")
+                if number < RESTARTS - 1:
+                    await talk.say(f"While it ends {number}")
         told = await one.tab.evaluate(TOLD)
         assert [told.count(f"While away {number}") for number in range(RESTARTS)] == [1] * RESTARTS
         assert await one.tab.evaluate(f"{SAID}.join()") == ",".join(talk.lines)
