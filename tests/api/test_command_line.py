@@ -473,10 +473,11 @@ async def test_each_command_prints_json(api_harness: ApiHarness) -> None:
     shell = Shell(api_harness)
     assert set(typer.main.get_group(task_app).list_commands(None)) == {  # type: ignore[arg-type]
         *("create", "list", "show", "send", "interrupt", "pause", "resume", "delete", "explain", "events", "wait"),
-        *("watch", "logs", "label", "requests", "answer", "deleted"),
+        *("watch", "logs", "label", "requests", "answer", "deleted", "durations", "builds"),
     }
     for words in (
         *(("create", "x"), ("list",), ("show", "one"), ("logs", "one"), ("explain", "one"), ("events", "one")),
+        *(("durations", "one"), ("builds", "one")),
         *(("send", "one", "Hello"), ("interrupt", "one"), ("wait", "one", "--until", "active")),
         *(("requests", "one"), ("pause", "one"), ("label", "one", "a=b"), ("delete", "one"), ("deleted",)),
     ):
@@ -512,6 +513,30 @@ async def test_events_shows_who_did_what(api_harness: ApiHarness) -> None:
     assert await shell.json("events", "talk", "--limit", "2") == entries[-2:]
     assert (await shell.code("events", "talk", "--limit", "501"))[0] == 2
     assert (await shell.code("events", "nothing"))[0] == 5
+
+
+async def test_durations_and_builds_are_told_in_words(api_harness: ApiHarness) -> None:
+    """How long a task was in each state, the longest first, and what became of its starts and stops, and why."""
+    task = uuid.UUID((await api_harness.active(name="spent"))["id"])
+    shell = Shell(api_harness)
+    header, *lines = (await shell.run("durations", "spent")).stdout.splitlines()
+    assert header.split() == ["STATE", "TIME", "SHARE"]
+    assert {line.split()[0] for line in lines} == {"starting", "working"}
+    shares = [int(line.split()[-2]) for line in lines]
+    assert shares == sorted(shares, reverse=True)
+    assert 99 <= sum(shares) <= 101
+    assert {"since", "totals", "spans"} <= set(await shell.json("durations", "spent"))
+    assert (await shell.code("pause", "spent"))[0] == 0
+    await api_harness.worker.report(build_report(task, 2, "stop", "failed", error="The disk is full"))
+    await api_harness.worker.until(lambda: api_harness.worker.document(task)["status"] == "error")
+    header, stop, start = (await shell.run("builds", "spent")).stdout.splitlines()
+    assert header.split() == ["BUILD", "TRANSITION", "STATUS", "AGE", "TOOK", "ERROR"]
+    assert stop.split()[:3] == ["2", "stop", "failed"]
+    assert stop.endswith("The disk is full")
+    assert start.split()[:3] == ["1", "start", "succeeded"]
+    assert [each["build_number"] for each in await shell.json("builds", "spent")] == [2, 1]
+    for command in ("durations", "builds"):
+        assert (await shell.code(command, "nothing"))[0] == 5
 
 
 async def test_watch_says_how_an_agent_ended(api_harness: ApiHarness) -> None:

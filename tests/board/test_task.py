@@ -173,8 +173,8 @@ async def test_what_the_page_shows_can_be_had_elsewhere(board: Board) -> None:
     await page.sees("The workspace is running.", ".build-log")
     shown = {
         "What it asks": ("taskherd requests --query 'owner:alice name:sources'", "/tasks/alice/sources/requests"),
-        "Time": ("taskherd task events alice/sources", "/tasks/alice/sources/durations"),
-        "Starts and stops": ("taskherd task events alice/sources", f"/workspaces/{task_id}/builds"),
+        "Time": ("taskherd task durations alice/sources", "/tasks/alice/sources/durations"),
+        "Starts and stops": ("taskherd task builds alice/sources", f"/workspaces/{task_id}/builds"),
         "Start 1, log": ("/workspacebuilds/",),
     }
     for name, texts in shown.items():

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from taskherd.cli import bulk
+from taskherd.cli.history import app
 from taskherd.cli.output import OutputFormat, OutputOption, document, line, print_error, printable
-from taskherd.cli.task import EXIT_CODES, app, complete_names
+from taskherd.cli.task import EXIT_CODES, complete_names
 from taskherd.client import http, tasks
 from taskherd.client.errors import ApiError, ClientError, ExitCode
 

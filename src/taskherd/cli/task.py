@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from taskherd.cli import bulk, task_output
-from taskherd.cli.output import OutputFormat, OutputOption, document, moment, print_error, print_note, printable
+from taskherd.cli.output import OutputFormat, OutputOption, document, moment, print_error, printable
 from taskherd.cli.tables import fields
 from taskherd.client import http, tasks
 from taskherd.client.errors import ClientError, ExitCode
@@ -217,22 +217,6 @@ def explain(task: TaskArgument, output: OutputOption = OutputFormat.TABLE) -> No
         ),
         ("next", task_output.next_step(body, task)),
     )
-
-
-@app.command(epilog=EXIT_CODES)
-def events(
-    task: TaskArgument,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=500, help="Maximum number of entries, the newest.")] = 50,
-    output: OutputOption = OutputFormat.TABLE,
-) -> None:
-    """Show a task's timeline, oldest first: who did what, and what changed."""
-    entries = tasks.timeline(http.from_environment(), task, limit)
-    if output is OutputFormat.JSON:
-        document(entries)
-    elif entries:
-        task_output.timeline(entries)
-    else:
-        print_note("No entries: the task's history was deleted after its retention.")
 
 
 def _id_of(task: tasks.Task) -> str:

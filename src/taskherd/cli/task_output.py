@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from taskherd.cli.output import age, moment, moment_and_age, printable
+from taskherd.cli.output import age, duration, moment, moment_and_age, printable
 from taskherd.cli.tables import COLORS, Column, colored, fields, table, wrapped
 from taskherd.client.tasks import LOST
 
@@ -32,6 +32,15 @@ _DELETED_COLUMNS: Final = (
     Column("AGE", optional=3),
     Column("TEMPLATE", optional=2),
     Column("TITLE", optional=1, shortest=16),
+)
+_DURATION_COLUMNS: Final = (Column("STATE", colors=COLORS), Column("TIME"), Column("SHARE"))
+_BUILD_COLUMNS: Final = (
+    Column("BUILD"),
+    Column("TRANSITION"),
+    Column("STATUS", colors={"succeeded": "green", "failed": "red", "running": "yellow"}),
+    Column("AGE", optional=2),
+    Column("TOOK", optional=3),
+    Column("ERROR", optional=1, shortest=16),
 )
 _MAX_DETAIL: Final = 200
 """Maximum number of characters of the details of an entry of a timeline."""
@@ -195,6 +204,38 @@ def timeline(entries: Iterable[Mapping[str, Any]]) -> None:
         time = moment(each["time"])
         lines = wrapped(f"{printable(words)}  {printable(detail)[:_MAX_DETAIL]}".rstrip(), indent=len(time) + 2)
         typer.echo(("\n" + " " * (len(time) + 2)).join([f"{time}  {lines[0]}", *lines[1:]]))
+
+
+def durations(found: Mapping[str, Any]) -> None:
+    """Print how long a task was in each state, the longest first, with its share of the whole."""
+    totals = sorted(found["totals"], key=lambda total: -total["seconds"])
+    whole = sum(total["seconds"] for total in totals) or 1
+    table(
+        _DURATION_COLUMNS,
+        [
+            (total["state"], duration(int(total["seconds"])), f"{100 * total['seconds'] / whole:.0f} %")
+            for total in totals
+        ],
+    )
+
+
+def builds(found: Iterable[Mapping[str, Any]]) -> None:
+    """Print the starts and stops of a workspace, one per line."""
+    table(_BUILD_COLUMNS, map(_build, found))
+
+
+def _build(build: Mapping[str, Any]) -> tuple[str, ...]:
+    job = build["job"]
+    started, ended = job.get("started_at"), job.get("completed_at")
+    took = age(started, datetime.fromisoformat(ended)) if started and ended else ""
+    return (
+        str(build["build_number"]),
+        build["transition"],
+        job["status"],
+        age(job["created_at"]),
+        took,
+        printable(job.get("error", "")),
+    )
 
 
 def _changes(event: Mapping[str, Any]) -> str:

@@ -232,6 +232,18 @@ def timeline(client: Client, task: str, limit: int) -> list[Mapping[str, Any]]:
     return sorted((*body["events"], *body["actions"]), key=lambda entry: str(entry["time"]))[-limit:]
 
 
+def durations(client: Client, task: str) -> Mapping[str, Any]:
+    """Return how long a task was in each state, as ``GET …/durations`` does."""
+    found: Mapping[str, Any] = client.request("GET", *path_of(task), "durations").body
+    return found
+
+
+def builds(client: Client, task: str) -> list[Mapping[str, Any]]:
+    """Return the newest starts and stops of a task's workspace, newest first; its id is that of the task."""
+    found: list[Mapping[str, Any]] = client.request("GET", "workspaces", show(client, task)["id"], "builds").body
+    return found
+
+
 def status_and_state(task: Task) -> tuple[str, str]:
     """Return a task's status and its agent's current state, which is "" if the agent has reported none."""
     return task["status"], (task["current_state"] or {}).get("state", "")

@@ -295,10 +295,10 @@ class TaskPage {
       <section><div class="side-head"><h2>${name}</h2>${sourceButton({ title: name, ...source })}</div>${content}</section>`);
     const { path, cliName: name } = this;
     return html`<details class="side" ?open=${WIDE.matches}><summary>About this task</summary>
-      ${this.durations ? part("Time", spentView(this.durations), { path: `${path}/durations`, cli: [`task events ${name}`] }) : nothing}
+      ${this.durations ? part("Time", spentView(this.durations), { path: `${path}/durations`, cli: [`task durations ${name}`] }) : nothing}
       ${part("Facts", factsView(this.task, this.explained), { path, cli: [`task show ${name}`] })}
       ${part("Why", whyView(this.explained, this.task), { path: `${path}/explain`, cli: [`task explain ${name}`] })}
       ${part("Timeline", this.timeline.view(() => this.render()), { path: `${path}/events?newest=true`, cli: [`task events ${name}`] })}
-      ${this.builds.builds.length ? part("Starts and stops", this.builds.view(), { path: `/workspaces/${this.task.id}/builds`, cli: [`task events ${name}`] }) : nothing}</details>`;
+      ${this.builds.builds.length ? part("Starts and stops", this.builds.view(), { path: `/workspaces/${this.task.id}/builds`, cli: [`task builds ${name}`] }) : nothing}</details>`;
   }
 }
