@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import statistics
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Final
@@ -44,28 +46,26 @@ async def measure(run: Run) -> None:
         running_worker(run.services),
         running_api(run.services, PEER) as peer,
     ):
-        await asyncio.to_thread(_create_one, ours, database.token)
-        batches = BatchMeasurement(run, ours, (database.token, other_token))
-        for number in range(run.rounds):
-            for connections in CONCURRENCIES:
-                for module, port in ((TASKHERD_API, ours), (PEER, peer)):
-                    plan = _plan(port, database.token, connections, seconds)
-                    await _answer_requests(run.services)
-                    result = await asyncio.to_thread(http_load.run, plan)
-                    results.setdefault((module, connections), []).append(result)
-                    run.record(
-                        f"round {number + 1}: {_NAMES[module]}: POST of a task, {connections} at a time: "
-                        f"{result.description}"
-                    )
-            await _answer_requests(run.services)
-            alone, beside, many = await _beside_another(ours, (database.token, other_token), seconds)
-            pairs.append((alone, beside))
-            run.record(
-                f"round {number + 1}: alone: {alone.description}; beside another user: {beside.description}; "
-                f"that user's {MANY} at a time: {many.description}"
-            )
-            await _answer_requests(run.services)
-            await batches.measure(seconds)
+        async with _answering_requests(run.services):
+            await asyncio.to_thread(_create_one, ours, database.token)
+            batches = BatchMeasurement(run, ours, (database.token, other_token))
+            for number in range(run.rounds):
+                for connections in CONCURRENCIES:
+                    for module, port in ((TASKHERD_API, ours), (PEER, peer)):
+                        plan = _plan(port, database.token, connections, seconds)
+                        result = await asyncio.to_thread(http_load.run, plan)
+                        results.setdefault((module, connections), []).append(result)
+                        run.record(
+                            f"round {number + 1}: {_NAMES[module]}: POST of a task, {connections} at a time: "
+                            f"{result.description}"
+                        )
+                alone, beside, many = await _beside_another(ours, (database.token, other_token), seconds)
+                pairs.append((alone, beside))
+                run.record(
+                    f"round {number + 1}: alone: {alone.description}; beside another user: {beside.description}; "
+                    f"that user's {MANY} at a time: {many.description}"
+                )
+                await batches.measure(seconds)
     _add_rows(run, results)
     batches.add_rows(_NAMES[PEER], statistics.median(one.rate for one in results[PEER, 1]))
     cells = [statistics.median(each.p99 for each in loads) for loads in zip(*pairs, strict=True)]
@@ -86,10 +86,22 @@ def _create_one(port: int, token: str) -> None:
         raise RuntimeError(message)
 
 
-async def _answer_requests(services: BenchmarkServices) -> None:
-    """End the start requests so far, as runners do: those of thousands of tasks would be sent again meanwhile."""
-    async with connected(services.database_url) as connection:
-        await connection.execute("DELETE FROM work_requests")
+@asynccontextmanager
+async def _answering_requests(services: BenchmarkServices) -> AsyncIterator[None]:
+    """End start requests within a second, as runners do: after five the worker would send those of each task again."""
+
+    async def answer() -> None:
+        async with connected(services.database_url) as connection:
+            while True:
+                await connection.execute("DELETE FROM work_requests")
+                await asyncio.sleep(1)
+
+    answering = asyncio.create_task(answer())
+    try:
+        yield
+    finally:
+        answering.cancel()
+        await asyncio.gather(answering, return_exceptions=True)
 
 
 async def _beside_another(
