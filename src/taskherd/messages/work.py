@@ -109,7 +109,7 @@ _WORK: TypeAdapter[WorkRequest] = TypeAdapter(WorkRequest)
 
 def encode_request(request: WorkRequest) -> bytes:
     """Encode a request as JSON."""
-    return _WORK.dump_json(request)
+    return request.model_dump_json().encode()
 
 
 def decode_request(body: bytes) -> WorkRequest | InvalidMessage:
