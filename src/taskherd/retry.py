@@ -41,7 +41,8 @@ async def until_stopped(
             conflicts += 1
             if conflicts > MAX_CONFLICTS:
                 raise
-            await asyncio.sleep(delay(min(conflicts, 3)))
+            if conflicts > 1:  # the other transaction has mostly ended, and is not met again
+                await asyncio.sleep(delay(min(conflicts - 1, 3)))
         except Unavailable as error:
             if stopping.is_set():
                 raise

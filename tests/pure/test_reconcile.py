@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections import defaultdict
 from uuid import UUID, uuid4
 
 from taskherd.backoff import Backoff
@@ -40,7 +40,7 @@ def loaded(batch: Batch, recorded_reply: RecordedCommand | None = None, *, owner
     """Return a loaded batch without its task and with two parked reports, the first in conflict with any create."""
     version = TemplateVersionInfo(ORGANIZATION, uuid4(), frozenset(), usable=True)
     command_context = CommandContext(
-        {owner: frozenset({ORGANIZATION})}, {VERSION: version}, {}, lambda _prompt, _names_in_use: "name"
+        {owner: frozenset({ORGANIZATION})}, {VERSION: version}, {}, defaultdict(lambda: ("name",))
     )
     conflict = build(seq=9, transition=Transition.DELETE, job=JobStatus.SUCCEEDED)
     return LoadedBatch(
@@ -90,19 +90,12 @@ def test_creates_of_one_batch_cannot_take_the_same_name() -> None:
     loaded_batch = loaded(batch)
     organizations = frozenset({ORGANIZATION})
     versions = loaded_batch.update_context.command_context.versions
-    given: list[set[str]] = []
-
-    def generate(_prompt: str, names_in_use: Container[str]) -> str:
-        assert isinstance(names_in_use, set)
-        given.append(set(names_in_use))
-        return "generated"
-
-    context = CommandContext({ACTOR: organizations, OTHER: organizations}, versions, {}, generate)
+    drawn = {creates[3].task_id: ("fix-it", "generated")}
+    context = CommandContext({ACTOR: organizations, OTHER: organizations}, versions, {}, drawn)
     loaded_batch.update_context = replace(loaded_batch.update_context, command_context=context)
     fold_batch(loaded_batch, [], result(batch))
     results = [loaded_batch.updates[create.task_id].command_result for create in creates]
     assert [isinstance(each, CommandAccepted) for each in results] == [True, False, True, True]
-    assert given == [{"fix-it"}]
     assert context.names_in_use == {ACTOR: {"fix-it", "generated"}, OTHER: {"fix-it"}}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import uuid
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import aio_pika
 import pytest
 
+from taskherd.domain import names as task_names
 from tests.harness.tasks import prompt_of
 from tests.harness.worker import (
     ALICE,
@@ -234,6 +236,19 @@ async def test_a_paused_task_accepts_another_prompt(harness: WorkerHarness) -> N
         "SELECT version, prompt FROM task_prompts WHERE task_id = $1 ORDER BY 1", task_id
     )
     assert [tuple(row) for row in rows] == [(1, prompt_of(task_id)), (reply["version"], "Try again")]
+
+
+async def test_a_drawn_name_that_is_in_use_costs_no_transaction(
+    start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an owner's thousands of tasks with the same prompt, a batch of creates nearly always draws some that are."""
+    numbers = itertools.count()
+    monkeypatch.setattr(task_names, "draw", lambda _prompt, **_: ("fix-0000", f"fix-{next(numbers):08x}"))
+    async with start_worker() as harness:
+        created = [await harness.create() for _ in range(2)]
+        created += await asyncio.gather(*(harness.create() for _ in range(20)))
+        names = {harness.document(task_id)["name"] for task_id in created}
+        assert names == {"fix-0000", *(f"fix-{number:08x}" for number in range(1, len(created)))}
 
 
 async def test_concurrent_creates_never_share_a_name(start_worker: StartWorker) -> None:

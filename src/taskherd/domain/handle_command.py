@@ -41,7 +41,7 @@ from taskherd.domain.view import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from taskherd.domain.agent_requests import AgentRequestRecord
@@ -81,7 +81,7 @@ class CommandContext:
         versions: the template versions by id.
         names_in_use: lowercase names of each owner's tasks that are not deleted, including those of the tasks that
             the batch has created so far.
-        generate_name: returns a name for a prompt that is not among the given names.
+        drawn_names: names for each create without one, by task id: the first that is not in use is taken.
         strict_send: True if an input for a busy agent is refused instead of queued.
         earlier_inputs: the inputs with the ids of commands: of sends whose recorded replies are gone.
         running: number of running tasks of each owner who starts one, kept up to date while the batch is applied.
@@ -91,7 +91,7 @@ class CommandContext:
     owners: Mapping[UUID, frozenset[UUID]]
     versions: Mapping[UUID, TemplateVersionInfo]
     names_in_use: dict[UUID, set[str]]
-    generate_name: Callable[[str, Container[str]], str]
+    drawn_names: Mapping[UUID, Sequence[str]]
     strict_send: bool = False
     earlier_inputs: Mapping[UUID, EarlierInput] = field(default_factory=dict)
     running: dict[UUID, int] = field(default_factory=dict)
@@ -212,7 +212,8 @@ def _refuse_bad_labels(wanted: Mapping[str, str]) -> CommandRefused | None:
 def _choose_name(command: Create, context: CommandContext) -> str | CommandRefused:
     names_in_use = context.names_in_use.get(command.owner_id, set())
     if not command.name:
-        return context.generate_name(command.input, names_in_use)
+        drawn = context.drawn_names[command.task_id]
+        return next((name for name in drawn if name not in names_in_use), drawn[-1])
     if command.name.lower() in names_in_use:
         validation = ("name", "This value is already in use and should be unique.")
         return CommandRefused(409, f'Workspace "{command.name}" already exists.', None, (validation,))

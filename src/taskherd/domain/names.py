@@ -9,25 +9,19 @@ from typing import TYPE_CHECKING
 from taskherd.domain.value import value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Callable
 
 MAX_NAME = 32
 """Maximum length of the name of a task, in bytes; all its characters are ASCII."""
 
 MAX_STEM = 27
-"""Maximum length of the first part of a generated name; a hyphen and four hex digits follow it."""
+"""Maximum length of the first part of a generated name; a hyphen and four hex digits follow it, or, shorter, eight."""
 
 MAX_DISPLAY_NAME = 64
 """Maximum length of the display name of a task, in characters."""
 
 MAX_PROMPT_READ = 1_000
 """Number of characters at the beginning of a prompt from which names are made."""
-
-PROMPT_ATTEMPTS = 16
-"""Number of attempts to find an unused name with the prompt's stem, before random words replace the stem."""
-
-MAX_ATTEMPTS = 64
-"""Maximum number of attempts to find an unused name."""
 
 BIDI_CONTROL = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """A character that changes the direction of the text around it, with which a name can look like another one.
@@ -39,8 +33,9 @@ _NAME = re.compile(r"[a-zA-Z0-9]+(?:-[a-zA-Z0-9]+)*")
 _RESERVED = frozenset({"new", "create"})
 _APOSTROPHES = re.compile("['\u2019]")
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
-_GENERATED = re.compile(r"(.+-.+)-[0-9a-f]{4}")
+_GENERATED = re.compile(r"(.+-.+)-[0-9a-f]{4}(?:[0-9a-f]{4})?")
 _LAST_RESORT = "task"
+_DIGITS = 4
 
 
 @value(frozen=True, slots=True)
@@ -64,19 +59,16 @@ def name_error(name: str) -> str | None:
     return None
 
 
-def generate(prompt: str, names_in_use: Container[str], randomness: NameRandomness) -> str:
-    """Generate a name for a task from its prompt that is not among ``names_in_use`` (in lower case).
+def draw(prompt: str, randomness: NameRandomness) -> tuple[str, str]:
+    """Draw a name for a task from its prompt, and a longer one that is taken if that is in use.
 
-    The number of attempts is limited, so the name may still be in use; the unique index decides.
+    Of 10,000 tasks of an owner that begin with the same words every seventh draw of four digits is in use, so a batch
+    of creates would nearly always have one. That the longer one is in use, too, is so unlikely that it is not drawn
+    again; the unique index decides.
     """
-    prompt_stem = _stem(prompt)
-    name = ""
-    for attempt in range(MAX_ATTEMPTS):
-        stem = prompt_stem if attempt < PROMPT_ATTEMPTS else ""
-        name = f"{stem or _stem(randomness.words()) or _LAST_RESORT}-{randomness.digits()}"
-        if name not in names_in_use:
-            break
-    return name
+    stem = _stem(prompt) or _stem(randomness.words()) or _LAST_RESORT
+    short = f"{stem}-{randomness.digits()}"
+    return short, f"{_cut_at_hyphen(stem, MAX_STEM - _DIGITS)}-{randomness.digits()}{randomness.digits()}"
 
 
 def display_name(prompt: str, name: str = "") -> str:
@@ -99,6 +91,10 @@ def _stem(text: str) -> str:
     decomposed = unicodedata.normalize("NFKD", text[:MAX_PROMPT_READ]).casefold()
     unaccented = (character for character in decomposed if not unicodedata.combining(character))
     stem = _NOT_IN_NAMES.sub("-", _APOSTROPHES.sub("", "".join(unaccented))).strip("-")
-    if len(stem) <= MAX_STEM:
+    return _cut_at_hyphen(stem, MAX_STEM)
+
+
+def _cut_at_hyphen(stem: str, limit: int) -> str:
+    if len(stem) <= limit:
         return stem
-    return stem[: MAX_STEM + 1].rpartition("-")[0] or stem[:MAX_STEM]
+    return stem[: limit + 1].rpartition("-")[0] or stem[:limit]

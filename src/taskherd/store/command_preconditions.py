@@ -50,7 +50,7 @@ class References:
         missing: the ids of the tasks that are expected not to exist, or were not found.
         command_ids: the ids of the commands.
         counted_owners: the owners whose running tasks are to be counted.
-        names: the chosen names of new tasks, as pairs of an owner's id and a lowercase name.
+        names: the names that new tasks may get, as pairs of an owner's id and a lowercase name.
     """
 
     missing: Sequence[UUID]

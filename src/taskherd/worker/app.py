@@ -190,7 +190,7 @@ class Worker:
             request_retry=_request_retry(settings),
             retention=_retention(settings),
             make_agent_token=partial(agent_token, settings.secret_keys[0]),
-            generate_name=partial(task_names.generate, randomness=randomness),
+            draw_names=partial(task_names.draw, randomness=randomness),
             command_senders=settings.trusted_command_senders,
             senders=SenderPools(settings.sender_pools),
             rates=Rates(),

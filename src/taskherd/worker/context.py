@@ -13,7 +13,7 @@ from taskherd.retry import until_stopped
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Awaitable, Callable, Container
+    from collections.abc import Awaitable, Callable, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -92,7 +92,7 @@ class WorkerContext:
         command_senders: the RabbitMQ users whose commands count; empty: any.
         rates: count what becomes of tasks, by hour.
         senders: the RabbitMQ users whose reports and claims count, and about which tasks.
-        generate_name: returns a task name for a prompt that is not among the given names.
+        draw_names: returns names for a task with a prompt, of which the first that is not in use is taken.
     """
 
     engine: AsyncEngine
@@ -114,7 +114,7 @@ class WorkerContext:
     request_retry: RequestRetryPolicy
     retention: Retention
     make_agent_token: Callable[[UUID, int], str]
-    generate_name: Callable[[str, Container[str]], str]
+    draw_names: Callable[[str], Sequence[str]]
     strict_send: bool
     max_running: int
     log_limits: LogLimits

@@ -89,8 +89,10 @@ async def load_batch(
     claimed = {claim.task_id for claim in batch.claims}
     task_ids = {report.task_id for report in reports} | lease_checked | claimed
     if batch.commands:
-        rows, preconditions = await _lock_for_commands(connection, context, batch.commands, task_ids)
+        drawn_names = _draw_names(context, batch.commands)
+        rows, preconditions = await _lock_for_commands(connection, context, batch.commands, task_ids, drawn_names)
     else:
+        drawn_names = {}
         rows, preconditions = await _lock_tasks(connection, task_ids), None
     lease_checked |= {report.task_id for report in reports if report.type in CONNECTION_REPORT_TYPES}
     lease_of = {lease.task_id: lease for lease in await leases.lock(connection, list(lease_checked & rows.keys()))}
@@ -102,7 +104,9 @@ async def load_batch(
     await load_ledgers(connection, updates, [report for report in reports if isinstance(report, AgentUsage)])
     await load_requests(connection, updates, reports, batch.commands)
     entries = await _load_entries(connection, context, batch.commands, preconditions)
-    command_context = await load_command_context(connection, context, batch.commands, preconditions, entries)
+    command_context = await load_command_context(
+        connection, context, batch.commands, preconditions, entries, drawn_names=drawn_names
+    )
     versions = {row.task.template_version_id for row in rows.values()}
     policies = await context.directory_cache.recovery_policies(connection, versions)
     template_pools = context.directory_cache.known_template_pools()
@@ -161,8 +165,18 @@ async def _lock_tasks(connection: AsyncConnection, ids: set[UUID]) -> dict[UUID,
     return rows
 
 
+def _draw_names(context: WorkerContext, commands: Sequence[Command]) -> dict[UUID, Sequence[str]]:
+    """Return names for the new tasks for which none was chosen, by task id."""
+    creates = (command for command in commands if isinstance(command, Create) and not command.name)
+    return {create.task_id: context.draw_names(create.input) for create in creates}
+
+
 async def _lock_for_commands(
-    connection: AsyncConnection, context: WorkerContext, commands: Sequence[Command], ids: set[UUID]
+    connection: AsyncConnection,
+    context: WorkerContext,
+    commands: Sequence[Command],
+    ids: set[UUID],
+    drawn_names: Mapping[UUID, Sequence[str]],
 ) -> tuple[dict[UUID, StoredTask], Preconditions]:
     """Lock and return the tasks that exist, and what else the commands depend on. New tasks are not looked up first.
 
@@ -177,7 +191,11 @@ async def _lock_for_commands(
         missing=sorted(ids - rows.keys()),
         command_ids=[command.command_id for command in commands],
         counted_owners=sorted(owners),
-        names=[(create.owner_id, create.name.lower()) for create in creates if create.name],
+        names=[
+            (create.owner_id, name)
+            for create in creates
+            for name in ([create.name.lower()] if create.name else drawn_names[create.task_id])
+        ],
     )
     max_counted = context.max_running + len(commands)
     found = await command_preconditions.lock_and_read(connection, references, max_counted)
@@ -279,10 +297,12 @@ async def load_command_context(
     commands: Sequence[Command],
     preconditions: Preconditions | None,
     entries: DirectoryEntries,
+    *,
+    drawn_names: Mapping[UUID, Sequence[str]],
 ) -> CommandContext:
     """Return the directory entries, names and earlier inputs that the commands refer to."""
     if preconditions is None:
-        return CommandContext({}, {}, {}, context.generate_name)
+        return CommandContext({}, {}, {}, {})
     sends = [command for command in commands if isinstance(command, Send)]
     return CommandContext(
         owners={owner.id: owner.organizations for owner in entries.owners.values() if owner.active},
@@ -291,7 +311,7 @@ async def load_command_context(
             for each in entries.versions.values()
         },
         names_in_use=preconditions.names_in_use,
-        generate_name=context.generate_name,
+        drawn_names=drawn_names,
         strict_send=context.strict_send,
         earlier_inputs=await _find_earlier_inputs(connection, sends) if sends else {},
         running=preconditions.running,

@@ -59,7 +59,7 @@ UP = WorkspaceBuild(
     agent_id=UUID(int=1),
 )
 RESUME = Resume(command_id=UUID(int=2), task_id=TASK, actor_id=UUID(int=3))
-NO_CONTEXT = CommandContext({}, {}, {}, lambda _prompt, _names: "")
+NO_CONTEXT = CommandContext({}, {}, {}, {})
 HEARTBEAT = AgentHeartbeat(task_id=TASK, build_number=1, seq=9)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace as with_fields
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -18,7 +19,6 @@ from tests.pure.domain.test_explain import folded, task_with
 from tests.pure.domain.test_fold import build, lifecycle, status
 
 if TYPE_CHECKING:
-    from collections.abc import Container
     from typing import Any
 
     from taskherd.domain.commands import Command
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from taskherd.domain.task import Task
 
 ACTOR = UUID(int=3)
-LENIENT = CommandContext({}, {}, {}, lambda _prompt, _names: "")
+LENIENT = CommandContext({}, {}, {}, {})
 STRICT = with_fields(LENIENT, strict_send=True)
 
 
@@ -160,11 +160,8 @@ def test_what_commands_of_a_batch_start_and_stop_counts_for_the_next() -> None:
 OWNER, OTHER_OWNER, ORGANIZATION = UUID(int=21), UUID(int=22), UUID(int=23)
 VERSION, UNUSABLE, FOREIGN, PRESET = UUID(int=24), UUID(int=25), UUID(int=26), UUID(int=27)
 TEMPLATE = UUID(int=28)
-
-
-def _generate(prompt: str, names_in_use: Container[str]) -> str:
-    """Return a name that says which names it must not be."""
-    return f"{prompt[:3]}-{'taken' in names_in_use}".lower()
+DRAWN: defaultdict[UUID, tuple[str, ...]] = defaultdict(lambda: ("taken", "fix-1a2b", "unneeded"))
+"""Names drawn for any task, of which only one owner has the first."""
 
 
 def directory(**fields: Any) -> CommandContext:
@@ -177,7 +174,7 @@ def directory(**fields: Any) -> CommandContext:
     }
     owners = {OWNER: frozenset({ORGANIZATION}), OTHER_OWNER: frozenset({ORGANIZATION})}
     in_use = {OWNER: {"taken"}}
-    return CommandContext(owners, versions, in_use, _generate, **fields)
+    return CommandContext(owners, versions, in_use, DRAWN, **fields)
 
 
 def create(context: CommandContext | None = None, **fields: Any) -> CommandAccepted | CommandRefused:
@@ -199,11 +196,11 @@ def test_a_create_makes_a_task() -> None:
     task = created()
     assert (task.id, task.owner_id, task.organization_id) == (TASK, OWNER, ORGANIZATION)
     assert (task.template_id, task.template_version_id, task.preset_id) == (TEMPLATE, VERSION, None)
-    assert (task.name, task.display_name, task.prompt) == ("fix-true", "Fix the login", "fix the login")
+    assert (task.name, task.display_name, task.prompt) == ("fix-1a2b", "Fix the login", "fix the login")
     assert (task.version, task.prompt_version, task.deleted_at) == (1, 1, None)
     assert (task.created_at, task.updated_at, task.state.build.received_at) == (NOON, NOON, NOON)
     assert (task.state.requested_builds, task.state.labels) == ({1: Transition.START}, {})
-    assert created(owner_id=OTHER_OWNER).name == "fix-false"
+    assert created(owner_id=OTHER_OWNER).name == "taken"
 
 
 def test_a_create_takes_what_was_chosen() -> None:
@@ -214,7 +211,7 @@ def test_a_create_takes_what_was_chosen() -> None:
     assert (task.name, task.display_name, task.preset_id) == ("My-Task", "Mine", PRESET)
     assert list(task.state.labels.items()) == [("repo", "a"), ("team", "blue")]
     plain = created(name="", display_name="  ", template_version_preset_id=UUID(int=0), labels={})
-    assert (plain.name, plain.display_name, plain.preset_id) == ("fix-true", "Fix the login", None)
+    assert (plain.name, plain.display_name, plain.preset_id) == ("fix-1a2b", "Fix the login", None)
     assert created(display_name="d" * 64).display_name == "d" * 64
     assert created(input="!?", name="a-name").display_name == "A name"
 

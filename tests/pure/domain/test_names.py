@@ -35,27 +35,29 @@ def test_generated_names() -> None:
         "日本語": "curious-cuscus-1a2b",
     }
     for prompt, name in rows.items():
-        assert names.generate(prompt, frozenset(), RANDOMNESS) == name
-    assert names.generate("", frozenset(), names.NameRandomness(lambda: "", lambda: "1a2b")) == "task-1a2b"
+        assert names.draw(prompt, RANDOMNESS)[0] == name
+    assert names.draw("", names.NameRandomness(lambda: "", lambda: "1a2b"))[0] == "task-1a2b"
 
 
-def test_a_name_in_use_is_generated_again() -> None:
-    """A name in use is followed by another suffix, then by random words; the number of attempts is limited."""
+def test_a_longer_name_is_drawn_for_the_case_that_the_first_is_in_use() -> None:
+    """It begins like the first one, if need be with fewer words, and has eight digits of its own."""
     counter = count()
     randomness = names.NameRandomness(lambda: "curious-cuscus", lambda: f"{next(counter):04x}")
-    assert names.generate("fix", {"fix-0000", "fix-0001"}, randomness) == "fix-0002"
-    names_in_use = {"fix-1a2b"}
-    assert names.generate("fix", names_in_use, RANDOMNESS) == "curious-cuscus-1a2b"
-    names_in_use.add("curious-cuscus-1a2b")
-    assert names.generate("fix", names_in_use, RANDOMNESS) in names_in_use
+    assert names.draw("fix", randomness) == ("fix-0000", "fix-00010002")
+    assert names.draw("Please rewrite all of the documentation", randomness) == (
+        "please-rewrite-all-of-the-0003",
+        "please-rewrite-all-of-00040005",
+    )
+    assert names.draw("x" * 40, randomness)[1] == "x" * 23 + "-00070008"
+    assert names.draw("", randomness)[1] == "curious-cuscus-000a000b"
 
 
 @given(st.text(max_size=200))
 def test_any_prompt_gives_a_valid_name(prompt: str) -> None:
-    """For any prompt the name is valid, in lower case, and ends in four hex digits."""
-    name = names.generate(prompt, frozenset(), RANDOMNESS)
-    assert names.name_error(name) is None
-    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*-[0-9a-f]{4}", name)
+    """For any prompt both names are valid, in lower case, and end in four and eight hex digits."""
+    for name, digits in zip(names.draw(prompt, RANDOMNESS), (4, 8), strict=True):
+        assert names.name_error(name) is None
+        assert re.fullmatch(rf"[a-z0-9]+(-[a-z0-9]+)*-[0-9a-f]{{{digits}}}", name)
 
 
 def test_display_names() -> None:
@@ -70,6 +72,7 @@ def test_display_names() -> None:
     for prompt, display in rows.items():
         assert names.display_name(prompt) == display
     assert names.display_name("", "curious-cuscus-1a2b") == "Curious cuscus"
+    assert names.display_name("", "curious-cuscus-1a2b3c4d") == "Curious cuscus"
     assert names.display_name("!!", "my-task") == "My task"
     assert names.display_name("") == ""
 

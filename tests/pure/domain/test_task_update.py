@@ -44,7 +44,7 @@ ONE, TWO, THREE = UUID(int=1), UUID(int=2), UUID(int=3)
 
 def context(*known: UUID, decided: tuple[UUID, ...] = (), of: UUID = TASK) -> UpdateContext:
     """Return the context of a batch that refers to the inputs ``known`` of one task, some of them ``decided``."""
-    command_context = CommandContext({}, {}, {}, lambda prompt, _names_in_use: prompt)
+    command_context = CommandContext({}, {}, {}, {})
     known_inputs = frozenset((of, input_id) for input_id in known)
     open_inputs = known_inputs - {(of, input_id) for input_id in decided}
     return UpdateContext(
