@@ -112,6 +112,9 @@ async def fill_all(harness: ApiHarness) -> None:
     for target in ("default", "runner-3", "gpu-1"):  # connected; runner-7 is not
         queue = await harness.worker.channel.get_queue(f"{harness.worker.prefix}.work.{target}", ensure=False)
         await queue.consume(_ack)
+    await harness.worker.stop_dead_letters()
+    await harness.worker.report({"type": "agent.weather", "task_id": str(ids["migrate-db"]), "sky": "clear"})
+    await harness.worker.report(raw=b'{"type": "agent.heartbeat", "task_id": ')
     await harness.worker.database.execute(
         f"""INSERT INTO build_claims
         SELECT task_id, build_number, CASE WHEN random() < 0.7 THEN 'runner-3' ELSE 'gpu-1' END, now() FROM leases
