@@ -21,6 +21,9 @@ Invoke: TypeAlias = Callable[..., Any]
 
 APPLY = ("directory", "apply", str(EXAMPLE))
 CHECK = f"template check claude --file {EXAMPLE}"
+LETTER = {
+    *("id", "reason", "detail", "time", "queue", "exchange", "routing_key", "sender", "index", "length", "truncated")
+}
 COMMANDS = {
     "db upgrade": {"found", "needed", "status"},
     "db current": {"found", "needed", "status"},
@@ -30,37 +33,8 @@ COMMANDS = {
         *("dry_run", "changes", "added", "changed", "reactivated", "deactivated", "not_allowed")
     },
     "topology apply": {"exchanges", "queues"},
-    "dead list": {
-        *(
-            "id",
-            "reason",
-            "detail",
-            "time",
-            "queue",
-            "exchange",
-            "routing_key",
-            "sender",
-            "index",
-            "length",
-            "truncated",
-        )
-    },
-    "dead show LETTER": {
-        *(
-            "id",
-            "reason",
-            "detail",
-            "time",
-            "queue",
-            "exchange",
-            "routing_key",
-            "sender",
-            "index",
-            "length",
-            "truncated",
-            "body",
-        )
-    },
+    "dead list": LETTER,
+    "dead show LETTER": {*LETTER, "body"},
     "dead replay LETTER": {"replayed", "stayed"},
     "dead purge LETTER": {"purged"},
     CHECK: {"check", "result", "found", "advice"},

@@ -126,7 +126,7 @@ async def browse(
 ) -> int:
     """Visit up to ``limit`` dead letters, oldest first, while ``more()``; return how many were not visited.
 
-    They stay in the queue, but nobody else can read them meanwhile. May raise ``Unavailable``, or ``MayNotRead``.
+    They stay in the queue, hidden from other readers until this ends. May raise ``Unavailable``, or ``MayNotRead``.
     """
     async with _reading(connection, names) as reader:
         async for message in reader.get(limit, more):

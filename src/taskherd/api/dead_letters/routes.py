@@ -21,7 +21,7 @@ ROUTES: Final = (
         summary="List dead letters",
         description=(
             "Returns the oldest messages that could not be processed, for an admin of every active organization. They"
-            " stay in the queue, but nobody else can read or replay them while this request reads them."
+            " stay in the queue, but are hidden from other readers until this request ends."
         ),
         query=handlers.DeadLettersQuery,
         responses={200: ResponseSpec("The dead letters, oldest first.", DeadLetters), **_REFUSED},

@@ -21,7 +21,7 @@ INTERVAL: Final = 10.0
 
 
 class QueueAges:
-    """Looks at the shared queues as long as the process runs, also while nobody asks."""
+    """Watches the shared queues for as long as the process runs, whether or not anybody asks."""
 
     def __init__(self, depths: QueueDepths, queues: Sequence[str]) -> None:
         """Create it; ``run`` starts it."""
@@ -37,7 +37,7 @@ class QueueAges:
             await asyncio.sleep(INTERVAL)
 
     def note(self, depths: Mapping[str, QueueInfo] | None, asked_at: datetime) -> None:
-        """Note which queues are empty, of those that the broker told of when it was asked."""
+        """Note which of the queues the broker reported empty; ``depths`` is None if it did not answer."""
         for name in self.queues:
             if depths is not None and name in depths and not depths[name].messages:
                 self._empty_at[name] = asked_at
