@@ -247,6 +247,7 @@ async def test_a_drawn_name_that_is_in_use_costs_no_transaction(
     async with start_worker() as harness:
         created = [await harness.create() for _ in range(2)]
         created += await asyncio.gather(*(harness.create() for _ in range(20)))
+        await harness.until(lambda: all(map(harness.document, created)))  # their events may come after the replies
         names = {harness.document(task_id)["name"] for task_id in created}
         assert names == {"fix-0000", *(f"fix-{number:08x}" for number in range(1, len(created)))}
 
