@@ -158,6 +158,23 @@ async def test_one_stream_has_the_changes_of_a_task_and_its_log(api_harness: Api
         assert answer.status_code == 400, wrong
 
 
+async def test_a_stream_with_the_log_tells_of_inputs_that_wait(api_harness: ApiHarness) -> None:
+    """An input that waits for its agent changes nothing in the task's document; whoever looks at the task sees it."""
+    task = (await api_harness.active(name="talked-to"))["id"]
+    await api_harness.worker.report(make_report("app.status", uuid.UUID(task), state="working", message="At it"))
+    path = f"/tasks/me/{task}/watch"
+    async with sse_client(api_harness.alice, path, logs="10") as stream, sse_client(api_harness.alice, path) as other:
+        await stream.until(lambda: log_follow.EVENT in stream.types())
+        for number in (1, 2):
+            assert (await api_harness.alice.post(f"/tasks/me/{task}/send", json={"input": "Faster"})).status_code == 204
+            await stream.until(lambda: stream.types().count(log_follow.INBOX_EVENT) == number)  # noqa: B023 - awaited here
+            assert stream.events[-1].data == {"waiting": number}
+        async with sse_client(api_harness.alice, path, logs="10") as late:
+            await late.until(lambda: log_follow.INBOX_EVENT in late.types())
+            assert late.events[-1].data == {"waiting": 2}
+        assert log_follow.INBOX_EVENT not in other.types()
+
+
 async def test_the_builds_of_a_task_are_listed_the_newest_first(api_harness: ApiHarness) -> None:
     """Each start and stop is a build with a log of its own, which only those who may see the task can read."""
     task = (await api_harness.active(name="built-twice"))["id"]

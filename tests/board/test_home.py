@@ -24,6 +24,7 @@ _RECORDING = """
     window.fetch = (path, options) => asked.push([new Error().stack.includes("/boot.js"), path]) && real(path, options);
 """
 """Records what a page asks for, and whether the first script of its document did."""
+_ASKED = "asked.map(([, path]) => path.split('?')[0])"
 _SCROLLED = """
     window.scrolled = [];
     window.scrollTo = (x, y) => scrolled.push(y);
@@ -49,21 +50,18 @@ async def test_an_empty_home_says_what_to_do_next(board: Board) -> None:
     assert page.tab.errors == []
 
 
-async def test_home_reads_once_what_has_something_in_it(board: Board) -> None:
-    """A page that opens reads the totals, and once each list that they say is not empty; nothing else."""
+async def test_home_opens_with_one_answer(board: Board) -> None:
+    """A page that opens reads one overview, and who looks at it; nothing else."""
     task = await board.harness.active(display_name="Read once")
     page = await board.open("/")
     await page.sees("Read once", "section[aria-labelledby=running]")
     await status(board, task["id"], "working", "Still reading")
     await page.sees("Still reading", "section[aria-labelledby=running]")
+    await page.tab.call("Page.addScriptToEvaluateOnNewDocument", source=_RECORDING)
     await page.go("/")
-    await page.tab.until(READY)
-    while len(await page.reads("/task-totals")) < 2:  # before the stream stands, and after
+    while len(asked := await page.tab.evaluate(_ASKED)) < 3:
         await page.tab.evaluate(_NEXT_FRAME)
-    assert len(await page.reads("/task-totals")) == 2
-    assert sorted(await page.reads("/tasks?")) == ["owner:me status:active state:working"]
-    assert await page.reads("/requests") == []
-    assert await page.reads("/users/me") == [""]
+    assert sorted(asked) == ["/api/v2/task-overview", "/api/v2/tasks/watch", "/api/v2/users/me"]
 
 
 @pytest.mark.parametrize("scope", ["mine", "everyone"])
@@ -76,23 +74,26 @@ async def test_what_is_asked_before_the_scripts_are_there_is_used(board: Board, 
     await page.tab.call("Page.addScriptToEvaluateOnNewDocument", source=_RECORDING)
     await page.go("/")
     await page.sees("Asked early", "section[aria-labelledby=running]")
-    await page.tab.until(f"{READY} && asked.length >= 5")
-    asked = [(early, path.partition("?")[0]) for early, path in await page.tab.evaluate("asked")]
+    while len(found := await page.tab.evaluate("asked")) < 3:
+        await page.tab.evaluate(_NEXT_FRAME)
+    asked = [(early, path.partition("?")[0]) for early, path in found]
     early = [path.removeprefix("/api/v2") for is_early, path in asked if is_early]
-    assert early == ["/users/me", "/task-totals", "/tasks/watch", "/tasks"]
-    assert [path for is_early, path in asked if not is_early] == ["/api/v2/task-totals"]
+    assert early == ["/users/me", "/task-overview"]
+    assert [path for is_early, path in asked if not is_early] == ["/api/v2/tasks/watch"]
     assert page.tab.errors == []
 
 
 async def test_the_page_opens_though_the_api_does_not_answer(board: Board) -> None:
-    """The frame waits for nothing, and Home keeps room for its rows after a moment; they come with the answers."""
+    """The frame waits for nothing, and Home says after a moment that it reads; its rows come with the answer."""
     task = await board.harness.active(display_name="Answered late")
     await status(board, task["id"], "working", "Late")
     page = await board.open("/")
-    await page.tab.call("Fetch.enable", patterns=[{"urlPattern": "*/task-totals*"}])  # held until disabled
+    await page.tab.call("Fetch.enable", patterns=[{"urlPattern": "*/task-overview*"}])  # held until disabled
     await page.go("/")
     await page.sees("New task", "#top")
     await page.sees("Needs you", "h1")
+    await page.tab.until("document.querySelector('.needs [aria-busy=true]')")
+    assert await page.violations() == []
     assert "Answered late" not in await page.text()
     await page.tab.call("Fetch.disable")
     await page.sees("Answered late", "section[aria-labelledby=running]")
@@ -100,13 +101,13 @@ async def test_the_page_opens_though_the_api_does_not_answer(board: Board) -> No
 
 
 async def test_what_was_asked_early_is_dropped_with_its_scope(board: Board) -> None:
-    """Somebody who changes the scope while the first lists are on their way, and back, sees what is true then."""
+    """Somebody who changes the scope while the first answer is on its way, and back, sees what is true then."""
     task = await board.harness.active(display_name="Early, then late")
     await status(board, task["id"], "working", "Early")
     page = await board.open("/")
-    await page.tab.call("Fetch.enable", patterns=[{"urlPattern": "*/tasks?*owner*"}])  # held until disabled
+    await page.tab.call("Fetch.enable", patterns=[{"urlPattern": "*/task-overview*owner*"}])  # held until disabled
     await page.go("/")
-    await page.tab.until("document.querySelector('.totals')")
+    await page.sees("Needs you", "h1")
     await page.tab.press("m")
     await page.sees("Early, then late", "section[aria-labelledby=running]")
     await page.tab.press("m")
@@ -117,37 +118,19 @@ async def test_what_was_asked_early_is_dropped_with_its_scope(board: Board) -> N
 
 
 async def test_home_restores_its_scroll_position_once(board: Board) -> None:
-    """Reading the totals again does not take somebody back who has scrolled on."""
+    """Reading again does not take somebody back who has scrolled on."""
+    task = await board.harness.active(display_name="Scrolled")
     page = await board.open("/")
     await page.tab.call("Page.addScriptToEvaluateOnNewDocument", source=_SCROLLED)
     await page.go("/")
     await page.tab.until(READY)
-    while len(await page.reads("/task-totals")) < 2:
+    await status(board, task["id"], "working", "Going on")
+    await page.sees("Going on", "section[aria-labelledby=running]")
+    while not await page.reads("/task-totals"):
         await page.tab.evaluate(_NEXT_FRAME)
     for _ in range(3):
         await page.tab.evaluate(_NEXT_FRAME)
     assert await page.tab.evaluate("scrolled") == [7]
-
-
-async def test_each_section_shows_as_soon_as_its_own_lists_are_there(board: Board) -> None:
-    """A list that takes long holds up nothing but its section, which shows that it is being read."""
-    harness = board.harness
-    running, done = await harness.active(display_name="On it"), await harness.active(display_name="All done")
-    await status(board, running["id"], "working", "Reading")
-    await status(board, done["id"], "complete", "Finished")
-    page = await board.open("/new")
-    await page.tab.call("Fetch.enable", patterns=[{"urlPattern": "*/tasks?*state%3Acomplete*"}])  # held until disabled
-    await page.go("/")
-    await page.sees("On it", "section[aria-labelledby=running]")
-    await page.sees("Nothing needs you", "h1")
-    assert await page.tab.evaluate("document.querySelector('section[aria-labelledby=ended] [aria-busy=true]') !== null")
-    assert "All done" not in await page.text()
-    assert await page.violations() == []
-    await page.tab.call("Fetch.disable")
-    await page.sees("All done", "section[aria-labelledby=ended]")
-    await page.tab.until(READY)
-    assert await page.tab.evaluate("document.querySelector('[aria-busy=true]')") is None
-    assert page.tab.errors == []
 
 
 async def test_home_shows_its_lists_without_a_stream(board: Board) -> None:
@@ -232,7 +215,7 @@ async def test_rows_stay_while_somebody_points_at_them(board: Board) -> None:
 
 
 async def test_nothing_moves_while_home_is_read(board: Board) -> None:
-    """The room of each section is kept from when the totals are there: rows that arrive move nothing that is seen."""
+    """All sections come at once: nothing that is seen moves when they do."""
     harness = board.harness
     for number, state in enumerate(("idle", "failed", "working", "working", "complete")):
         task = await harness.create(harness.bob, display_name=f"Row {number}")
@@ -309,22 +292,49 @@ async def test_the_next_ones_come_when_those_shown_are_done(board: Board) -> Non
     assert page.tab.errors == []
 
 
-async def test_a_list_that_cannot_be_read_is_not_an_empty_one(board: Board) -> None:
-    """Home says so, does not say that nothing needs anybody, and reads the list again by itself."""
+async def test_an_overview_that_cannot_be_read_is_not_an_empty_one(board: Board) -> None:
+    """Home says so, does not say that nothing needs anybody, and reads it again by itself."""
     harness = board.harness
     task = await harness.create(harness.carol, display_name="Broken")
     await harness.worker.make_active(uuid.UUID(task["id"]))
     await status(board, task["id"], "failed", "No space left")
     page = await board.open("/new", "carol")
     await page.tab.call("Network.enable")
-    await page.tab.call("Network.setBlockedURLs", urls=["*/tasks?*failed%3Atrue*"])
+    await page.tab.call("Network.setBlockedURLs", urls=["*/task-overview*"])
     await page.go("/")
-    await page.sees("Some lists could not be read.", ".needs .notice")
+    await page.sees("The server cannot be reached.", ".needs .notice")
     assert "Nothing needs you" not in await page.text("h1")
     assert await page.violations() == []
     await page.tab.call("Network.setBlockedURLs", urls=[])
     await page.sees("No space left", ".needs")
     await page.tab.until("!document.querySelector('.needs .notice')")
+    assert page.tab.errors == []
+
+
+async def test_what_was_deleted_while_home_was_read_stays_away(board: Board) -> None:
+    """An overview that is older than a deletion brings nothing back."""
+    harness, tasks = board.harness, []
+    for number in range(14):
+        task = await harness.create(harness.carol, display_name=f"Queue {number:02}")
+        await harness.worker.make_active(uuid.UUID(task["id"]))
+        await status(board, task["id"], "idle", f"Queue as {number:02}")
+        tasks.append(task)
+    page = await board.open("/new", "carol")
+    await page.tab.call("Page.addScriptToEvaluateOnNewDocument", source=_RECORDING)
+    await page.go("/")
+    await page.sees("Queue as 00", ".needs")
+    await page.tab.call("Fetch.enable", patterns=[{"urlPattern": "*/task-overview*", "requestStage": "Response"}])
+    for task in tasks[:2]:  # so that there are too few rows, and all is read again
+        await status(board, task["id"], "working", "Going on")
+    while (await page.tab.evaluate(_ASKED)).count("/api/v2/task-overview") < 2:
+        await page.tab.evaluate(_NEXT_FRAME)
+    assert (await harness.carol.delete(f"/tasks/me/{tasks[2]['id']}")).status_code == 202
+    await page.tab.until("!document.querySelector('.needs').innerText.includes('Queue as 02')")
+    await page.tab.call("Fetch.disable")  # an answer of before the deletion
+    await page.sees("Queue as 13", ".needs")
+    assert "Queue as 02" not in await page.text(".needs")
+    for task in tasks[3:]:
+        await status(board, task["id"], "working", "Going on")
     assert page.tab.errors == []
 
 

@@ -342,6 +342,10 @@ async def test_two_people_see_what_the_other_does(board: Board) -> None:
     await alices.tab.until(
         "![...document.querySelectorAll('.task-actions button')].some((b) => b.innerText === 'Resume')"
     )
+    await harness.worker.report(make_report("app.status", task_id, state="working", message="At it", build_number=2))
+    await alices.sees("At it", ".now")
+    assert (await harness.carol.post("/tasks/alice/shared/send", json={"input": "Mind the disk"})).status_code == 204
+    await alices.sees("Mind the disk", ".conversation")  # which waits, as the agent is at work: no change of the task
     await alices.click(".builds summary", "Start 2")
     await alices.sees("The workspace is running.", ".build-log")
     await carols.tab.press("#")

@@ -56,6 +56,7 @@ ROUTES: Final[Mapping[str, Compared]] = {
     "POST /tasks/{user}/{task}/requests/{request}/answer": _EXTENSION,
     "GET /requests": _EXTENSION,
     "GET /task-totals": _EXTENSION,
+    "GET /task-overview": _EXTENSION,
     "GET /deleted-tasks": _EXTENSION,
     "GET /usage": _EXTENSION,
     "GET /fleet": _EXTENSION,

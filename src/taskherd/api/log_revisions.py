@@ -1,6 +1,6 @@
-"""Tell streams of task logs when their log has changed: one statement twice a second for all of a process.
+"""Tell streams of task logs when their log or inbox has changed: one statement twice a second for all of a process.
 
-Log entries raise no version of their task, so the change feed does not tell of them.
+Log entries and inputs raise no version of their task, so the change feed does not tell of them.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 
@@ -27,31 +27,47 @@ INTERVAL: Final = 0.5
 """Seconds between two reads."""
 
 
+class Inbox(NamedTuple):
+    """The inputs of a task that its agent was or is to be given."""
+
+    last: int
+    """The number of the last one, 0 if there is none."""
+    waiting: int
+    """How many were not delivered yet, and have not failed."""
+
+
 class FollowedLog:
-    """The log of one task: its revision, and whether the task was deleted or the process stops."""
+    """The log and the inbox of one task, and whether the task was deleted or the process stops."""
 
     def __init__(self) -> None:
         self.revision = 0
+        self.inbox: Inbox | None = None
+        """None until it is known."""
         self.ended = False
         self.followers = 0
         self._changed = asyncio.Event()
 
-    def update(self, revision: int, *, ended: bool) -> None:
-        """Set what is known of the log, and wake its followers."""
-        self.revision, self.ended = revision, ended
+    def update(self, revision: int, inbox: Inbox | None, *, ended: bool) -> None:
+        """Set what is known of the log and the inbox, and wake the followers."""
+        self.revision, self.inbox, self.ended = revision, inbox, ended
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    async def wait_after(self, revision: int, timeout: float) -> bool:  # noqa: ASYNC109 - no change is a result
-        """Wait for a greater revision or the end, at most ``timeout`` seconds; return whether there is one."""
+    async def wait_after(
+        self,
+        revision: int,
+        inbox: Inbox | None,
+        timeout: float,  # noqa: ASYNC109 - no change is a result
+    ) -> bool:
+        """Wait at most ``timeout`` seconds for the end, or another log or inbox than these; return whether it came."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                while not self._is_after(revision):
+                while not self._is_after(revision, inbox):
                     await self._changed.wait()
-        return self._is_after(revision)
+        return self._is_after(revision, inbox)
 
-    def _is_after(self, revision: int) -> bool:
-        return self.revision > revision or self.ended
+    def _is_after(self, revision: int, inbox: Inbox | None) -> bool:
+        return self.revision > revision or self.inbox != inbox or self.ended
 
 
 class LogRevisions:
@@ -99,11 +115,16 @@ class LogRevisions:
         for row in await task_queries.log_revisions(self._reader, list(self._logs)):
             followed = self._logs.get(row["id"])
             ended = row["deleted"] or self._stopping
-            if followed is not None and (followed.revision, followed.ended) != (row["revision"], ended):
-                followed.update(row["revision"], ended=ended)
+            inbox = Inbox(row["last_input"], row["waiting_inputs"])
+            if followed is not None and (followed.revision, followed.inbox, followed.ended) != (
+                row["revision"],
+                inbox,
+                ended,
+            ):
+                followed.update(row["revision"], inbox, ended=ended)
 
     def stop(self) -> None:
         """Wake all followers, because the process stops."""
         self._stopping = True
         for followed in self._logs.values():
-            followed.update(followed.revision, ended=True)
+            followed.update(followed.revision, followed.inbox, ended=True)

@@ -263,10 +263,13 @@ ORDER BY {LOG_ORDER}
 """
 
 LOG_REVISIONS: Final = """
-SELECT t.id, t.deleted_at IS NOT NULL AS deleted, COALESCE(h.revision, 0) AS revision
+SELECT t.id, t.deleted_at IS NOT NULL AS deleted, COALESCE(h.revision, 0) AS revision,
+       COALESCE(i.last, 0) AS last_input, w.waiting AS waiting_inputs
 FROM unnest($1::uuid[]) AS k(id)
 CROSS JOIN LATERAL (SELECT id, deleted_at FROM tasks WHERE id = k.id LIMIT 1) AS t
 LEFT JOIN LATERAL (SELECT revision FROM task_log_heads WHERE task_id = k.id LIMIT 1) AS h ON true
+LEFT JOIN LATERAL (SELECT ordinal AS last FROM inputs WHERE task_id = k.id ORDER BY ordinal DESC LIMIT 1) AS i ON true
+CROSS JOIN LATERAL (SELECT count(*) AS waiting FROM inputs WHERE task_id = k.id AND decided_at IS NULL) AS w
 """
 
 
@@ -290,7 +293,7 @@ async def changed_logs(
 
 
 async def log_revisions(pool: Reader, task_ids: Sequence[UUID]) -> Sequence[Row]:
-    """Return the revisions of the logs of tasks, and whether the tasks were deleted."""
+    """Return the revisions of the logs of tasks, their last and waiting inputs, and whether the tasks were deleted."""
     return await pool.fetch(LOG_REVISIONS, task_ids)
 
 

@@ -14,7 +14,7 @@ from taskherd.api.fleet import snapshots
 from taskherd.api.fleet.snapshots import MAX_AGE, FleetSnapshots
 from taskherd.api.http.concurrency import ConcurrencyLimit
 from taskherd.api.http.errors import HTTPError
-from taskherd.api.log_revisions import FollowedLog, LogRevisions
+from taskherd.api.log_revisions import FollowedLog, Inbox, LogRevisions
 from taskherd.api.tasks.totals import totals_json
 from taskherd.store.read_pool import ReadPool
 from taskherd.store.task_actions import TaskResult
@@ -76,23 +76,26 @@ async def test_a_snapshot_is_used_again_until_it_is_too_old(monkeypatch: pytest.
     assert made == [ALICE, BOB, ALICE, CAROL, BOB]
 
 
-async def test_a_follower_of_a_log_waits_for_a_newer_revision_or_the_end() -> None:
+async def test_a_follower_of_a_log_waits_for_a_newer_revision_an_input_or_the_end() -> None:
     """What it knows already does not wake it; what came before it asked need not be waited for."""
     followed = FollowedLog()
-    assert not await followed.wait_after(0, 0.001)
-    followed.update(2, ended=False)
-    assert not await followed.wait_after(2, 0.001)
-    assert await followed.wait_after(1, 60)
-    waiting = [asyncio.create_task(followed.wait_after(2, 60)) for _ in range(2)]
+    inbox = Inbox(1, 0)
+    assert not await followed.wait_after(0, None, 0.001)
+    followed.update(2, inbox, ended=False)
+    assert not await followed.wait_after(2, inbox, 0.001)
+    assert await followed.wait_after(1, inbox, 60)
+    for known in (None, Inbox(0, 0), Inbox(1, 1)):
+        assert await followed.wait_after(2, known, 60)
+    waiting = [asyncio.create_task(followed.wait_after(2, inbox, 60)) for _ in range(2)]
     await asyncio.sleep(0)
-    followed.update(2, ended=False)
+    followed.update(2, inbox, ended=False)
     await asyncio.sleep(0)
     assert not any(each.done() for each in waiting)
-    followed.update(3, ended=False)
+    followed.update(3, inbox, ended=False)
     async with asyncio.timeout(30):
         assert await asyncio.gather(*waiting) == [True, True]
-    followed.update(3, ended=True)
-    assert await followed.wait_after(3, 60)
+    followed.update(3, inbox, ended=True)
+    assert await followed.wait_after(3, inbox, 60)
 
 
 async def test_a_log_is_followed_while_anyone_follows_it() -> None:
@@ -105,7 +108,7 @@ async def test_a_log_is_followed_while_anyone_follows_it() -> None:
         assert list(vars(logs)["_logs"]) == [ALICE]
         assert not first.ended
         logs.stop()
-        assert await first.wait_after(first.revision, 60)
+        assert await first.wait_after(first.revision, first.inbox, 60)
         with logs.follow(CAROL) as late:
             assert late.ended
     assert not vars(logs)["_logs"]

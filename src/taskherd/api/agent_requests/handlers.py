@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 from uuid import UUID
 
 from pydantic import Field
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from taskherd.api.agent_requests.schemas import AnswerBody
     from taskherd.api.context import RequestContext
     from taskherd.store.read_pool import Row
+    from taskherd.store.task_queries import TaskFilter
 
 MAX_LIMIT: Final = 100
 DEFAULT_LIMIT: Final = 50
@@ -96,18 +97,19 @@ async def queue(request: RequestContext) -> BufferedResponse:
     wanted = await search.task_filter(request, search.ListQuery(q=query.q))
     if wanted.listed.waiting is False:
         raise invalid(("waiting", "Open requests are those of tasks that wait: leave it out."), message=search.MESSAGE)
+    page, truncated = await waiting(request, wanted, query.limit, query.after)
+    return json(page, 200, {"X-Taskherd-Truncated": "true"} if truncated else {})
+
+
+async def waiting(
+    request: RequestContext, wanted: TaskFilter, limit: int, after: QueuePlace | None = None
+) -> tuple[dict[str, Any], bool]:
+    """Return a page of the open requests of the tasks that match, and whether more tasks wait than are looked at."""
     wanted = replace(wanted, limit=MAX_WAITING_TASKS, listed=replace(wanted.listed, waiting=True))
-    rows, truncated = await agent_request_queries.waiting(request.reader, wanted, query.limit, query.after)
-    shown = rows[: query.limit]
-    more = len(rows) > query.limit
-    return json(
-        {
-            "requests": [documents.with_task(row) for row in shown],
-            "next": _after(shown[-1]) if more else None,
-        },
-        200,
-        {"X-Taskherd-Truncated": "true"} if truncated else {},
-    )
+    rows, truncated = await agent_request_queries.waiting(request.reader, wanted, limit, after)
+    shown = rows[:limit]
+    following = _after(shown[-1]) if len(rows) > limit else None
+    return {"requests": [documents.with_task(row) for row in shown], "next": following}, truncated
 
 
 def _after(row: Row) -> str:

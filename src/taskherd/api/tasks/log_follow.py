@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from taskherd.api.context import RequestContext
+    from taskherd.api.log_revisions import Inbox
     from taskherd.store.read_pool import Row
 
 log = structlog.get_logger(__name__)
@@ -34,6 +35,7 @@ MAX_BYTES: Final = 4 * 1024 * 1024
 COMMENT_INTERVAL: Final = 15.0
 """Seconds without an event after which a comment is sent."""
 EVENT: Final = "task.logs"
+INBOX_EVENT: Final = "task.inbox"
 LAST_EVENT_ID: Final = "Last-Event-ID"
 
 
@@ -57,12 +59,12 @@ async def watch(request: RequestContext) -> EventStream:
 
 
 def changes_of_log(
-    request: RequestContext, task_id: UUID, after: int | None, limit: int
+    request: RequestContext, task_id: UUID, after: int | None, limit: int, *, with_inbox: bool = False
 ) -> AsyncGenerator[bytes, None]:
-    """Return the frames of a stream of a task's log. Raise a 503 if there is no room for it."""
+    """Return the frames of a stream of a task's log, and of its inbox. Raise a 503 if there is no room for it."""
     if request.api.log_streams.is_full(request.caller.user_id):
         raise unavailable(TOO_MANY)
-    return _frames(request, task_id, after, limit)
+    return _frames(request, task_id, after, limit, with_inbox=with_inbox)
 
 
 def _last_event_id(request: RequestContext) -> int | None:
@@ -74,12 +76,15 @@ def _last_event_id(request: RequestContext) -> int | None:
     return int(text)
 
 
-async def _frames(request: RequestContext, task_id: UUID, after: int | None, limit: int) -> AsyncGenerator[bytes, None]:
+async def _frames(
+    request: RequestContext, task_id: UUID, after: int | None, limit: int, *, with_inbox: bool
+) -> AsyncGenerator[bytes, None]:
     """Generate the frames: what changed after the revision ``after``, or without one the newest ``limit`` entries."""
     api = request.api
     try:
         with api.log_streams.enter(request.caller.user_id), api.log_revisions.follow(task_id) as followed:
             revision = after
+            inbox: Inbox | None = None
             while not api.stopping.is_set():
                 rows = await _read(request, task_id, revision, limit)
                 if not rows:  # the task was deleted
@@ -88,7 +93,10 @@ async def _frames(request: RequestContext, task_id: UUID, after: int | None, lim
                 if latest != revision:
                     yield _frame(rows, latest, is_first=revision is None)
                 revision = latest
-                while not await followed.wait_after(revision, COMMENT_INTERVAL):
+                known, inbox = inbox, followed.inbox
+                if with_inbox and inbox is not None and inbox != known and (known or inbox.waiting):
+                    yield changes.make_frame(INBOX_EVENT, b'{"waiting":%d}' % inbox.waiting)
+                while not await followed.wait_after(revision, inbox, COMMENT_INTERVAL):
                     yield COMMENT
     except (Unavailable, Retry) as error:
         log.info("stream ended, client must resume", reason=str(error))

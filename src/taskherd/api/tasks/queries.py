@@ -89,14 +89,19 @@ async def list_tasks(request: RequestContext) -> BufferedResponse:
     unchanged = etags.unchanged(request.headers, headers["ETag"])
     if unchanged is not None:
         return unchanged
-    as_objects = request.api.nullable_ids_as_objects
     counts: dict[str, Any] = {"count": len(rows)}
     if query.paged:
         counts["next"] = search.cursor(rows[-1]["sorted_at"], rows[-1]["id"]) if more else None
     elif more:
         headers["X-Taskherd-Truncated"] = "true"
-    tasks = b",".join([documents.render_row(row, nullable_ids_as_objects=as_objects) for row in rows])
-    return BufferedResponse(200, b'{"tasks":[' + tasks + b"]," + orjson.dumps(counts)[1:], headers)
+    tasks = render_rows(request, rows)
+    return BufferedResponse(200, b'{"tasks":' + tasks + b"," + orjson.dumps(counts)[1:], headers)
+
+
+def render_rows(request: RequestContext, rows: Sequence[Row]) -> bytes:
+    """Return the documents of tasks as a JSON array."""
+    as_objects = request.api.nullable_ids_as_objects
+    return b"[" + b",".join([documents.render_row(row, nullable_ids_as_objects=as_objects) for row in rows]) + b"]"
 
 
 def _etag_parts(rows: Sequence[Row], *, more: bool) -> list[object]:

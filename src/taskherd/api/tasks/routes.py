@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from taskherd.api.commands import KEY_HEADER
@@ -14,6 +15,7 @@ from taskherd.api.tasks import (
     explain,
     log_follow,
     long_poll,
+    overview,
     queries,
     search,
     sse,
@@ -32,6 +34,7 @@ from taskherd.api.tasks.schemas import (
     SendRequest,
     TaskInputRequest,
     TaskLogs,
+    TaskOverview,
     TasksList,
     TaskTotals,
 )
@@ -83,7 +86,7 @@ ROUTES: Final = (
         description="Streams the changes of one task, with `logs` also its log, and ends when it is deleted.",
         query=task_follow.WatchTaskQuery,
         headers=(_LAST_EVENT_ID,),
-        responses={200: _STREAM},
+        responses={200: replace(_STREAM, events=(*_STREAM.events, log_follow.EVENT, log_follow.INBOX_EVENT))},
     ),
     Route(
         method="GET",
@@ -117,6 +120,20 @@ ROUTES: Final = (
         query=search.TotalsQuery,
         headers=(_IF_NONE_MATCH,),
         responses={200: ResponseSpec("The totals.", TaskTotals, _ETAG), 304: _UNCHANGED},
+    ),
+    Route(
+        method="GET",
+        path="/task-overview",
+        handler=overview.get,
+        summary="Get an overview of AI tasks",
+        description=(
+            "Returns in one answer what the first page of a board shows of the tasks that the caller may see and that"
+            " match `q`: their totals, the oldest open requests, and the first tasks of each group of those that need a"
+            " person, run, or are complete. To follow the changes, watch with `position` as Last-Event-ID."
+        ),
+        query=overview.OverviewQuery,
+        responses={200: ResponseSpec("The overview.", TaskOverview)},
+        compressed=True,
     ),
     Route(
         method="GET",

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from taskherd.api.agent_requests.schemas import WaitingRequests
 from taskherd.messages.document import TaskDocument
 from taskherd.messages.fields import Input
 
@@ -141,6 +142,28 @@ class TaskTotals(BaseModel):
     by_state: dict[str, int]
     by_health: dict[str, int]
     attention: Attention
+
+
+class TaskGroupOut(BaseModel):
+    """The first tasks of a group, in its order."""
+
+    q: str = Field(description="The search terms that select the group from the tasks of the overview.")
+    sort: str = Field(description="Its order, as `sort` of the list of tasks.")
+    tasks: list[TaskDocument]
+    next: str | None = Field(description="`after` for the next page of that list; null if there are no more tasks.")
+
+
+class TaskOverview(BaseModel):
+    """What needs a person, what runs, and what is complete; a task may be in several groups."""
+
+    position: int = Field(description="A position of the change feed: what the overview lacks has changed after it.")
+    totals: TaskTotals
+    requests: WaitingRequests
+    groups: dict[str, TaskGroupOut] = Field(
+        description="By name: `idle`, `failed`, `not_running`, `lost`, `stalled`, `working`, `active`, `initializing`,"
+        " `pending` and `complete`. In `idle`, those that have waited for longest are the first; `failed`,"
+        " `not_running` and `lost` have what changed within a day, `active` the newest of all active tasks."
+    )
 
 
 class DeletedTask(BaseModel):

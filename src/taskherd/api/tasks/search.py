@@ -63,6 +63,8 @@ COUNTED: Final = (
     "failed",
 )
 """The terms by which totals are kept."""
+OVERVIEW_TERMS: Final = ("owner", "organization", "template", "pool")
+"""The terms that an overview narrows all its groups by."""
 _STATES: Final = tuple(state for state in AgentState if state is not AgentState.FAILURE)  # that is shown as failed
 _HEALTHS: Final = (*ListedHealth, "unhealthy")
 _AGE: Final = re.compile(r"([<>])(\d{1,5})([smhdw])", re.ASCII)
@@ -164,6 +166,15 @@ async def totals_filter(request: RequestContext, query: TotalsQuery) -> TaskFilt
             detail = f"Totals are not kept by it: leave out {term}, or count the pages of the list."
             raise invalid((term, detail), message=MESSAGE)
     return await task_filter(request, query)
+
+
+async def overview_filter(request: RequestContext, q: str) -> TaskFilter:
+    """Return the tasks of an overview. Raise a 400 that names an invalid term, or one of its groups' own."""
+    for term in search_query.read(q, bare="owner", allowed=TERMS, message=MESSAGE, repeatable=_RANGES):
+        if term not in OVERVIEW_TERMS:
+            detail = f"An overview has groups of its own: leave out {term}, or read the list with it."
+            raise invalid((term, detail), message=MESSAGE)
+    return await task_filter(request, TotalsQuery(q=q))
 
 
 async def task_filter(request: RequestContext, query: ListQuery | WatchQuery | TotalsQuery) -> TaskFilter:

@@ -33,8 +33,9 @@ class WatchTaskQuery(QueryModel):
 
     logs: Annotated[int, whole_number(0, log_follow.MAX_ENTRIES, empty=0)] = Field(
         0,
-        description="Stream the task's log too, as `logs/watch` does, beginning with that many entries; event ids then"
-        " have two numbers. Empty or 0: only changes of the task.",
+        description="Stream the task's log too, as `logs/watch` does, beginning with that many entries, and"
+        " `task.inbox` when inputs have come or were taken: how many are `waiting`. Event ids then have two numbers."
+        " Empty or 0: only changes of the task.",
     )
 
 
@@ -48,7 +49,8 @@ async def watch(request: RequestContext) -> EventStream:
     task_id = await sse.find_watched(request, position)
     stream = _TaskAndLog(position, revision)
     frames = stream.frames(
-        sse.changes_of_task(request, task_id, position), log_follow.changes_of_log(request, task_id, revision, limit)
+        sse.changes_of_task(request, task_id, position),
+        log_follow.changes_of_log(request, task_id, revision, limit, with_inbox=True),
     )
     return EventStream(request, frames, task_id=task_id, last=changes.RESUME)
 

@@ -23,8 +23,6 @@ const cache = new Map();
  * @type {Map<string, {response: Promise<Response>, stop: AbortController}>}
  */
 const begun = /** @type {any} */ (window).taskherdBegun || new Map();
-/** Fulfilled when `boot.js` has begun all its requests. */
-export const allBegun = /** @type {Promise<void> | undefined} */ (/** @type {any} */ (window).taskherdBeginning);
 let skew = 0;
 
 /** The server's time in milliseconds since the epoch, as far as its answers have told it. */

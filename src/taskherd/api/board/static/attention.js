@@ -70,12 +70,12 @@ function showCount(count) {
  * @param {any} totals
  */
 async function readBad(totals) {
-  const [{ ASKED, IDLE, PARTS, pathOf }, { BAD, needOf }] = await Promise.all([import("./pages/home-lists.js"), import("./pages/home-rows.js")]);
-  const parts = PARTS.filter((part) => part.section === "needs" && part !== ASKED && part !== IDLE && part.most(totals) > 0);
-  const answers = await Promise.all(parts.map((part) => api.get(pathOf(part, terms))));
-  if (answers.some((each) => !each.ok && each.status !== 400)) return null; // 400: the API is older than a term
-  const tasks = new Map(answers.flatMap((each) => (each.ok ? each.value.tasks : [])).map((task) => [task.id, task]));
-  return [...tasks.values()].filter((task) => BAD.has(needOf(task)?.kind || "")).length;
+  if (!BAD.some((each) => totals.attention[each]) && !totals.by_health.not_running) return 0;
+  const [{ BADLY, overviewPath }, { BAD: KINDS, needOf }] = await Promise.all([import("./pages/home-lists.js"), import("./pages/home-rows.js")]);
+  const answer = await api.get(overviewPath(terms));
+  if (!answer.ok) return null;
+  const tasks = new Map(BADLY.flatMap((name) => answer.value.groups[name].tasks).map((task) => [task.id, task]));
+  return [...tasks.values()].filter((task) => KINDS.has(needOf(task)?.kind || "")).length;
 }
 
 /**

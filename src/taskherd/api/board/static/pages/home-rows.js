@@ -129,17 +129,6 @@ function quote(task, kind) {
 }
 
 /**
- * Rows that keep the place of those that are being read. Each keeps its own place, too, when one above it is there.
- * @param {number} rows
- * @param {"need" | "need tall" | "line"} kind
- * @param {number} above rows that are shown above them
- */
-export function rowsToCome(rows, kind, above) {
-  const places = Array.from({ length: rows }, (_, index) => above + index);
-  return repeat(places, (/** @type {number} */ place) => place, () => html`<li class="loading ${kind}" aria-hidden="true"></li>`);
-}
-
-/**
  * The numbers of tasks by state, each a link to those that it counts.
  * @param {any} totals
  * @param {(q: string) => string} address of the list of the tasks that match
@@ -157,14 +146,13 @@ export function totalsStrip(totals, address) {
  * @param {string} name
  * @param {string} heading
  * @param {Listed[]} rows
- * @param {number} late rows that are being read
  * @param {{address: (q: string) => string, owners: boolean}} page
  * @param {string} q
  */
-export function taskList(name, heading, rows, late, { address, owners }, q, more = "") {
+export function taskList(name, heading, rows, { address, owners }, q, more = "") {
   return html`<section aria-labelledby=${name}>
     <div class="head"><h2 id=${name}>${heading}</h2><a class="link small right" href="${address(q)}${more}">All</a></div>
-    <ul class=${owners ? "card lines owners" : "card lines"} aria-busy=${late ? "true" : "false"}>${repeat(rows, (/** @type {Listed} */ each) => each.task.id, (/** @type {Listed} */ { task, state }) => {
+    <ul class=${owners ? "card lines owners" : "card lines"}>${repeat(rows, (/** @type {Listed} */ each) => each.task.id, (/** @type {Listed} */ { task, state }) => {
       const target = link(task.current_state?.uri);
       return html`<li>
         <a class="name truncate" href=${api.taskPath(task)} title=${task.name}>${title(task)}</a>
@@ -173,5 +161,5 @@ export function taskList(name, heading, rows, late, { address, owners }, q, more
         ${owners ? html`<span class="owner truncate faint">${task.owner_name}</span>` : nothing}
         ${badge(state)}${againLink(task)}
       </li>`;
-    })}${rowsToCome(late, "line", rows.length)}</ul></section>`;
+    })}</ul></section>`;
 }

@@ -7,8 +7,8 @@ import { compare, count, plural } from "../format.js";
 import { bind } from "../keys.js";
 import * as router from "../router.js";
 import { describe } from "../state.js";
-import { ASKED, ENDED, IDLE, PARTS, pathOf, room } from "./home-lists.js";
-import { BAD, needOf, rowsToCome, taskList, taskRow, totalsStrip } from "./home-rows.js";
+import { ENDED, IDLE, SECTIONS, WORKING, overviewPath, requestsPath } from "./home-lists.js";
+import { BAD, needOf, taskList, taskRow, totalsStrip } from "./home-rows.js";
 import { SteadyList, inUse, onLeave } from "../steady.js";
 import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
@@ -17,9 +17,11 @@ const PER_LIST = 12; // rows
 const NEEDS_SHOWN = 12;
 const MAX_KNOWN = 400;
 const TOTALS_EVERY = 2_000; // milliseconds between two reads of the totals
-const RETRY = 5_000; // milliseconds before lists that could not be read are read again
-const TOGETHER = 100; // milliseconds that a list waits for the others before it is drawn
-const OPENING = 250; // milliseconds that a page that opens waits for its lists before it keeps room for them
+const RETRY = 5_000; // milliseconds before what could not be read is read again
+const OPENING = 250; // milliseconds that a page that opens waits for its rows before it says that it reads them
+const ROWS_TO_COME = 3; // rows that stand for those that are being read
+const AFTER_PAINT = 500; // milliseconds that a page at most waits with what does not show
+const NOT_SHOWN = { message: "What agents ask could not be loaded." };
 
 /** @typedef {"mine" | "everyone"} Scope */
 
@@ -44,20 +46,16 @@ class Home {
     this.totals = null;
     /** @type {Scope} */
     this.scope = localStorage.getItem(attention.SCOPE_KEY) === "everyone" ? "everyone" : "mine";
-    /** @type {Set<import("./home-lists.js").Part>} what is being read */
-    this.late = new Set(PARTS);
-    this.waiting = { idle: 0, bad: 0 }; // rows that were read and wait for those above them
-    /** @type {Set<import("./home-lists.js").Part>} of which there is more than was read */
+    /** @type {Set<string>} groups of which there is more than was read */
     this.more = new Set();
-    /** @type {Set<import("./home-lists.js").Part>} what could not be read */
-    this.unread = new Set();
+    /** @type {Set<string> | null} tasks that were deleted while an overview is being read, which may have them still */
+    this.deleted = null;
     this.retryTimer = 0;
-    this.had = { needs: 0, running: 0, ended: 0 }; // rows, when lists were read last
-    this.loaded = false; // whether all lists are there
-    this.hasDrawn = false;
+    this.had = { needs: 0, running: 0, ended: 0 }; // rows, when the overview was read last
+    this.loaded = false; // whether there was one
     this.drawing = false;
     this.drawTimer = 0;
-    /** @type {{message: string, detail?: string} | null} */
+    /** @type {{message: string, detail?: string} | null} why something could not be read */
     this.failed = null;
     this.needs = new SteadyList();
     this.running = new SteadyList();
@@ -92,9 +90,8 @@ class Home {
       { keys: "y", does: "Commands and raw JSON", run: () => this.showSource() },
       { keys: "m", does: "Mine or everyone's", run: () => this.setScope(this.scope === "mine" ? "everyone" : "mine") },
     ], signal);
-    this.connect(); // before anything is drawn, so that the API works meanwhile
-    if (api.allBegun) this.drawSoon();
-    else this.draw();
+    this.connect();
+    this.drawTimer = setTimeout(() => this.draw(), OPENING);
   }
 
   /** @param {Scope} scope */
@@ -114,67 +111,100 @@ class Home {
   connect() {
     this.feed.abort();
     this.feed = new AbortController();
-    const { signal } = this.feed;
     attention.count(this.terms);
     this.loaded = false;
+    this.failed = null;
     this.totals = null;
+    this.deleted = null;
     this.more.clear();
-    this.unread.clear();
-    clearTimeout(this.retryTimer);
-    this.retryTimer = 0;
-    this.late = new Set(PARTS);
     this.tasks.clear();
     this.requests.clear();
-    const totals = this.loadTotals(signal).then(() => this.tryEveryone(signal)); // while the stream is being opened
-    follow({
-      query: this.terms,
-      signal,
-      onState: (state) => {
-        showFeedState(state);
-        if (state === "offline" && !this.loaded) this.load(signal, totals); // what there is, until the stream stands
-        if (state === "live") this.retry(signal);
-      },
-      onLive: () => this.load(signal, totals), // not before: all lists would be read twice
-      onChanges: (changes) => this.apply(changes),
-      onRefused: (failed) => {
-        this.failed = failed;
-        this.draw();
-      },
+    this.load(this.feed.signal);
+  }
+
+  /**
+   * Read everything, and follow what changes from the first time on.
+   * @param {AbortSignal} signal
+   */
+  async load(signal) {
+    if (this.deleted) return; // it is being read
+    clearTimeout(this.retryTimer);
+    this.retryTimer = 0;
+    this.deleted = new Set();
+    const turn = (this.asked += 1);
+    const answer = await api.get(overviewPath(this.terms), { signal });
+    const canShow = !answer.ok || !answer.value.requests.requests.length || await this.loadRequestRow();
+    if (signal.aborted) return;
+    if (answer.ok) {
+      const isFirst = !this.loaded;
+      this.loaded = true;
+      this.failed = null;
+      this.takeOverview(answer.value, canShow && turn === this.asked);
+      if (isFirst && await this.showsEveryone(signal)) return;
+      this.draw();
+      this.had = this.rowsKnown();
+      if (isFirst) this.begin(signal, String(answer.value.position));
+      if (!canShow) this.retryLater(signal, NOT_SHOWN);
+    } else {
+      if (!this.loaded) showFeedState("offline");
+      this.retryLater(signal, answer);
+    }
+    this.deleted = null;
+  }
+
+  /**
+   * Say what could not be read, and read it again after a while.
+   * @param {AbortSignal} signal
+   * @param {{message: string, detail?: string}} failed
+   */
+  retryLater(signal, failed) {
+    this.failed = failed;
+    this.retryTimer ||= setTimeout(() => this.load(signal), RETRY);
+    this.draw();
+  }
+
+  /**
+   * Follow what changes after what is shown, once that is painted.
+   * @param {AbortSignal} signal
+   * @param {string} position
+   */
+  begin(signal, position) {
+    this.view.shown();
+    const later = (/** @type {() => void} */ run) =>
+      "requestIdleCallback" in window ? requestIdleCallback(run, { timeout: AFTER_PAINT }) : setTimeout(run);
+    later(() => {
+      if (signal.aborted) return;
+      follow({
+        query: this.terms,
+        position,
+        signal,
+        onState: (state) => {
+          showFeedState(state);
+          if (state === "live" && this.failed) this.load(signal);
+        },
+        onLive: () => this.connect(), // changes were missed for good
+        onChanges: (changes) => this.apply(changes),
+        onRefused: (failed) => {
+          this.failed = failed;
+          this.draw();
+        },
+      });
+      this.loadRequestRow(); // before the first request comes, and with it perhaps an outage
     });
   }
 
   /**
-   * Read the lists that have something in them; the totals, read again, say also which have got something meanwhile.
-   * @param {AbortSignal} signal
-   * @param {Promise<void>} known
+   * @param {any} overview
+   * @param {boolean} areNewest whether its requests are those that were read last, and can be shown
    */
-  async load(signal, known) {
-    await Promise.all([known, api.allBegun]);
-    if (signal.aborted) return;
-    /** @type {Set<import("./home-lists.js").Part>} */
-    const asked = new Set();
-    /** @type {any[]} */
-    const answers = [];
-    const read = async () => {
-      const parts = PARTS.filter((part) => !asked.has(part) && (!this.totals || part.most(this.totals) > 0));
-      if (!asked.size) this.late.clear();
-      for (const part of parts) asked.add(part) && this.late.add(part);
-      this.drawSoon();
-      answers.push(...await Promise.all(parts.map((part) => this.read(part, signal))));
-    };
-    const again = this.loadTotals(signal).then(() => (signal.aborted ? undefined : read()));
-    for (const reading of [read(), again]) {
-      await reading;
-      if (signal.aborted) return;
-      const failed = answers.find((each) => !each.ok && each.status !== 400);
-      this.failed = failed && !answers.some((each) => each.ok) ? failed : null;
-      const isFirst = !this.loaded;
-      this.loaded = true;
-      this.draw();
-      this.had = this.rowsKnown();
-      if (isFirst) this.view.shown();
+  takeOverview({ totals, requests, groups }, areNewest) {
+    this.totals = totals;
+    if (areNewest) this.takeRequests(requests);
+    this.more.clear();
+    for (const [name, group] of Object.entries(groups)) {
+      if (group.next) this.more.add(name);
+      for (const task of group.tasks) if (!this.deleted?.has(task.id)) this.take(task);
     }
-    this.loadRequestRow(); // before the first request comes, and with it perhaps an outage
   }
 
   /** Return whether rows of requests can be shown; what they need is loaded once. */
@@ -184,51 +214,29 @@ class Home {
   }
 
   /**
-   * @param {import("./home-lists.js").Part} part
+   * Read again what agents ask.
    * @param {AbortSignal} signal
    */
-  async read(part, signal) {
-    const reading = api.get(pathOf(part, this.terms), { signal });
-    const turn = part === ASKED ? (this.asked += 1) : 0;
-    const canShow = part !== ASKED || await this.loadRequestRow();
-    const answer = await reading;
-    if (signal.aborted || (part === ASKED && turn !== this.asked)) return answer;
-    this.late.delete(part);
-    this.unread.delete(part);
-    if (part === ASKED) {
-      if (!canShow) this.unread.add(part);
-      else if (answer.ok) this.takeRequests(answer.value);
-    } else if (answer.ok) answer.value.tasks.forEach((/** @type {any} */ task) => this.take(task));
-    if (answer.ok) this.failed = null;
-    else if (answer.status !== 400) this.unread.add(part); // 400: the API is older than a term
-    if (this.unread.size) this.retryTimer ||= setTimeout(() => this.retry(signal), RETRY);
-    if (answer.ok) this.more[answer.value.next ? "add" : "delete"](part);
-    if (this.late.size) this.drawTimer ||= setTimeout(() => this.draw(), TOGETHER);
-    else this.drawSoon();
-    return answer;
+  async readRequests(signal) {
+    const turn = (this.asked += 1);
+    const answer = await api.get(requestsPath(this.terms), { signal });
+    const canShow = await this.loadRequestRow();
+    if (signal.aborted || turn !== this.asked) return;
+    if (!answer.ok || !canShow) return this.retryLater(signal, answer.ok ? NOT_SHOWN : answer);
+    this.takeRequests(answer.value);
+    this.drawSoon();
   }
 
   /**
-   * Read again what could not be read.
+   * Read everything again if there is more than was read of a section that has got short of rows.
    * @param {AbortSignal} signal
    */
-  retry(signal) {
-    clearTimeout(this.retryTimer);
-    this.retryTimer = 0;
-    if (signal.aborted) return;
-    for (const part of this.unread) this.read(part, signal);
-  }
-
-  /**
-   * Read lists again of which there is more than was read, when their section has got short of rows.
-   * @param {AbortSignal} signal
-   */
-  async refill(signal) {
+  refill(signal) {
     const rows = this.rowsKnown();
-    const parts = [...this.more].filter((part) => part !== ASKED && rows[part.section] < Math.min(PER_LIST, this.had[part.section]));
+    const isShort = [...this.more].some((name) => rows[SECTIONS[name]] < Math.min(PER_LIST, this.had[SECTIONS[name]]));
     this.had = rows; // so that what brings no more is not read again
-    await Promise.all(parts.map((part) => this.read(part, signal)));
-    if (parts.length && !signal.aborted) this.had = this.rowsKnown();
+    if (isShort) this.load(signal);
+    else this.loadTotals(signal);
   }
 
   /** How many rows each section has. */
@@ -240,12 +248,14 @@ class Home {
    * Somebody without tasks of their own sees those of others, if there are any.
    * @param {AbortSignal} signal
    */
-  async tryEveryone(signal) {
-    if (signal.aborted || this.scope !== "mine" || !this.totals || this.totals.total || localStorage.getItem(attention.SCOPE_KEY)) return;
+  async showsEveryone(signal) {
+    if (this.scope !== "mine" || this.totals.total || localStorage.getItem(attention.SCOPE_KEY)) return false;
     const all = await api.get("/task-totals", { signal });
-    if (!all.ok || !all.value.total || signal.aborted) return;
+    if (signal.aborted) return true;
+    if (!all.ok || !all.value.total) return false;
     this.scope = "everyone";
     this.connect();
+    return true;
   }
 
   /** @param {any} page */
@@ -275,21 +285,25 @@ class Home {
   apply(changes) {
     let asks = false;
     for (const { kind, task, fields } of changes.values()) {
-      if (kind === "deleted") this.tasks.delete(task.id);
+      if (kind === "deleted") this.forget(task.id);
       else if (this.take(task)) asks ||= fields.has("requests") || fields.has("requests_open") || kind === "created";
     }
     this.forgetSome();
     const { signal } = this.feed;
-    if (asks) this.read(ASKED, signal);
+    if (asks) this.readRequests(signal);
     if (!this.totalsTimer) {
       this.totalsTimer = setTimeout(() => {
         this.totalsTimer = 0;
-        if (signal.aborted) return;
-        this.loadTotals(signal);
-        this.refill(signal);
+        if (!signal.aborted) this.refill(signal);
       }, TOTALS_EVERY);
     }
     this.draw();
+  }
+
+  /** @param {string} id of a task that was deleted */
+  forget(id) {
+    this.tasks.delete(id);
+    this.deleted?.add(id);
   }
 
   /** Forget the tasks that have not changed for longest; those that are shown, or are the next to need a person, last. */
@@ -307,18 +321,13 @@ class Home {
     }
   }
 
-  /**
-   * The rows that need a person, by id: requests oldest first, then agents that wait, then what ended badly. Each of
-   * these comes when those above it are there, so that nothing is pushed down.
-   */
+  /** The rows that need a person, by id: requests oldest first, then agents that wait, then what ended badly. */
   needing() {
     /** @type {Map<string, {kind: string, since: string, request?: any, task?: any}>} */
     const found = new Map();
     const requests = [...this.requests.values()].sort((a, b) => compare(a.since, b.since));
     const asking = new Set(requests.map((each) => each.task_id));
     for (const request of requests) found.set(request.id, { kind: "request", since: request.since, request });
-    const isIdleThere = !this.late.has(ASKED) && !this.late.has(IDLE);
-    const isBadThere = isIdleThere && ![...this.late].some(({ section }) => section === "needs");
     const groups = { idle: /** @type {any[]} */ ([]), bad: /** @type {any[]} */ ([]) };
     for (const task of this.tasks.values()) {
       const need = asking.has(task.id) ? null : needOf(task);
@@ -327,18 +336,13 @@ class Home {
     }
     groups.idle.sort((a, b) => compare(a.since, b.since));
     groups.bad.sort((a, b) => compare(b.since, a.since));
-    this.waiting = { idle: isIdleThere ? 0 : groups.idle.length, bad: isBadThere ? 0 : groups.bad.length };
-    for (const each of [...(isIdleThere ? groups.idle : []), ...(isBadThere ? groups.bad : [])]) found.set(each.task.id, each);
+    for (const each of [...groups.idle, ...groups.bad]) found.set(each.task.id, each);
     return found;
   }
 
-  /** Draw what comes together at once; a page that opens waits a moment, for what `boot.js` has asked for. */
+  /** Draw what comes together at once. */
   drawSoon() {
     if (this.drawing) return;
-    if (!this.hasDrawn && this.late.size) {
-      this.drawTimer ||= setTimeout(() => this.draw(), OPENING);
-      return;
-    }
     this.drawing = true;
     const draw = () => this.drawing && this.draw();
     if (document.hidden) setTimeout(draw);
@@ -346,10 +350,8 @@ class Home {
   }
 
   draw() {
-    this.hasDrawn = true;
     this.drawing = false;
     clearTimeout(this.drawTimer);
-    this.drawTimer = 0;
     if (this.view.signal.aborted) return;
     const needing = this.needing();
     const ids = this.needs.update([...needing.keys()], this.isHeld("needs", "running", "ended"));
@@ -372,11 +374,10 @@ class Home {
    * @param {Map<string, {kind: string, task?: any}>} needing
    */
   further(needing) {
-    const others = new Set([...this.more, ...this.unread]);
-    const isMore = others.delete(IDLE) && this.totals;
+    const isMore = this.more.has("idle");
     const idle = isMore ? [...needing.values()].filter(({ kind, task }) => kind === "idle" && task.workspace_agent_health?.healthy).length : 0;
-    const known = isMore ? Math.max(0, IDLE.most(this.totals) - idle) : 0;
-    return { known, others: [...others].some(({ section }) => section === "needs") };
+    const known = isMore ? Math.max(0, this.totals.attention.idle - idle) : 0;
+    return { known, others: [...this.more].some((name) => name !== "idle" && SECTIONS[name] === "needs") || this.hasMoreRequests };
   }
 
   /**
@@ -389,8 +390,7 @@ class Home {
     const needs = `${count(total)}${further.others ? "+" : ""}`;
     const oldest = [...needing.values()].map((each) => each.since).filter(Boolean).sort()[0];
     const { running, ended } = this.lists();
-    const late = this.room(ids.length, running.length, ended.length);
-    const isUnknown = late.asks + late.needs > 0 || [...this.unread].some(({ section }) => section === "needs");
+    const isUnknown = !this.loaded || this.failed !== null;
     const heading = total ? `${needs} ${needs === "1" ? "needs" : "need"} you` : isUnknown ? "Needs you" : "Nothing needs you";
     const address = (/** @type {string} */ q) => `/tasks?q=${this.scopeTerm(q)}`;
     const shared = { address, owners: this.scope === "everyone" };
@@ -400,21 +400,20 @@ class Home {
       <section class="needs" aria-labelledby="needs">
         <div class="head">
           <h1 id="needs">${heading}</h1>
-          ${oldest ? html`<span class="faint">oldest <time-ago at=${oldest} form="age"></time-ago></span>` : late.asks + late.needs ? html`<span class="faint">reading…</span>` : nothing}
+          ${oldest ? html`<span class="faint">oldest <time-ago at=${oldest} form="age"></time-ago></span>` : !this.loaded && !this.failed ? html`<span class="faint">reading…</span>` : nothing}
           ${this.needs.heldBack ? html`<span class="faint" role="status">${count(this.needs.heldBack)} more when you leave this list</span>` : nothing}
           ${this.totals?.attention.failed ? html`<a class="link small" href=${address("failed:true changed:<1d")}>Failed today</a>` : nothing}
           <fieldset class="segments right"><legend class="unseen">Whose tasks</legend>${scope("mine", "Mine")}${scope("everyone", "Everyone’s")}</fieldset>
           <button class="source-button" title="Commands and raw JSON" aria-label="Commands and raw JSON: what agents ask" @click=${() => this.showSource()}>{ }</button>
         </div>
-        ${this.failed ? html`<p class="notice bad" role="alert">${api.explain(this.failed)}</p>`
-          : this.unread.size ? html`<p class="notice" role="status">Some lists could not be read. Trying again…</p>` : nothing}
-        ${ids.length || late.asks + late.needs ? html`<ul class="card rows" aria-busy=${late.asks + late.needs ? "true" : "false"}>
-          ${repeat(ids.slice(0, NEEDS_SHOWN), (/** @type {string} */ id) => id, (/** @type {string} */ id) => this.need(id, needing.has(id)))}${rowsToCome(late.asks, "need tall", ids.length)}${rowsToCome(late.needs, "need", ids.length + late.asks)}</ul>` : isUnknown ? nothing : this.calm(running.length)}
+        ${this.failed ? html`<p class="notice bad" role="alert">${api.explain(this.failed)}${this.retryTimer ? " Trying again…" : ""}</p>` : nothing}
+        ${ids.length ? html`<ul class="card rows">${repeat(ids.slice(0, NEEDS_SHOWN), (/** @type {string} */ id) => id, (/** @type {string} */ id) => this.need(id, needing.has(id)))}</ul>`
+          : !isUnknown ? this.calm(running.length) : this.failed ? nothing : rowsToCome()}
         ${total > NEEDS_SHOWN ? html`<p class="more"><a class="link" href=${address(this.restTerms(needing, ids))}>${count(total - NEEDS_SHOWN)}${further.others ? "+" : ""} more</a></p>` : nothing}
       </section>
       ${this.totals && this.totals.total ? totalsStrip(this.totals, address) : nothing}
-      ${running.length || late.running ? taskList("running", "Running", running, late.running, shared, "status:active state:working") : nothing}
-      ${ended.length || late.ended ? taskList("ended", "Ended lately", ended, late.ended, shared, ENDED, "&sort=changed") : nothing}`;
+      ${running.length ? taskList("running", "Running", running, shared, WORKING) : nothing}
+      ${ended.length ? taskList("ended", "Ended lately", ended, shared, ENDED, "&sort=changed") : nothing}`;
   }
 
   /**
@@ -424,15 +423,7 @@ class Home {
    */
   restTerms(needing, ids) {
     const kind = needing.get(ids[NEEDS_SHOWN] || "")?.kind || "idle";
-    return kind === "request" || kind === "waiting" ? "waiting:true" : BAD.has(kind) ? "failed:true changed:<1d" : IDLE.q;
-  }
-
-  /** @type {(needs: number, running: number, ended: number) => Record<string, number>} rows to keep free below those */
-  room(needs, running, ended) {
-    const rows = room(this.late, this.totals, this.waiting);
-    const free = (/** @type {number} */ wanted, /** @type {number} */ shown) => Math.min(wanted, Math.max(0, PER_LIST - shown));
-    const asks = free(rows.asks, needs);
-    return { asks, needs: free(rows.needs, needs + asks), running: free(rows.running, running), ended: free(rows.ended, ended) };
+    return kind === "request" || kind === "waiting" ? "waiting:true" : BAD.has(kind) ? "failed:true changed:<1d" : IDLE;
   }
 
   /** @param {number} running */
@@ -533,7 +524,7 @@ class Home {
   async showSource() {
     const { quote, showSource } = await import("../task/commands.js");
     const query = this.terms && ` --query ${quote(this.terms)}`;
-    showSource({ title: "What agents ask", path: pathOf(ASKED, this.terms), cli: [`requests${query}`] });
+    showSource({ title: "What agents ask", path: requestsPath(this.terms), cli: [`requests${query}`] });
   }
 
   /** Go to the answers of the row with the focus, or of the first that asks something. */
@@ -548,4 +539,9 @@ class Home {
     const at = rows.findIndex((each) => each.contains(document.activeElement));
     rows[Math.min(rows.length - 1, Math.max(0, at + by))]?.focus();
   }
+}
+
+/** Rows that stand for those that are being read. */
+function rowsToCome() {
+  return html`<ul class="card rows" aria-busy="true">${Array.from({ length: ROWS_TO_COME }, () => html`<li class="loading need" aria-hidden="true"></li>`)}</ul>`;
 }

@@ -73,7 +73,10 @@ class TaskPage {
       signal,
       onChanges: (changes) => changes.forEach((change) => this.changed(change)),
       onLive: () => this.readSoon(),
-      onOther: (event, data) => event === "task.logs" && this.conversation.receive(data),
+      onOther: (event, data) => {
+        if (event === "task.logs") this.conversation.receive(data);
+        else if (event === "task.inbox" && this.explained) this.readSoon();
+      },
       onState: (state) => {
         feed.showFeedState(state);
         if (state === "live" && this.isStale) this.readNow();

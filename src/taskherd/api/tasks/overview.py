@@ -1,0 +1,115 @@
+"""What needs a person, what runs and what ended lately, in one answer: totals, open requests, and a few tasks of each.
+
+The position of the change feed in it is read first: a stream that resumes after it has whatever an answer lacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+
+import orjson
+from pydantic import Field
+
+from taskherd.api.agent_requests import handlers as agent_requests
+from taskherd.api.http.query_parameters import QueryModel, whole_number
+from taskherd.api.http.responses import BufferedResponse, json
+from taskherd.api.tasks import queries, search
+from taskherd.api.tasks.totals import totals_json
+from taskherd.store import feed, task_queries, task_totals
+from taskherd.store.task_index import INDEX_RESOLUTION
+
+if TYPE_CHECKING:
+    from taskherd.api.context import RequestContext
+    from taskherd.store.task_queries import TaskFilter
+
+MAX_LIMIT: Final = 50
+DEFAULT_LIMIT: Final = 12
+
+
+class TaskGroup(NamedTuple):
+    """Tasks that an overview lists."""
+
+    q: str
+    """The search terms that select them."""
+    most: Callable[[Mapping[str, Any]], int]
+    """Returns how many there may be, by the totals; without any, they are not read."""
+    sort: str = "created"
+
+
+GROUPS: Final[Mapping[str, TaskGroup]] = {
+    "idle": TaskGroup(
+        "status:active state:idle waiting:false", lambda totals: totals["attention"]["idle"], "changed-asc"
+    ),
+    "failed": TaskGroup("failed:true changed:<1d", lambda totals: totals["attention"]["failed"], "changed"),
+    "not_running": TaskGroup(
+        "health:not_running changed:<1d", lambda totals: totals["by_health"]["not_running"], "changed"
+    ),
+    "lost": TaskGroup("health:lost changed:<1d", lambda totals: totals["attention"]["lost"], "changed"),
+    "stalled": TaskGroup("stalled:true", lambda totals: totals["attention"]["stalled"]),
+    "working": TaskGroup("status:active state:working", lambda totals: totals["by_state"]["working"]),
+    "active": TaskGroup("status:active", lambda totals: totals["by_state"]["none"]),
+    "initializing": TaskGroup("status:initializing", lambda totals: totals["by_status"]["initializing"]),
+    "pending": TaskGroup("status:pending", lambda totals: totals["by_status"]["pending"]),
+    "complete": TaskGroup("state:complete", lambda totals: totals["by_state"]["complete"], "changed"),
+}
+"""The groups by name. ``active`` has the newest of all active tasks, and is there for those that said nothing yet."""
+
+
+class OverviewQuery(QueryModel):
+    """Query parameters of the overview."""
+
+    q: str = Field(
+        "",
+        description="Search terms as of the list of tasks, of which an overview has: "
+        f"{', '.join(search.OVERVIEW_TERMS)}.",
+    )
+    limit: Annotated[int, whole_number(1, MAX_LIMIT)] = Field(
+        DEFAULT_LIMIT, description=f"Maximum number of tasks in each group, 1 to {MAX_LIMIT}."
+    )
+
+
+async def get(request: RequestContext) -> BufferedResponse:
+    """Return the overview of the tasks that the caller may see and that match."""
+    request.follows = True
+    query = request.parameters(OverviewQuery)
+    wanted = await search.overview_filter(request, query.q)
+    position = await feed.latest(request.reader)
+    totals = totals_json(
+        await task_totals.totals(
+            request.reader, wanted.caller, wanted.listed, owner=wanted.owner, organization=wanted.organization
+        )
+    )
+    waiting: dict[str, Any] = {"requests": [], "next": None}
+    if totals["attention"]["waiting"]:
+        waiting, _ = await agent_requests.waiting(request, wanted, agent_requests.DEFAULT_LIMIT)
+    groups = {name: await _group(request, wanted, group, query.limit, totals) for name, group in GROUPS.items()}
+    return json({"position": position, "totals": totals, "requests": waiting, "groups": groups})
+
+
+async def _group(
+    request: RequestContext, wanted: TaskFilter, group: TaskGroup, limit: int, totals: Mapping[str, Any]
+) -> dict[str, Any]:
+    found: dict[str, Any] = {"q": group.q, "sort": group.sort, "tasks": [], "next": None}
+    if not group.most(totals):
+        return found
+    selected = _selected(wanted, group, limit)
+    rows = await task_queries.tasks(request.reader, selected)
+    shown = rows[:limit]
+    if len(rows) > limit:
+        found["next"] = search.cursor(shown[-1]["sorted_at"], shown[-1]["id"])
+    return found | {"tasks": orjson.Fragment(queries.render_rows(request, shown))}
+
+
+def _selected(wanted: TaskFilter, group: TaskGroup, limit: int) -> TaskFilter:
+    terms = dict(each.split(":", 1) for each in group.q.split())
+    within = wanted.listed
+    return replace(
+        wanted,
+        limit=limit,
+        listed=replace(search.listed(terms), template=within.template, pool=within.pool),
+        changed=search.between(terms, "changed", INDEX_RESOLUTION),
+        by_change=group.sort.startswith("changed"),
+        oldest_first=group.sort == "changed-asc",
+    )
