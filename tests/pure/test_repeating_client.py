@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any, cast
 
 import pytest
@@ -155,3 +156,18 @@ async def test_a_started_call_that_is_answered_is_made_once(calls: Calls) -> Non
     assert await task == Reply(b"0", {}, sent_again=False)
     assert (calls.first.started, calls.first.seen, calls.second.seen) == ([], set(), set())
     await calls.client.close()
+
+
+async def test_a_call_that_fails_after_its_answer_came_from_elsewhere_logs_nothing() -> None:
+    """Its connection may be dropped just when a record of the reply was found, and nobody waits for it any more."""
+    logged: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: logged.append(context))
+    try:
+        call = StartedCall("", loop.create_future())
+        call.fail()
+        del call
+        gc.collect()
+    finally:
+        loop.set_exception_handler(None)
+    assert logged == []

@@ -69,6 +69,7 @@ class StartedCall:
         """Note that no reply is to be expected any more."""
         if not self.reply.done():
             self.reply.set_exception(_ReplyLost())
+            self.reply.exception()  # so that nothing is logged if the call has its answer from elsewhere by now
 
 
 class CommandClient:
