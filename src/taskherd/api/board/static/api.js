@@ -20,7 +20,7 @@ const UNREACHABLE = "The server cannot be reached.";
 const cache = new Map();
 /**
  * Requests that `boot.js` has begun with the token of then, by path; each is taken once.
- * @type {Map<string, {response: Promise<Response>, stop: AbortController}>}
+ * @type {Map<string, {answer: Promise<{response: Response, text: string}>, stop: AbortController}>}
  */
 const begun = /** @type {any} */ (window).taskherdBegun || new Map();
 let skew = 0;
@@ -157,19 +157,20 @@ export async function readEvents(response, on) {
 async function request(method, path, { signal, headers = {}, body, stream = false }) {
   const token = session.token();
   const early = method === "GET" && begun.get(path);
-  let response, value;
+  let response, text, value;
   try {
     if (early) {
       begun.delete(path);
       if (signal?.aborted) early.stop.abort();
       signal?.addEventListener("abort", () => early.stop.abort(), { once: true });
     }
-    response = await (early ? early.response : fetch(BASE + path, {
+    if (early) ({ response, text } = await early.answer);
+    else response = await fetch(BASE + path, {
       method, body, signal, cache: "no-store", credentials: "omit", redirect: "error",
       headers: { Accept: stream ? "text/event-stream" : "application/json", "Coder-Session-Token": token, ...headers },
-    }));
+    });
     if (response.ok && stream) value = response;
-    else value = await parse(response);
+    else value = parse(text ?? await response.text());
   } catch (error) {
     return failure(0, { message: UNREACHABLE, detail: "Check the connection, then try again." }, signal?.aborted);
   }
@@ -182,9 +183,8 @@ async function request(method, path, { signal, headers = {}, body, stream = fals
   return failure(response.status, value, false, Number(response.headers.get("Retry-After")) || 0);
 }
 
-/** @param {Response} response */
-async function parse(response) {
-  const text = await response.text();
+/** @param {string} text */
+function parse(text) {
   try {
     return text ? JSON.parse(text) : null;
   } catch {

@@ -12,8 +12,8 @@
     const stop = new AbortController();
     const headers = { Accept: "application/json", "Coder-Session-Token": token };
     const options = { headers, signal: stop.signal, cache: "no-store", credentials: "omit", redirect: "error" };
-    const response = fetch(`/api/v2${path}`, options);
-    response.catch(() => {}); // who takes it is told
-    begun.set(path, { response, stop });
+    const answer = fetch(`/api/v2${path}`, options).then(async (response) => ({ response, text: await response.text() }));
+    answer.catch(() => {}); // who takes it is told
+    begun.set(path, { answer, stop });
   }
 })();
