@@ -75,18 +75,21 @@ def summarize(size: int, measured: dict[lists.Case, LoadResult]) -> list[Figure]
 
 
 def flatness(results: dict[int, dict[lists.Case, LoadResult]], full: dict[int, set[lists.Case]]) -> list[Figure]:
-    """Return by how much p50 grows from the fewest to the most tasks, for the list with full pages that grows most."""
-    small, large = min(results), max(results)
-    cases = full[small] & full[large]
-    if small == large or not cases:
-        return []
-    ratios = {case: results[large][case].p50 / results[small][case].p50 for case in cases}
-    most = max(ratios, key=lambda case: ratios[case])
-    what = f"p50 with {large:,} tasks, compared with {small:,}, of the list that grows most"
-    detail = (
-        f"{most.title} of {most.caller}; median {statistics.median(ratios.values()):.1f} of {len(cases)} full pages"
-    )
-    return [Figure(what, ratios[most], "times", FLAT, detail)]
+    """Return by how much p50 grows from each number of tasks to the most, for the list with full pages that grows most.
+
+    A list costs the combinations of values that match, times a page of each. With few tasks most have less than a page.
+    """
+    *others, large = sorted(results)
+    figures = []
+    for small in others:
+        ratios = {case: results[large][case].p50 / results[small][case].p50 for case in full[small] & full[large]}
+        if ratios:
+            most = max(ratios, key=lambda case: ratios[case])
+            median = statistics.median(ratios.values())
+            what = f"p50 with {large:,} tasks, compared with {small:,}, of the list that grows most"
+            detail = f"{most.title} of {most.caller}; median {median:.1f} of {len(ratios)} full pages"
+            figures.append(Figure(what, ratios[most], "times", FLAT, detail))
+    return figures
 
 
 def answer(port: int, token: str, query: str) -> str:
