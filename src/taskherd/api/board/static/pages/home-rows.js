@@ -81,7 +81,7 @@ export function taskRow(page, { kind, task, since }, became) {
  * The link to the form for a task with the same template, prompt and labels.
  * @param {any} task
  */
-export function againLink(task) {
+function againLink(task) {
   return html`<a class="again" href=${api.likePath(task)} title="Start one like it" aria-label="Start one like ${title(task)}">
     <svg viewBox="0 0 16 16" width="14" height="14" aria-hidden="true"><path d="M5.5 5.5h8v8h-8z M10.5 3v-.5h-8v8H3"/></svg></a>`;
 }
