@@ -311,6 +311,28 @@ async def test_an_overview_that_cannot_be_read_is_not_an_empty_one(board: Board)
     assert page.tab.errors == []
 
 
+_IMPATIENT = """
+    const real = AbortSignal.timeout.bind(AbortSignal);
+    AbortSignal.timeout = (ms) => real(ms === 20_000 ? 500 : ms);
+"""
+"""Has a page give up an answer much sooner."""
+
+
+async def test_an_answer_that_never_comes_is_given_up(board: Board) -> None:
+    """A server that hangs does not keep Home from asking again."""
+    task = await board.harness.active(display_name="Asked again")
+    await status(board, task["id"], "working", "At last")
+    page = await board.open("/new")
+    await page.tab.call("Page.addScriptToEvaluateOnNewDocument", source=_IMPATIENT)
+    await page.tab.call("Fetch.enable", patterns=[{"urlPattern": "*/task-overview*"}])  # held until disabled
+    await page.go("/")
+    await page.sees("The server cannot be reached.", ".needs .notice")
+    await page.tab.call("Fetch.disable")
+    await page.sees("Asked again", "section[aria-labelledby=running]")
+    await page.tab.until("!document.querySelector('.needs .notice')")
+    assert page.tab.errors == []
+
+
 async def test_what_was_deleted_while_home_was_read_stays_away(board: Board) -> None:
     """An overview that is older than a deletion brings nothing back."""
     harness, tasks = board.harness, []

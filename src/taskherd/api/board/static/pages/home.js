@@ -17,6 +17,7 @@ const PER_LIST = 12; // rows
 const NEEDS_SHOWN = 12;
 const MAX_KNOWN = 400;
 const TOTALS_EVERY = 2_000; // milliseconds between two reads of the totals
+const LONGEST = 20_000; // milliseconds after which an answer is not waited for any more
 const RETRY = 5_000; // milliseconds before what could not be read is read again
 const OPENING = 250; // milliseconds that a page that opens waits for its rows before it says that it reads them
 const ROWS_TO_COME = 3; // rows that stand for those that are being read
@@ -127,12 +128,12 @@ class Home {
    * @param {AbortSignal} signal
    */
   async load(signal) {
-    if (this.deleted) return; // it is being read
     clearTimeout(this.retryTimer);
     this.retryTimer = 0;
+    if (this.deleted) return; // it is being read
     this.deleted = new Set();
     const turn = (this.asked += 1);
-    const answer = await api.get(overviewPath(this.terms), { signal });
+    const answer = await api.get(overviewPath(this.terms), { signal: AbortSignal.any([signal, AbortSignal.timeout(LONGEST)]) });
     const canShow = !answer.ok || !answer.value.requests.requests.length || await this.loadRequestRow();
     if (signal.aborted) return;
     if (answer.ok) {
