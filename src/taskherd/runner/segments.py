@@ -38,7 +38,7 @@ class SegmentWriter:
                 is_full = self._file < 0 or self._size >= self._segment_bytes
                 if is_full and not self._open_next(beyond_limit=beyond_limit):
                     return bytes(remaining)
-                written = os.write(self._file, remaining)
+                written = os.write(self._file, remaining[: self._segment_bytes - self._size])
                 self._size += written
                 self.total += written
                 remaining = remaining[written:]

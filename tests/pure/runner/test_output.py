@@ -73,6 +73,7 @@ def test_bytes_are_read_back_or_counted_as_missing(
     assert missing + len(read) == len(complete)
     assert complete.endswith(read)
     assert missing <= max(0, len(complete) - segment * (keep - 1))
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= segment * keep
 
 
 @given(st.lists(st.binary(max_size=50), max_size=30), st.integers(1, 40), st.integers(1, 5))
@@ -84,6 +85,7 @@ def test_unread_output_is_kept(tmp_path_factory: object, chunks: list[bytes], se
     for chunk in chunks:
         waiting = writer.write(waiting + chunk)
         assert len(list(folder.iterdir())) <= keep
+        assert sum(path.stat().st_size for path in folder.iterdir()) <= segment * keep
         if waiting:  # the reader reads everything, and deletes it
             while (piece := output.read(folder, len(read), 7)).data:
                 read += piece.data
