@@ -66,6 +66,16 @@ async def test_an_overview_has_everything_in_one_answer(api_harness: ApiHarness)
             assert (group["tasks"], group["next"]) == (listed["tasks"], listed["next"]), name
 
 
+async def test_an_idle_agent_that_is_not_healthy_is_there_too(api_harness: ApiHarness) -> None:
+    """The totals of what needs a person count healthy agents only; the group is read nevertheless."""
+    task_id = await active(api_harness, name="start-failed")
+    await say(api_harness, task_id, "idle")
+    report = make_report("agent.lifecycle", task_id, lifecycle="start_error", build_number=1)
+    await api_harness.worker.report(report)
+    found = await overview(api_harness.alice)
+    assert (found["totals"]["attention"]["idle"], names(found)["idle"]) == (0, ["start-failed"])
+
+
 async def test_a_group_has_a_cursor_for_its_next_page(api_harness: ApiHarness) -> None:
     """The list of a group's terms goes on where the overview ends."""
     for number in range(5):

@@ -85,6 +85,34 @@ async def test_home_shows_requests_once_it_can_load_how(board: Board) -> None:
     assert page.tab.errors == []
 
 
+_IMPATIENT = """
+    const real = setTimeout;
+    window.setTimeout = (run, ms, ...rest) => real(run, ms === 20_000 ? 300 : ms, ...rest);
+"""
+"""Has a page give up what never comes much sooner."""
+
+
+async def test_home_shows_what_it_can_while_a_script_hangs(board: Board) -> None:
+    """A server that answers and then hangs keeps only the requests away, which are shown as soon as they can be."""
+    asking = await active(board.harness, name="home-hangs", display_name="Hangs")
+    await approval(board.harness, asking, title="May I hang?")
+    working = await active(board.harness, name="home-works", display_name="At work meanwhile")
+    await status(board, str(working), "working", "Going on")
+    page = await board.open("/new")
+    await page.tab.call("Page.addScriptToEvaluateOnNewDocument", source=_IMPATIENT)
+    await page.tab.call("Fetch.enable", patterns=[{"urlPattern": "*/home-requests.js"}])  # held until disabled
+    await page.go("/")
+    await page.sees("At work meanwhile", "section[aria-labelledby=running]")
+    await page.sees("What agents ask could not be loaded.", ".needs .notice")
+    await page.tab.call("Fetch.disable")
+    await page.sees("May I hang?", ".need.ask")
+    await page.tab.until("!document.querySelector('.needs .notice')")
+    await page.tab.press("a")
+    await page.tab.press("Enter")
+    await page.tab.until("!document.querySelector('.need.ask:not(.over)')")
+    assert page.tab.errors == []
+
+
 async def test_home_answers_a_question_with_the_keyboard(board: Board) -> None:
     """`a` goes to the answer of what is asked; a question for a text has a field, which Ctrl-Enter sends."""
     page = await home(board)

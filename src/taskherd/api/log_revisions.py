@@ -33,7 +33,7 @@ class Inbox(NamedTuple):
     last: int
     """The number of the last one, 0 if there is none."""
     waiting: int
-    """How many were not delivered yet, and have not failed."""
+    """How many were not delivered yet, and have not failed; of more than 100, 101 are counted."""
 
 
 class FollowedLog:

@@ -269,7 +269,9 @@ FROM unnest($1::uuid[]) AS k(id)
 CROSS JOIN LATERAL (SELECT id, deleted_at FROM tasks WHERE id = k.id LIMIT 1) AS t
 LEFT JOIN LATERAL (SELECT revision FROM task_log_heads WHERE task_id = k.id LIMIT 1) AS h ON true
 LEFT JOIN LATERAL (SELECT ordinal AS last FROM inputs WHERE task_id = k.id ORDER BY ordinal DESC LIMIT 1) AS i ON true
-CROSS JOIN LATERAL (SELECT count(*) AS waiting FROM inputs WHERE task_id = k.id AND decided_at IS NULL) AS w
+CROSS JOIN LATERAL (
+    SELECT count(*) AS waiting FROM (SELECT FROM inputs WHERE task_id = k.id AND decided_at IS NULL LIMIT 101) AS open
+) AS w
 """
 
 

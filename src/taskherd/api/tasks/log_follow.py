@@ -61,7 +61,7 @@ async def watch(request: RequestContext) -> EventStream:
 def changes_of_log(
     request: RequestContext, task_id: UUID, after: int | None, limit: int, *, with_inbox: bool = False
 ) -> AsyncGenerator[bytes, None]:
-    """Return the frames of a stream of a task's log, and of its inbox. Raise a 503 if there is no room for it."""
+    """Return the frames of a stream of a task's log, perhaps with its inbox. Raise a 503 if there is no room for it."""
     if request.api.log_streams.is_full(request.caller.user_id):
         raise unavailable(TOO_MANY)
     return _frames(request, task_id, after, limit, with_inbox=with_inbox)
@@ -94,7 +94,12 @@ async def _frames(
                     yield _frame(rows, latest, is_first=revision is None)
                 revision = latest
                 known, inbox = inbox, followed.inbox
-                if with_inbox and inbox is not None and inbox != known and (known or inbox.waiting):
+                if (
+                    with_inbox
+                    and inbox is not None
+                    and inbox != known
+                    and (known or inbox.waiting or after is not None)
+                ):
                     yield changes.make_frame(INBOX_EVENT, b'{"waiting":%d}' % inbox.waiting)
                 while not await followed.wait_after(revision, inbox, COMMENT_INTERVAL):
                     yield COMMENT

@@ -40,7 +40,7 @@ class TaskGroup(NamedTuple):
 
 GROUPS: Final[Mapping[str, TaskGroup]] = {
     "idle": TaskGroup(
-        "status:active state:idle waiting:false", lambda totals: totals["attention"]["idle"], "changed-asc"
+        "status:active state:idle waiting:false", lambda totals: totals["by_state"]["idle"], "changed-asc"
     ),
     "failed": TaskGroup("failed:true changed:<1d", lambda totals: totals["attention"]["failed"], "changed"),
     "not_running": TaskGroup(
@@ -85,6 +85,7 @@ async def get(request: RequestContext) -> BufferedResponse:
     if totals["attention"]["waiting"]:
         waiting, _ = await agent_requests.waiting(request, wanted, agent_requests.DEFAULT_LIMIT)
     groups = {name: await _group(request, wanted, group, query.limit, totals) for name, group in GROUPS.items()}
+    request.mark_seen()
     return json({"position": position, "totals": totals, "requests": waiting, "groups": groups})
 
 

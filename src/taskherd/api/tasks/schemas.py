@@ -156,13 +156,16 @@ class TaskGroupOut(BaseModel):
 class TaskOverview(BaseModel):
     """What needs a person, what runs, and what is complete; a task may be in several groups."""
 
-    position: int = Field(description="A position of the change feed: what the overview lacks has changed after it.")
+    position: int = Field(
+        description="A position of the change feed: every change that is not in the overview has a greater one."
+    )
     totals: TaskTotals
     requests: WaitingRequests
     groups: dict[str, TaskGroupOut] = Field(
         description="By name: `idle`, `failed`, `not_running`, `lost`, `stalled`, `working`, `active`, `initializing`,"
         " `pending` and `complete`. In `idle`, those that have waited for longest are the first; `failed`,"
-        " `not_running` and `lost` have what changed within a day, `active` the newest of all active tasks."
+        " `not_running` and `lost` have what changed within a day, `active` the newest"
+        " of all active tasks, if any has said nothing yet. A group that the totals say is empty is not read."
     )
 
 

@@ -34,8 +34,8 @@ class WatchTaskQuery(QueryModel):
     logs: Annotated[int, whole_number(0, log_follow.MAX_ENTRIES, empty=0)] = Field(
         0,
         description="Stream the task's log too, as `logs/watch` does, beginning with that many entries, and"
-        " `task.inbox` when inputs have come or were taken: how many are `waiting`. Event ids then have two numbers."
-        " Empty or 0: only changes of the task.",
+        " `task.inbox` when inputs were sent, delivered or have failed: how many are `waiting`, of more than 100 at"
+        " least 101. Event ids then have two numbers. Empty or 0: only changes of the task.",
     )
 
 

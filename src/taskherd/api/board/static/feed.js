@@ -23,7 +23,7 @@ const GIVE_UP = new Set([400, 403, 404]);
  * @typedef {object} FeedOptions
  * @property {string} [path] `/tasks/watch`, or `/tasks/{user}/{task}/watch`
  * @property {string} [query] search terms of the tasks to follow
- * @property {string} [position] of what was read: the changes after it are told, without `onLive`
+ * @property {string} [position] of what was read: the changes after it are told, and `onLive` says only that changes were missed
  * @property {boolean} [snapshot] whether the current documents come first (kind `snapshot`); otherwise only what changes
  *   from now on, and `onLive` says from when on
  * @property {(changes: Map<string, TaskChange>) => void} onChanges changes by task id, at most every 250 ms; a change

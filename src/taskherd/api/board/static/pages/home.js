@@ -133,8 +133,8 @@ class Home {
     if (this.deleted) return; // it is being read
     this.deleted = new Set();
     const turn = (this.asked += 1);
-    const answer = await api.get(overviewPath(this.terms), { signal: AbortSignal.any([signal, AbortSignal.timeout(LONGEST)]) });
-    const canShow = !answer.ok || !answer.value.requests.requests.length || await this.loadRequestRow();
+    const answer = await api.get(overviewPath(this.terms), { signal: within(signal) });
+    const canShow = !answer.ok || !answer.value.requests.requests.length || await Promise.race([this.loadRequestRow(), tooLong()]);
     if (signal.aborted) return;
     if (answer.ok) {
       const isFirst = !this.loaded;
@@ -147,7 +147,7 @@ class Home {
       if (isFirst) this.begin(signal, String(answer.value.position));
       if (!canShow) this.retryLater(signal, NOT_SHOWN);
     } else {
-      if (!this.loaded) showFeedState("offline");
+      if (!this.loaded && !answer.status) showFeedState("offline");
       this.retryLater(signal, answer);
     }
     this.deleted = null;
@@ -251,7 +251,7 @@ class Home {
    */
   async showsEveryone(signal) {
     if (this.scope !== "mine" || this.totals.total || localStorage.getItem(attention.SCOPE_KEY)) return false;
-    const all = await api.get("/task-totals", { signal });
+    const all = await api.get("/task-totals", { signal: within(signal) });
     if (signal.aborted) return true;
     if (!all.ok || !all.value.total) return false;
     this.scope = "everyone";
@@ -287,7 +287,10 @@ class Home {
     let asks = false;
     for (const { kind, task, fields } of changes.values()) {
       if (kind === "deleted") this.forget(task.id);
-      else if (this.take(task)) asks ||= fields.has("requests") || fields.has("requests_open") || kind === "created";
+      else {
+        this.take(task);
+        asks ||= fields.has("requests") || fields.has("requests_open") || kind === "created";
+      }
     }
     this.forgetSome();
     const { signal } = this.feed;
@@ -540,6 +543,19 @@ class Home {
     const at = rows.findIndex((each) => each.contains(document.activeElement));
     rows[Math.min(rows.length - 1, Math.max(0, at + by))]?.focus();
   }
+}
+
+/**
+ * Return a signal that aborts with this one, or once an answer has taken too long.
+ * @param {AbortSignal} signal
+ */
+function within(signal) {
+  return AbortSignal.any([signal, AbortSignal.timeout(LONGEST)]);
+}
+
+/** Return false after as long as an answer may take. */
+function tooLong() {
+  return new Promise((done) => setTimeout(done, LONGEST, false));
 }
 
 /** Rows that stand for those that are being read. */

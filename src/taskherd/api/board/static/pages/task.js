@@ -75,7 +75,7 @@ class TaskPage {
       onLive: () => this.readSoon(),
       onOther: (event, data) => {
         if (event === "task.logs") this.conversation.receive(data);
-        else if (event === "task.inbox" && this.explained) this.readSoon();
+        else if (event === "task.inbox") this.readSoon();
       },
       onState: (state) => {
         feed.showFeedState(state);
