@@ -15,7 +15,9 @@ from urllib.request import Request, urlopen
 
 from benchmarks.cases import lists
 from benchmarks.cases.board.figures import Figure
+from benchmarks.harness import http_load
 from benchmarks.harness.api_databases import TASKHERD_API, make_token, running_api
+from benchmarks.harness.http_load import LoadPlan, request
 
 if TYPE_CHECKING:
     from benchmarks.cases.board.plan import Plan
@@ -42,11 +44,18 @@ async def measure(plan: Plan) -> list[Figure]:
     """Request each list again and again with each number of tasks."""
     results: dict[int, dict[lists.Case, LoadResult]] = {}
     full: dict[int, set[lists.Case]] = {}
+    overviews: list[Figure] = []
     for size in plan.sizes:
         await lists.fill(plan.services, size)
         tokens = {name: await make_token(plan.services, name) for name in (lists.ADMIN, lists.OWNER)}
         with running_api(plan.services, TASKHERD_API) as port:
             results[size], full[size] = {}, set()
+            for name, token in tokens.items():
+                load = LoadPlan(port, [request("GET", "/api/v2/task-overview", token)], 1, plan.list_seconds, 200)
+                found = await asyncio.to_thread(http_load.run, load)
+                plan.log(f"filters: {size:,} tasks: overview, {name}: {found.description}")
+                what = f"{size:,} tasks, overview of {name}, p99"
+                overviews.append(Figure(what, found.p99 * 1e3, "ms", MOST, f"p50 {found.p50 * 1e3:.1f} ms"))
             for case in CASES:
                 result = await lists.load(case, port, tokens[case.caller], plan.list_seconds)
                 results[size][case] = result
@@ -56,9 +65,8 @@ async def measure(plan: Plan) -> list[Figure]:
             for query in REFUSED:
                 said = await asyncio.to_thread(answer, port, tokens[lists.ADMIN], query)
                 plan.log(f"filters: {size:,} tasks: `{query}`: {said}")
-    return [figure for size, measured in results.items() for figure in summarize(size, measured)] + flatness(
-        results, full
-    )
+    slowest = [figure for size, measured in results.items() for figure in summarize(size, measured)]
+    return slowest + flatness(results, full) + overviews
 
 
 def summarize(size: int, measured: dict[lists.Case, LoadResult]) -> list[Figure]:
