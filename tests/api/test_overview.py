@@ -31,8 +31,9 @@ def names(found: dict[str, Any]) -> dict[str, list[str]]:
 
 
 async def say(harness: ApiHarness, task_id: uuid.UUID, state: str) -> None:
-    """Report the state of an agent."""
+    """Report the state of an agent, and wait until it is shown."""
     await harness.worker.report(make_report("app.status", task_id, state=state, message=state, build_number=1))
+    await harness.worker.until(lambda: harness.worker.state(task_id).get("state") == state)
 
 
 async def test_an_overview_has_everything_in_one_answer(api_harness: ApiHarness) -> None:
@@ -72,6 +73,8 @@ async def test_an_idle_agent_that_is_not_healthy_is_there_too(api_harness: ApiHa
     await say(api_harness, task_id, "idle")
     report = make_report("agent.lifecycle", task_id, lifecycle="start_error", build_number=1)
     await api_harness.worker.report(report)
+    worker = api_harness.worker
+    await worker.until(lambda: not worker.document(task_id)["workspace_agent_health"]["healthy"])
     found = await overview(api_harness.alice)
     assert (found["totals"]["attention"]["idle"], names(found)["idle"]) == (0, ["start-failed"])
 
