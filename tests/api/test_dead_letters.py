@@ -152,7 +152,7 @@ async def test_a_replayed_report_takes_effect(harness: ApiHarness) -> None:
     answer = await replay(harness, ids=[found[0]["id"], gone])
     assert (answer["replayed"], answer["stopped"]) == (1, None)
     assert [each["id"] for each in answer["kept"]] == [gone]
-    assert "not among the oldest 1,000" in answer["kept"][0]["why"]
+    assert "not among the 1,000 oldest" in answer["kept"][0]["why"]
     await worker.until(lambda: worker.state(task_id).get("message") == "Replayed")
     assert [each["body"] for each in await letters(harness)] == ["stays"]
 

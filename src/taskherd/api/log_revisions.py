@@ -27,7 +27,7 @@ INTERVAL: Final = 0.5
 """Seconds between two reads."""
 
 
-class Inbox(NamedTuple):
+class InboxSummary(NamedTuple):
     """The inputs of a task that its agent was or is to be given."""
 
     last: int
@@ -41,13 +41,13 @@ class FollowedLog:
 
     def __init__(self) -> None:
         self.revision = 0
-        self.inbox: Inbox | None = None
+        self.inbox: InboxSummary | None = None
         """None until it is known."""
         self.ended = False
         self.followers = 0
         self._changed = asyncio.Event()
 
-    def update(self, revision: int, inbox: Inbox | None, *, ended: bool) -> None:
+    def update(self, revision: int, inbox: InboxSummary | None, *, ended: bool) -> None:
         """Set what is known of the log and the inbox, and wake the followers."""
         self.revision, self.inbox, self.ended = revision, inbox, ended
         changed, self._changed = self._changed, asyncio.Event()
@@ -56,7 +56,7 @@ class FollowedLog:
     async def wait_after(
         self,
         revision: int,
-        inbox: Inbox | None,
+        inbox: InboxSummary | None,
         timeout: float,  # noqa: ASYNC109 - no change is a result
     ) -> bool:
         """Wait at most ``timeout`` seconds for the end, or another log or inbox than these; return whether it came."""
@@ -66,7 +66,7 @@ class FollowedLog:
                     await self._changed.wait()
         return self._is_after(revision, inbox)
 
-    def _is_after(self, revision: int, inbox: Inbox | None) -> bool:
+    def _is_after(self, revision: int, inbox: InboxSummary | None) -> bool:
         return self.revision > revision or self.inbox != inbox or self.ended
 
 
@@ -115,7 +115,7 @@ class LogRevisions:
         for row in await task_queries.log_revisions(self._reader, list(self._logs)):
             followed = self._logs.get(row["id"])
             ended = row["deleted"] or self._stopping
-            inbox = Inbox(row["last_input"], row["waiting_inputs"])
+            inbox = InboxSummary(row["last_input"], row["waiting_inputs"])
             if followed is not None and (followed.revision, followed.inbox, followed.ended) != (
                 row["revision"],
                 inbox,

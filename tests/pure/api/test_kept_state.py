@@ -14,7 +14,7 @@ from taskherd.api.fleet import snapshots
 from taskherd.api.fleet.snapshots import MAX_AGE, FleetSnapshots
 from taskherd.api.http.concurrency import ConcurrencyLimit
 from taskherd.api.http.errors import HTTPError
-from taskherd.api.log_revisions import FollowedLog, Inbox, LogRevisions
+from taskherd.api.log_revisions import FollowedLog, InboxSummary, LogRevisions
 from taskherd.api.tasks.totals import totals_json
 from taskherd.store.read_pool import ReadPool
 from taskherd.store.task_actions import TaskResult
@@ -79,12 +79,12 @@ async def test_a_snapshot_is_used_again_until_it_is_too_old(monkeypatch: pytest.
 async def test_a_follower_of_a_log_waits_for_a_newer_revision_an_input_or_the_end() -> None:
     """What it knows already does not wake it; what came before it asked need not be waited for."""
     followed = FollowedLog()
-    inbox = Inbox(1, 0)
+    inbox = InboxSummary(1, 0)
     assert not await followed.wait_after(0, None, 0.001)
     followed.update(2, inbox, ended=False)
     assert not await followed.wait_after(2, inbox, 0.001)
     assert await followed.wait_after(1, inbox, 60)
-    for known in (None, Inbox(0, 0), Inbox(1, 1)):
+    for known in (None, InboxSummary(0, 0), InboxSummary(1, 1)):
         assert await followed.wait_after(2, known, 60)
     waiting = [asyncio.create_task(followed.wait_after(2, inbox, 60)) for _ in range(2)]
     await asyncio.sleep(0)

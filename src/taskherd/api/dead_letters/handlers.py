@@ -66,7 +66,7 @@ async def replay(request: RequestContext) -> BufferedResponse:
         reasons=dict(state.reasons),
         kept=len(state.kept),
     )
-    why = f"it is not among the oldest {MAX_READ:,}; somebody else may have replayed it, or be reading it now"
+    why = f"it is not among the {MAX_READ:,} oldest; someone else may have replayed it, or may be reading it right now"
     missing = dict.fromkeys(sorted(state.missing), why if stopped is None else "it was not reached")
     kept = [{"id": letter_id, "why": text} for letter_id, text in {**state.kept, **missing}.items()]
     return json({"replayed": len(state.replayed), "kept": kept, "stopped": stopped})

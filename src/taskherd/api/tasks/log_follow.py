@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from taskherd.api.context import RequestContext
-    from taskherd.api.log_revisions import Inbox
+    from taskherd.api.log_revisions import InboxSummary
     from taskherd.store.read_pool import Row
 
 log = structlog.get_logger(__name__)
@@ -84,7 +84,7 @@ async def _frames(
     try:
         with api.log_streams.enter(request.caller.user_id), api.log_revisions.follow(task_id) as followed:
             revision = after
-            inbox: Inbox | None = None
+            inbox: InboxSummary | None = None
             while not api.stopping.is_set():
                 rows = await _read(request, task_id, revision, limit)
                 if not rows:  # the task was deleted

@@ -15,9 +15,8 @@ from pydantic import Field
 from taskherd.api.agent_requests import handlers as agent_requests
 from taskherd.api.http.query_parameters import QueryModel, whole_number
 from taskherd.api.http.responses import BufferedResponse, json
-from taskherd.api.tasks import queries, search
-from taskherd.api.tasks.totals import totals_json
-from taskherd.store import feed, task_queries, task_totals
+from taskherd.api.tasks import queries, search, totals
+from taskherd.store import feed, task_queries
 from taskherd.store.task_index import INDEX_RESOLUTION
 
 if TYPE_CHECKING:
@@ -40,21 +39,21 @@ class TaskGroup(NamedTuple):
 
 GROUPS: Final[Mapping[str, TaskGroup]] = {
     "idle": TaskGroup(
-        "status:active state:idle waiting:false", lambda totals: totals["by_state"]["idle"], "changed-asc"
+        "status:active state:idle waiting:false", lambda counts: counts["by_state"]["idle"], "changed-asc"
     ),
-    "failed": TaskGroup("failed:true changed:<1d", lambda totals: totals["attention"]["failed"], "changed"),
+    "failed": TaskGroup("failed:true changed:<1d", lambda counts: counts["attention"]["failed"], "changed"),
     "not_running": TaskGroup(
-        "health:not_running changed:<1d", lambda totals: totals["by_health"]["not_running"], "changed"
+        "health:not_running changed:<1d", lambda counts: counts["by_health"]["not_running"], "changed"
     ),
-    "lost": TaskGroup("health:lost changed:<1d", lambda totals: totals["attention"]["lost"], "changed"),
-    "stalled": TaskGroup("stalled:true", lambda totals: totals["attention"]["stalled"]),
-    "working": TaskGroup("status:active state:working", lambda totals: totals["by_state"]["working"]),
-    "active": TaskGroup("status:active", lambda totals: totals["by_state"]["none"]),
-    "initializing": TaskGroup("status:initializing", lambda totals: totals["by_status"]["initializing"]),
-    "pending": TaskGroup("status:pending", lambda totals: totals["by_status"]["pending"]),
-    "complete": TaskGroup("state:complete", lambda totals: totals["by_state"]["complete"], "changed"),
+    "lost": TaskGroup("health:lost changed:<1d", lambda counts: counts["attention"]["lost"], "changed"),
+    "stalled": TaskGroup("stalled:true", lambda counts: counts["attention"]["stalled"]),
+    "working": TaskGroup("status:active state:working", lambda counts: counts["by_state"]["working"]),
+    "active": TaskGroup("status:active", lambda counts: counts["by_state"]["none"]),
+    "initializing": TaskGroup("status:initializing", lambda counts: counts["by_status"]["initializing"]),
+    "pending": TaskGroup("status:pending", lambda counts: counts["by_status"]["pending"]),
+    "complete": TaskGroup("state:complete", lambda counts: counts["by_state"]["complete"], "changed"),
 }
-"""The groups by name. ``active`` has the newest of all active tasks, and is there for those that said nothing yet."""
+"""The groups by name. ``active`` is read for agents that have not reported a state yet, which no list selects."""
 
 
 class OverviewQuery(QueryModel):
@@ -76,24 +75,20 @@ async def get(request: RequestContext) -> BufferedResponse:
     query = request.parameters(OverviewQuery)
     wanted = await search.overview_filter(request, query.q)
     position = await feed.latest(request.reader)
-    totals = totals_json(
-        await task_totals.totals(
-            request.reader, wanted.caller, wanted.listed, owner=wanted.owner, organization=wanted.organization
-        )
-    )
+    counts = await totals.read(request, wanted)
     waiting: dict[str, Any] = {"requests": [], "next": None}
-    if totals["attention"]["waiting"]:
+    if counts["attention"]["waiting"]:
         waiting, _ = await agent_requests.waiting(request, wanted, agent_requests.DEFAULT_LIMIT)
-    groups = {name: await _group(request, wanted, group, query.limit, totals) for name, group in GROUPS.items()}
+    groups = {name: await _group(request, wanted, group, query.limit, counts) for name, group in GROUPS.items()}
     request.mark_seen()
-    return json({"position": position, "totals": totals, "requests": waiting, "groups": groups})
+    return json({"position": position, "totals": counts, "requests": waiting, "groups": groups})
 
 
 async def _group(
-    request: RequestContext, wanted: TaskFilter, group: TaskGroup, limit: int, totals: Mapping[str, Any]
+    request: RequestContext, wanted: TaskFilter, group: TaskGroup, limit: int, counts: Mapping[str, Any]
 ) -> dict[str, Any]:
     found: dict[str, Any] = {"q": group.q, "sort": group.sort, "tasks": [], "next": None}
-    if not group.most(totals):
+    if not group.most(counts):
         return found
     selected = _selected(wanted, group, limit)
     rows = await task_queries.tasks(request.reader, selected)
@@ -104,7 +99,7 @@ async def _group(
 
 
 def _selected(wanted: TaskFilter, group: TaskGroup, limit: int) -> TaskFilter:
-    terms = dict(each.split(":", 1) for each in group.q.split())
+    terms = search.terms_of(group.q)
     within = wanted.listed
     return replace(
         wanted,

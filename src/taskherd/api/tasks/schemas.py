@@ -165,7 +165,8 @@ class TaskOverview(BaseModel):
         description="By name: `idle`, `failed`, `not_running`, `lost`, `stalled`, `working`, `active`, `initializing`,"
         " `pending` and `complete`. In `idle`, those that have waited for longest are the first; `failed`,"
         " `not_running` and `lost` have what changed within a day, `active` the newest"
-        " of all active tasks, if any has said nothing yet. A group that the totals say is empty is not read."
+        " active tasks, but only while some agent has not reported a state. Groups that are empty by the totals are not"
+        " read."
     )
 
 

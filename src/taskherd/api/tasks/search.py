@@ -148,9 +148,14 @@ class WatchedTasks(NamedTuple):
     name: str | None
 
 
+def terms_of(q: str) -> Mapping[str, str]:
+    """Return the terms of a query by name. Raise a 400 if it is malformed or has a term that no list has."""
+    return search_query.read(q, bare="owner", allowed=TERMS, message=MESSAGE, repeatable=_RANGES)
+
+
 async def watched(request: RequestContext, query: WatchQuery) -> WatchedTasks:
     """Return the tasks to watch. Raise a 400 that names an invalid term, or one that changes do not say."""
-    terms = search_query.read(query.q, bare="owner", allowed=TERMS, message=MESSAGE, repeatable=_RANGES)
+    terms = terms_of(query.q)
     for term in (*_RANGES, "pool", "runner"):
         if term in terms:
             detail = f"A change does not say it: leave out {term}, or read the list with it."
@@ -160,7 +165,7 @@ async def watched(request: RequestContext, query: WatchQuery) -> WatchedTasks:
 
 async def totals_filter(request: RequestContext, query: TotalsQuery) -> TaskFilter:
     """Return the tasks to count. Raise a 400 that names an invalid term, or one that totals are not kept by."""
-    terms = search_query.read(query.q, bare="owner", allowed=TERMS, message=MESSAGE, repeatable=_RANGES)
+    terms = terms_of(query.q)
     for term in terms:
         if term not in COUNTED:
             detail = f"Totals are not kept by it: leave out {term}, or count the pages of the list."
@@ -170,7 +175,7 @@ async def totals_filter(request: RequestContext, query: TotalsQuery) -> TaskFilt
 
 async def overview_filter(request: RequestContext, q: str) -> TaskFilter:
     """Return the tasks of an overview. Raise a 400 that names an invalid term, or one of its groups' own."""
-    for term in search_query.read(q, bare="owner", allowed=TERMS, message=MESSAGE, repeatable=_RANGES):
+    for term in terms_of(q):
         if term not in OVERVIEW_TERMS:
             detail = f"An overview has groups of its own: leave out {term}, or read the list with it."
             raise invalid((term, detail), message=MESSAGE)
@@ -179,7 +184,7 @@ async def overview_filter(request: RequestContext, q: str) -> TaskFilter:
 
 async def task_filter(request: RequestContext, query: ListQuery | WatchQuery | TotalsQuery) -> TaskFilter:
     """Return the filter for a request. Raise a 400 that names an invalid term, or why no index serves the list."""
-    terms = search_query.read(query.q, bare="owner", allowed=TERMS, message=MESSAGE, repeatable=_RANGES)
+    terms = terms_of(query.q)
     page = query if isinstance(query, ListQuery) else ListQuery()
     selected = TaskFilter(
         caller=request.caller.user_id,

@@ -17,19 +17,24 @@ if TYPE_CHECKING:
 
     from taskherd.api.context import RequestContext
     from taskherd.store.read_pool import Row
+    from taskherd.store.task_queries import TaskFilter
 
 _STATES: Final = (*(state for state in AgentState if state is not AgentState.FAILURE), NO_STATE)
 
 
 async def get(request: RequestContext) -> BufferedResponse:
     """Return the totals of the tasks that the caller may see and that match, whatever their number at the same cost."""
-    wanted = await search.totals_filter(request, request.parameters(search.TotalsQuery))
+    body = await read(request, await search.totals_filter(request, request.parameters(search.TotalsQuery)))
+    tag = etags.of_list([body])
+    return etags.unchanged(request.headers, tag) or json(body, 200, {"ETag": tag})
+
+
+async def read(request: RequestContext, wanted: TaskFilter) -> dict[str, Any]:
+    """Return the totals of the tasks that match, as JSON types."""
     rows = await task_totals.totals(
         request.reader, wanted.caller, wanted.listed, owner=wanted.owner, organization=wanted.organization
     )
-    body = totals_json(rows)
-    tag = etags.of_list([body])
-    return etags.unchanged(request.headers, tag) or json(body, 200, {"ETag": tag})
+    return totals_json(rows)
 
 
 def totals_json(rows: Sequence[Row | Mapping[str, Any]]) -> dict[str, Any]:

@@ -276,10 +276,9 @@ class Home {
   /** @param {any} task */
   take(task) {
     const known = this.tasks.get(task.id);
-    if (known && known.updated_at > task.updated_at) return false;
+    if (known && known.updated_at > task.updated_at) return;
     this.tasks.delete(task.id);
     this.tasks.set(task.id, task);
-    return true;
   }
 
   /** @param {Map<string, import("../feed.js").TaskChange>} changes */
