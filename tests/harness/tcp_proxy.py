@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import Self
+from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit, urlunsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
 
 
 def through(url: str, *proxies: TcpProxy, query: str = "") -> str:
@@ -31,7 +34,8 @@ class TcpProxy:
         self._responses = asyncio.Event()
         self.thaw()
         self._open: set[asyncio.WriteTransport] = set()
-        self._pumps: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopped = False
 
     @classmethod
     async def before(cls, url: str) -> Self:
@@ -45,7 +49,7 @@ class TcpProxy:
 
     async def start(self, address: str = "127.0.0.1", port: int = 0) -> int:
         """Listen and return the port."""
-        self._server = await asyncio.start_server(self._serve, address, port)
+        self._server = await asyncio.start_server(self._accept, address, port)
         self.port = self._server.sockets[0].getsockname()[1]
         return self.port
 
@@ -69,24 +73,35 @@ class TcpProxy:
         self._responses.set()
 
     async def stop(self) -> None:
-        """Reset every connection and stop listening."""
+        """Reset every connection, also one that is just being accepted, and stop listening."""
         assert self._server is not None
+        self._stopped = True
         self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self.cut()
-        for pump in self._pumps:
-            pump.cancel()
-        await asyncio.gather(*self._pumps, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        self._open.add(writer.transport)
+        if self._stopped:
+            writer.transport.abort()
+        else:
+            self._start(self._serve(reader, writer))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.accepted += 1
-        server_reader, server_writer = await asyncio.open_connection(*self._target)
-        for source, sink, flowing, most in (
-            (reader, server_writer, self._requests, None),
-            (server_reader, writer, self._responses, self.max_responses),
-        ):
-            self._open.add(sink.transport)
-            pump = asyncio.create_task(self._pump(source, sink, flowing, most))
-            self._pumps.add(pump)
+        try:
+            server_reader, server_writer = await asyncio.open_connection(*self._target)
+        except OSError:
+            writer.transport.abort()
+            return
+        self._open.add(server_writer.transport)
+        self._start(self._pump(reader, server_writer, self._requests, None))
+        self._start(self._pump(server_reader, writer, self._responses, self.max_responses))
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        self._tasks.add(asyncio.create_task(work))
 
     async def _pump(
         self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, flowing: asyncio.Event, most: int | None
