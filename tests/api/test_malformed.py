@@ -198,6 +198,7 @@ _HEADERS = {
     "ETag",
     "Retry-After",
     "X-Taskherd-Answered",
+    "X-Taskherd-LSN",
     "X-Taskherd-Queued",
     "X-Taskherd-Timed-Out",
     "X-Taskherd-Truncated",

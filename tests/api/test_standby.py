@@ -15,16 +15,18 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from taskherd.api.app import ApiProcess
 from taskherd.api.read_routing import ReadRouting
 from taskherd.cli.diagnostics.database import check_standby
 from taskherd.cli.diagnostics.findings import FindingState
+from taskherd.client.http import LSN, Client
 from taskherd.dev.postgres import PostgresNode
 from taskherd.errors import Misconfigured, Unavailable
 from taskherd.observability.metrics import Metrics
 from taskherd.settings import Settings
 from taskherd.store import migrate
 from taskherd.store.read_pool import ReadPool
-from tests.harness.api import TIMEOUT, ApiHarness, open_api_harness
+from tests.harness.api import TIMEOUT, VERSION, ApiHarness, open_api_harness, running_api
 from tests.harness.replication import StandbyNode, execute, running_pair
 from tests.harness.sse import sse_client
 
@@ -79,7 +81,11 @@ async def _caught_up(pair: tuple[PostgresNode, StandbyNode]) -> None:
 
 
 def _reads(api: ApiHarness, server: str) -> float:
-    value = api.api.metrics.registry.get_sample_value("taskherd_api_reads_total", {"server": server})
+    return _reads_of(api.api, server)
+
+
+def _reads_of(api: ApiProcess, server: str) -> float:
+    value = api.metrics.registry.get_sample_value("taskherd_api_reads_total", {"server": server})
     assert value is not None
     return value
 
@@ -141,6 +147,50 @@ async def test_callers_read_their_own_writes(opened: OpenHarness, pair: Pair) ->
         await _replay(pair[1], paused=False)
         await _standby_serves(api, api.alice, path)
         assert (await api.get(task["id"]))["status"] != "active"
+
+
+async def test_callers_read_their_own_writes_from_another_process(opened: OpenHarness, pair: Pair) -> None:
+    """With the LSN that the response to a write named, no process that knows nothing of the write reads past it."""
+    async with opened(read_lag_most=60) as api, running_api(*api.worker.urls, api.worker.prefix) as without_standby:
+        read_url = urlsplit(pair[1].url)._replace(path=urlsplit(api.worker.urls[0]).path).geturl()
+        settings: dict[str, Any] = {"database_read_url": read_url, "read_lag_most": 60}
+        task = await api.active()
+        path = ("tasks", "me", task["id"])
+        async with running_api(*api.worker.urls, api.worker.prefix, **settings) as other:
+            here, there, elsewhere = (
+                Client(f"http://127.0.0.1:{each.port}", api.tokens["alice"])
+                for each in (api.api, other, without_standby)
+            )
+
+            async def status(client: Client, **headers: str) -> Any:
+                return (await asyncio.to_thread(client.request, "GET", *path, headers=headers)).body["status"]
+
+            async def served_there() -> bool:
+                before = _reads_of(other, "standby")
+                await status(there)
+                return _reads_of(other, "standby") > before
+
+            await _caught_up(pair)
+            await _until(served_there)
+            await _replay(pair[1], paused=True)
+            paused = await asyncio.to_thread(here.request, "POST", *path, "pause")
+            lsn = paused.headers[LSN.lower()]
+            assert await status(there) == "active", "it knows nothing of the write"
+            assert await status(there, **{LSN: "not an LSN"}) == "active"
+            assert await status(there, **{LSN: lsn}) != "active"
+            assert await status(here) != "active"
+            body = {"template_version_id": str(VERSION), "input": "Without a standby there is nothing to wait for"}
+            created = await asyncio.to_thread(elsewhere.request, "POST", "tasks", "me", body=body)
+            assert LSN.lower() not in created.headers
+            await _replay(pair[1], paused=False)
+            await _caught_up(pair)
+            before = _reads_of(other, "standby")
+
+            async def served_again() -> bool:
+                assert await status(there, **{LSN: lsn}) != "active"
+                return _reads_of(other, "standby") > before
+
+            await _until(served_again)
 
 
 async def test_a_follower_never_reads_an_older_version(opened: OpenHarness, pair: Pair) -> None:

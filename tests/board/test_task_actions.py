@@ -174,6 +174,41 @@ async def test_a_message_is_sent_once(board: Board) -> None:
     assert page.tab.errors == []
 
 
+POSITIONS = """window.real = fetch, window.named = [];
+window.fetch = async (path, options) => {
+    named.push([options.method, options.headers['X-Taskherd-LSN'] || '']);
+    const response = await real(path, options);
+    if (options.method === 'GET') return response;
+    const headers = new Headers([...response.headers, ['X-Taskherd-LSN', '16/B374D848']]);
+    return new Response(response.status === 204 ? null : response.body, { status: response.status, headers });
+}, 0"""
+"""Names a position in the responses to writes, and keeps those that requests name in ``named``."""
+
+
+async def test_reads_after_a_write_name_its_position(board: Board) -> None:
+    """Behind a load balancer, another API process whose standby is late would show what was before the write."""
+    task_id = (await board.harness.active(name="positions", display_name="Positions"))["id"]
+    await status(board, task_id, "idle", "Ready")
+    page = await open_task(board, "positions")
+    await page.tab.evaluate(POSITIONS)
+    await with_module(page, "api.js", "module.get('/users/me').then(() => 0)")
+    await page.tab.press("m")
+    await page.tab.until("document.activeElement.name === 'input'")
+    await page.tab.type("Go on")
+    await page.tab.until("document.querySelector('.composer textarea').value === ''")
+    await with_module(page, "api.js", "module.get('/users/me').then(() => 0)")
+    named = await page.tab.evaluate("named")
+    assert named[0] == ["GET", ""]
+    assert ["POST", ""] in named
+    assert named[-1] == ["GET", "16/B374D848"]
+    await page.go("/tasks/alice/positions")
+    await page.sees("Positions", "h1")
+    await page.tab.evaluate(POSITIONS)
+    await with_module(page, "api.js", "module.get('/users/me').then(() => 0)")
+    assert await page.tab.evaluate("named.at(-1)") == ["GET", "16/B374D848"]
+    assert page.tab.errors == []
+
+
 async def test_interrupt_link_and_copies(board: Board) -> None:
     """`i` and the button interrupt an agent that works, `o` opens its link elsewhere, and a command can be copied."""
     harness = board.harness

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from taskherd.store.read_pool import Reader, ReadPool
 
 ME: Final = "me"
+LSN: Final = "X-Taskherd-LSN"
+"""The header of a response to a write, and of later reads that must show it (docs/adr/0040)."""
+_SAFE: Final = frozenset({"GET", "HEAD"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +134,13 @@ class RequestContext:
     @property
     def reader(self) -> Reader:
         """What executes the request's reads: for a plain GET of a user perhaps a standby, else the primary."""
-        if self.follows or self._caller is None or self.method not in {"GET", "HEAD"}:
+        if self.follows or self._caller is None or self.method not in _SAFE:
             return self.api.reader
-        return self.api.reads.reader(self._caller.user_id)
+        return self.api.reads.reader(self._caller.user_id, self.headers.get(LSN.lower(), ""))
+
+    async def written_lsn(self) -> str | None:
+        """Return the LSN that the response names for later reads of the user; None if there is none to name."""
+        return None if self._caller is None or self.method in _SAFE else await self.api.reads.written_lsn()
 
     def mark_seen(self) -> None:
         """Record that the caller has now seen or made the newest changes; no later read shows them less."""

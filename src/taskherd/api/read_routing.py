@@ -4,7 +4,7 @@ All times are this process's monotonic time. The positions of primary and standb
 several times a second, which gives one number, ``shown_until``: the standby shows every change that was committed
 before it. A caller's *mark* is the time until which that caller has seen changes: a write that was confirmed, an event,
 a read from the primary. The standby serves a caller whose mark it has passed, while it lags no more than allowed
-(docs/adr/0040).
+(docs/adr/0040). What the caller wrote through another process is known from the LSN that the request names.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ MAX_MARKS: Final = 10_000
 """Maximum number of callers with a mark; beyond it, the oldest mark counts for all callers."""
 MAX_SAMPLES: Final = 1_000
 """Maximum number of positions of the primary that are kept until the standby has reached them."""
+LSN_TIMEOUT: Final = 0.5
+"""Seconds for which the response to a write waits for the primary's position in the write-ahead log."""
 FAILURES: Final = (Unavailable, Retry, Misconfigured)
 
 
@@ -55,6 +57,8 @@ class ReplicationProgress:
     def __init__(self) -> None:
         self.shown_until: float | None = None
         """None while it is not known."""
+        self.replayed = 0
+        """The newest position that the standby is known to show, since it was last known."""
         self._samples: deque[Sample] = deque(maxlen=MAX_SAMPLES)
 
     def update(self, sample: Sample | None, replayed: int | None) -> None:
@@ -64,6 +68,7 @@ class ReplicationProgress:
         if replayed is None:
             self.forget()
             return
+        self.replayed = replayed
         while self._samples and self._samples[0].position <= replayed:
             self.shown_until = self._samples.popleft().time
 
@@ -75,6 +80,7 @@ class ReplicationProgress:
     def forget(self) -> None:
         """Use the standby no more until its position is known again: it may have restarted behind what it showed."""
         self.shown_until = None
+        self.replayed = 0
 
 
 class ReadMarks:
@@ -122,19 +128,40 @@ class ReadRouting:
         self.problem: str | None = "not compared with the primary yet"
         """Why the standby is not used, None while it is."""
 
-    def reader(self, caller: UUID) -> Reader:
-        """Return what executes the reads of a request of this caller."""
-        return self._primary if self._standby is None else RoutedReader(self, self._primary, self._standby, caller)
+    def reader(self, caller: UUID, after: str = "") -> Reader:
+        """Return what executes the reads of a request of this caller.
+
+        Args:
+            caller: who sent the request.
+            after: the LSN that a response to a write of the same caller named, perhaps through another process. What is
+                not one counts as none.
+        """
+        if self._standby is None:
+            return self._primary
+        return RoutedReader(self, self._primary, self._standby, caller, replication.parse_lsn(after) or 0)
+
+    async def written_lsn(self) -> str | None:
+        """Return the LSN from which a standby shows all that was committed until now; None without a standby.
+
+        It is one that no standby reaches if the primary does not name its own within ``LSN_TIMEOUT``.
+        """
+        if self._standby is None:
+            return None
+        try:
+            async with asyncio.timeout(LSN_TIMEOUT):
+                return await replication.written_lsn(self._primary) or replication.UNKNOWN_LSN
+        except (TimeoutError, *FAILURES):
+            return replication.UNKNOWN_LSN
 
     def mark(self, caller: UUID) -> None:
         """Record that the caller has now seen the newest changes, so that no later read shows an older state."""
         if self._standby is not None:
             self._marks.set(caller, self._now())
 
-    def allows_standby(self, caller: UUID) -> bool:
-        """Return whether the standby may serve this caller now."""
+    def allows_standby(self, caller: UUID, after: int = 0) -> bool:
+        """Return whether the standby may serve this caller now, and shows everything up to the position ``after``."""
         shown_until = self.progress.shown_until
-        if shown_until is None or self._now() - shown_until > self._max_lag:
+        if shown_until is None or self._now() - shown_until > self._max_lag or self.progress.replayed < after:
             return False
         return self._marks.allow(caller, shown_until)
 
@@ -217,15 +244,16 @@ class RoutedReader:
     just created it.
     """
 
-    def __init__(self, routing: ReadRouting, primary: ReadPool, standby: ReadPool, caller: UUID) -> None:
+    def __init__(self, routing: ReadRouting, primary: ReadPool, standby: ReadPool, caller: UUID, after: int) -> None:
         self._routing = routing
         self._primary = primary
         self._standby = standby
         self._caller = caller
+        self._after = after
 
     async def fetch(self, statement: str, *values: Any) -> Sequence[Row]:
         """Return all rows. Raise the same errors as ``ReadPool.fetch``."""
-        if self._routing.allows_standby(self._caller):
+        if self._routing.allows_standby(self._caller, self._after):
             try:
                 rows = await self._standby.fetch(statement, *values)
             except FAILURES as error:

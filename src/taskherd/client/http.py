@@ -19,6 +19,8 @@ URL: Final = "TASKHERD_URL"
 TOKEN: Final = "TASKHERD_TOKEN"  # noqa: S105 - a variable's name
 REQUEST_TIMEOUT: Final = 30.0
 """Seconds without a byte from the server after which a request fails."""
+LSN: Final = "X-Taskherd-LSN"
+"""The header of the response to a write with which later requests read nothing older, whichever process they reach."""
 MAX_BODY: Final = 64 * 1024 * 1024
 """Maximum size of a response body that is read, in bytes."""
 
@@ -50,6 +52,7 @@ class Client:
         self._base = url.rstrip("/") + "/api/v2"
         self._token = token
         self._opener = build_opener(_NoRedirect())
+        self._lsn: str | None = None
 
     def page(self, *path: str) -> str:
         """Return the address of a page of the board, such as that of a task: the segments of its path, unquoted."""
@@ -100,9 +103,12 @@ class Client:
         }
         if content is not None:
             sent_headers["Content-Type"] = "application/json"
+        if self._lsn is not None:
+            sent_headers[LSN] = self._lsn
         request = Request(url, data=content, headers=sent_headers, method=method)  # noqa: S310 - `from_environment` allows http and https only
         try:
             with self._opener.open(request, timeout=timeout) as response:
+                self._lsn = response.headers.get(LSN, self._lsn)
                 yield response
         except HTTPError as error:
             with error:

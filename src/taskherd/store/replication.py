@@ -7,9 +7,14 @@ https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-RECOVERY-
 
 from __future__ import annotations
 
+import re
 from typing import Final, NamedTuple
 
 from taskherd.store.read_pool import ReadPool
+
+UNKNOWN_LSN: Final = "FFFFFFFF/FFFFFFFF"
+"""The LSN that no standby reaches."""
+_LSN: Final = re.compile(r"([0-9A-F]{1,8})/([0-9A-F]{1,8})", re.ASCII | re.IGNORECASE)
 
 _POSITION: Final = """
 SELECT CASE WHEN {condition} THEN CAST(pg_wal_lsn_diff({position}, '0/0') AS bigint) END AS position,
@@ -17,6 +22,8 @@ SELECT CASE WHEN {condition} THEN CAST(pg_wal_lsn_diff({position}, '0/0') AS big
        (SELECT system_identifier FROM pg_control_system()) AS cluster,
        (SELECT oid FROM pg_database WHERE datname = current_database()) AS database
 """
+
+_WRITTEN_LSN: Final = "SELECT CASE WHEN NOT pg_is_in_recovery() THEN CAST(pg_current_wal_lsn() AS text) END AS lsn"
 
 _WRITTEN: Final = _POSITION.format(
     condition="NOT pg_is_in_recovery()",
@@ -66,6 +73,22 @@ async def replayed(standby: ReadPool) -> WalPosition | None:
     Raise the errors of ``ReadPool.fetch``.
     """
     return await _position(standby, _REPLAYED)
+
+
+async def written_lsn(primary: ReadPool) -> str | None:
+    """Return the position up to which the primary has written, as PostgreSQL prints it: ``16/B374D848``.
+
+    A commit that was acknowledged is below it. Return None if the server is a standby. Raise the errors of
+    ``ReadPool.fetch``.
+    """
+    row = await primary.fetch_one(_WRITTEN_LSN)
+    return None if row is None else row["lsn"]
+
+
+def parse_lsn(text: str) -> int | None:
+    """Return the position that an LSN as PostgreSQL prints it names, None if it is not one."""
+    match = _LSN.fullmatch(text)
+    return None if match is None else int(match[1], 16) << 32 | int(match[2], 16)
 
 
 async def _position(pool: ReadPool, statement: str) -> WalPosition | None:

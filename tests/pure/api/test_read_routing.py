@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
+import pytest
 from structlog.testing import capture_logs
 
 from taskherd.api.read_routing import (
@@ -17,6 +18,7 @@ from taskherd.api.read_routing import (
 from taskherd.errors import Misconfigured, Unavailable
 from taskherd.observability.metrics import Metrics
 from taskherd.store.read_pool import ReadPool
+from taskherd.store.replication import UNKNOWN_LSN, parse_lsn
 
 ALICE, BOB, CAROL = (UUID(int=number) for number in range(3))
 AWAY = "postgresql://taskherd@127.0.0.1:1/none"
@@ -132,6 +134,46 @@ def test_whoever_wrote_waits_for_the_standby() -> None:
     assert routing.chosen.allows_standby(BOB)
     routing.show(100.0)
     assert routing.chosen.allows_standby(ALICE)
+
+
+def test_a_request_that_names_an_lsn_waits_for_it() -> None:
+    """The standby serves it once it shows that position, and the same caller's other requests before."""
+    routing = Routing()
+    routing.show(100.0)
+    assert routing.chosen.allows_standby(ALICE, 1)
+    assert not routing.chosen.allows_standby(ALICE, 2)
+    assert routing.chosen.allows_standby(ALICE)
+    routing.chosen.progress.update(None, 2)
+    assert routing.chosen.allows_standby(ALICE, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "position"),
+    [
+        ("0/0", 0),
+        ("16/b374d848", (0x16 << 32) + 0xB374D848),
+        (UNKNOWN_LSN, 2**64 - 1),
+        ("", None),
+        ("1", None),
+        ("123456789/0", None),
+        ("1/2/3", None),
+        ("1/2\n", None),
+        ("-1/2", None),
+    ],
+)
+def test_an_lsn_is_read_as_postgresql_prints_it(text: str, position: int | None) -> None:
+    """What is not one is no position."""
+    assert parse_lsn(text) == position
+
+
+async def test_a_write_whose_position_is_unknown_is_read_from_the_primary() -> None:
+    """If the primary does not name its position, the response names one that no standby shows; without standby none."""
+    routing = Routing()
+    routing.show(100.0)
+    lsn = await routing.chosen.written_lsn()
+    assert lsn == UNKNOWN_LSN
+    assert not routing.chosen.allows_standby(ALICE, parse_lsn(lsn) or 0)
+    assert await Routing(standby=False).chosen.written_lsn() is None
 
 
 def test_the_log_says_when_the_standby_begins_and_ceases_to_be_used() -> None:

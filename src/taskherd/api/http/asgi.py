@@ -15,6 +15,7 @@ from starlette.routing import Route as StarletteRoute
 
 from taskherd.api.board.files import board_files
 from taskherd.api.board.routes import ROUTES as BOARD
+from taskherd.api.context import LSN
 from taskherd.api.http import openapi
 from taskherd.api.http.endpoint import HttpEndpoint
 from taskherd.api.http.errors import route_not_found
@@ -75,7 +76,8 @@ def application(api: ApiContext, routes: Sequence[Route] = ROUTES, sockets: Sequ
 
 def _documented_headers(routes: Sequence[Route]) -> list[str]:
     """Return the names of the headers that responses of these routes may have."""
-    return sorted({name for route in routes for response in route.responses.values() for name in response.headers})
+    documented = {name for route in routes for response in route.responses.values() for name in response.headers}
+    return sorted(documented | {LSN})
 
 
 def _endpoints(api: ApiContext, prefix: str, routes: Sequence[Route]) -> list[BaseRoute]:

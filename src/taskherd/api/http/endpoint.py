@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl
 
 import structlog
 
-from taskherd.api.context import ApiContext, RequestContext
+from taskherd.api.context import LSN, ApiContext, RequestContext
 from taskherd.api.http import bodies, compression, errors
 from taskherd.api.http.auth import authenticate
 from taskherd.api.http.errors import HTTPError
@@ -98,6 +99,8 @@ class HttpEndpoint:
         tracing = self._api.tracing
         with tracing.span("request", parent=extract(request.headers), method=request.method, route=self._path):
             response = await route.handler(request)
+            if isinstance(response, BufferedResponse) and (lsn := await request.written_lsn()) is not None:
+                response = replace(response, headers={**response.headers, LSN: lsn})
         if route.compressed and isinstance(response, BufferedResponse):
             return await compression.negotiate(response, request.headers)
         return response

@@ -39,7 +39,8 @@ _PATH_PARAMETERS: Final = {
 }
 _DESCRIPTION: Final = (
     "Coder's Tasks API as its clients use it, with extensions. Every error is JSON. An optional field without a value"
-    " is left out, unless its schema allows null."
+    " is left out, unless its schema allows null. A response to a write may have the header `X-Taskherd-LSN`: requests"
+    " that send the newest one back read nothing older, whichever process they reach."
 )
 _RETRY: Final = {"Retry-After": "Number of seconds after which to repeat the request."}
 _COMMON: Final[Mapping[int, ResponseSpec]] = {

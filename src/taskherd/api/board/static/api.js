@@ -5,6 +5,7 @@ import * as session from "./session.js";
 const BASE = "/api/v2";
 const MAX_CACHED = 60;
 const UNREACHABLE = "The server cannot be reached.";
+const LSN = "X-Taskherd-LSN";
 
 /**
  * What a request came to. `status` 0: no answer; `aborted`: the page was left meanwhile, so nothing is to be shown.
@@ -167,7 +168,9 @@ async function request(method, path, { signal, headers = {}, body, stream = fals
     if (early) ({ response, text } = await early.answer);
     else response = await fetch(BASE + path, {
       method, body, signal, cache: "no-store", credentials: "omit", redirect: "error",
-      headers: { Accept: stream ? "text/event-stream" : "application/json", "Coder-Session-Token": token, ...headers },
+      headers: {
+        Accept: stream ? "text/event-stream" : "application/json", "Coder-Session-Token": token, ...written(), ...headers,
+      },
     });
     if (response.ok && stream) value = response;
     else value = parse(text ?? await response.text());
@@ -176,11 +179,22 @@ async function request(method, path, { signal, headers = {}, body, stream = fals
   }
   const date = Date.parse(response.headers.get("Date") || "");
   if (date && Math.abs(date + 500 - Date.now() - skew) > 1500) skew = date + 500 - Date.now();
+  const lsn = response.headers.get(LSN);
+  if (lsn) sessionStorage.setItem(LSN, lsn);
   if (response.ok || response.status === 304) {
     return { ok: true, status: response.status, value, headers: response.headers, unchanged: false };
   }
   if (response.status === 401 && token === session.token()) session.expired();
   return failure(response.status, value, false, Number(response.headers.get("Retry-After")) || 0);
+}
+
+/**
+ * The header with which a read shows the last write of this tab, whichever process it reaches: as the write's response had it.
+ * @returns {Record<string, string>}
+ */
+function written() {
+  const lsn = sessionStorage.getItem(LSN);
+  return lsn ? { [LSN]: lsn } : {};
 }
 
 /** @param {string} text */
