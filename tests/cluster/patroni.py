@@ -142,6 +142,10 @@ class PatroniCluster:
         hosts = ",".join(f"{ports.HOST}:{member.port}" for member in members)
         return f"postgresql://taskherd:{self._password}@{hosts}/{database}"
 
+    def url_of_member(self, member: PatroniMember, database: str) -> str:
+        """Return the URL of a database on one member, whichever is its role."""
+        return f"postgresql://taskherd:{self._password}@{ports.HOST}:{member.port}/{database}"
+
     async def start(self) -> None:
         """Start etcd, then all members, and wait until a leader has its standbys."""
         await self.proxy.start()
@@ -178,6 +182,12 @@ class PatroniCluster:
         answers = await asyncio.gather(*(self._get(member, "/primary") for member in self.members))
         leaders = [member for member, answer in zip(self.members, answers, strict=True) if answer is not None]
         return leaders[0] if len(leaders) == 1 else None
+
+    async def standbys(self) -> tuple[PatroniMember, PatroniMember]:
+        """Return the standbys of the healthy cluster: the synchronous one, which leads next, and the other one."""
+        (synchronous,) = [member for member in self.members if await self._get(member, "/synchronous") is not None]
+        (other,) = [member for member in self.members if member not in {synchronous, await self.leader()}]
+        return synchronous, other
 
     async def follow_leader(self) -> None:
         """Lead the proxy to the leader, again and again."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import urlsplit
@@ -15,19 +16,22 @@ import asyncpg
 import httpx
 import pytest
 
+from taskherd.api.context import LSN
 from taskherd.store import role_settings
 from tests.chaos.fault_injection import fault_under_load
 from tests.chaos.figures import Figures
 from tests.cluster.load import POST_TIMEOUT, steady_load
 from tests.cluster.patroni import PatroniCluster, PatroniMember
 from tests.harness.api import TLS, token_for
-from tests.harness.chaos import ChaosHarness
+from tests.harness.chaos import ChaosHarness, WorkerProcess
 from tests.harness.pgbouncer import recommended_settings, running_pgbouncer
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 MOVED_ON_WITHIN = 120.0
 READ_INTERVAL = 0.2
+WRITE_INTERVAL = 0.05
+ENOUGH_READS = 20
 STILL_FROZEN = 10.0
 """Seconds for which the former leader stays frozen while the new one serves."""
 ANSWERED_WITHIN = 8.0
@@ -74,18 +78,19 @@ FAULTS: dict[str, tuple[Fault, int]] = {
 """By row: what is done, and how often."""
 
 
-@pytest.fixture(params=["directly", "through PgBouncer"])
+@pytest.fixture(params=["directly", "through PgBouncer (transaction)", "through PgBouncer (session)"])
 async def settings(
     request: pytest.FixtureRequest, harness: ChaosHarness, tmp_path: Path, announce: Callable[[str], None]
 ) -> AsyncIterator[dict[str, str]]:
-    """Yield the worker's settings; the PgBouncer is the one of ``deploy/cluster``."""
+    """Yield the worker's settings; the PgBouncer is the one of ``deploy/cluster``, in either pool mode."""
     if request.param == "directly":
         yield {}
         return
-    url, options = harness.ledger.database_url, recommended_settings()
+    url, mode = harness.ledger.database_url, request.param.partition("(")[2].rstrip(")")
     await role_settings.apply(url)
+    options = recommended_settings() | {"pool_mode": mode}
     async with running_pgbouncer(url, tmp_path / "pgbouncer", announce, **options) as bouncer:
-        yield {"database_url": bouncer.url(pgbouncer=options["pool_mode"])}
+        yield {"database_url": bouncer.url(pgbouncer=mode)}
 
 
 @pytest.mark.parametrize("row", FAULTS)
@@ -109,7 +114,8 @@ async def test_nothing_is_lost_in_a_failover(
     await worker.until_ready()
     await harness.stop_worker(worker)
     assert await harness.ledger.violations() == []
-    note = "worker behind PgBouncer" if settings else ""
+    mode = settings.get("database_url", "").partition("?pgbouncer=")[2]
+    note = f"worker behind PgBouncer in {mode} mode" if mode else ""
     await figures.record_run(harness, f"{row}{note and ', '}{note}", faults=times, seconds=seconds)
 
 
@@ -146,11 +152,9 @@ async def test_clients_of_processes_that_know_all_hosts_wait_for_the_election_on
     api = await harness.start("api", database_url=url, api_port="0", api_rate_limit="0")
     for process in (worker, api):
         await process.until_ready()
-    port = next(line["port"] for line in api.lines() if "ops_port" in line)
     headers = {"Coder-Session-Token": await token_for(harness.ledger.database_url, "al")}
-    base = f"http://127.0.0.1:{port}/api/v2"
     async with (
-        httpx.AsyncClient(base_url=base, headers=headers, timeout=POST_TIMEOUT, verify=TLS) as client,
+        httpx.AsyncClient(base_url=_base_of(api), headers=headers, timeout=POST_TIMEOUT, verify=TLS) as client,
         steady_load(harness, client) as load,
     ):
         reader = Reader(client, f"/tasks/me/{load.tasks[0]}")
@@ -188,6 +192,122 @@ async def test_clients_of_processes_that_know_all_hosts_wait_for_the_election_on
     )
     assert longest < ANSWERED_WITHIN, note
     await figures.record_run(harness, row, faults=1, seconds=[served], note=note)
+
+
+@dataclass(slots=True)
+class Witness:
+    """A client that labels a task at one API, and reads it from two: it must see its own labels, and none twice."""
+
+    here: httpx.AsyncClient
+    there: httpx.AsyncClient
+    path: str
+    written: int = 0
+    """Number of the newest label that was confirmed."""
+    seen: int = 0
+    """Number of reads that were served."""
+
+    async def run(self) -> None:
+        """Write and read until canceled. Fail if a read shows less than was confirmed before it."""
+        for number in count(1):
+            response = await self.here.patch(f"{self.path}/labels", json={"labels": {"number": str(number)}})
+            if response.status_code == httpx.codes.OK:
+                self.written = number
+                headers = {LSN: response.headers[LSN]}
+                for client in (self.here, self.there):
+                    await self._read(client, headers)
+            else:
+                assert response.status_code == httpx.codes.SERVICE_UNAVAILABLE, response.text
+            await asyncio.sleep(WRITE_INTERVAL)
+
+    async def clear(self) -> None:
+        """Remove the label, which the ledger knows nothing of."""
+        response = await self.here.patch(f"{self.path}/labels", json={"labels": {"number": None}})
+        assert response.status_code == httpx.codes.OK, response.text
+
+    async def _read(self, client: httpx.AsyncClient, headers: dict[str, str]) -> None:
+        read = await client.get(self.path, headers=headers)
+        if read.status_code == httpx.codes.OK:
+            assert int(read.json()["labels"]["number"]) >= self.written
+            self.seen += 1
+        else:
+            assert read.status_code == httpx.codes.SERVICE_UNAVAILABLE, read.text
+
+
+@pytest.mark.parametrize(
+    ("row", "promoted"),
+    [
+        ("PostgreSQL primary frozen (SIGSTOP), APIs read from the standby that is promoted", True),
+        ("PostgreSQL primary frozen (SIGSTOP), APIs read from the standby that then follows the new primary", False),
+    ],
+)
+async def test_no_read_from_a_standby_shows_less_than_what_was_confirmed(
+    harness: ChaosHarness, cluster: PatroniCluster, figures: Figures, row: str, *, promoted: bool
+) -> None:
+    """Through a failover a client that writes at one API and reads at two sees what it wrote, whoever serves it."""
+    leader = await cluster.until_healthy()
+    standby = (await cluster.standbys())[0 if promoted else 1]
+    database = urlsplit(harness.ledger.database_url).path[1:]
+    url = cluster.url_of_hosts(leader, database)
+    settings = {"database_url": url, "database_read_url": cluster.url_of_member(standby, database)}
+    worker = await harness.start(database_url=url)
+    apis = [await harness.start("api", **settings, api_port="0", api_rate_limit="0") for _ in range(2)]
+    for process in (worker, *apis):
+        await process.until_ready()
+    headers = {"Coder-Session-Token": await token_for(harness.ledger.database_url, "al")}
+    async with AsyncExitStack() as stack:
+        here, there = [
+            await stack.enter_async_context(
+                httpx.AsyncClient(base_url=_base_of(api), headers=headers, timeout=POST_TIMEOUT, verify=TLS)
+            )
+            for api in apis
+        ]
+        load = await stack.enter_async_context(steady_load(harness, here))
+        witness = Witness(here, there, f"/tasks/me/{load.tasks[0]}")
+        running = asyncio.create_task(witness.run())
+        await _until_reads(apis[1], "standby", running)
+        started_at = time.monotonic()
+        leader.freeze()
+        try:
+            new = await cluster.until_leader_other_than(leader)
+            written = witness.written
+            async with asyncio.timeout(MOVED_ON_WITHIN):
+                while witness.written == written and not running.done():  # noqa: ASYNC110 - nobody notifies
+                    await asyncio.sleep(0.05)
+            served = time.monotonic() - started_at
+        finally:
+            leader.unfreeze()
+        assert (new is standby) is promoted
+        assert await cluster.until_healthy() is new, "no second failover"
+        await _until_reads(apis[1], "primary" if promoted else "standby", running)
+        running.cancel()
+        assert isinstance((await asyncio.gather(running, return_exceptions=True))[0], asyncio.CancelledError)
+        await witness.clear()
+    await harness.until_settled()
+    for process in (worker, *apis):
+        await process.until_ready()
+        await harness.stop_worker(process)
+    assert await harness.ledger.violations() == []
+    note = f"{witness.written} labels written at one API; each of {witness.seen} reads at two showed the newest one"
+    await figures.record_run(harness, row, faults=1, seconds=[served], note=note)
+
+
+def _base_of(api: WorkerProcess) -> str:
+    port = next(line["port"] for line in api.lines() if "ops_port" in line)
+    return f"http://127.0.0.1:{port}/api/v2"
+
+
+async def _reads(api: WorkerProcess, server: str) -> float:
+    return await api.metric("taskherd_api_reads_total", server=server)
+
+
+async def _until_reads(api: WorkerProcess, server: str, running: asyncio.Task[None]) -> None:
+    """Wait until this server has served more of the API's reads, or the client has failed."""
+    before = await _reads(api, server)
+    async with asyncio.timeout(MOVED_ON_WITHIN):
+        while await _reads(api, server) < before + ENOUGH_READS and not running.done():  # noqa: ASYNC110 - nobody notifies
+            await asyncio.sleep(0.1)
+    if running.done():
+        await running
 
 
 def _accepted(requests: Sequence[tuple[int, float]]) -> bool:
