@@ -20,7 +20,7 @@ from examples.demo.checks import Expectation
 from examples.demo.client import DemoClient
 from examples.demo.processes import RUNNER, DemoProcesses
 from examples.demo.scenario_runner import EFFECT_TIMEOUT
-from examples.demo.scenarios import ADMIN, MEMBER, Scenario, scenarios, waiting_scenario
+from examples.demo.scenarios import ADMIN, MEMBER, Scenario, scenarios, staying_scenarios
 from taskherd.broker import diagnostics
 from taskherd.broker.topology import TopologyNames
 from taskherd.dev import dev, first_steps, ports, processes, services
@@ -135,15 +135,23 @@ def _run(data: Path, console: Console) -> DemoResult:
 
 
 def _stay(client: DemoClient, announce: Callable[[str], None], where: str) -> None:
-    """Leave one request open for the person who looks at the board, and wait for Ctrl-C."""
-    waiting = waiting_scenario()
+    """Leave requests, failures and agents at work for the person who looks at the board, and wait for Ctrl-C."""
     with suppress(KeyboardInterrupt):
-        asyncio.run(client.create(waiting))
-        if asyncio.run(client.await_state(waiting, "idle", EFFECT_TIMEOUT)):
-            announce(f"{waiting.name} waits for your answer on the board")
+        asyncio.run(_start_staying(client, announce))
         announce(f"the board stays at {where}")
         threading.Event().wait()
     asyncio.run(client.pause_all(EFFECT_TIMEOUT))  # agents outlive their runner, also those that people started
+
+
+async def _start_staying(client: DemoClient, announce: Callable[[str], None]) -> None:
+    """Start the tasks that stay, and say which of them wait for an answer."""
+    staying = staying_scenarios()
+    for scenario in staying:
+        await client.create(scenario)
+    await asyncio.gather(*(client.await_state(each, state, EFFECT_TIMEOUT) for each, state in staying.items()))
+    for scenario in staying:
+        if await client.requests(scenario):
+            announce(f"{scenario.name} waits for your answer on the board")
 
 
 async def _check_broker(amqp_url: str) -> None:

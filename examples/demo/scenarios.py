@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -81,6 +81,14 @@ def scenarios() -> Sequence[Scenario]:
     )
 
 
-def waiting_scenario() -> Scenario:
-    """Return a further scenario for ``STAY``, with a request that is left for the person who looks at the board."""
-    return Scenario("release", "May I say good morning with `echo good morning`", Role.ASKS)
+def staying_scenarios() -> Mapping[Scenario, str]:
+    """Return further scenarios for ``STAY``, each with the state in which it is left for who looks at the board."""
+    return {
+        Scenario("seeded", "Compile three drafts of the release", Role.FAILS): "failed",
+        Scenario("tokens", "Tokenize every module again", Role.CRASHES): "failed",
+        Scenario("answers", "Answer more questions about the source", Role.ANSWERS): "idle",
+        Scenario("watch", f"Watch the log with `{ENDLESS}` until somebody stops it.", Role.INTERRUPTED): "working",
+        Scenario("release", "Say good morning with `echo good morning`", Role.ASKS): "idle",
+        Scenario("release", f"Write the title of the release notes. {QUESTION}", Role.ASKS, MEMBER): "idle",
+        Scenario("compile", "Compile the source before the release"): "working",
+    }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +22,6 @@ HANGING_TIMEOUT: Final = 12.0
 _CRASH_AFTER: Final = 4
 _HANG_AFTER: Final = 3
 _INHERIT: Final = ("PATH", "HOME", "LANG")
-_MAX_DISPLAY_NAME: Final = 64
 _KINDS: Final[Mapping[Role, Mapping[str, Any]]] = {
     Role.SELF_REPORTING: {"agent": "self"},
     Role.ASKS: {"agent": "acp", "complete_after_turn": True},
@@ -50,7 +48,7 @@ def directory(example: Mapping[str, Any], scenarios: Sequence[Scenario], root: P
             "id": str(template_id(scenario.job)),
             "organization": organization,
             "name": f"{POOL}-{scenario.job}",  # must differ from the names in the example
-            "display_name": textwrap.shorten(scenario.prompt, _MAX_DISPLAY_NAME, placeholder=" …"),
+            "display_name": f"Demo: {scenario.job}",
             "active_version": str(version_id(scenario.job)),
             "versions": [
                 {"id": str(version_id(scenario.job)), "name": "v1", "presets": [], "run": _run(scenario, root)}

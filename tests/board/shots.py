@@ -1,6 +1,7 @@
 """Pictures of the board (``make shots``): each page, phone and desktop, light and dark, from a fleet of examples.
 
-The page ``readme`` is the top of Home, light and dark, in ``docs/pictures``, where the README shows it.
+The page ``readme`` is Home at the end of ``make demo STAY=1``, light and dark, in ``docs/pictures``, where the README
+shows it.
 
 ``python -m tests.board.shots --serve`` keeps everything running instead, until Ctrl-C or SIGTERM, and prints the
 address and tokens.
@@ -10,7 +11,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import re
 import signal
+import sys
 import tempfile
 import uuid
 from contextlib import suppress
@@ -18,6 +22,7 @@ from pathlib import Path
 
 from aio_pika.abc import AbstractIncomingMessage
 
+from examples.demo.main import STAY
 from taskherd.api.board.files import board_files
 from taskherd.dev import services
 from taskherd.store import migrate
@@ -30,8 +35,11 @@ from tests.harness.worker import ORGANIZATION
 
 FOLDER = Path("build/shots")
 README, README_FOLDER = "readme", Path("docs/pictures")
-README_SIZE = (1180, 892)
-"""Width and height in CSS pixels: what needs a person and the totals are on it."""
+README_SIZE = (1180, 840)
+"""Width and height in CSS pixels: what needs a person, the totals and what runs are on it."""
+DEMO_WITHIN = 300.0
+"""Seconds within which the demo has ended and waits."""
+_STAYS = re.compile(r"the board stays at (\S+) until Ctrl-C; token: (\S+)")
 PAGES = {
     "home": "/",
     "tasks": "/tasks",
@@ -64,6 +72,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("pages", nargs="*", help=f"which pages, of {', '.join(PAGES)} and {README}; default: all those")
     options = parser.parse_args()
+    if README in options.pages:
+        asyncio.run(_take_for_readme())
+        options.pages.remove(README)
+        if not options.pages:
+            return
     with (
         tempfile.TemporaryDirectory(prefix="taskherd-shots-") as folder,
         services.start(Path(folder), announce=print, fast=True) as running,
@@ -143,9 +156,7 @@ async def take(harness: ApiHarness, folder: Path, names: list[str]) -> None:
         }
         for each in (page, *others.values()):
             await each.tab.call("Emulation.setScrollbarsHidden", hidden=True)
-        if README in names:
-            await _take_for_readme(page)
-        for name in (each for each in names if each != README):
+        for name in names:
             shown = others.get(name, page)
             for size, (width, height, is_phone) in SIZES.items():
                 await shown.tab.resize(width, height, scale=2 if is_phone else 1, mobile=is_phone)
@@ -179,16 +190,47 @@ async def _pose(page: Page, name: str) -> None:
         await page.tab.evaluate("document.getElementById('offline').hidden = false")
 
 
-async def _take_for_readme(page: Page) -> None:
+async def _take_for_readme() -> None:
+    """Run the demo, take pictures of Home as it is left, and end the demo."""
     await asyncio.to_thread(README_FOLDER.mkdir, parents=True, exist_ok=True)
-    await page.tab.resize(*README_SIZE)
-    for scheme in ("light", "dark"):
-        await page.tab.prefer(scheme)
-        await page.go(PAGES["home"])
-        await page.tab.until("document.querySelector('.page[data-ready]')")
-        await page.tab.evaluate(NO_GUTTER)
-        picture = await page.tab.screenshot()
-        await asyncio.to_thread((README_FOLDER / f"home-{scheme}.png").write_bytes, picture)
+    with tempfile.TemporaryDirectory(prefix="taskherd-shots-") as folder:
+        demo = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "examples.demo", "--data", folder),
+            env={**os.environ, STAY: "1", "PYTHONUNBUFFERED": "1"},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        try:
+            async with asyncio.timeout(DEMO_WITHIN), run_browser(find_chromium(print)) as browser:
+                base, token = await _stays(demo)
+                page = Page(await browser.new_tab(private=True), base)
+                await page.tab.resize(*README_SIZE)
+                await page.tab.call("Emulation.setScrollbarsHidden", hidden=True)
+                await page.go("/")
+                await page.sign_in(token)
+                await page.tab.evaluate("localStorage.setItem('taskherd-home-scope', 'everyone')")
+                for scheme in ("light", "dark"):
+                    await page.tab.prefer(scheme)
+                    await page.go("/")
+                    await page.tab.until("document.querySelector('.page[data-ready]')")
+                    await page.tab.evaluate(NO_GUTTER)
+                    picture = await page.tab.screenshot()
+                    await asyncio.to_thread((README_FOLDER / f"home-{scheme}.png").write_bytes, picture)
+        finally:
+            with suppress(ProcessLookupError):
+                demo.send_signal(signal.SIGINT)
+            await demo.communicate()
+
+
+async def _stays(demo: asyncio.subprocess.Process) -> tuple[str, str]:
+    """Wait until the demo stays, and return the board's address and a token. Fail with the demo's output if it ends."""
+    assert demo.stdout is not None
+    output = ""
+    async for line in demo.stdout:
+        output += line.decode()
+        if found := _STAYS.search(output):
+            return found[1], found[2]
+    raise AssertionError(output)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,13 @@ async def test_the_end_of_an_agent_is_reported(
     assert harness.worker.reasons() == []
 
 
+async def test_what_an_agent_reported_last_is_among_its_last_words(harness: RunnerHarness) -> None:
+    """People read the message of a status line, not the line."""
+    await harness.start()
+    task_id = await shell(harness, """echo Copying; echo '::taskherd state=failed message="No space left"'; exit 1""")
+    assert (await until_ended(harness, task_id))["words"] == "Copying\nNo space left"
+
+
 @pytest.mark.parametrize(("status", "shown"), [(78, "error"), (0, "active")])
 async def test_an_agent_that_ends_before_it_is_ready_is_not_starting_for_ever(
     harness: RunnerHarness, status: int, shown: str

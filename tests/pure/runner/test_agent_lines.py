@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from taskherd.domain.reports import AgentState
-from taskherd.runner.agents.stdio import StatusLine, parse_status_line
+from taskherd.runner.agents.stdio import StatusLine, as_told, parse_status_line
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,10 @@ from taskherd.runner.agents.stdio import StatusLine, parse_status_line
 def test_status_lines_are_parsed(line: str, status: StatusLine | None) -> None:
     """Fields may come in any order, quoted or not; any other line is not a status line."""
     assert parse_status_line(line) == status
+
+
+def test_the_message_of_a_status_line_takes_its_place() -> None:
+    """Last words are for people, who are told the message and not the line that carries it."""
+    text = 'one\n::taskherd state=failed message="No space left"\n::taskherd state=dancing\n\nlast'
+    assert as_told(text) == "one\nNo space left\n::taskherd state=dancing\n\nlast"
+    assert as_told("") == ""

@@ -81,6 +81,12 @@ def parse_status_line(line: str) -> StatusLine | None:
     )
 
 
+def as_told(text: str) -> str:
+    """Return output with the message of each status line in its place, as people are told it."""
+    lines = text.split("\n")
+    return "\n".join(line if (status := parse_status_line(line)) is None else status.message for line in lines)
+
+
 class StdioFollower(FollowerWithoutRequests):
     """The follower of an agent's output; its checkpoint contains the offset read so far and the derived state."""
 
@@ -171,7 +177,7 @@ class StdioFollower(FollowerWithoutRequests):
             self._report_lines([self._lines.flush()], [])
         if agent_exit.dropped:
             self._context.metrics.runner_output_lost.inc(agent_exit.dropped)
-        words = last_words(output.tail(self._context.folder.output, TAIL_BYTES))
+        words = last_words(as_told(output.tail(self._context.folder.output, TAIL_BYTES)))
         state = self._state if self._self_reported else ""
         report_exit(self._context, agent_exit, state, shorten(self._last_line), words)
 
