@@ -17,6 +17,8 @@ AXE = Path(__file__).parent / "axe" / "axe.min.js.gz"
 AXE_SHA256 = "29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c"
 _RULES = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")
 SIGN_IN = "document.getElementById('token')"
+MAX_STOPS = 60
+"""Maximum number of times that Tab is pressed to reach something."""
 
 
 @cache
@@ -91,6 +93,18 @@ class Page:
         run = f"axe.run(document, {{runOnly: {json.dumps(rules or _RULES)}}}).then((found) => found.violations)"
         found: list[dict[str, Any]] = await self.tab.evaluate(run)
         return [f"{each['id']}: {node['html']} {node['failureSummary']}" for each in found for node in each["nodes"]]
+
+    async def tab_to(self, selector: str, text: str = "") -> None:
+        """Press Tab until the focus is on an element with this text, as somebody without a mouse does."""
+        on_it = (
+            f"document.activeElement.matches({json.dumps(selector)})"
+            f" && document.activeElement.textContent.includes({json.dumps(text)})"
+        )
+        for _ in range(MAX_STOPS):
+            await self.tab.press("Tab")
+            if await self.tab.evaluate(on_it):
+                return
+        raise AssertionError(f"no Tab leads to {selector} {text!r}")
 
     async def click(self, selector: str, text: str = "") -> None:
         """Wait for an element, with this text if one is given, and click on it."""

@@ -170,6 +170,36 @@ async def test_all_that_match_are_deleted_with_their_progress(board: Board) -> N
     assert page.tab.errors == []
 
 
+async def test_many_are_changed_without_a_mouse(board: Board) -> None:
+    """Tab, Space and Enter select, ask and confirm, for what can be undone and for what cannot."""
+    harness = board.harness
+    for name in ("by-key-1", "by-key-2"):
+        await harness.active(name=name, labels={"kind": "keys"})
+    page = await board.open("/tasks?q=label:kind%3Dkeys")
+    await page.tab.until(f"{NAMES}.length === 2")
+    await page.tab_to("thead input")
+    await page.tab.press(" ")
+    await page.sees("2 tasks selected", ".selection")
+    await page.tab_to(".selection .acts button", "Pause")
+    await page.tab.press("Enter")
+    await page.sees("Pause 2 tasks?", "dialog h2")
+    await page.tab.press("Enter")
+    await page.sees("Paused 2 tasks", ".job")
+    for name in ("by-key-1", "by-key-2"):
+        assert (await harness.get(name))["workspace_build_number"] == 2
+    await page.tab_to("thead input")
+    await page.tab.press(" ")
+    await page.sees("2 tasks selected", ".selection")
+    await page.tab_to(".selection .acts button", "Delete")
+    await page.tab.press("Enter")
+    await page.sees("Delete 2 tasks?", "dialog h2")
+    await page.tab_to("dialog button", "Delete 2 tasks")
+    await page.tab.press("Enter")
+    await page.sees("Deleted 2 tasks")
+    await page.tab.until("document.querySelectorAll('tbody tr.gone').length === 2")
+    assert page.tab.errors == []
+
+
 async def test_a_job_is_stopped_and_says_what_it_left(board: Board) -> None:
     """Stop ends a job after what is under way; the page says how many were changed, and how many left as they were."""
     page = await select_many(board, "carol")
