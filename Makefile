@@ -77,7 +77,7 @@ cluster: $(READY) ## break clusters of RabbitMQ (as root) and PostgreSQL under l
 	$(BIN)/python -m tests.chaos.figures $(CLUSTER_FIGURES) $(if $(filter RabbitMQ PostgreSQL,$(ROW)),docs/reliability.md "make cluster ROW=$(ROW)"); exit $$ended
 
 mutants: $(READY) ## change the code in COUNT small ways drawn by SEED, and print the changes that no test notices; hours (needs bubblewrap)
-	$(BIN)/python -m tests.mutation --seed $(or $(SEED),1) --count $(or $(COUNT),200)
+	$(BIN)/python -m tests.mutation --seed $(or $(SEED),1) --count $(or $(COUNT),200) --processes $(or $(PROCESSES),3)
 
 fuzz: $(READY) ## fuzz the API for ten minutes with requests made from its OpenAPI document
 	FUZZ_SECONDS=600 $(BIN)/pytest -q tests/api/test_fuzz.py

@@ -11,15 +11,19 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock
 from typing import Any
 
 from taskherd.dev import services
 from tests.mutation import equivalents, report
 from tests.mutation.coverage_map import FOLDERS, TestMap, branch_coverage, measure
-from tests.mutation.room import ROOT, WORK, Room
+from tests.mutation.room import ROOT, WORK, Room, stop_all
 from tests.mutation.sample import PACKAGES, all_mutations, draw
 from tests.mutation.selection import Selector, qualified_name
 from tests.mutation.source import Mutation
@@ -51,7 +55,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=200, help="number of mutations in the sample, 0 to measure only")
     parser.add_argument("--packages", nargs="+", default=PACKAGES, choices=PACKAGES, metavar="PACKAGE")
     parser.add_argument("--folders", nargs="+", default=FOLDERS, help="folders of tests to run")
-    parser.add_argument("--processes", type=int, default=1, help="folders of tests to measure at the same time")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="folders of tests to measure, and mutations to try, at a time"
+    )
     parser.add_argument("--hours", type=float, default=6, help="start no trial after this time")
     parser.add_argument("--score", type=float, default=95, help="the score in percent below which the exit status is 1")
     return parser.parse_args()
@@ -65,14 +71,18 @@ class _Campaign:
         self._selector = Selector(SOURCES, measured)
         self._equivalents = equivalents.load()
         self._file = WORK / f"{options.seed}.jsonl"
+        self._writing = Lock()
         self._known = {equivalents.identity(record): record for record in _lines(self._file)}
-        self._room = Room("trials")
-        self._trials = Trials(self._room, measured, environment)
+        self._rooms = [Room(f"trials{number}") for number in range(options.processes)]
+        self._idle: SimpleQueue[Trials] = SimpleQueue()
+        for room in self._rooms:
+            self._idle.put(Trials(room, measured, environment))
         self._ends_at = time.monotonic() + options.hours * 3600
 
     def run(self) -> list[dict[str, Any]]:
         """Return a record of each trial."""
-        self._room.prepare()
+        for room in self._rooms:
+            room.prepare()
         records: list[dict[str, Any]] = []
         packages: Sequence[str] = self._options.packages
         for number, package in enumerate(packages):
@@ -81,21 +91,30 @@ class _Campaign:
         return records
 
     def _try_package(self, package: str, share: int) -> list[dict[str, Any]]:
+        """Try as many mutations as this, those that are drawn first, several at a time."""
+        drawn = iter(draw(all_mutations(SOURCES, package), self._options.seed))
         records: list[dict[str, Any]] = []
         tried = 0
-        for mutation in draw(all_mutations(SOURCES, package), self._options.seed):
-            if tried == share or time.monotonic() > self._ends_at:
-                break
-            record = self._record(mutation)
-            if record["outcome"] == Outcome.INVALID:
-                continue
-            tried += record["outcome"] != Outcome.EQUIVALENT
-            say(
-                f"{package} {tried}/{share}: {record['outcome']} in {record['seconds']:.0f} s, "
-                f"{mutation.operator}, {mutation.path}:{mutation.line}"
-            )
-            records.append(record)
-        return records
+        pending: set[Future[dict[str, Any]]] = set()
+        with ThreadPoolExecutor(self._options.processes) as pool:
+            try:
+                while True:
+                    if time.monotonic() <= self._ends_at:
+                        missing = share - tried - len(pending)
+                        pending |= {pool.submit(self._record, mutation) for mutation in islice(drawn, missing)}
+                    if not pending:
+                        return records
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    for record in (each.result() for each in done):
+                        if record["outcome"] == Outcome.INVALID:
+                            continue
+                        tried += record["outcome"] != Outcome.EQUIVALENT
+                        records.append(record)
+                        say(f"{package} {tried}/{share}: {_one_line(record)}")
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                stop_all()
+                raise
 
     def _record(self, mutation: Mutation) -> dict[str, Any]:
         """Return the record of a mutation, from an earlier run if the tests to run are the same, else from a trial."""
@@ -113,11 +132,19 @@ class _Campaign:
         if known is not None and (known["outcome"] not in report.UNNOTICED or known["tests"] == tests):
             return known
         started = time.monotonic()
-        verdict = self._trials.run(mutation, text, tests)
+        trials = self._idle.get()
+        try:
+            verdict = trials.run(mutation, text, tests)
+        finally:
+            self._idle.put(trials)
         record = {**place, **verdict.record(), "seconds": round(time.monotonic() - started, 1), "tests": tests}
-        with self._file.open("a", encoding="utf-8") as file:
+        with self._writing, self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         return record
+
+
+def _one_line(record: Mapping[str, Any]) -> str:
+    return f"{record['outcome']} in {record['seconds']:.0f} s, {record['operator']}, {record['path']}:{record['line']}"
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
