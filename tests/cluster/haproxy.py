@@ -19,9 +19,8 @@ _SECTION: Final = "listen rabbitmq"
 def configuration(port: int, addresses: list[str]) -> str:
     """Return the recommended settings for RabbitMQ, with this port of the loopback address and these servers."""
     recommended = CONFIGURATION.read_text()
-    defaults = recommended.partition("resolvers docker")[0].replace(
-        " init-addr none resolvers docker", " init-addr none"
-    )
+    defaults = recommended.partition("\nresolvers docker\n")[0].removesuffix(" resolvers docker") + "\n"
+    assert defaults.endswith(" init-addr none\n"), defaults
     section = recommended.partition(_SECTION)[2]
     assert "check" in section, f"{CONFIGURATION} has no section for RabbitMQ"
     section = section.replace("bind :5672", f"bind {ports.HOST}:{port}")

@@ -7,18 +7,23 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 from sqlalchemy import text
 
-from taskherd.dev import rabbitmq
+from taskherd.broker import diagnostics
+from taskherd.dev import ports, rabbitmq
 from taskherd.dev.sources import Missing
+from taskherd.errors import Unavailable
 from taskherd.settings import Settings
 from taskherd.store import role_settings
 from taskherd.store.engine import dispose, open_engine, transaction
+from tests.cluster.haproxy import running_haproxy
 from tests.harness.pgbouncer import StartPgBouncer, recommended_settings
 from tests.harness.programs import find_program
 
@@ -66,6 +71,25 @@ def test_haproxy_accepts_the_documented_changes_for_several_machines(
     command = [program, "-c", "-f", str(copy / "haproxy.cfg")]
     checked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.slow
+async def test_clients_reach_rabbitmq_through_this_haproxy(
+    amqp_url: str, tmp_path: Path, announce: Callable[[str], None]
+) -> None:
+    """Of three nodes, two of which are away, it leads clients to the one that speaks AMQP."""
+    parts = urlsplit(amqp_url)
+    (free,) = ports.find_free([None])
+    away, there = f"{ports.HOST}:{free}", f"{ports.HOST}:{parts.port}"
+    with running_haproxy(tmp_path / "haproxy", [away, there, away], announce) as address:
+        through = parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@{address}").geturl()
+        async with asyncio.timeout(60):
+            while True:  # until it has checked the nodes
+                with suppress(Unavailable):
+                    async with diagnostics.connect(through) as connection:
+                        assert diagnostics.server_version(connection) >= (4,)
+                        return
+                await asyncio.sleep(0.2)
 
 
 @pytest.mark.slow
