@@ -133,6 +133,13 @@ def test_an_element_that_the_fast_parser_rejects_affects_no_other(junk: bytes, r
     assert all(isinstance(each, InvalidMessage) for each in alone)
 
 
+def test_a_number_of_too_many_digits_is_said_to_be_that() -> None:
+    """Who looks at the dead letter reads what is wrong with it."""
+    (alone,) = decode_reports(b'{"type":"agent.heartbeat","task_id":"%s","seq":%s}' % (TASK.encode(), b"9" * 5000), NOW)
+    assert isinstance(alone, InvalidMessage)
+    assert alone.detail == "a number has too many digits"
+
+
 @pytest.mark.parametrize("wrap", [b"%s", b"[%s]"], ids=["alone", "in an array"])
 def test_lone_surrogates_and_nul_are_removed_from_texts(wrap: bytes) -> None:
     """Characters that PostgreSQL rejects are removed and counted; a pair of surrogates is one character."""
