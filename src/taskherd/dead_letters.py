@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from taskherd.broker import dead_letters
-from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.dead_letters import QueuedMessage, ReplayTarget
 from taskherd.broker.publisher import Publisher
 from taskherd.broker.topology import TopologyNames
 from taskherd.messages.dead_letters import DeadLetter, decode
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
+    from taskherd.broker.connection import SupervisedConnection
     from taskherd.settings import Settings
 
 More: TypeAlias = Callable[[], bool]
@@ -53,17 +50,6 @@ class Replay:
     def missing(self) -> frozenset[str]:
         """The ids that were not found so far."""
         return self.selection.ids.difference(self.replayed, self.kept)
-
-
-@asynccontextmanager
-async def connected(settings: Settings, purpose: str) -> AsyncIterator[SupervisedConnection]:
-    """Connect for the duration of the block: what is taken out of the queue returns to it at the latest at its end."""
-    connection = SupervisedConnection(settings.amqp_url, purpose)
-    connection.start()
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 async def replay(

@@ -304,3 +304,19 @@ async def test_a_broker_that_hangs_is_given_up(harness: ApiHarness) -> None:
         proxy.thaw()
     await proxy.stop()
     assert len(await letters(harness)) == 1
+
+
+async def test_a_broker_that_hangs_is_passed_by(harness: ApiHarness) -> None:
+    """With another host in the URL, dead letters are read there; the one that hangs costs its time once."""
+    worker = harness.worker
+    await bury(worker, {"type": "nonsense"})
+    hung, good = await TcpProxy.before(worker.urls[1]), await TcpProxy.before(worker.urls[1])
+    hung.freeze()
+    async with running_api(worker.urls[0], through(worker.urls[1], hung, good), worker.prefix) as api:
+        url = f"http://127.0.0.1:{api.port}/api/v2/dead-letters"
+        assert (await harness.carol.get(url)).status_code == 200
+        tried = hung.accepted
+        assert (await harness.carol.get(url)).status_code == 200
+        assert hung.accepted == tried
+    await hung.stop()
+    await good.stop()

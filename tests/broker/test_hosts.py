@@ -12,7 +12,13 @@ import pytest
 import trustme
 
 from taskherd.broker import diagnostics
-from taskherd.broker.connection import REQUEST_TIMEOUT, ConnectionHooks, SupervisedConnection
+from taskherd.broker.connection import (
+    REQUEST_TIMEOUT,
+    ConnectionHooks,
+    SupervisedConnection,
+    endpoints_of,
+    open_connection,
+)
 from taskherd.errors import Misconfigured, Unavailable
 from tests.harness.tcp_proxy import TcpProxy, through
 
@@ -114,6 +120,23 @@ async def test_doctor_connects_to_the_broker_that_answers(amqp_url: str, proxies
         assert diagnostics.server_version(connection) >= (4,)
     with pytest.raises(Unavailable, match=f"127.0.0.1:{hung.port}: no answer within 5 s"):
         async with diagnostics.connect(through(amqp_url, hung)):
+            raise AssertionError
+
+
+async def test_who_needs_a_connection_for_a_moment_gets_past_a_hung_broker(
+    amqp_url: str, proxies: tuple[TcpProxy, TcpProxy]
+) -> None:
+    """A command or request waits until each host was tried, and remembers which one hung."""
+    hung, good = proxies
+    hung.freeze()
+    url = through(amqp_url, hung, good)
+    endpoints = endpoints_of(url)
+    for _ in range(2):
+        async with open_connection(url, "test", endpoints) as connection:
+            await connection.channel()
+    assert (hung.accepted, good.accepted) == (1, 2)
+    with pytest.raises(Unavailable, match=f"127.0.0.1:{hung.port}: no answer within 5 s"):
+        async with open_connection(through(amqp_url, hung), "test"):
             raise AssertionError
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 REQUEST_TIMEOUT = 5.0
 """Maximum duration of one request to the broker, in seconds."""
+MAX_CONNECT_TIME = 30.0
+"""Seconds after which who needs a connection for a moment gives up, however many hosts are still to be tried."""
 CHECK_TIMEOUT = 2.0
 """Seconds within which the broker must answer on a connection that seems to hang."""
 HEARTBEAT = 10
@@ -147,15 +149,29 @@ class SupervisedConnection:
     connections, acks included.
     """
 
-    def __init__(self, url: str, name: str, hooks: ConnectionHooks | None = None, *, first_host: int = 0) -> None:
-        """Create it, unconnected; at first the hosts are tried in order, from that with the index ``first_host``."""
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        hooks: ConnectionHooks | None = None,
+        *,
+        first_host: int = 0,
+        endpoints: Endpoints | None = None,
+    ) -> None:
+        """Create it, unconnected.
+
+        At first the hosts are tried in order, from that with the index ``first_host``, or as the given ``endpoints`` of
+        the URL remember them.
+        """
         pamqp_patches.install()
         frame_reader.install()
         self.name = name
         self._url = url
-        self._endpoints = endpoints_of(url, first_host)
+        self._endpoints = endpoints or endpoints_of(url, first_host)
         self._hooks = hooks or ConnectionHooks()
         self._up = asyncio.Event()
+        self._tried = asyncio.Event()
+        """Set once connected, or once each host was tried."""
         self._refusal = ""
         self._connection: Connection | None = None
         self._socket: Socket | None = None
@@ -187,6 +203,14 @@ class SupervisedConnection:
                 await self._up.wait()
         except TimeoutError as error:
             raise self._unreachable() from error
+
+    async def wait_tried(self) -> None:
+        """Wait until connected. Raise ``Unavailable`` once no host has answered, or after ``MAX_CONNECT_TIME``."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(MAX_CONNECT_TIME):
+                await self._tried.wait()
+        if not self.is_up:
+            raise self._unreachable()
 
     async def channel(self, *, confirms: bool = False) -> Channel:
         """Open and return an aiormq channel. Raise ``Unavailable`` if not connected.
@@ -266,6 +290,7 @@ class SupervisedConnection:
         try:
             self._refusal = ""
             self._up.set()
+            self._tried.set()
             self._hooks.on_up(self.name)
             reason = await _wait_lost(self._connection)
         except Exception:
@@ -275,6 +300,7 @@ class SupervisedConnection:
 
     def _on_refused(self, reason: str) -> None:
         self._refusal = reason
+        self._tried.set()
         self._hooks.on_refused(self.name, reason)
 
     def _unreachable(self) -> Unavailable:
@@ -308,6 +334,26 @@ class SupervisedConnection:
             await _discard(connection, socket)
             raise
         return connection, socket
+
+
+@asynccontextmanager
+async def open_connection(
+    url: str, name: str, endpoints: Endpoints | None = None
+) -> AsyncIterator[SupervisedConnection]:
+    """Connect for the duration of the block, which begins once one of the hosts has answered.
+
+    With ``endpoints`` that are used again, a host that hangs costs its limit only the first time.
+
+    Raises:
+        Unavailable: no host answered.
+    """
+    connection = SupervisedConnection(url, name, endpoints=endpoints)
+    connection.start()
+    try:
+        await connection.wait_tried()
+        yield connection
+    finally:
+        await connection.close()
 
 
 def endpoints_of(url: str, first: int = 0) -> Endpoints:

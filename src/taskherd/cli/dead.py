@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from taskherd.broker import dead_letters as queue
+from taskherd.broker.connection import open_connection
 from taskherd.broker.topology import TopologyNames
 from taskherd.cli.output import (
     OutputFormat,
@@ -20,7 +21,7 @@ from taskherd.cli.output import (
     print_note,
 )
 from taskherd.cli.tables import Column, fields, table
-from taskherd.dead_letters import Replay, Selection, connected
+from taskherd.dead_letters import Replay, Selection
 from taskherd.dead_letters import replay as replay_selected
 from taskherd.domain.reports import format_rfc3339
 from taskherd.messages.dead_letters import DeadLetter, decode
@@ -168,7 +169,7 @@ def _check_selection(ids: list[str] | None, reason: str | None, *, everything: b
 @asynccontextmanager
 async def _broker() -> AsyncIterator[tuple[Settings, SupervisedConnection, TopologyNames]]:
     settings = load("amqp_url")
-    async with connected(settings, "dead letters") as connection:
+    async with open_connection(settings.amqp_url, "dead letters") as connection:
         yield settings, connection, TopologyNames(settings.amqp_prefix)
 
 

@@ -7,7 +7,7 @@ import asyncio
 import typer
 
 from taskherd.broker import topology
-from taskherd.broker.connection import SupervisedConnection
+from taskherd.broker.connection import open_connection
 from taskherd.cli.output import OutputFormat, OutputOption, document
 from taskherd.cli.tables import fields
 from taskherd.settings import Settings, load
@@ -53,12 +53,8 @@ async def _work_targets(database_url: str) -> list[str]:
 async def _apply(settings: Settings, names: topology.TopologyNames) -> list[str]:
     """Declare everything and return the pools and runners with a queue; without a database there are none."""
     targets = await _work_targets(settings.database_url) if settings.database_url else []
-    connection = SupervisedConnection(settings.amqp_url, "topology")
-    connection.start()
-    try:
+    async with open_connection(settings.amqp_url, "topology") as connection:
         await topology.declare(await connection.channel(), names, settings.report_partitions)
         for target in targets:
             await topology.declare_work_queue(await connection.channel(), names, target)
-    finally:
-        await connection.close()
     return targets

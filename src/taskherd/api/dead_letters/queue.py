@@ -15,8 +15,9 @@ import structlog
 
 from taskherd.api.dead_letters.documents import letter_json
 from taskherd.broker import dead_letters as broker
+from taskherd.broker.connection import endpoints_of, open_connection
 from taskherd.broker.topology import TopologyNames
-from taskherd.dead_letters import Replay, Selection, connected, replay
+from taskherd.dead_letters import Replay, Selection, replay
 from taskherd.errors import Unavailable
 from taskherd.messages.dead_letters import decode
 
@@ -66,6 +67,7 @@ class DeadLetterQueue:
         """Create it; ``owner`` names the process in the broker's list of connections, and ``now`` is in seconds."""
         self._settings = settings
         self._purpose = f"{owner} dead letters"
+        self._endpoints = endpoints_of(settings.amqp_url)
         self._now = now
         self._lock = asyncio.Lock()
         self._oldest: datetime | None = None
@@ -134,7 +136,7 @@ class DeadLetterQueue:
         except TimeoutError:
             raise BusyError("another request reads or replays dead letters") from None
         try:
-            async with connected(self._settings, self._purpose) as connection:
+            async with open_connection(self._settings.amqp_url, self._purpose, self._endpoints) as connection:
                 yield connection
         finally:
             self._lock.release()
