@@ -22,6 +22,7 @@ from taskherd.worker.maintenance import (
     MAX_ERASED,
     MAX_ROUNDS,
     PARTITIONS_RETRY,
+    PRUNE_TOTALS_EVERY,
     SETTLED_AFTER,
     Maintenance,
 )
@@ -44,6 +45,7 @@ class RecordingMaintenance(Maintenance):
         self.created: list[float] = []
         self.dropped: list[float] = []
         self.pruned: list[float] = []
+        self.totals_pruned: list[float] = []
         self.erased: list[float] = []
         self.counted: list[float] = []
         self.expired: list[float] = []
@@ -77,6 +79,9 @@ class RecordingMaintenance(Maintenance):
     async def _update_tables(self, now: datetime) -> None:
         assert now == NOON
 
+    async def _prune_totals(self) -> None:
+        self.totals_pruned.append(self.seconds)
+
     async def _prune(self, now: datetime) -> None:
         assert now == NOON
         self.pruned.append(self.seconds)
@@ -102,6 +107,14 @@ async def test_tables_are_maintained_once_per_interval() -> None:
     await maintenance.run_at(0, 0, EVERY - 0.01, EVERY, EVERY + 0.01)
     assert maintenance.pruned == maintenance.erased == maintenance.counted == [0, EVERY]
     assert maintenance.created == maintenance.dropped == [0, EVERY]
+
+
+async def test_all_totals_are_read_seldom() -> None:
+    """What grows with the number of owners and templates is read once an hour, not with each count."""
+    maintenance = RecordingMaintenance()
+    await maintenance.run_at(0, EVERY, PRUNE_TOTALS_EVERY - EVERY, PRUNE_TOTALS_EVERY, PRUNE_TOTALS_EVERY + EVERY)
+    assert maintenance.totals_pruned == [0, PRUNE_TOTALS_EVERY]
+    assert len(maintenance.counted) == 5
 
 
 @pytest.mark.parametrize("problem", [Unavailable("no database"), Retry("a conflict"), DataError("no value")])

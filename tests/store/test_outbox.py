@@ -72,6 +72,23 @@ async def test_after_the_clock_was_set_back_first_versions_come_first(engine: As
     assert found == [[(first, 1), (first, 2)], [(second, 1)], [(second, 2)]]
 
 
+async def test_what_a_round_reads_of_a_large_outbox_is_bounded(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest of so many are returned, and round by round all are, each task's in the order of its versions."""
+    stored = await _store_events(engine, 5, 2)
+    monkeypatch.setattr(outbox, "MAX_STALE_SCANNED", 3)
+    found: list[tuple[UUID, int]] = []
+    async with transaction(engine) as connection:
+        while due := await outbox.stale(connection, NOW, LATER, 10):
+            assert len(due) <= 3
+            keys = [(row.task_id, row.version) for row in due]
+            assert await outbox.mark_published(connection, keys) == len(due)
+            found += keys
+    assert sorted(found) == sorted(stored)
+    assert [version for _, version in sorted(found, key=lambda key: key[0])] == [1, 2] * 5
+
+
 async def test_large_prompts_are_read_a_few_at_a_time(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many events as fit are returned, at least one, the oldest first, until none is left."""
     stored = await _store_events(engine, 4, 2)

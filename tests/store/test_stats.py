@@ -42,6 +42,17 @@ async def test_counts_of_few_tasks_are_exact(engine: AsyncEngine, analyzed: bool
     assert (counts.unpublished, counts.oldest_unpublished_at, counts.parked) == (1, NOW, 0)
 
 
+async def test_what_waits_is_counted_up_to_a_bound(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much waits, and it does in an outage, no more than so many rows are read."""
+    rows = [task_row() for _ in range(5)]
+    async with transaction(engine) as connection:
+        await insert_tasks(connection, rows)
+        await tasks.save(connection, [], [event(row.task.id, 1) for row in rows])
+        monkeypatch.setattr(stats, "MAX_WAITING", 3)
+        counts = await stats.counts(connection, [])
+    assert (counts.unpublished, counts.oldest_unpublished_at, counts.parked) == (3, NOW, 0)
+
+
 async def test_counts_of_many_tasks_are_estimated(engine: AsyncEngine) -> None:
     """Above ``SAMPLE`` tasks a share of the pages is read, and what it contains is scaled up to the whole."""
     async with transaction(engine) as connection:

@@ -115,7 +115,9 @@ class Metrics:
             _SECONDS,
         )
         self.events_published = self._counter("events_published", "Events that the broker confirmed.")
-        self.outbox_events = self._gauge("outbox_events", "Committed events that the broker has not confirmed.")
+        self.outbox_events = self._gauge(
+            "outbox_events", "Committed events that the broker has not confirmed, counted up to 100,000."
+        )
         self.outbox_oldest_seconds = self._gauge(
             "outbox_oldest_seconds",
             "Age of the oldest unconfirmed event, in seconds. It rises while nothing is published.",
@@ -240,7 +242,9 @@ class Metrics:
             "outcome",
             *TEMPLATE_AND_POOL,
         )
-        self.parked = self._gauge("parked_reports", "Reports parked until their task is created.")
+        self.parked = self._gauge(
+            "parked_reports", "Reports parked until their task is created, counted up to 100,000."
+        )
         self.sweeps = self._counter("sweeps", "Checks for overdue tasks. One worker at a time makes them.")
         self.sweeps_held = self._counter(
             "sweeps_held", "Sweeps that marked no agent as lost because most fell silent at once."

@@ -35,6 +35,9 @@ class OutboxEvent(NamedTuple):
 MAX_STALE_BYTES: Final = 32 * 1024 * 1024
 """Size of the prompts of stale events at which no further one is read: each has up to 256 KiB, and is in memory."""
 
+MAX_STALE_SCANNED: Final = 20_000
+"""Number of stale events among which the oldest are looked for: what a round costs does not grow with the outbox."""
+
 # A task's next events are those with its lowest versions, also if a later version has an earlier time because the clock
 # was set back: of each task that has events among the oldest, as many are taken, in the order of their versions.
 STALE: Final = text("""
@@ -48,7 +51,11 @@ FROM (
         FROM (
             SELECT task_id, max(version) AS last, count(*) AS count
             FROM (
-                SELECT task_id, version FROM outbox WHERE occurred_at <= :before OR occurred_at > :until
+                SELECT task_id, version
+                FROM (
+                    SELECT task_id, version, occurred_at FROM outbox
+                    WHERE occurred_at <= :before OR occurred_at > :until LIMIT :scanned
+                ) AS found
                 ORDER BY occurred_at, task_id, version LIMIT :limit
             ) AS oldest
             GROUP BY task_id
@@ -110,14 +117,21 @@ SELECT count(*) FROM appended
 async def stale(connection: AsyncConnection, before: datetime, until: datetime, limit: int) -> list[OutboxEvent]:
     """Return up to ``limit`` events that occurred at or before ``before``, oldest first, without locking.
 
-    There may be fewer, at least one, if their prompts are large.
+    There may be fewer, at least one, if their prompts are large. With more than ``MAX_STALE_SCANNED`` they are the
+    oldest of so many.
 
     Those after ``until`` too: only a clock that was set back since explains them. An event never comes without the
     unpublished ones of its task that precede it.
 
     Two relays may publish the same event, which readers recognize by its version; it gets one position.
     """
-    values = {"before": before, "until": until, "limit": limit, "bytes": MAX_STALE_BYTES}
+    values = {
+        "before": before,
+        "until": until,
+        "limit": limit,
+        "scanned": MAX_STALE_SCANNED,
+        "bytes": MAX_STALE_BYTES,
+    }
     rows = await connection.execute(STALE, values)
     return [OutboxEvent(*row) for row in rows]
 

@@ -61,10 +61,12 @@ GROUP BY 1, 2, c.status, c.health
 
 ESTIMATE: Final = text("SELECT CAST(reltuples AS float8) FROM pg_class WHERE oid = CAST('tasks' AS regclass)")
 
+MAX_WAITING: Final = 100_000
+"""Number of waiting rows up to which they are counted, and among which the oldest is looked for."""
+
 WAITING: Final = text("""
-SELECT (SELECT count(*) FROM parked),
-       (SELECT count(*) FROM outbox),
-       (SELECT min(occurred_at) FROM outbox)
+SELECT (SELECT count(*) FROM (SELECT FROM parked LIMIT :most) AS p), count(*), min(o.occurred_at)
+FROM (SELECT occurred_at FROM outbox LIMIT :most) AS o
 """)
 
 
@@ -87,5 +89,5 @@ async def counts(connection: AsyncConnection, template_pools: Collection[Templat
         tasks[status, template, pool] += count
         agents[health, template, pool] += count
         stalled[template, pool] += round(float(sampled_stalled) / share)
-    parked, unpublished, oldest = (await connection.execute(WAITING)).one()
+    parked, unpublished, oldest = (await connection.execute(WAITING, {"most": MAX_WAITING})).one()
     return Counts(tasks, agents, stalled, parked, unpublished, oldest)

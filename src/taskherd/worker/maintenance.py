@@ -57,6 +57,9 @@ SETTLED_AFTER = 3600.0
 PARTITIONS_RETRY = 300.0
 """Seconds until partitions are created or dropped again after that has failed."""
 
+PRUNE_TOTALS_EVERY = 3_600.0
+"""Seconds after which the totals are read once, as a whole, for those that count no task any more."""
+
 WORKER_RETENTION = timedelta(minutes=10)
 """Time for which the row of a worker that is no longer live is kept."""
 
@@ -109,7 +112,7 @@ class Maintenance:
         self._monotonic = monotonic
         self._requested = asyncio.Event()
         self._watermark: datetime | None = None
-        self._tables_due_at = self._partitions_due_at = monotonic()
+        self._tables_due_at = self._partitions_due_at = self._totals_due_at = monotonic()
         self._deleting_from = monotonic()
 
     def on_jump(self) -> None:
@@ -142,6 +145,9 @@ class Maintenance:
         self._tables_due_at = self._monotonic() + EVERY
         await self._maintain_partitions(now)
         await self._attempt(MaintenanceStep.UPDATE_TABLES, self._update_tables(now))
+        if self._monotonic() >= self._totals_due_at:
+            self._totals_due_at = self._monotonic() + PRUNE_TOTALS_EVERY
+            await self._attempt(MaintenanceStep.UPDATE_TABLES, self._prune_totals())
         if self._deletes:
             await self._attempt(MaintenanceStep.PRUNE, self._prune(now))
             await self._attempt(MaintenanceStep.ERASE, self._erase(now))
@@ -252,7 +258,9 @@ class Maintenance:
         context = self._context
         async with transaction(context.engine) as connection:
             await workers.prune(connection, now - WORKER_RETENTION)
-        async with transaction(context.engine) as connection:
+
+    async def _prune_totals(self) -> None:
+        async with transaction(self._context.engine) as connection:
             await task_index.prune(connection)
 
     async def _prune_in_rounds(
