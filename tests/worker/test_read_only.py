@@ -18,12 +18,17 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1 AND ap
 """
 
 
-async def readiness(port: int) -> tuple[int, dict[str, Any]]:
-    """Return the status code of ``/readyz`` and its check of the database."""
+async def checks(port: int) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Return the status code of ``/readyz`` and its checks."""
     async with httpx.AsyncClient(timeout=TIMEOUT) as client:
         response = await client.get(f"http://127.0.0.1:{port}/readyz")
-    check: dict[str, Any] = response.json()["checks"]["database"]
-    return response.status_code, check
+    return response.status_code, response.json()["checks"]
+
+
+async def readiness(port: int) -> tuple[int, dict[str, Any]]:
+    """Return the status code of ``/readyz`` and its check of the database."""
+    code, found = await checks(port)
+    return code, found["database"]
 
 
 async def until_ready(port: int) -> None:
@@ -55,6 +60,8 @@ async def test_a_read_only_database_is_an_outage(
         assert check["ok"] is False
         assert (await readiness(worker.ops_port))[0] == 503
         await until_ready(api.ops_port)
+        note = (await checks(api.ops_port))[1]["writable"]
+        assert (note["ok"], "read-only" in note["reason"]) == (False, True)
         await external.until_metric(0, "taskherd_database_up")
         assert not pausing.done()
         await admin.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')

@@ -55,7 +55,7 @@ from taskherd.observability.readiness import Readiness
 from taskherd.observability.tracing import open_tracing
 from taskherd.retry import until_stopped
 from taskherd.store import database_clock, migrate
-from taskherd.store.engine import dispose, in_use, open_engine, transaction
+from taskherd.store.engine import check_writable, dispose, in_use, open_engine, transaction
 from taskherd.store.read_pool import ReadPool
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ class ApiProcess:
         self._engine = open_engine(settings.database_url, size=WRITE_CONNECTIONS, application_name=name)
         self._readiness.add_check("schema", lambda: migrate.lacking(self._engine))
         self._readiness.add_note("release", lambda: migrate.newer(self._engine))
+        self._readiness.add_note("writable", self._check_writable)
         self._standby = self._make_standby(size, name)
         self._reads: ReadRouting | None = None
         self.change_feed = ChangeFeed(
@@ -283,6 +284,10 @@ class ApiProcess:
     async def _check_database(self) -> None:
         async with transaction(self._engine) as connection:
             await database_clock.read(connection)
+
+    async def _check_writable(self) -> None:
+        async with transaction(self._engine) as connection:
+            await check_writable(connection)
 
     async def _check_schema(self) -> None:
         async with transaction(self._engine) as connection:
