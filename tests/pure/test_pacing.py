@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from taskherd.worker.pacing import MAX_WAIT, WAITS_FROM, WAITS_LONGEST_FROM, Pace
+from taskherd.worker.pacing import AVERAGED_OVER, MAX_WAIT, WAITS_FROM, WAITS_LONGEST_FROM, Pace
 
 BETWEEN = (WAITS_FROM + WAITS_LONGEST_FROM) / 2
 
@@ -26,7 +26,12 @@ class Stream:
 
 def test_nothing_waits_at_first() -> None:
     """The first batch of a worker does not wait, however many deliveries it has to expect."""
-    assert Stream().pace.wait == 0
+    stream = Stream()
+    assert stream.pace.wait == 0
+    stream.pace.note(int(WAITS_FROM * AVERAGED_OVER))
+    assert stream.pace.wait == 0, "nothing came before the first batch"
+    stream.pace.note(1)
+    assert stream.pace.wait > 0
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,17 @@ async def other_session(harness: WorkerHarness) -> AsyncIterator[asyncpg.Connect
         await connection.close(timeout=5)
 
 
+async def test_a_worker_that_starts_beside_another_sees_no_jump(
+    external: WorkerHarness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Times that were stored a moment ago, by another worker, are no sign of a clock that was set back."""
+    async with running_worker(external, sweep_every=0.1):
+        await external.create()
+        async with running_worker(external, sweep_every=0.1):
+            await external.until_row("SELECT count(*) FROM workers", is_=2)
+    assert "database clock jumped" not in "".join(capsys.readouterr())
+
+
 async def test_deadlines_are_clamped_although_the_first_try_fails(external: WorkerHarness) -> None:
     """The clock is set back, and the connection is cut while deadlines are moved to now: the next sweep moves them."""
     clock = await shadowed_clock(external)

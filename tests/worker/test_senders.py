@@ -91,6 +91,7 @@ async def test_a_forged_command_is_refused(outside: WorkerHarness, users: dict[s
         refused = await outside.refused_command("task.delete", task_id)
         assert (refused["status"], "untrusted_sender" in refused["detail"]) == (403, True)
         await outside.until_metric(4, "taskherd_dead_lettered_total", reason="untrusted_sender")
+        await outside.until_metric(4, "taskherd_commands_total", type="unknown", outcome="invalid")
         await outside.until_row("SELECT deleted_at IS NULL FROM tasks WHERE id = $1", task_id)
         await publish(users["developer"], commands, forged, user_id=name_of(users["developer"]))
         await outside.until_row("SELECT deleted_at IS NOT NULL FROM tasks WHERE id = $1", task_id)
