@@ -82,7 +82,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], Awaitable[str]]]] = {
 }
 """Cases that add a section of their own."""
 
-DEFAULT = (*ROWS, "cpu", "workers", "growth", "bloat")
+DEFAULT = (*ROWS, "cpu", "steady", "workers", "growth", "bloat")
 """All rows, and the sections of general interest.
 
 The others take long (vacuums, sustained), need a machine without other load (agents), or are about one part.

@@ -5,26 +5,51 @@ https://www.rabbitmq.com/docs/access-control#authorisation lists what each opera
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Final
 
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from taskherd.broker.connection import REQUEST_TIMEOUT, map_errors
 from taskherd.broker.diagnostics import QueueInfo
+from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from aiormq.abc import AbstractChannel
 
     from taskherd.broker.connection import SupervisedConnection
 
+MAX_CHANNELS: Final = 16
+"""Maximum number of queues that the broker is asked about at the same time, each on a channel of its own."""
+QUEUES_OF_EACH: Final = 8
+"""Number of queues for which it is worth opening another channel."""
+
 
 async def read(connection: SupervisedConnection, queues: Iterable[str]) -> dict[str, QueueInfo]:
     """Return those of ``queues`` that exist, by name. Raise ``Unavailable`` if the broker does not answer."""
-    found: dict[str, QueueInfo] = {}
+    names = list(dict.fromkeys(queues))
+    remaining, found = iter(names), dict[str, QueueInfo]()
+    try:
+        async with asyncio.TaskGroup() as readers:
+            for _ in range(min(MAX_CHANNELS, -(-len(names) // QUEUES_OF_EACH))):
+                readers.create_task(_read(connection, remaining, found))
+    except* Unavailable as group:
+        first: BaseException = group
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        problem = first
+    else:
+        return found
+    raise problem
+
+
+async def _read(connection: SupervisedConnection, remaining: Iterator[str], found: dict[str, QueueInfo]) -> None:
+    """Look at one of the remaining queues after the other."""
     channel: AbstractChannel | None = None
     try:
-        for name in dict.fromkeys(queues):
+        for name in remaining:
             if channel is None or channel.is_closed:  # the broker closes it if a queue does not exist
                 channel = await connection.channel()
             with map_errors(f"looking at {name}"):
@@ -37,4 +62,3 @@ async def read(connection: SupervisedConnection, queues: Iterable[str]) -> dict[
         if channel is not None and not channel.is_closed:
             with map_errors("closing a channel"):
                 await channel.close()
-    return found
