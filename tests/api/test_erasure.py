@@ -17,7 +17,7 @@ from tests.harness.worker import ALICE, VERSION, build_report, make_command, mak
 
 SECRETS = (
     *("xanadu", "kublai", "pleasuredome", "alph", "caverns", "fertile", "incense", "abora", "sunless", "damsel"),
-    *("dulcimer", "honeydew"),
+    *("dulcimer", "honeydew", "ancestral", "rivulet", "tumult", "mazy", "symphony"),
 )
 """A word for each place in which a task keeps texts; none of them occurs anywhere else."""
 
@@ -51,6 +51,7 @@ async def create_with_secrets(api_harness: ApiHarness, suffix: str = "") -> tupl
         template_version_id=str(VERSION),
         input=f"Xanadu{suffix} decree",
         display_name="Kublai",
+        labels={"ground": "rivulet"},
     )
     assert (await worker.send(create))["ok"]
     build = {"workspace": {"id": str(uuid.uuid4()), "name": "pleasuredome"}, "agent_id": str(uuid.uuid4())}
@@ -66,6 +67,18 @@ async def create_with_secrets(api_harness: ApiHarness, suffix: str = "") -> tupl
             entries=[
                 {"id": number, "type": "output", "content": f"caverns {number}", "time": "2026-11-26T12:00:00Z"}
                 for number in range(3)
+            ]
+            + [
+                {
+                    "id": 3,
+                    "type": "output",
+                    "content": "A motion",
+                    "time": "2026-11-26T12:00:00Z",
+                    "kind": "tool_call",
+                    "title": "Five miles, mazy",
+                    "status": "completed",
+                    "data": {"input": {"command": "echo symphony"}},
+                }
             ],
         ),
     )
@@ -88,6 +101,10 @@ async def create_with_secrets(api_harness: ApiHarness, suffix: str = "") -> tupl
     refused = await worker.refused_command("task.answer", task_id, request_id=chosen["request_id"], option_id="x")
     assert "incense" in refused["validations"][0]["detail"]
     assert (await worker.command("task.send", task_id, input="Down to a sunless sea"))["ok"]
+    await worker.report(
+        make_report("agent.exit", task_id, build_number=1, why="exited", status=1, words="Ancestral voices")
+    )
+    await worker.until(lambda: worker.document(task_id).get("agent_exit"))
     assert (await worker.command("task.pause", task_id))["ok"]
     await worker.report(build_report(task_id, 2, "stop", "succeeded"))
     await worker.until(lambda: worker.document(task_id).get("status") == "paused")
@@ -119,7 +136,7 @@ async def test_nothing_of_an_erased_task_is_left(start_api: StartApi, monkeypatc
             await stream.ready()
             last = stream.last
             task_id, create = await create_with_secrets(api_harness)
-            assert await found(database) == [secret for secret in SECRETS if secret != "honeydew"]
+            assert await found(database) == [secret for secret in SECRETS if secret not in {"honeydew", "tumult"}]
             await delete(api_harness, task_id)
             await worker.until_row("SELECT erased_at IS NOT NULL FROM tasks WHERE id = $1", task_id)
             await stream.until(lambda: stream.events[-1].event == "task.deleted")
@@ -130,8 +147,15 @@ async def test_nothing_of_an_erased_task_is_left(start_api: StartApi, monkeypatc
         # laws: late reports are acked and counted, with no text; the command replays; the id stays taken
         await worker.report(
             build_report(task_id, 4, "delete", "failed", error="late honeydew"),
-            make_report("task.log", task_id, build_number=3, entries=[]),
+            make_report(
+                "task.log",
+                task_id,
+                build_number=3,
+                entries=[{"id": 0, "type": "output", "content": "A tumult", "time": "2026-11-26T12:00:00Z"}],
+            ),
+            make_report("agent.exit", task_id, build_number=3, why="exited", status=1, words="In a tumult"),
         )
+        await worker.until_row("SELECT count(*) FROM parked", is_=0)
         await worker.until_row("SELECT state::text LIKE '%failed%' FROM tasks WHERE id = $1", task_id)
         assert await found(database) == []
         again = await worker.send(create)
