@@ -53,6 +53,11 @@ async def ignore_indexes(connection: AsyncConnection) -> None:
         await connection.execute(text(f"SET LOCAL enable_{kind} = off"))
 
 
+def document_of(task_id: UUID, version: int, status: str) -> str:
+    """Return a document that no other version of a task, and no other task, has."""
+    return f'{{"id":"{task_id}","status":"{status}","version":{version}}}'
+
+
 def task_row(task_id: UUID | None = None, owner_id: UUID | None = None, name: str | None = None) -> StoredTask:
     """Return a new task at version 1."""
     task_id = task_id or uuid4()
@@ -64,14 +69,14 @@ def task_row(task_id: UUID | None = None, owner_id: UUID | None = None, name: st
         updated_at=NOW,
         state=builds.initial_state(task_id, NOW),
     )
-    return StoredTask(task, status="pending", document='{"status":"pending"}', due_at=NOW)
+    return StoredTask(task, status="pending", document=document_of(task_id, 1, "pending"), due_at=NOW)
 
 
 def next_version(
     row: StoredTask, version: int, *, due_at: datetime | None = NOW, due_changed: bool = False, **changes: Any
 ) -> StoredTask:
     """Return the task at another version, with changes to its fields."""
-    document = f'{{"status":"active","version":{version}}}'
+    document = document_of(row.task.id, version, "active")
     task = replace(row.task, version=version, **changes)
     return row._replace(task=task, status="active", document=document, due_at=due_at, due_changed=due_changed)
 
@@ -81,7 +86,7 @@ def event(task_id: UUID, version: int, at: datetime = NOW) -> TaskEventRow:
     return TaskEventRow(
         task=replace(task_row(task_id).task, version=version, updated_at=at),
         kind="created" if version == 1 else "updated",
-        document='{"status":"active"}',
+        document=document_of(task_id, version, "active"),
         changes=("status", "current_state"),
         cause='{"kind":"report","type":"app.status"}',
     )
