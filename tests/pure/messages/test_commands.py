@@ -89,6 +89,24 @@ def test_a_command_survives_a_round_trip(fields: dict[str, Any]) -> None:
     assert decode_command(encode_command(command)) == command
 
 
+def test_what_a_command_does_not_say_is_not_sent() -> None:
+    """Neither null nor false: the digest of a command is that of an older release, which knew fewer fields."""
+    ids: dict[str, Any] = {"command_id": uuid4(), "task_id": uuid4(), "actor_id": uuid4()}
+    create = Create(**ids, owner_id=uuid4(), template_version_id=uuid4(), input="Less")
+    required = {*ids, "owner_id", "template_version_id", "input", "type"}
+    assert orjson.loads(encode_command(create)).keys() == required
+    assert orjson.loads(encode_command(Send(**ids, input="Less"))).keys() == {*ids, "input", "type"}
+
+
+def test_the_length_limit_of_a_name() -> None:
+    """A name of up to 1,024 characters gets a refusal that explains names; a longer one is invalid."""
+    fields = {**COMMANDS[0], "name": "n" * 1024}
+    assert isinstance(decode_command(orjson.dumps(fields)), Create)
+    refused = decode_command(orjson.dumps({**fields, "name": "n" * 1025}))
+    assert isinstance(refused, InvalidMessage)
+    assert refused.detail.startswith("name: ")
+
+
 def test_a_reply_survives_a_round_trip() -> None:
     """A decoded reply is equal to the encoded one; any other body is malformed."""
     assert replies.decode_reply(replies.accepted_reply({"id": "x"}, 3)) == replies.Accepted({"id": "x"}, 3)
