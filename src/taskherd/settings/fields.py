@@ -229,7 +229,7 @@ class Settings(BaseSettings):
         ge=1,
         le=1_000_000,
         description="Log entries per second that one agent may add to its task's log, after a burst of 4 times as "
-        "many.",
+        "many. Reports of its state and usage that follow from its output count, too.",
     )
 
     log_bytes_most: int = Field(

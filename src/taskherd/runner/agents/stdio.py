@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import UTC
 from math import inf
 from typing import TYPE_CHECKING, ClassVar
@@ -27,6 +27,7 @@ from taskherd.runner.agents.interrupting import (
     send_interrupt,
 )
 from taskherd.runner.agents.reaction import QUIET_TIME, InterruptReaction
+from taskherd.runner.agents.status_pace import CHANGE_EVERY, STATUS_EVERY
 from taskherd.runner.agents.words import last_with_words, last_words
 
 if TYPE_CHECKING:
@@ -43,8 +44,6 @@ MAX_FINAL_BYTES = 1024 * 1024
 
 Earlier output is skipped, and the log marks the gap.
 """
-STATUS_EVERY = 2.0
-"""Minimum number of seconds between two statuses that differ only in the latest line."""
 IDLE_LOOK_INTERVAL = 5.0
 """Seconds between two looks at the processes of an agent that counts as idle."""
 _POLL_INTERVAL = 0.2
@@ -107,6 +106,12 @@ class StdioFollower(FollowerWithoutRequests):
         self._last_line: str = checkpoint.get("last", "")
         self._reported_line: str = checkpoint.get("reported", "")
         self._status_at = 0.0
+        self._told_state: str = self._state
+        """The state that was reported last."""
+        self._told_uri = ""
+        untold = checkpoint.get("untold")
+        self._untold = StatusLine(AgentState(untold[0]), *untold[1:]) if untold else None
+        """What the agent has said of itself last, as long as it is not reported."""
         self._activity = ActivityWatch(context.processes, context.folder)
         self._look_at = 0.0
         self._input_at = -inf
@@ -153,7 +158,7 @@ class StdioFollower(FollowerWithoutRequests):
             return await end_agent(context)
         if not has_exited(context):
             await mark_interrupted(context, interrupted=False)
-            self._state, self._input_at = AgentState.IDLE, -inf
+            self._state, self._input_at, self._untold = AgentState.IDLE, -inf, None
             self._report_lines([], [self._guess(AgentState.IDLE, "its silence after an interrupt", INTERRUPTED)])
         return InterruptOutcome.STOPPED
 
@@ -175,6 +180,8 @@ class StdioFollower(FollowerWithoutRequests):
             pass
         if self._lines.pending or self._lines.skipped:
             self._report_lines([self._lines.flush()], [])
+        if self._untold is not None:
+            self._report_lines([], self._tell(self._untold, self._status_at))
         if agent_exit.dropped:
             self._context.metrics.runner_output_lost.inc(agent_exit.dropped)
         words = last_words(as_told(output.tail(self._context.folder.output, TAIL_BYTES)))
@@ -208,13 +215,30 @@ class StdioFollower(FollowerWithoutRequests):
             if status is None:
                 lines.append(line)
                 continue
-            self._self_reported, self._state = True, status.state
-            reports = [self._context.reporter.status_report(status.state, status.message, status.uri)]
+            self._self_reported, self._state, self._untold = True, status.state, status
+            self._context.log_budget.spend(0, len(line.encode(errors="replace")))  # reported or not, it was read
         self._last_line = last_with_words(lines, self._last_line)
-        if chunk.data and not self._self_reported:
+        if self._self_reported:
+            reports = self._due_status(now)
+        elif chunk.data:
             reports = self._activity_status(now)
         self._report_lines(lines, reports)
         return advanced
+
+    def _due_status(self, now: float) -> list[Report]:
+        """Return a report of what the agent has said of itself last; none if it is reported, or came too soon."""
+        status = self._untold
+        if status is None:
+            return []
+        is_change = (status.state, status.uri) != (self._told_state, self._told_uri)
+        if now - self._status_at < (CHANGE_EVERY if is_change else STATUS_EVERY):
+            return []
+        return self._tell(status, now)
+
+    def _tell(self, status: StatusLine, now: float) -> list[Report]:
+        self._untold, self._status_at = None, now
+        self._told_state, self._told_uri = status.state, status.uri
+        return [self._context.reporter.status_report(status.state, status.message, status.uri)]
 
     def _activity_status(self, now: float) -> list[Report]:
         """Return the status report that new output causes; none if one was made less than ``STATUS_EVERY`` ago."""
@@ -224,8 +248,12 @@ class StdioFollower(FollowerWithoutRequests):
         return [self._guess(AgentState.WORKING, "its output")]
 
     def _report_latest_line(self, now: float) -> None:
-        """Report the latest line, now that there is no more output, if it came too soon after another one."""
-        is_told = self._self_reported or shorten(self._last_line) == self._reported_line
+        """Report the latest line or status, now that there is no more output, if it came too soon after another one."""
+        if self._self_reported:
+            if reports := self._due_status(now):
+                self._report_lines([], reports)
+            return
+        is_told = shorten(self._last_line) == self._reported_line
         if not is_told and self._state == AgentState.WORKING and now - self._status_at >= STATUS_EVERY:
             self._status_at = now
             self._report_lines([], [self._guess(AgentState.WORKING, "its output")])
@@ -263,6 +291,7 @@ class StdioFollower(FollowerWithoutRequests):
     def _guess(self, state: AgentState, guessed_from: str, message: str = "") -> Report:
         if not message:
             message = self._reported_line = shorten(self._last_line)
+        self._told_state, self._told_uri = state, ""
         return self._context.reporter.status_report(state, message, guessed_from=guessed_from)
 
     def _report_gap(self, count: int) -> None:
@@ -271,9 +300,10 @@ class StdioFollower(FollowerWithoutRequests):
         self._report([self._entry(LogSource.OUTPUT, text)])
 
     def _report_lines(self, lines: list[str], reports: list[Report]) -> None:
-        """Report lines as log entries, followed by other reports."""
+        """Report lines as log entries, followed by other reports; all of them count against the log's budget."""
         texts = list(_joined(lines))
-        self._context.log_budget.spend(len(texts), sum(len(text.encode(errors="replace")) for text in texts))
+        size = sum(len(text.encode(errors="replace")) for text in texts)
+        self._context.log_budget.spend(len(texts) + len(reports), size)
         while len(texts) > ENTRIES_PER_REPORT:
             self._report([self._entry(LogSource.OUTPUT, text) for text in texts[:ENTRIES_PER_REPORT]], complete=False)
             texts = texts[ENTRIES_PER_REPORT:]
@@ -297,6 +327,7 @@ class StdioFollower(FollowerWithoutRequests):
             "self_reported": self._self_reported,
             "last": shorten(self._last_line),
             "reported": self._reported_line,
+            "untold": None if self._untold is None else astuple(self._untold),
         }
 
 

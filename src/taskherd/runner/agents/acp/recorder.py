@@ -15,6 +15,7 @@ import orjson
 from taskherd.domain.reports import AgentState
 from taskherd.observability.failpoints import Failpoint
 from taskherd.runner.agents.context import shorten
+from taskherd.runner.agents.status_pace import STATUS_EVERY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 FLUSH_EVERY: Final = 0.5
 """Seconds for which what an agent tells is collected."""
-STATUS_EVERY: Final = 2.0
-"""Minimum number of seconds between two statuses that differ only in their message."""
 _GUESSED_FROM: Final = "the protocol (ACP), in which {}"
 _IN_FLIGHT: Final = _GUESSED_FROM.format("its turn is open")
 _ENDED: Final = _GUESSED_FROM.format("its turn has ended")

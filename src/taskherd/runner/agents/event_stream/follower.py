@@ -39,6 +39,7 @@ from taskherd.runner.agents.interrupting import (
     mark_interrupted,
     send_interrupt,
 )
+from taskherd.runner.agents.status_pace import CHANGE_EVERY, STATUS_EVERY
 from taskherd.runner.agents.words import last_with_words, last_words
 
 if TYPE_CHECKING:
@@ -53,8 +54,6 @@ POLL_INTERVAL: Final = 0.1
 """Seconds between two looks at what the agent wrote."""
 WRITE_TIMEOUT: Final = 60.0
 """Seconds within which the agent must take an input from its stdin."""
-STATUS_EVERY: Final = 2.0
-"""Minimum number of seconds between two statuses that differ only in their message."""
 _IN_TURN: Final = "The agent ended with exit status 0 in the middle of its turn."
 _MALFORMED: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
@@ -109,7 +108,7 @@ class EventStreamFollower(FollowerWithoutRequests):
             while True:
                 await context.outbox.wait_room()
                 has_read = context.log_budget.has_room and self._read()
-                if not has_read and self._reported != self._status and loop.time() - self._status_at >= STATUS_EVERY:
+                if not has_read and self._is_due(loop.time()):
                     self._commit()
                 if self._note_session():
                     await context.save()
@@ -178,7 +177,7 @@ class EventStreamFollower(FollowerWithoutRequests):
         if in_turn and agent_exit.succeeded:
             agent_exit = replace(agent_exit, ended_because=_IN_TURN)
         state = self._stream.state
-        self._record()
+        self._record(*([] if self._status[0] in {"", self._reported[0]} else [self._take_status()]))
         last = shorten(self._stream.last_words or words.rpartition("\n")[2])
         report_exit(self._context, agent_exit, state, last, words)
 
@@ -232,7 +231,10 @@ class EventStreamFollower(FollowerWithoutRequests):
                 self._apply(line)
         if self._reader.offset == before:
             return False
-        self._commit()
+        if self._is_due(asyncio.get_running_loop().time()):
+            self._commit()
+        else:
+            self._record()
         return True
 
     def _apply(self, line: bytes) -> None:
@@ -258,19 +260,31 @@ class EventStreamFollower(FollowerWithoutRequests):
             state = AgentState.WORKING
         return state, shorten(message)
 
+    def _is_due(self, now: float) -> bool:
+        """Whether to report the status that follows from what the agent wrote, in seconds of the event loop."""
+        status = self._status
+        every = STATUS_EVERY if status[0] == self._reported[0] else CHANGE_EVERY
+        return bool(status[0]) and status != self._reported and now - self._status_at >= every
+
     def _commit(self) -> None:
-        """Record what has changed, and the state if it is due."""
+        """Record what has changed, and the state if it is another one or due."""
         now, status = asyncio.get_running_loop().time(), self._status
-        is_due = status[0] != self._reported[0] or now - self._status_at >= STATUS_EVERY
-        if not status[0] or status == self._reported or not is_due:
+        is_new = bool(status[0]) and status[0] != self._reported[0]
+        if not is_new and not self._is_due(now):
             self._record()
             return
-        self._reported, self._status_at = status, now
-        state = AgentState(status[0])
-        self._record(self._context.reporter.status_report(state, status[1], guessed_from=self._stream.guessed_from))
+        self._status_at = now
+        self._record(self._take_status())
+
+    def _take_status(self) -> Report:
+        """Return a report of the state and its message, which counts as reported from now on."""
+        self._reported = state, message = self._status
+        return self._context.reporter.status_report(AgentState(state), message, guessed_from=self._stream.guessed_from)
 
     def _record(self, *reports: Report) -> None:
         reporter = self._context.reporter
+        others = [*reports, *self._stream.take_usage(reporter)]
+        self._context.log_budget.spend(len(others), 0)
         entries = self._context.log_all_but_last(self._stream.take_entries(reporter))
         checkpoint = {
             "build": reporter.build_number,
@@ -283,7 +297,7 @@ class EventStreamFollower(FollowerWithoutRequests):
             "reported": self._reported,
         }
         frozen = orjson.loads(orjson.dumps(checkpoint))  # what it refers to changes before the next one
-        reporter.log(entries, *reports, *self._stream.take_usage(reporter), checkpoint=frozen)
+        reporter.log(entries, *others, checkpoint=frozen)
         self._reader.discard_read()
 
     async def _wait_written(self, line: int) -> None:
