@@ -11,7 +11,8 @@ import re
 import signal
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,13 @@ from tests.harness.worker import worker_harness
 
 pytestmark = pytest.mark.timeout(180)
 
-OWN_PROCESS = ("env",)
-"""Starts a runner whose environment ``/proc`` shows."""
+KEY = "/etc/ssl/private/machine.key"
+PREPARE = f"""
+mkdir -p /etc/ssl && mount -t tmpfs -o mode=755 tmpfs /etc/ssl && mkdir -m 711 /etc/ssl/private
+umask 077 && echo private >{KEY} && umask 022 && exec "$@"
+"""
+OWN_PROCESS = ("unshare", "--mount", "sh", "-ec", PREPARE, "sh", "env") if IS_ROOT else ("env",)
+"""Starts a runner whose environment ``/proc`` shows; if root does, then beside a TLS key that only root may read."""
 ATTACKS = {
     "reads another agent's environment, and so its token": "grep -qa TASKHERD_AGENT_TOKEN= /proc/{victim}/environ",
     "reads another agent's command line, and a prompt in it": "grep -qa secret-argument /proc/{victim}/cmdline",
@@ -62,18 +68,28 @@ ATTACKS = {
     "forges an exit record": "touch {folder}/{task}/state/run-1/exit.json.planted",
     "lists the folder of another task": "ls {folder}/{task}",
     "reads other files of the runner's user": "grep -q credential {credential}",
+    "writes into the system": "eval 'touch {system} && rm {system}'",
+    "reads the machine's TLS keys": "grep -q private {key}",
+    "reads files that another agent left in /tmp, and plants some": "eval 'grep -q private {left} && touch {planted}'",
     "connects to ports of the machine, such as another agent's AgentAPI": "bash -c 'exec 3<>/dev/tcp/127.0.0.1/{port}'",
 }
+ROOT_ONLY = {
+    "reads the runner's environment, and so its RabbitMQ password",
+    "writes into the system",
+    "reads the machine's TLS keys",
+}
+"""The attacks that only root achieves."""
 HELD: dict[str, set[str]] = {
-    NONE.name: set() if IS_ROOT else {"reads the runner's environment, and so its RabbitMQ password"},
+    NONE.name: set() if IS_ROOT else ROOT_ONLY,
     CGROUPS.name: set(),
-    ORDINARY.name: {"reads the runner's environment, and so its RabbitMQ password"},
+    ORDINARY.name: ROOT_ONLY,
     ORDINARY_BWRAP.name: set(ATTACKS) - {"connects to ports of the machine, such as another agent's AgentAPI"},
     BWRAP.name: set(ATTACKS) - {"connects to ports of the machine, such as another agent's AgentAPI"},
     NO_NETWORK.name: set(ATTACKS),
     USERS.name: set(ATTACKS)
     - {
         "reads another agent's command line, and a prompt in it",
+        "reads files that another agent left in /tmp, and plants some",
         "connects to ports of the machine, such as another agent's AgentAPI",
     },
     BOTH.name: set(ATTACKS) - {"connects to ports of the machine, such as another agent's AgentAPI"},
@@ -113,7 +129,7 @@ def become(harness: RunnerHarness, mode: Mode) -> tuple[str, ...]:
     harness.root.mkdir(exist_ok=True)
     os.chown(harness.root, mode.uid, mode.uid)
     user = ("--reuid", str(mode.uid), "--regid", str(mode.uid), "--clear-groups")
-    return ("env", f"HOME={harness.root}", "setpriv", *user, "--inh-caps", "-all", "--bounding-set", "-all")
+    return (*OWN_PROCESS, f"HOME={harness.root}", "setpriv", *user, "--inh-caps", "-all", "--bounding-set", "-all")
 
 
 async def shell(harness: RunnerHarness, mode: Mode, script: str, **run: Any) -> uuid.UUID:
@@ -142,9 +158,11 @@ async def test_what_an_agent_can_do_to_others(harness: RunnerHarness, mode: Mode
     credential.write_text("credential")
     credential.chmod(0o600)
     os.chown(credential, *(2 * [-1 if mode.uid is None else mode.uid]))
-    victim = await shell(harness, mode, "umask 022; echo private > file; echo up; read line")
+    left = Path(f"/tmp/taskherd-test-{uuid.uuid4().hex}")  # noqa: S108 - the attack is on this folder
+    planted = left.with_suffix(".planted")
+    victim = await shell(harness, mode, f"umask 022; echo private | tee file >{left}; echo up; read line")
     await harness.until_output(victim, "up")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", 0)) as listener, removed(left, planted):
         values = {
             "victim": agent_of(harness, victim),
             "shim": harness.agent(victim)["pid"],
@@ -152,6 +170,10 @@ async def test_what_an_agent_can_do_to_others(harness: RunnerHarness, mode: Mode
             "folder": harness.root,
             "task": victim,
             "credential": credential,
+            "system": f"/usr/{left.name}",
+            "key": KEY,
+            "left": left,
+            "planted": planted,
             "port": listener.getsockname()[1],
         }
         lines = [
@@ -160,11 +182,23 @@ async def test_what_an_agent_can_do_to_others(harness: RunnerHarness, mode: Mode
         ]
         attacker = await shell(harness, mode, "\n".join([*lines, "echo attacked; read line"]))
         await harness.until_output(attacker, "attacked")
+        has_planted = planted.exists()
     output = "\n".join(await harness.output(attacker)).splitlines()
     assert {line.removeprefix("failed: ") for line in output if line.startswith("failed: ")} == HELD[mode.name]
     assert {line.removeprefix("could: ") for line in output if line.startswith("could: ")} == (
         set(ATTACKS) - HELD[mode.name]
     )
+    assert has_planted == ("reads files that another agent left in /tmp, and plants some" not in HELD[mode.name])
+
+
+@contextmanager
+def removed(*paths: Path) -> Iterator[None]:
+    """Remove files after the block, if they are there."""
+    try:
+        yield
+    finally:
+        for path in paths:
+            path.unlink(missing_ok=True)
 
 
 def test_the_documentation_says_what_holds() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,17 @@ def test_folders_are_emptied_and_removed_without_following_links(tmp_path: Path)
     folder.remove_work()
     assert [path.name for path in folder.path.iterdir()] == ["state"]
     assert [path.name for path in outside.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize(
+    "private",
+    ["/etc/ssl/private", "/etc/pki/tls/private", "/etc/pki/entitlement", "/etc/pki/CA/private", "/etc/ssl/own"],
+)
+def test_a_sandbox_shows_certificates_without_the_machines_keys(tmp_path: Path, private: str) -> None:
+    """No folder is shown that has one with keys in it."""
+    folder = TaskFolder(tmp_path, uuid.UUID(int=1))
+    arguments = Sandbox(("/opt",), None).wrap(["true"], folder, tmp_path, "host")
+    binds = pairwise(arguments)
+    shown = [Path(path) for option, path in binds if option in {"--bind", "--ro-bind", "--ro-bind-try"}]
+    assert {Path("/etc/ssl/certs"), Path("/etc/pki/tls/certs"), Path("/etc/ssl/openssl.cnf")} <= set(shown)
+    assert [path for path in shown if Path(private).is_relative_to(path)] == []

@@ -24,13 +24,19 @@ if TYPE_CHECKING:
 PROGRAM: Final = "bwrap"
 _SYSTEM: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _CONFIGURATION: Final = (
-    *("alternatives", "ca-certificates", "ca-certificates.conf", "pki", "ssl"),
+    *("alternatives", "ca-certificates", "ca-certificates.conf"),
+    *(f"ssl/{name}" for name in ("certs", "ca-bundle.pem", "cert.pem", "ct_log_list.cnf", "openssl.cnf")),
+    *(f"pki/tls/{name}" for name in ("certs", "cert.pem", "ct_log_list.cnf", "openssl.cnf", "openssl.d")),
+    *("pki/ca-trust", "pki/java"),
     *("group", "login.defs", "os-release", "passwd", "profile", "profile.d", "bash.bashrc", "inputrc", "shells"),
     *("gai.conf", "host.conf", "hosts", "nsswitch.conf", "protocols", "resolv.conf", "services"),
     *("ld.so.cache", "ld.so.conf", "ld.so.conf.d"),
     *("fonts", "gitconfig", "locale.alias", "localtime", "magic", "mime.types", "terminfo", "timezone"),
 )
-"""The files and folders in /etc that are visible: programs need them, and they hold no secrets."""
+"""The files and folders in /etc that are visible: programs need them, and they hold no secrets.
+
+The machine's keys are beside its certificates: in /etc/ssl/private, /etc/pki/tls/private and other folders.
+"""
 _CHECK_TIMEOUT: Final = 30.0
 
 
