@@ -23,7 +23,7 @@ from examples.demo.scenario_runner import EFFECT_TIMEOUT
 from examples.demo.scenarios import ADMIN, MEMBER, Scenario, scenarios, staying_scenarios
 from taskherd.broker import diagnostics
 from taskherd.broker.topology import TopologyNames
-from taskherd.dev import dev, first_steps, ports, processes, services
+from taskherd.dev import dev, first_steps, ports, processes, runner_environment, services
 from taskherd.directory_file.example import EXAMPLE
 from taskherd.directory_file.parse import parse
 from taskherd.errors import Misconfigured, TaskherdError, Unavailable
@@ -112,7 +112,8 @@ def _run(data: Path, console: Console) -> DemoResult:
             raise Unavailable(f"could not apply {file}")
         tokens = {person: first_steps.token({**os.environ, **environment}, person) for person in (ADMIN, MEMBER)}
         users = dev.create_users(running, RUNNER, templates.POOL)
-        with DemoProcesses(data, environment, users) as demo_processes:
+        inherited = runner_environment.inherited_variables(running.database_url)
+        with DemoProcesses(data, environment, users, inherited) as demo_processes:
             meter, *_ = demo_processes.start("worker", "api", "runner", worker_port=ops_port)
             announce(f"worker, API ({demo_processes.url}) and runner are ready; their logs are in {data}/*.log")
             announce(f"watch it in a browser at {demo_processes.url}; sign in with the token {tokens[ADMIN]}")

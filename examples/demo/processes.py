@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -37,9 +37,16 @@ class DemoProcesses:
     """
 
     def __init__(
-        self, data: Path, environment: Mapping[str, str], users: Mapping[str, Mapping[str, str]] | None = None
+        self,
+        data: Path,
+        environment: Mapping[str, str],
+        users: Mapping[str, Mapping[str, str]] | None = None,
+        inherited: Collection[str] = (),
     ) -> None:
-        """Create them; ``users`` are the variables that a process gets in addition, by command."""
+        """Create them; ``users`` are the variables that a process gets in addition, by command.
+
+        ``inherited`` are the names of the variables that templates inherit from the runner.
+        """
         self.data = data.absolute()
         self.root = self.data / "agents"
         """The folder of the runner."""
@@ -53,6 +60,7 @@ class DemoProcesses:
             "TASKHERD_RUNNER_NAME": RUNNER,
         }
         self._users = users or {}
+        self._inherited = inherited
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Self:
@@ -81,7 +89,7 @@ class DemoProcesses:
         """Start a process and return its operations port."""
         port = ops_port or ports.find_free([None])[0]
         own = {**self.environment, **self._users.get(command, {}), "TASKHERD_OPS_PORT": str(port)}
-        environment = dev.process_environment(command, {**os.environ, **own})
+        environment = dev.process_environment(command, {**os.environ, **own}, self._inherited)
         with self.log(command).open("ab") as output:
             self.running[command] = subprocess.Popen(
                 [sys.executable, "-m", "taskherd", command],

@@ -16,10 +16,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import yaml
 
 from taskherd.dev import broker_users, processes
 from taskherd.runner.workspaces.processes import MARKER_VARIABLE
+from tests.harness.isolation import open_folder
 from tests.harness.programs import find_program
+from tests.harness.templates import EXAMPLE
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -152,7 +155,9 @@ async def test_the_runner_gets_no_secret_of_the_servers(tmp_path: Path) -> None:
 
     What the runner has, only root can see: it lets no process of its user look, so that no agent can.
     """
-    env = {**make_folder(tmp_path), "TASKHERD_SECRET_KEY": "0123456789abcdef" * 4, "PASSED_ON": "yes"}
+    secrets = {"AWS_SECRET_ACCESS_KEY": "of-the-developer", "TASKHERD_SOMETHING_NEW": "of-a-server"}
+    env = {**make_folder(tmp_path), **secrets, "TASKHERD_SECRET_KEY": "0123456789abcdef" * 4}
+    env |= {"ANTHROPIC_API_KEY": "inherited", "OTEL_SERVICE_NAME": "mine", "TASKHERD_RUNNER_HEARTBEAT_EVERY": "7s"}
     is_root = os.geteuid() == 0
     async with session(tmp_path, env) as lines:
         (pids,) = re.findall(r"running as processes (\d+), (\d+) and (\d+);", "\n".join(lines))
@@ -168,9 +173,61 @@ async def test_the_runner_gets_no_secret_of_the_servers(tmp_path: Path) -> None:
         assert kept == set()
         assert worker["TASKHERD_DATABASE_URL"] not in runner.values()
         assert worker["TASKHERD_SECRET_KEY"] not in runner.values()
-        assert runner["PASSED_ON"] == "yes"
+        assert secrets.keys() & runner.keys() == set()
+        assert runner["ANTHROPIC_API_KEY"] == "inherited"  # by a template of the example
+        assert (runner["OTEL_SERVICE_NAME"], runner["TASKHERD_RUNNER_HEARTBEAT_EVERY"]) == ("mine", "7s")
         assert urlsplit(runner["TASKHERD_AMQP_URL"]).username == "taskherd-runner"
         assert all(urlsplit(other["TASKHERD_AMQP_URL"]).password not in runner.values() for other in (worker, api))
+
+
+AGENT = "cat ../../../env && echo could || echo failed; true"
+"""Reads the developer's credentials from the folder of ``taskherd dev``."""
+
+
+async def attack(folder: Path, env: dict[str, str], run: dict[str, Any]) -> str:
+    """Have an agent read the developer's credentials, and return whether it ``could`` or ``failed``, as it says."""
+    document = yaml.safe_load(EXAMPLE.read_text())
+    template = next(each for each in document["templates"] if each["name"] == "counts")
+    template["versions"][0]["run"] = {"agent": "stdio", "command": ["sh", "-c", AGENT], **run}
+    (folder / "directory.yaml").write_text(yaml.safe_dump(document))
+    taskherd = f"{sys.executable} -m taskherd"
+    script = f"""
+        . .taskherd/env
+        {taskherd} directory apply directory.yaml >&2
+        name=$({taskherd} task create --template counts "Read it" -o json | {sys.executable} -c '
+import json, sys
+print(json.load(sys.stdin)["name"])')
+        {taskherd} task wait "$name" >&2
+        {taskherd} task logs "$name"
+    """
+    words = set((await shell(script, folder, env)).split())
+    (outcome,) = words & {"could", "failed"}
+    assert ("TASKHERD_SECRET_KEY" in str(words)) == (outcome == "could")
+    return outcome
+
+
+async def test_agents_without_isolation_can_read_the_developers_files(
+    tmp_path: Path, announce: Callable[[str], None]
+) -> None:
+    """A line at the start says so, and what to set; with that they cannot."""
+    find_program("bwrap", "bubblewrap", announce)
+    env = make_folder(tmp_path)
+    async with session(tmp_path, env) as lines:
+        (told,) = [line for line in lines if "they can read your files, also .taskherd/env" in line]
+        assert "`run.sandbox: bwrap`" in told
+        assert await attack(tmp_path, env, {}) == "could"
+        assert await attack(tmp_path, env, {"sandbox": "bwrap"}) == "failed"
+
+
+if os.geteuid() == 0:
+
+    async def test_agents_with_users_of_their_own_cannot_read_the_developers_files() -> None:
+        """What the line tells root to set works in a folder that others may enter, and then there is no line."""
+        with open_folder() as folder:
+            env = {**make_folder(folder), "TASKHERD_RUNNER_AGENT_UIDS": "200000-265535"}
+            async with session(folder, env) as lines:
+                assert [line for line in lines if "can read your files" in line] == []
+                assert await attack(folder, env, {}) == "failed"
 
 
 async def test_the_program_in_the_readme_may_send_commands(tmp_path: Path) -> None:

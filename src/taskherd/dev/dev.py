@@ -11,13 +11,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from taskherd.dev import broker_users, first_steps, ports, processes, services
+from taskherd.dev import broker_users, first_steps, ports, processes, runner_environment, services
 from taskherd.directory_file.example import EXAMPLE
 from taskherd.errors import Unavailable
 from taskherd.runner.workspaces.processes import MARKER_VARIABLE
@@ -26,8 +26,7 @@ from taskherd.store import migrate
 
 DATA: Final = Path(".taskherd")
 ALLOW_DEACTIVATE: Final = "--allow-deactivate"
-_SERVER_SECRETS: Final = ("DATABASE_", "SECRET_KEY", "TOKEN")
-"""How the variables begin, after taskherd's prefix, that only servers and people use."""
+_AGENT_UIDS: Final = "TASKHERD_RUNNER_AGENT_UIDS"
 _RUNNER_NAME: Final = "dev"
 _OPS_PORT: Final = 9590
 _API_PORT: Final = 7080
@@ -60,7 +59,8 @@ def run(*, services_only: bool, data: Path = DATA) -> int:
             migrate.upgrade(running.database_url)
             if not apply_directory({**os.environ, **environment}, EXAMPLE):
                 _say("the directory stays as it is")
-            return _serve(data, environment, create_users(running, _RUNNER_NAME), ops_port)
+            inherited = runner_environment.inherited_variables(running.database_url)
+            return _serve(data, environment, create_users(running, _RUNNER_NAME), ops_port, inherited)
     return 0
 
 
@@ -111,22 +111,18 @@ def worker(data: Path, environment: Mapping[str, str], ops_port: int) -> Iterato
         yield process
 
 
-def process_environment(command: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment for ``taskherd COMMAND``: a runner gets no credential but that of the broker.
-
-    Its agents may be able to read what it has. Variables that are no settings stay, because templates can pass them on.
-    """
-    if command != "runner":
-        return dict(environ)
-    withheld = tuple(f"TASKHERD_{name}" for name in _SERVER_SECRETS)
-    return {name: value for name, value in environ.items() if not name.startswith(withheld)}
+def process_environment(command: str, environ: Mapping[str, str], inherited: Collection[str]) -> dict[str, str]:
+    """Return the environment for ``taskherd COMMAND``: a runner gets what it needs, and what its templates inherit."""
+    return runner_environment.select(environ, inherited) if command == "runner" else dict(environ)
 
 
 @contextmanager
-def _process(data: Path, command: str, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def _process(
+    data: Path, command: str, environment: Mapping[str, str], inherited: Collection[str] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
         [sys.executable, "-m", "taskherd", command],
-        env=processes.marked(process_environment(command, {**os.environ, **environment}), _home(data)),
+        env=processes.marked(process_environment(command, {**os.environ, **environment}, inherited), _home(data)),
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
@@ -136,28 +132,36 @@ def _process(data: Path, command: str, environment: Mapping[str, str]) -> Iterat
         processes.stop(process, gently=signal.SIGTERM, within=_GRACE)
 
 
-def _serve(data: Path, environment: dict[str, str], users: Mapping[str, Mapping[str, str]], ops_port: int) -> int:
+def _serve(
+    data: Path,
+    environment: dict[str, str],
+    users: Mapping[str, Mapping[str, str]],
+    ops_port: int,
+    inherited: Collection[str],
+) -> int:
     """Run a worker, the API and a runner until one of them exits unexpectedly; return its exit code, at least 1.
 
-    ``users`` are the variables that each of them gets in addition.
+    ``users`` are the variables that each of them gets in addition, ``inherited`` the names that templates inherit.
     """
     own = {command: {**environment, **users.get(command, {})} for command in ("worker", "api", "runner")}
     api_port, api_ops_port, runner_ops_port = ports.find_free([_API_PORT, _API_OPS_PORT, _RUNNER_OPS_PORT])
     url = f"http://{ports.HOST}:{api_port}"
     api_environment = {**own["api"], "TASKHERD_API_PORT": str(api_port), "TASKHERD_OPS_PORT": str(api_ops_port)}
-    runner_environment = {**own["runner"], **_runner_settings(data, url), "TASKHERD_OPS_PORT": str(runner_ops_port)}
+    runner_settings = {**own["runner"], **_runner_settings(data, url), "TASKHERD_OPS_PORT": str(runner_ops_port)}
     with worker(data, own["worker"], ops_port) as worker_process:
         token = _first_token({**os.environ, **environment})
         _write_env_file(data, {**environment, "TASKHERD_URL": url, **({"TASKHERD_TOKEN": token} if token else {})})
         with (
             _process(data, "api", api_environment) as api,
             _ending_agents(data),
-            _process(data, "runner", runner_environment) as runner,
+            _process(data, "runner", runner_settings, inherited) as runner,
         ):
             _await_port(api, api_port)
             for line in first_steps.lines(url, token):
                 _say(line)
             _say_env(data)
+            if not os.environ.get(_AGENT_UIDS):
+                _say(agents_can_read(data, is_root=os.geteuid() == 0))
             pids = f"{worker_process.pid}, {api.pid} and {runner.pid}"
             _say(f"worker, API and runner are running as processes {pids}; Ctrl-C stops everything")
             return _wait_for_exit({"worker": worker_process, "api": api, "runner": runner})
@@ -273,6 +277,13 @@ def _write_private(path: Path, content: str) -> None:
 
 def _say_env(data: Path) -> None:
     _say(f"to use the taskherd command in another terminal, run there: . {data}/env")
+
+
+def agents_can_read(data: Path, *, is_root: bool) -> str:
+    """Return the line that says what agents without users of their own can do, and what to set against it."""
+    users = f", or set {_AGENT_UIDS}=200000-265535" if is_root else ""
+    reach = f"agents run as {'root' if is_root else 'your user'}: they can read your files, also {data}/env"
+    return f"{reach}, and so act as anyone; give their templates `run.sandbox: bwrap`{users}"
 
 
 def _say(line: str) -> None:

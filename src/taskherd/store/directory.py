@@ -126,7 +126,18 @@ ORDER BY 1, 2
 LIMIT :most
 """)
 
+INHERITED_VARIABLES: Final = text("""
+SELECT DISTINCT jsonb_array_elements_text(run #> '{env,inherit}')
+FROM template_versions
+WHERE jsonb_typeof(run #> '{env,inherit}') = 'array'
+""")
+
 REVISION: Final = text("SELECT revision FROM directory_revision")
+
+
+async def inherited_variables(connection: AsyncConnection) -> frozenset[str]:
+    """Return the names of the variables that any template version inherits from its runner, active or not."""
+    return frozenset((await connection.execute(INHERITED_VARIABLES)).scalars())
 
 
 async def names(connection: AsyncConnection, pairs: Sequence[Pair]) -> dict[Pair, DirectoryNames]:
