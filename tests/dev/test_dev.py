@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from taskherd.dev import broker_users, processes
+from taskherd.dev import agent_users, broker_users, dev, processes
 from taskherd.runner.workspaces.processes import MARKER_VARIABLE
 from tests.harness.isolation import open_folder
 from tests.harness.programs import find_program
@@ -186,9 +186,17 @@ AGENT = "cat ../../../env && echo could || echo failed; true"
 
 async def attack(folder: Path, env: dict[str, str], run: dict[str, Any]) -> str:
     """Have an agent read the developer's credentials, and return whether it ``could`` or ``failed``, as it says."""
+    output = await output_of(folder, env, {"command": ["sh", "-c", AGENT], **run})
+    (outcome,) = {*output.split()} & {"could", "failed"}
+    assert ("TASKHERD_SECRET_KEY" in output) == (outcome == "could")
+    return outcome
+
+
+async def output_of(folder: Path, env: dict[str, str], run: dict[str, Any]) -> str:
+    """Return what an agent of a template with this ``run`` writes until it ends."""
     document = yaml.safe_load(EXAMPLE.read_text())
     template = next(each for each in document["templates"] if each["name"] == "counts")
-    template["versions"][0]["run"] = {"agent": "stdio", "command": ["sh", "-c", AGENT], **run}
+    template["versions"][0]["run"] = {"agent": "stdio", **run}
     (folder / "directory.yaml").write_text(yaml.safe_dump(document))
     taskherd = f"{sys.executable} -m taskherd"
     script = f"""
@@ -198,36 +206,62 @@ async def attack(folder: Path, env: dict[str, str], run: dict[str, Any]) -> str:
 import json, sys
 print(json.load(sys.stdin)["name"])')
         {taskherd} task wait "$name" >&2
-        {taskherd} task logs "$name"
+        {taskherd} task logs "$name" -o json
     """
-    words = set((await shell(script, folder, env)).split())
-    (outcome,) = words & {"could", "failed"}
-    assert ("TASKHERD_SECRET_KEY" in str(words)) == (outcome == "could")
-    return outcome
+    entries = json.loads(await shell(script, folder, env))["logs"]
+    return "\n".join(entry["content"] for entry in entries if entry["type"] == "output")
 
 
 async def test_agents_without_isolation_can_read_the_developers_files(
     tmp_path: Path, announce: Callable[[str], None]
 ) -> None:
-    """A line at the start says so, and what to set; with that they cannot."""
+    """A line at the start says so, and what to set; with that they cannot. Root's home is closed to others."""
     find_program("bwrap", "bubblewrap", announce)
     env = make_folder(tmp_path)
+    tmp_path.chmod(0o700)
     async with session(tmp_path, env) as lines:
         (told,) = [line for line in lines if "they can read your files, also .taskherd/env" in line]
         assert "`run.sandbox: bwrap`" in told
+        assert ("TASKHERD_RUNNER_AGENT_UIDS=200000-265535" in told) == (os.geteuid() == 0)
         assert await attack(tmp_path, env, {}) == "could"
         assert await attack(tmp_path, env, {"sandbox": "bwrap"}) == "failed"
 
 
 if os.geteuid() == 0:
 
-    async def test_agents_with_users_of_their_own_cannot_read_the_developers_files() -> None:
-        """What the line tells root to set works in a folder that others may enter, and then there is no line."""
+    async def test_agents_of_root_cannot_read_the_developers_files_where_others_may_enter() -> None:
+        """They have users of their own, if nothing else is set, and can do their work."""
         with open_folder() as folder:
-            env = {**make_folder(folder), "TASKHERD_RUNNER_AGENT_UIDS": "200000-265535"}
+            env = {**make_folder(folder), "PATH": os.defpath}
             async with session(folder, env) as lines:
                 assert [line for line in lines if "can read your files" in line] == []
+                assert any("agents run as users of their own" in line for line in lines)
                 assert await attack(folder, env, {}) == "failed"
+                run = {"command": ["python", "-c", "import os; print(os.getuid())"], "env": {"inherit": ["PATH"]}}
+                assert 200_000 < int(await output_of(folder, env, run)) <= 265_535
+
+    @pytest.mark.parametrize("value", ["", "300000-300063"])
+    def test_the_environment_decides_about_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+        """What is set stays; set to nothing, agents run as root, and the line says so."""
+        monkeypatch.setenv(agent_users.VARIABLE, value)
+        settings, told = dev.isolate_agents(tmp_path, os.defpath)
+        assert settings == {}
+        assert bool(told) == (value == "")
+
+    def test_agents_get_no_users_where_they_could_not_work() -> None:
+        """A folder of programs that is closed to others, and tasks that ran as root."""
+        with open_folder() as folder:
+            assert agent_users.obstacle(folder / "runner", os.defpath) == ""
+            tools = folder / "tools"
+            tools.mkdir(mode=0o700)
+            assert agent_users.obstacle(folder / "runner", f"{os.defpath}:{tools}") == ""  # it is empty
+            (tools / "agent").touch()
+            assert f"cannot enter {tools}" in agent_users.obstacle(folder / "runner", f"{os.defpath}:{tools}")
+            assert "cannot enter" in agent_users.obstacle(tools / "runner", os.defpath)
+            (folder / "runner/task").mkdir()
+            assert "ran as root" in agent_users.obstacle(folder / "runner", os.defpath)
+            os.chown(folder / "runner/task", 0, 200_005)
+            assert agent_users.obstacle(folder / "runner", os.defpath) == ""
 
 
 async def test_the_program_in_the_readme_may_send_commands(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from taskherd.dev import broker_users, first_steps, ports, processes, runner_environment, services
+from taskherd.dev import agent_users, broker_users, first_steps, ports, processes, runner_environment, services
 from taskherd.directory_file.example import EXAMPLE
 from taskherd.errors import Unavailable
 from taskherd.runner.workspaces.processes import MARKER_VARIABLE
@@ -26,7 +26,6 @@ from taskherd.store import migrate
 
 DATA: Final = Path(".taskherd")
 ALLOW_DEACTIVATE: Final = "--allow-deactivate"
-_AGENT_UIDS: Final = "TASKHERD_RUNNER_AGENT_UIDS"
 _RUNNER_NAME: Final = "dev"
 _OPS_PORT: Final = 9590
 _API_PORT: Final = 7080
@@ -148,6 +147,8 @@ def _serve(
     url = f"http://{ports.HOST}:{api_port}"
     api_environment = {**own["api"], "TASKHERD_API_PORT": str(api_port), "TASKHERD_OPS_PORT": str(api_ops_port)}
     runner_settings = {**own["runner"], **_runner_settings(data, url), "TASKHERD_OPS_PORT": str(runner_ops_port)}
+    isolation, told = isolate_agents(data, runner_settings["PATH"])
+    runner_settings |= isolation
     with worker(data, own["worker"], ops_port) as worker_process:
         token = _first_token({**os.environ, **environment})
         _write_env_file(data, {**environment, "TASKHERD_URL": url, **({"TASKHERD_TOKEN": token} if token else {})})
@@ -160,8 +161,8 @@ def _serve(
             for line in first_steps.lines(url, token):
                 _say(line)
             _say_env(data)
-            if not os.environ.get(_AGENT_UIDS):
-                _say(agents_can_read(data, is_root=os.geteuid() == 0))
+            if told:
+                _say(told)
             pids = f"{worker_process.pid}, {api.pid} and {runner.pid}"
             _say(f"worker, API and runner are running as processes {pids}; Ctrl-C stops everything")
             return _wait_for_exit({"worker": worker_process, "api": api, "runner": runner})
@@ -279,11 +280,21 @@ def _say_env(data: Path) -> None:
     _say(f"to use the taskherd command in another terminal, run there: . {data}/env")
 
 
-def agents_can_read(data: Path, *, is_root: bool) -> str:
-    """Return the line that says what agents without users of their own can do, and what to set against it."""
-    users = f", or set {_AGENT_UIDS}=200000-265535" if is_root else ""
+def isolate_agents(data: Path, path: str) -> tuple[dict[str, str], str]:
+    """Return the setting that gives agents users of their own, if root can, and a line about what they can do.
+
+    If the environment sets it, neither is returned. ``path`` is the PATH of the agents.
+    """
+    name = agent_users.VARIABLE
+    if os.environ.get(name):
+        return {}, ""
+    obstacle = "it is empty" if name in os.environ else agent_users.obstacle(_agents(data), path)
+    if not obstacle:
+        return {name: agent_users.RANGE}, f"agents run as users of their own ({name}={agent_users.RANGE})"
+    is_root = os.geteuid() == 0
+    users = f", or set {name}={agent_users.RANGE}, which was not done because {obstacle}" if is_root else ""
     reach = f"agents run as {'root' if is_root else 'your user'}: they can read your files, also {data}/env"
-    return f"{reach}, and so act as anyone; give their templates `run.sandbox: bwrap`{users}"
+    return {}, f"{reach}, and so act as anyone; give their templates `run.sandbox: bwrap`{users}"
 
 
 def _say(line: str) -> None:
