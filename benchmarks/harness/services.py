@@ -73,6 +73,7 @@ class BenchmarkServices:
             "TASKHERD_AMQP_PREFIX": PREFIX,
             "TASKHERD_SECRET_KEY": SECRET,
             "TASKHERD_API_CREATE_RATE": "0",
+            "TASKHERD_API_FOLLOWERS_MOST": "4000",
             "TASKHERD_TASKS_RUNNING_MOST": "0",
             "TASKHERD_OPS_PORT": "0",
             "BENCH_AMQP_URL": self.amqp_url,

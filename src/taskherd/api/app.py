@@ -124,6 +124,7 @@ class ApiProcess:
             self._reader,
             self.metrics,
             nullable_ids_as_objects=settings.api_nullable_ids == "object",
+            most_of_user=settings.api_followers_most,
         )
         self._log_revisions = LogRevisions(self._reader)
         self._ops = OpsServer(self.metrics, self._readiness)

@@ -8,7 +8,7 @@ is unavailable, the feed is read every few seconds. Without subscribers it is no
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
@@ -17,6 +17,7 @@ import structlog
 
 from taskherd import retry
 from taskherd.api.changes import Change, ChangeFilter
+from taskherd.api.http.errors import too_many_open, unavailable
 from taskherd.broker import topology
 from taskherd.broker.consumer import Consumer
 from taskherd.broker.subscription import Source
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 MAX_SUBSCRIBERS: Final = 4_000
-"""Maximum number of subscribers of one process: streams and long polls."""
+"""Maximum number of subscribers of one process: streams, long polls and WebSockets of users, and waiting agents."""
 MAX_BACKLOG: Final = 500
 """Maximum number of changes that wait for one subscriber."""
 MAX_BACKLOG_BYTES: Final = 8 * 1024 * 1024
@@ -106,11 +107,23 @@ class ChangeFeed:
         metrics: Metrics,
         *,
         nullable_ids_as_objects: bool,
+        most_of_user: int,
     ) -> None:
+        """Make a feed that nobody reads yet.
+
+        Args:
+            consuming: the connection of the wakeups.
+            names: the names of the exchanges.
+            reader: reads the feed.
+            metrics: counts subscribers.
+            nullable_ids_as_objects: see ``ApiContext``.
+            most_of_user: maximum number of subscribers of one user.
+        """
         self._names = names
         self._reader = reader
         self._metrics = metrics
         self._nullable_ids_as_objects = nullable_ids_as_objects
+        self._most_of_user = most_of_user
         self._poll_interval = POLL_INTERVAL
         self._wakeups = Consumer(consuming, self._prepare, prefetch=MAX_WAKEUPS, on_error=self._on_error)
         self._position: int | None = None
@@ -119,12 +132,26 @@ class ChangeFeed:
         self._has_subscribers = asyncio.Event()
         self._subscribers: defaultdict[UUID, set[Subscriber]] = defaultdict(set)
         self._subscriber_count = 0
+        self._count_by_user: Counter[UUID] = Counter()
         self._stopping = False
 
     @property
     def is_full(self) -> bool:
         """True if the limit of subscribers is reached."""
         return self._subscriber_count >= MAX_SUBSCRIBERS
+
+    def check_room(self, user_id: UUID) -> None:
+        """Raise a 503 if the limit of all subscribers is reached, and a 429 if that of this user is.
+
+        A stream calls this before its status is sent, because ``subscription`` can refuse it only afterwards.
+        """
+        if self.is_full:
+            raise unavailable("Too many streams are open.")
+        if self._is_full_for(user_id):
+            raise too_many_open(self._most_of_user)
+
+    def _is_full_for(self, user_id: UUID) -> bool:
+        return self._count_by_user[user_id] >= self._most_of_user
 
     def start(self) -> None:
         """Start to consume wakeups, as soon as the broker is available."""
@@ -169,17 +196,27 @@ class ChangeFeed:
         return self._position
 
     @asynccontextmanager
-    async def subscription(self) -> AsyncIterator[None]:
-        """Add a subscriber, so that the feed is read while the block runs. Raise ``Unavailable`` at the limit."""
-        if self.is_full or self._stopping:
+    async def subscription(self, user_id: UUID | None) -> AsyncIterator[None]:
+        """Add a subscriber, so that the feed is read while the block runs. Raise ``Unavailable`` at a limit.
+
+        Args:
+            user_id: the user whom the subscriber counts for; None for an agent, whose requests are limited by task.
+        """
+        if self.is_full or self._stopping or (user_id is not None and self._is_full_for(user_id)):
             raise Unavailable("too many subscribers of the change feed")
         self._subscriber_count += 1
+        if user_id is not None:
+            self._count_by_user[user_id] += 1
         self._has_subscribers.set()
         self._metrics.api_followers.set(self._subscriber_count)
         try:
             yield
         finally:
             self._subscriber_count -= 1
+            if user_id is not None:
+                self._count_by_user[user_id] -= 1
+                if not self._count_by_user[user_id]:
+                    del self._count_by_user[user_id]
             self._metrics.api_followers.set(self._subscriber_count)
             if not self._subscriber_count:
                 self._position = None

@@ -359,6 +359,13 @@ class Settings(BaseSettings):
         description="Maximum number of connections of one client address that have not presented a valid token; of "
         "more, the one that has been quiet for longest is closed.",
     )
+    api_followers_most: int = Field(
+        500,
+        ge=1,
+        le=4000,
+        description="Maximum number of streams of changes, long polls and WebSockets that one user may have open in "
+        "one API process, which has room for 4,000 of all users.",
+    )
     api_list_most: int = Field(
         5000,
         ge=500,

@@ -24,7 +24,9 @@ async def test_an_unexpected_error_of_either_loop_ends_the_feed(monkeypatch: pyt
     monkeypatch.setattr(ChangeFeed, loop, fail)
     connection = SupervisedConnection("amqp://127.0.0.1:1/", "test")
     reader: ReadPool = object()  # type: ignore[assignment]
-    feed = ChangeFeed(connection, TopologyNames("p"), reader, Metrics(), nullable_ids_as_objects=False)
+    feed = ChangeFeed(
+        connection, TopologyNames("p"), reader, Metrics(), nullable_ids_as_objects=False, most_of_user=500
+    )
     async with asyncio.timeout(30):
         with pytest.raises(RuntimeError, match="unexpected"):
             await feed.run()
@@ -43,13 +45,15 @@ async def test_the_feed_rests_without_subscribers(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(ChangeFeed, "poll", poll)
     connection = SupervisedConnection("amqp://127.0.0.1:1/", "test")
     reader: ReadPool = object()  # type: ignore[assignment]
-    feed = ChangeFeed(connection, TopologyNames("p"), reader, Metrics(), nullable_ids_as_objects=False)
+    feed = ChangeFeed(
+        connection, TopologyNames("p"), reader, Metrics(), nullable_ids_as_objects=False, most_of_user=500
+    )
     reading = asyncio.create_task(feed._read())
     async with asyncio.timeout(30):
         for _ in range(2):
             await _iterations(feed)
             assert polls == 0
-            async with feed.subscription():
+            async with feed.subscription(None):
                 await polled.wait()
             await _iterations(feed)  # the loop may have been about to read
             polls = 0

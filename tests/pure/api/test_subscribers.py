@@ -11,6 +11,7 @@ import pytest
 from taskherd.api import change_feed
 from taskherd.api.change_feed import ChangeFeed, Subscriber
 from taskherd.api.changes import Change, ChangeFilter
+from taskherd.api.http.errors import HTTPError
 from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.topology import TopologyNames
 from taskherd.errors import Unavailable
@@ -43,7 +44,9 @@ def new_feed() -> ChangeFeed:
     """Return a feed that has read up to position 5, without servers."""
     connection = SupervisedConnection("amqp://127.0.0.1:1/", "test")
     reader: ReadPool = object()  # type: ignore[assignment]
-    feed = ChangeFeed(connection, TopologyNames("p"), reader, Metrics(), nullable_ids_as_objects=False)
+    feed = ChangeFeed(
+        connection, TopologyNames("p"), reader, Metrics(), nullable_ids_as_objects=False, most_of_user=500
+    )
     feed._position = 5
     return feed
 
@@ -138,13 +141,37 @@ async def test_the_number_of_subscribers_is_limited(monkeypatch: pytest.MonkeyPa
     def followers() -> float | None:
         return feed._metrics.registry.get_sample_value(METRIC)
 
-    async with feed.subscription():
-        async with feed.subscription():
+    async with feed.subscription(ALICE):
+        async with feed.subscription(ALICE):
             assert (feed.is_full, followers()) == (True, 2)
             with pytest.raises(Unavailable, match="too many subscribers"):
-                await feed.subscription().__aenter__()
+                await feed.subscription(ALICE).__aenter__()
         assert (feed.is_full, followers(), feed._position) == (False, 1, 5)
     assert (followers(), feed._position) == (0, None)
+
+
+async def test_the_number_of_subscribers_of_one_user_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is counted exactly, also after a refusal; others and agents have room, and nothing is kept of who left."""
+    monkeypatch.setattr(change_feed, "MAX_SUBSCRIBERS", 5)
+    feed = new_feed()
+    feed._most_of_user = 2
+    async with feed.subscription(ALICE), feed.subscription(None), feed.subscription(None):
+        feed.check_room(ALICE)
+        async with feed.subscription(ALICE):
+            for _ in range(2):
+                with pytest.raises(HTTPError) as refused:
+                    feed.check_room(ALICE)
+                assert refused.value.response.status == 429
+                with pytest.raises(Unavailable, match="too many subscribers"):
+                    await feed.subscription(ALICE).__aenter__()
+            feed.check_room(BOB)
+            async with feed.subscription(BOB):
+                for user_id in (ALICE, BOB, UUID(int=0xC)):
+                    with pytest.raises(HTTPError) as refused:
+                        feed.check_room(user_id)
+                    assert refused.value.response.status == 503
+        feed.check_room(ALICE)
+    assert not feed._count_by_user
 
 
 async def test_a_feed_that_stops_ends_its_subscribers_and_takes_no_more() -> None:
@@ -157,7 +184,7 @@ async def test_a_feed_that_stops_ends_its_subscribers_and_takes_no_more() -> Non
     assert late is not None
     assert (subscriber.ended, late.ended) == (True, True)
     with pytest.raises(Unavailable):
-        await feed.subscription().__aenter__()
+        await feed.subscription(ALICE).__aenter__()
 
 
 async def test_a_feed_that_cannot_be_read_has_no_position(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,7 @@ async def _wait(request: RequestContext, request_id: UUID, wait: float) -> Row |
     owner = await agent_request_queries.owner(request.api.reader, request.agent[0])
     if owner is None:
         return None
-    async with feed.subscription():
+    async with feed.subscription(None):
         subscriber = feed.subscribe(ChangeFilter(owner, task=request.agent[0]), await feed.position())
         assert subscriber is not None  # the position cannot change between the two calls
         try:

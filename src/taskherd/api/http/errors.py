@@ -88,6 +88,13 @@ def rate_limited(seconds: float, message: str = "You have made too many requests
     return HTTPError(429, message, detail, headers={"Retry-After": str(wait)})
 
 
+def too_many_open(most: int) -> HTTPError:
+    """Return a 429: the caller follows changes with as many open requests as one user may have in this process."""
+    message = "You have too many streams, long polls and WebSockets open."
+    detail = f"One user may have {most} in one API process. Close some, or follow all tasks with one stream."
+    return HTTPError(429, message, detail, headers={"Retry-After": str(RETRY_AFTER)})
+
+
 def unavailable(message: str) -> HTTPError:
     """Return a 503: a dependency is unavailable, and a retry may succeed."""
     return HTTPError(503, message, "Please try again in a moment.", headers={"Retry-After": str(RETRY_AFTER)})

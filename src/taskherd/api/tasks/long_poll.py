@@ -140,7 +140,8 @@ async def _subscribe_and_wait(
     request: RequestContext, task_id: UUID, until: AbstractSet[str], deadline: float
 ) -> BufferedResponse:
     feed = request.api.change_feed
-    async with feed.subscription():
+    feed.check_room(request.caller.user_id)
+    async with feed.subscription(request.caller.user_id):
         change_filter = ChangeFilter(request.caller.user_id, task=task_id)
         subscriber = feed.subscribe(change_filter, await feed.position())
         assert subscriber is not None  # the position cannot change between the two calls

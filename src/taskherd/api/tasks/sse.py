@@ -16,7 +16,7 @@ import structlog
 
 from taskherd.api import changes
 from taskherd.api.changes import Change, ChangeFilter
-from taskherd.api.http.errors import invalid, not_found, unavailable
+from taskherd.api.http.errors import invalid, not_found
 from taskherd.api.http.query_parameters import MAX_POSITION
 from taskherd.api.http.sse import COMMENT, EventStream
 from taskherd.api.tasks import documents, queries, search
@@ -82,8 +82,8 @@ async def find_watched(request: RequestContext, last: int | None) -> UUID:
 
 
 def changes_of_task(request: RequestContext, task_id: UUID, last: int | None) -> AsyncGenerator[bytes, None]:
-    """Return the frames of a stream of one task's changes. Raise a 503 if there is no room for it."""
-    _check_room(request)
+    """Return the frames of a stream of one task's changes. Raise a 503 or 429 if there is no room for it."""
+    request.api.change_feed.check_room(request.caller.user_id)
     return _TaskStream(request, ChangeFilter(request.caller.user_id, task=task_id), last).frames()
 
 
@@ -104,14 +104,9 @@ def _stream(
     *,
     snapshot: bool = True,
 ) -> EventStream:
-    _check_room(request)
+    request.api.change_feed.check_room(request.caller.user_id)
     frames = _TaskStream(request, change_filter, last, tasks, snapshot=snapshot).frames()
     return EventStream(request, frames, task_id=change_filter.task, last=changes.RESUME)
-
-
-def _check_room(request: RequestContext) -> None:
-    if request.api.change_feed.is_full:  # subscribing would fail too, but only after the status 200 was sent
-        raise unavailable("Too many streams are open.")
 
 
 class _TaskStream:
@@ -143,7 +138,7 @@ class _TaskStream:
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """Generate the frames of the stream."""
         try:
-            async with self._feed.subscription(), aclosing(self._parts()) as parts:
+            async with self._feed.subscription(self._filter.caller), aclosing(self._parts()) as parts:
                 async for part in parts:
                     self._request.mark_seen()
                     yield part

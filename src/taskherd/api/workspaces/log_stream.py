@@ -95,7 +95,8 @@ async def _follow(request: RequestContext, socket: WebSocket, kind: LogSpec) -> 
     after = request.parameters(logs.LogQuery).after
     row = await get_or_404(request, kind.lookup)
     feed = request.api.change_feed
-    async with feed.subscription():
+    feed.check_room(request.caller.user_id)
+    async with feed.subscription(request.caller.user_id):
         change_filter = ChangeFilter(request.caller.user_id, task=row["task_id"])
         subscriber = feed.subscribe(change_filter, await feed.position())
         try:

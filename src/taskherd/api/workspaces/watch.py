@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from taskherd.api.changes import ChangeFilter
-from taskherd.api.http.errors import unavailable
 from taskherd.api.http.sse import PING, EventStream
-from taskherd.api.http.websocket import NORMAL, SendText, serve
+from taskherd.api.http.websocket import NORMAL, TRY_AGAIN_LATER, SendText, serve
 from taskherd.api.workspaces.queries import full_workspace, get_or_404
 from taskherd.errors import Retry, Unavailable
 from taskherd.store import builds
@@ -45,22 +44,27 @@ async def socket(request: RequestContext, opened: WebSocket) -> None:
 async def _first(request: RequestContext) -> Row:
     request.follows = True
     row = await get_or_404(request, builds.latest_of_workspace)
-    if request.api.change_feed.is_full:
-        raise unavailable("Too many streams are open.")
+    request.api.change_feed.check_room(request.caller.user_id)
     return row
 
 
 async def _frames(request: RequestContext, row: Row) -> AsyncGenerator[bytes, None]:
-    async with aclosing(_workspaces(request, row)) as workspaces:
-        async for workspace in workspaces:
-            yield PING if workspace is None else b"event: data\ndata: %b\n\n" % workspace
+    with suppress(Unavailable):  # of the change feed, at the start; the client connects again
+        async with aclosing(_workspaces(request, row)) as workspaces:
+            async for workspace in workspaces:
+                yield PING if workspace is None else b"event: data\ndata: %b\n\n" % workspace
 
 
 async def _send(request: RequestContext, send_text: SendText, row: Row) -> int:
-    async with aclosing(_workspaces(request, row)) as workspaces:
-        async for workspace in workspaces:
-            frame = b'{"type":"ping","data":null}' if workspace is None else b'{"type":"data","data":%b}' % workspace
-            await send_text(frame.decode())
+    try:
+        async with aclosing(_workspaces(request, row)) as workspaces:
+            async for workspace in workspaces:
+                frame = (
+                    b'{"type":"ping","data":null}' if workspace is None else b'{"type":"data","data":%b}' % workspace
+                )
+                await send_text(frame.decode())
+    except Unavailable:  # of the change feed, at the start
+        return TRY_AGAIN_LATER
     return NORMAL
 
 
@@ -70,7 +74,7 @@ async def _workspaces(request: RequestContext, row: Row) -> AsyncGenerator[bytes
     Changes that come while the workspace is being read are seen in one read after it. During an outage nothing is read.
     """
     feed = request.api.change_feed
-    async with feed.subscription():
+    async with feed.subscription(request.caller.user_id):
         subscriber = feed.subscribe(ChangeFilter(request.caller.user_id, task=row["task_id"]), await feed.position())
         try:
             yield None
