@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TypeAlias
 
 import httpx
@@ -15,8 +16,13 @@ from structlog.testing import capture_logs
 
 from taskherd import http_protocol
 from taskherd.api.http import authenticator, user_tokens
+from taskherd.api.http.connections import LIMITS
+from taskherd.messages.agent_tokens import agent_token
 from tests.api.conftest import StartApi
 from tests.harness.api import TIMEOUT, ApiHarness, token_for
+from tests.harness.asking import OWN
+from tests.harness.sse import sse_client
+from tests.harness.worker import SECRET
 
 CountLookups: TypeAlias = "Callable[[ApiHarness], Lookups]"
 MALLORY, NEIGHBOR = "127.0.0.66", "127.0.0.7"
@@ -202,6 +208,32 @@ async def test_connections_with_a_valid_token_stay_while_strangers_flood(start_a
             assert renamed.status_code == 202
             async with asyncio.timeout(TIMEOUT):
                 assert await anext(events)
+
+
+async def test_connections_with_a_valid_token_do_not_keep_others_out(start_api: StartApi) -> None:
+    """A user and an agent that hold all connections lose idle ones, without an error; requests in progress go on."""
+    async with start_api(api_connections=12) as api_harness, AsyncExitStack() as stack:
+        task = await api_harness.active()
+        agent = agent_token(SECRET, uuid.UUID(task["id"]), 1)
+        stream = await stack.enter_async_context(sse_client(api_harness.bob, "/tasks/watch"))
+        await stream.ready()
+        requests = [(api_harness.tokens["bob"], "/users/me", 200), (agent, f"{OWN}/{uuid.uuid4()}", 404)] * 8
+        kept = [
+            (await stack.enter_async_context(client_at(api_harness, MALLORY, token)), path, status)
+            for token, path, status in requests
+        ]
+        for _ in range(2):
+            for client, path, status in kept:
+                assert (await client.get(path)).status_code == status
+        for _ in range(20):
+            async with client_at(api_harness, NEIGHBOR, api_harness.tokens["alice"]) as client:
+                assert (await client.get("/users/me")).status_code == 200
+        created = await api_harness.create(api_harness.bob)
+        await stream.until(lambda: any(each.task["id"] == created["id"] for each in stream.events))
+        value = api_harness.api.metrics.registry.get_sample_value
+        closed = {each: value("taskherd_api_connections_closed_total", {"reason": each}) for each in LIMITS}
+        assert closed.pop("idle")
+        assert set(closed.values()) == {0}
 
 
 async def test_a_connection_that_is_closed_for_others_says_why(start_api: StartApi) -> None:

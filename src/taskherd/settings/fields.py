@@ -350,7 +350,7 @@ class Settings(BaseSettings):
         ge=1,
         le=100_000,
         description="Maximum number of client connections of one API process; half of them are reserved for clients "
-        "that have presented a valid token.",
+        "that have presented a valid token. Of more, an idle one of whoever has most is closed.",
     )
     api_anonymous_connections: int = Field(
         200,

@@ -16,9 +16,15 @@ MALLORY, ALICE, PROXY = "192.0.2.66", "192.0.2.1", "10.0.0.1"
 class FakeConnection:
     """A connection that reports that it was closed."""
 
-    def __init__(self, peer: Peer, on_close: Callable[[Peer], None]) -> None:
+    def __init__(self, peer: Peer, on_close: Callable[[Peer], None], *, is_idle: bool = True) -> None:
         self._peer = peer
+        self.is_idle = is_idle
         self._on_close = on_close
+
+    def close_idle(self) -> None:
+        """Report it."""
+        assert self.is_idle
+        self._on_close(self._peer)
 
     def close_for_limit(self, message: str) -> None:
         """Report it."""
@@ -35,11 +41,14 @@ class Opened:
         clients = ClientAddresses(Settings(api_trusted_proxies="10.0.0.0/8").trusted_proxies)
         self.connections = ClientConnections(ConnectionLimits(total, per_client), clients, self.limits.append)
 
-    def open(self, host: str, *ports: int) -> None:
-        """Open connections of a client."""
+    def open(self, host: str, *ports: int, holder: str = "", is_idle: bool = True) -> None:
+        """Open connections of a client, each of which presents the token of a holder if one is given."""
         for port in ports:
             peer = (host, port)
-            self.connections.open(peer, FakeConnection(peer, lambda closed: self.closed.append(closed[1])))
+            connection = FakeConnection(peer, lambda closed: self.closed.append(closed[1]), is_idle=is_idle)
+            self.connections.open(peer, connection)
+            if holder:
+                self.connections.authenticated(peer, holder)
 
 
 def test_one_clients_connections_without_a_token() -> None:
@@ -51,7 +60,7 @@ def test_one_clients_connections_without_a_token() -> None:
     assert opened.closed == []
     opened.open(MALLORY, 14, 15)
     assert (opened.closed, opened.limits) == ([12, 13], ["client", "client"])
-    opened.connections.authenticated((MALLORY, 11))
+    opened.connections.authenticated((MALLORY, 11), "mallory")
     opened.open(MALLORY, 16)
     assert opened.closed == [12, 13]
     opened.open(MALLORY, *range(20, 40))
@@ -66,12 +75,13 @@ def test_a_connection_that_ended_counts_no_longer() -> None:
     opened.open(MALLORY, 1, 2)
     opened.connections.lost((MALLORY, 1))
     opened.open(MALLORY, 3)
-    opened.connections.authenticated((MALLORY, 3))
+    opened.connections.authenticated((MALLORY, 3), "mallory")
     opened.connections.lost((MALLORY, 3))
     opened.connections.lost((MALLORY, 3))
     assert (opened.closed, len(opened.connections)) == ([], 1)
     opened.connections.lost((MALLORY, 2))
-    assert not vars(opened.connections)["_by_client"]  # nothing is remembered of clients without a connection
+    for group in ("_anonymous", "_trusted"):  # nothing is remembered of clients without a connection
+        assert not vars(vars(opened.connections)[group])["_by_holder"]
 
 
 def test_half_is_reserved_for_valid_tokens() -> None:
@@ -81,23 +91,75 @@ def test_half_is_reserved_for_valid_tokens() -> None:
         opened.open(f"198.51.100.{number}", number)
     assert (opened.closed, opened.limits) == ([0, 1, 2], ["anonymous"] * 3)
     for port in range(100, 105):
-        opened.open(ALICE, port)
-        opened.connections.authenticated((ALICE, port))
+        opened.open(ALICE, port, holder="alice")
     assert opened.closed == [0, 1, 2, 3]
     opened.open(MALLORY, 200, 201, 202)
     assert opened.closed == [0, 1, 2, 3, 4, 5]
 
 
-def test_no_more_than_all() -> None:
-    """Where all connections have presented a valid token, a new one is closed, and none of the others."""
-    opened = Opened(2, 5)
-    for port in (1, 2):
-        opened.open(ALICE, port)
-        opened.connections.authenticated((ALICE, port))
-    opened.open(MALLORY, 3)
-    opened.open(PROXY, 4)
-    assert (opened.closed, opened.limits) == ([3, 4], ["total", "total"])
-    assert len(opened.connections) == 2
+def test_one_holder_of_valid_tokens_cannot_keep_others_out() -> None:
+    """Where there is no room, whoever has most connections loses the idle one that was used least recently."""
+    opened = Opened(10, 5)
+    opened.open(MALLORY, *range(7), holder="mallory")
+    opened.open(ALICE, 10, 11, 12, holder="alice")
+    opened.connections.touch((MALLORY, 0))
+    opened.open(ALICE, 13, holder="alice")
+    assert (opened.closed, opened.limits) == ([1], ["idle"])
+    opened.open(PROXY, 20)
+    assert (opened.closed, opened.limits) == ([1, 2], ["idle"] * 2)
+    opened.open(MALLORY, 30, 31, 32, holder="mallory")
+    assert opened.closed == [1, 2, 3, 4, 5]  # its new ones replace its own
+    assert len(opened.connections) == 10
+
+
+def test_a_connection_counts_for_the_holder_of_its_last_token() -> None:
+    """Who presents several tokens over a connection hides behind none of them; that of a proxy stays its own."""
+    opened = Opened(6, 6)
+    opened.open(MALLORY, 1, 2, 3, 4, holder="alice")
+    for port in (1, 2, 3, 4):
+        opened.connections.authenticated((MALLORY, port), "mallory")
+    opened.open(ALICE, 10, 11, holder="alice")
+    opened.open(PROXY, 20, holder="alice")
+    assert (opened.closed, opened.limits) == ([1], ["idle"])
+    opened.open(PROXY, 21, 22, holder="alice")
+    assert opened.closed == [1, 2, 20]
+
+
+def test_what_is_in_progress_is_not_closed_for_others() -> None:
+    """Where nothing is idle, a new one is closed, and none of the others."""
+    opened = Opened(4, 5)
+    opened.open(ALICE, 1, 2, holder="alice", is_idle=False)
+    opened.open(MALLORY, 3, holder="mallory", is_idle=False)
+    opened.open(MALLORY, 4, holder="mallory")
+    opened.open(ALICE, 5, holder="alice", is_idle=False)
+    assert (opened.closed, opened.limits) == ([4], ["idle"])  # alice has as many, but mallory's is idle
+    opened.open(MALLORY, 6)
+    opened.open(PROXY, 7)
+    assert (opened.closed, opened.limits) == ([4, 1, 6], ["idle", "busy", "total"])
+    assert len(opened.connections) == 4
+
+
+def test_one_holder_keeps_at_most_half_with_requests_in_progress() -> None:
+    """Requests that never end keep nobody out either; those of a trusted proxy are of many clients."""
+    opened = Opened(10, 5)
+    opened.open(MALLORY, *range(9), holder="mallory", is_idle=False)
+    for port in range(20, 26):
+        opened.open(ALICE, port, holder="alice", is_idle=False)
+    assert (opened.closed, opened.limits) == ([0, 1, 2, 3, 25], ["busy"] * 4 + ["total"])
+    opened = Opened(4, 5)
+    opened.open(PROXY, 1, 2, 3, 4, is_idle=False)
+    opened.open(ALICE, 5)
+    assert (opened.closed, opened.limits) == ([5], ["total"])
+
+
+def test_those_that_sign_in_are_not_closed_for_others() -> None:
+    """While strangers have few connections, a new one does not take the place of one that is about to sign in."""
+    opened = Opened(20, 20)
+    opened.open(MALLORY, *range(19), holder="mallory")
+    opened.open(ALICE, 30, 31)
+    assert (opened.closed, opened.limits) == ([0], ["idle"])
+    opened.open(ALICE, 32)
+    assert (opened.closed, opened.limits) == ([0, 30], ["idle", "total"])
 
 
 @pytest.mark.parametrize(("total", "anonymous"), [(1, 1), (2, 1), (3, 1), (4, 2)])

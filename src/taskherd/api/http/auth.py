@@ -28,7 +28,7 @@ _BEARER: Final = "bearer "
 async def authenticate(request: RequestContext, auth: Auth, scope: Scope) -> None:
     """Authenticate a request and record its caller. Raise a 401, or a 429 if the caller exceeds its rate.
 
-    A connection over which a valid token came is no longer limited as one of a stranger.
+    A connection over which a valid token came is no longer limited as one of a stranger, but counts for the caller.
     """
     if auth is Auth.NONE:
         return
@@ -38,7 +38,8 @@ async def authenticate(request: RequestContext, auth: Auth, scope: Scope) -> Non
     else:
         await _authenticate_user(request, client)
     if scope.get("client"):
-        request.api.connections.authenticated(tuple(scope["client"]))
+        holder = request.agent if auth is Auth.AGENT else request.caller.user_id
+        request.api.connections.authenticated(tuple(scope["client"]), holder)
 
 
 async def _authenticate_agent(request: RequestContext, client: str) -> None:

@@ -1,15 +1,20 @@
-"""The connections of an API process, counted by client until they present a valid token.
+"""The connections of an API process, counted by client until they present a valid token, and then by its holder.
 
 A connection that has presented none cannot keep others out: of one client, and of all clients, only a limited number is
 kept. Beyond it the one that has been quiet for longest is closed, so that a new connection can still present its token.
 Half of all connections is reserved for those that have.
 
-A trusted proxy opens connections for many clients, and only once it has received a request. Its own count as trusted.
+Neither can one that has: once there are too many of all, whoever has most of them loses the one that has been idle for
+longest, which its client opens again when it needs it.
+
+A trusted proxy opens connections for many clients, and only once it has received a request. Its own count as trusted,
+and the proxy as their holder.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
@@ -22,10 +27,21 @@ Peer: TypeAlias = tuple[str, int]
 """Address and port of the other end, which identify a connection."""
 ANONYMOUS_SHARE: Final = 0.5
 """Share of all connections that those without a valid token may use."""
+SIGN_IN_SHARE: Final = 0.1
+"""Share of all connections within which those without a valid token are not closed for others that have one."""
+BUSY_SHARE: Final = 0.5
+"""Share of all connections above which one holder loses also those with a request in progress."""
 
 
 class ClosableConnection(Protocol):
     """A connection as far as it can be closed."""
+
+    @property
+    def is_idle(self) -> bool:
+        """True if no request is in progress, and no response waits to be sent."""
+
+    def close_idle(self) -> None:
+        """Close the connection, which is idle, as after ``KEEP_ALIVE``."""
 
     def close_for_limit(self, message: str) -> None:
         """Close the connection, with an error that has this message if a response can be sent."""
@@ -43,6 +59,80 @@ class ConnectionLimits:
         """Maximum number of connections of all clients that have presented no valid token."""
         return max(1, int(self.total * ANONYMOUS_SHARE))
 
+    @property
+    def signing_in(self) -> int:
+        """Number of connections without a valid token that are not closed for those that have one."""
+        return max(1, int(self.total * SIGN_IN_SHARE))
+
+    @property
+    def busy_per_holder(self) -> int:
+        """Number of connections above which one holder loses also those with a request in progress."""
+        return int(self.total * BUSY_SHARE)
+
+
+class ConnectionGroup:
+    """Connections by holder, each with the time order of their requests."""
+
+    def __init__(self) -> None:
+        self._connections: OrderedDict[Peer, tuple[Hashable, ClosableConnection]] = OrderedDict()
+        self._by_holder: dict[Hashable, OrderedDict[Peer, None]] = {}
+
+    def __len__(self) -> int:
+        """Return the number of connections."""
+        return len(self._connections)
+
+    def holder(self, peer: Peer) -> Hashable:
+        """Return the holder of a connection, None if it is none of them."""
+        entry = self._connections.get(peer)
+        return None if entry is None else entry[0]
+
+    def count(self, holder: Hashable) -> int:
+        """Return the number of connections of a holder."""
+        return len(self._by_holder.get(holder, ()))
+
+    def add(self, peer: Peer, holder: Hashable, connection: ClosableConnection) -> None:
+        """Add a connection, as the one that was used last."""
+        self._connections[peer] = (holder, connection)
+        self._by_holder.setdefault(holder, OrderedDict())[peer] = None
+
+    def remove(self, peer: Peer) -> ClosableConnection | None:
+        """Remove a connection, and return it if it was there."""
+        entry = self._connections.pop(peer, None)
+        if entry is None:
+            return None
+        holder, connection = entry
+        own = self._by_holder[holder]
+        del own[peer]
+        if not own:
+            del self._by_holder[holder]
+        return connection
+
+    def touch(self, peer: Peer) -> None:
+        """Note that a connection is used now."""
+        entry = self._connections.get(peer)
+        if entry is not None:
+            self._connections.move_to_end(peer)
+            self._by_holder[entry[0]].move_to_end(peer)
+
+    def replace(self, peer: Peer, connection: ClosableConnection) -> None:
+        """Note that another protocol has taken a connection over."""
+        entry = self._connections.get(peer)
+        if entry is not None:
+            self._connections[peer] = (entry[0], connection)
+
+    def quietest(self, holder: Hashable | None = None) -> Peer | None:
+        """Return the connection that has not been used for longest, of a holder or of all; None if there is none."""
+        return next(iter(self._connections if holder is None else self._by_holder.get(holder, ())), None)
+
+    def holders(self) -> list[Hashable]:
+        """Return all holders, the one with most connections first."""
+        return sorted(self._by_holder, key=self.count, reverse=True)
+
+    def quietest_idle(self, holder: Hashable, but: Peer) -> Peer | None:
+        """Return the idle connection of a holder that has not been used for longest; None if there is none."""
+        own = self._by_holder[holder]
+        return next((peer for peer in own if peer != but and self._connections[peer][1].is_idle), None)
+
 
 class ClientConnections:
     """All client connections; ``on_closed`` is called with the limit for which one was closed."""
@@ -51,9 +141,8 @@ class ClientConnections:
         self._limits = limits
         self._clients = clients
         self._on_closed = on_closed
-        self._trusted: set[Peer] = set()
-        self._anonymous: OrderedDict[Peer, tuple[str, ClosableConnection]] = OrderedDict()
-        self._by_client: dict[str, OrderedDict[Peer, None]] = {}
+        self._trusted = ConnectionGroup()
+        self._anonymous = ConnectionGroup()
 
     def __len__(self) -> int:
         """Return the number of connections."""
@@ -62,76 +151,91 @@ class ClientConnections:
     def open(self, peer: Peer, connection: ClosableConnection) -> None:
         """Add a new connection, and close those that are too many, perhaps this one."""
         if self._clients.is_proxy(peer[0]):
-            self._trusted.add(peer)
+            self._trusted.add(peer, _Proxy(peer[0]), connection)
         else:
             self._add_anonymous(peer, self._clients.client_of_peer(peer[0]), connection)
         if len(self) > self._limits.total:
-            self._close_quietest(peer, connection)
+            self._make_room(peer)
 
     def touch(self, peer: Peer) -> None:
         """Note that a connection has sent a complete head, so that quieter ones are closed before it."""
-        entry = self._anonymous.get(peer)
-        if entry is not None:
-            self._anonymous.move_to_end(peer)
-            self._by_client[entry[0]].move_to_end(peer)
+        self._anonymous.touch(peer)
+        self._trusted.touch(peer)
 
     def replace(self, peer: Peer, connection: ClosableConnection) -> None:
         """Note that another protocol has taken a connection over, as after the handshake of a WebSocket."""
-        entry = self._anonymous.get(peer)
-        if entry is not None:
-            self._anonymous[peer] = (entry[0], connection)
+        self._anonymous.replace(peer, connection)
+        self._trusted.replace(peer, connection)
 
-    def authenticated(self, peer: Peer) -> None:
-        """Note that a connection has presented a valid token; it is not limited from now on."""
-        if self._forget_anonymous(peer) is not None:
-            self._trusted.add(peer)
+    def authenticated(self, peer: Peer, holder: Hashable) -> None:
+        """Note that a connection has presented a valid token; it counts for the holder of its last one from now on.
+
+        Args:
+            peer: the connection.
+            holder: the user, or the agent.
+        """
+        known = self._trusted.holder(peer)
+        if known == holder or isinstance(known, _Proxy):
+            return
+        connection = self._anonymous.remove(peer) or self._trusted.remove(peer)
+        if connection is not None:
+            self._trusted.add(peer, holder, connection)
 
     def lost(self, peer: Peer) -> None:
         """Remove a connection that has ended."""
-        self._trusted.discard(peer)
-        self._forget_anonymous(peer)
+        self._trusted.remove(peer)
+        self._anonymous.remove(peer)
 
     def _add_anonymous(self, peer: Peer, client: str, connection: ClosableConnection) -> None:
-        self._anonymous[peer] = (client, connection)
-        own = self._by_client.setdefault(client, OrderedDict())
-        own[peer] = None
-        if len(own) > self._limits.anonymous_per_client:
-            self._close(next(iter(own)), "client")
+        self._anonymous.add(peer, client, connection)
+        if self._anonymous.count(client) > self._limits.anonymous_per_client:
+            self._close(self._anonymous.quietest(client), "client")
         elif len(self._anonymous) > self._limits.anonymous:
-            self._close(next(iter(self._anonymous)), "anonymous")
+            self._close(self._anonymous.quietest(), "anonymous")
 
-    def _close_quietest(self, peer: Peer, connection: ClosableConnection) -> None:
-        """Close the quietest anonymous connection or, if there is no other, the new one."""
-        quietest = next(iter(self._anonymous), None)
-        if quietest is not None:
-            self._close(quietest, "total")
+    def _make_room(self, new: Peer) -> None:
+        """Close the quietest connection of strangers if they are many, else an idle one of whoever has most.
+
+        If there is neither, close the quietest of strangers, or the new one.
+        """
+        if len(self._anonymous) > self._limits.signing_in:
+            self._close(self._anonymous.quietest(), "total")
             return
-        self._trusted.discard(peer)
-        self._on_closed("total")
-        connection.close_for_limit(_MESSAGES["total"])
+        for holder in self._trusted.holders():
+            idle = self._trusted.quietest_idle(holder, but=new)
+            if idle is not None:
+                self._close_idle(idle)
+                return
+            if self._trusted.count(holder) > self._limits.busy_per_holder and not isinstance(holder, _Proxy):
+                self._close(self._trusted.quietest(holder), "busy")
+                return
+        self._close(self._anonymous.quietest() or new, "total")
 
-    def _close(self, peer: Peer, limit: str) -> None:
-        connection = self._forget_anonymous(peer)
+    def _close_idle(self, peer: Peer) -> None:
+        connection = self._trusted.remove(peer)
+        if connection is not None:
+            self._on_closed("idle")
+            connection.close_idle()
+
+    def _close(self, peer: Peer | None, limit: str) -> None:
+        connection = None if peer is None else self._anonymous.remove(peer) or self._trusted.remove(peer)
         if connection is not None:
             self._on_closed(limit)
             connection.close_for_limit(_MESSAGES[limit])
 
-    def _forget_anonymous(self, peer: Peer) -> ClosableConnection | None:
-        entry = self._anonymous.pop(peer, None)
-        if entry is None:
-            return None
-        client, connection = entry
-        own = self._by_client[client]
-        del own[peer]
-        if not own:
-            del self._by_client[client]
-        return connection
+
+@dataclass(frozen=True, slots=True)
+class _Proxy:
+    """A trusted proxy, as the holder of its connections."""
+
+    address: str
 
 
 _MESSAGES: Final = {
     "client": "Too many connections of this client have presented no valid token. Please close some.",
     "anonymous": "Too many connections have presented no valid token. Please try again in a moment.",
+    "busy": "You have more than half of all connections open, and too many are. Please close some.",
     "total": "Too many connections are open. Please try again in a moment.",
 }
-LIMITS: Final = tuple(_MESSAGES)
+LIMITS: Final = (*_MESSAGES, "idle")
 """The limits for which connections are closed."""

@@ -59,6 +59,16 @@ class ApiProtocol(LimitedProtocol):
             self.client_connections.touch(self.client)
         super().on_headers_complete()
 
+    @property
+    def is_idle(self) -> bool:
+        """True if no request is in progress, and its client has read the response to the last one."""
+        is_responding = not getattr(self.cycle, "response_complete", True)  # there is no cycle before the first request
+        return not is_responding and not self.transport.get_write_buffer_size()
+
+    def close_idle(self) -> None:
+        """Close the connection as after ``KEEP_ALIVE``: at once, or the client takes a response for its next one."""
+        self.transport.close()
+
     def close_for_limit(self, message: str) -> None:
         """Close the connection: with a 429, or at once during or after another response.
 
@@ -86,6 +96,15 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         if self.client is not None:
             self.client_connections.lost(self.client)
         super().connection_lost(exc)
+
+    @property
+    def is_idle(self) -> bool:
+        """False: a socket is a request in progress."""
+        return False
+
+    def close_idle(self) -> None:
+        """Close the connection at once."""
+        self.transport.abort()
 
     def close_for_limit(self, message: str) -> None:  # noqa: ARG002 - a handshake in progress has no place for it
         """Close the connection at once."""
