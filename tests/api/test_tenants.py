@@ -104,6 +104,34 @@ async def test_who_leaves_an_organization_loses_its_tasks(
     assert (await api_harness.carol.delete("/tasks/alice/secret")).status_code == 202
 
 
+async def test_a_repeated_create_shows_a_former_member_nothing(api_harness: ApiHarness) -> None:
+    """Who repeats a create after leaving gets what a new create gets, alone and in a batch."""
+    body = {"input": "Do not tell who left", "template_version_id": str(VERSION)}
+    client, path = api_harness.alice, "/tasks/me"
+    batch = {"tasks": [{**body, "input": "Nor this", "idempotency_key": "b"}, {**body, "idempotency_key": "k"}]}
+    task = (await client.post(path, json=body, headers={"Idempotency-Key": "k"})).json()["id"]
+    for result in (await client.post("/task-batches", json=batch)).json()["results"]:
+        assert result["status"] in {200, 201}
+    await leave(api_harness)
+    fresh = await client.post(path, json=body, headers={"Idempotency-Key": "new"})
+    again = await client.post(path, json=body, headers={"Idempotency-Key": "k"})
+    assert (again.status_code, again.text) == (fresh.status_code, fresh.text)
+    assert again.status_code == 400
+    for result in (await client.post("/task-batches", json=batch)).json()["results"]:
+        assert (result["status"], result["error"]) == (400, fresh.json())
+    assert (await api_harness.carol.delete(f"/tasks/alice/{task}")).status_code == 202
+
+
+async def test_the_owner_repeats_the_create_of_a_deleted_task(api_harness: ApiHarness) -> None:
+    """The delete takes nobody's access: a create that is sent again late is not taken for a new one."""
+    body = {"input": "Deleted at once", "template_version_id": str(VERSION)}
+    created = await api_harness.alice.post("/tasks/me", json=body, headers={"Idempotency-Key": "k"})
+    task = created.json()["id"]
+    assert (await api_harness.alice.delete(f"/tasks/me/{task}")).status_code == 202
+    again = await api_harness.alice.post("/tasks/me", json=body, headers={"Idempotency-Key": "k"})
+    assert (again.status_code in {200, 201}, again.json()["id"]) == (True, task)
+
+
 async def test_the_agent_of_a_former_member_may_still_report(api_harness: ApiHarness) -> None:
     """A task goes on after its owner has left: admins of the organization follow it, so its agent's token counts."""
     task = await foreign_task(api_harness)

@@ -10,12 +10,13 @@ from uuid import UUID, uuid4, uuid5
 from taskherd.api.http.errors import HTTPError, invalid, unavailable
 from taskherd.api.http.route import Header
 from taskherd.broker.command_client import Reply
-from taskherd.domain.command_results import COMMAND_ID_REUSED, CommandRefused
+from taskherd.domain.command_results import COMMAND_ID_REUSED, NO_VERSION, CommandRefused
+from taskherd.domain.commands import Create
 from taskherd.errors import Malformed, Misconfigured, Retry, Unavailable
 from taskherd.messages.commands import decode_command, digest, encode_command
 from taskherd.messages.decoding import InvalidMessage
 from taskherd.messages.replies import REPEATED_HEADER, decode_reply, refused_reply
-from taskherd.store import command_log
+from taskherd.store import command_log, feed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -94,7 +95,8 @@ async def send_command(request: RequestContext, command: Command) -> CommandResu
 async def execute(api: ApiContext, command: Command, deadline: float | None = None) -> CommandResult | CommandRefused:
     """Send a command for which there is a slot, and return its result or refusal.
 
-    It ends at ``deadline``, in seconds of the loop's clock, by default after the time limit for replies.
+    It ends at ``deadline``, in seconds of the loop's clock, by default after the time limit for replies. A create that
+    its caller repeats after it has lost access to the task is refused as a new one would be.
 
     Raises:
         Unavailable: no reply arrived in time.
@@ -113,9 +115,21 @@ async def execute(api: ApiContext, command: Command, deadline: float | None = No
         raise Unavailable(str(error)) from None
     if isinstance(response, CommandRefused):
         return response
-    return CommandResult(
-        response.task, response.queued, REPEATED_HEADER in reply.headers, response.interrupt_id, response.answered
-    )
+    is_repeated = REPEATED_HEADER in reply.headers
+    if is_repeated and isinstance(command, Create) and not await _may_see(api, command):
+        return NO_VERSION
+    return CommandResult(response.task, response.queued, is_repeated, response.interrupt_id, response.answered)
+
+
+async def _may_see(api: ApiContext, command: Create) -> bool:
+    """Return whether the caller may still see the task that it created, even if it is deleted.
+
+    Of all commands only a create is sent without a look at its task; its recorded reply holds the task's document.
+    """
+    try:
+        return await feed.visible_even_deleted(api.reader, command.actor_id, command.task_id)
+    except (Retry, Misconfigured) as error:
+        raise Unavailable(str(error)) from None
 
 
 def _record_of(api: ApiContext, command: Command, body: bytes) -> Callable[[], Awaitable[Reply | None]]:
