@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from taskherd.api.http import open_requests
+from taskherd.api.http.route import Auth
+from taskherd.api.routes import ROUTES, SOCKETS
 from taskherd.dev.services import Services
 from taskherd.directory_file.parse import parse
 from taskherd.errors import Unavailable
@@ -29,7 +31,26 @@ from tests.harness.worker import build_report, make_report
 
 BOUND = 5.0
 """Maximum time in seconds from the loss of access to the end of a request."""
-KINDS = ("all tasks", "task", "long poll", "workspace", "workspace socket", "build log", "agent log")
+KINDS = {
+    "all tasks": "/tasks/watch",
+    "task": "/tasks/{user}/{task}/watch",
+    "task and log": "/tasks/{user}/{task}/watch",
+    "log": "/tasks/{user}/{task}/logs/watch",
+    "long poll": "/tasks/{user}/{task}",
+    "workspace": "/workspaces/{id}/watch",
+    "workspace socket": "/workspaces/{id}/watch-ws",
+    "build log": "/workspacebuilds/{id}/logs",
+    "agent log": "/workspaceagents/{id}/logs",
+    "action": "/task-actions/{action}/watch",
+}
+"""The kinds of requests that stay open, each with its route."""
+FLOWING = ("all tasks", "task", "task and log", "log")
+"""Those that receive something with each event of a task."""
+WITHOUT_FEED = {"log", "action"}
+"""Those that do not subscribe to the change feed."""
+STREAM = "text/event-stream"
+OF_NO_TASK = {"all tasks", "action"}
+"""Those that are not about one task, and stay open while their caller is signed in."""
 
 
 async def apply_directory(api_harness: ApiHarness, **alice: Any) -> None:
@@ -92,6 +113,19 @@ async def running_task(api_harness: ApiHarness) -> str:
     return str(task)
 
 
+async def unfinished_action(api_harness: ApiHarness) -> uuid.UUID:
+    """Record an action of alice that is not due for an hour, and return its id."""
+    action_id = uuid.uuid4()
+    await api_harness.worker.database.execute(
+        "INSERT INTO task_actions (id, user_id, token_id, action, query, digest, total, created_at, next_at)"
+        " VALUES ($1, $2, $3, 'pause', 'owner:me', '', 1, now(), now() + interval '1 hour')",
+        action_id,
+        ALICE,
+        api_harness.tokens["alice"][:10],
+    )
+    return action_id
+
+
 class Watched:
     """Open requests of alice about one task, and when each received its latest data and ended."""
 
@@ -118,6 +152,9 @@ async def open_all(api_harness: ApiHarness, task: str) -> AsyncIterator[Watched]
         for kind, path in (
             ("all tasks", "/tasks/watch"),
             ("task", f"/tasks/me/{task}/watch"),
+            ("task and log", f"/tasks/me/{task}/watch?logs=10"),
+            ("log", f"/tasks/me/{task}/logs/watch"),
+            ("action", f"/task-actions/{await unfinished_action(api_harness)}/watch"),
             ("workspace", f"/workspaces/{WORKSPACE}/watch"),
         ):
             response = await stack.enter_async_context(alice.stream("GET", path, timeout=None))
@@ -146,7 +183,7 @@ async def open_all(api_harness: ApiHarness, task: str) -> AsyncIterator[Watched]
             watched.ended_at["long poll"], watched.codes["long poll"] = watched.now(), response.status_code
 
         reading.append(group.create_task(poll()))
-        await until_subscribers(api_harness, len(KINDS))
+        await until_subscribers(api_harness, len(KINDS.keys() - WITHOUT_FEED))
         async with asyncio.timeout(TIMEOUT):
             while len(watched.received_at) < len(KINDS) - 1:  # noqa: ASYNC110 - the sockets are read elsewhere
                 await asyncio.sleep(0.02)
@@ -159,12 +196,16 @@ async def open_all(api_harness: ApiHarness, task: str) -> AsyncIterator[Watched]
 
 @asynccontextmanager
 async def flowing_events(api_harness: ApiHarness, task: str) -> AsyncIterator[None]:
-    """Change the state of the task's agent some twenty times a second while the block runs."""
+    """Change the state of the task's agent, and its log, some twenty times a second while the block runs."""
 
     async def report() -> None:
         for seq in itertools.count(1):
             fields = {"state": "working", "message": f"step {seq}", "seq": seq, "build_number": 1}
-            await api_harness.worker.report(make_report("app.status", uuid.UUID(task), **fields))
+            said = {"id": seq, "type": "output", "content": f"step {seq}", "time": "2026-03-01T12:00:00Z"}
+            await api_harness.worker.report(
+                make_report("app.status", uuid.UUID(task), **fields),
+                make_report("task.log", uuid.UUID(task), seq=seq, build_number=1, entries=[said]),
+            )
             await asyncio.sleep(0.05)
 
     reporting = asyncio.create_task(report())
@@ -189,11 +230,11 @@ async def test_open_requests_end_with_the_access(
     async with open_all(api_harness, task) as watched, flowing_events(api_harness, task):
         seen = dict(watched.received_at)
         async with asyncio.timeout(TIMEOUT):
-            while watched.received_at["task"] == seen["task"]:  # noqa: ASYNC110 - events do flow
+            while any(watched.received_at[kind] == seen[kind] for kind in FLOWING):  # noqa: ASYNC110 - events do flow
                 await asyncio.sleep(0.02)
         await lose(api_harness)
         lost_at = watched.now()
-        ends = set(KINDS) - ({"all tasks"} if lose is leave else set())
+        ends = set(KINDS) - (OF_NO_TASK if lose is leave else set())
         async with asyncio.timeout(TIMEOUT):
             while not ends <= watched.ended_at.keys():  # noqa: ASYNC110 - the ends are noticed by several readers
                 await asyncio.sleep(0.02)
@@ -203,11 +244,23 @@ async def test_open_requests_end_with_the_access(
             await api_harness.worker.until(
                 lambda: api_harness.worker.document(uuid.UUID(task))["current_state"]["message"] != steps
             )
-            assert "all tasks" not in watched.ended_at
+            assert watched.ended_at.keys().isdisjoint(OF_NO_TASK)
             assert watched.received_at["all tasks"] - lost_at <= BOUND
         assert watched.codes["long poll"] == status
         assert [watched.codes[kind] for kind in ("workspace socket", "build log", "agent log")] == [1008] * 3
     await until_subscribers(api_harness, 0)
+
+
+def test_every_route_that_stays_open_is_watched() -> None:
+    """A new stream, long poll or socket of users is among those that end with the access."""
+    stays_open = {
+        route.path
+        for route in ROUTES
+        if route.auth is Auth.USER
+        and ("wait" in route.query.model_fields or any(each.media == STREAM for each in route.responses.values()))
+    }
+    assert stays_open | {socket.path for socket in SOCKETS} == set(KINDS.values())
+    assert "/workspaces/{id}/watch" in stays_open
 
 
 async def test_checks_cost_one_query_for_all_open_requests(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from typing import Any
 
@@ -10,10 +11,12 @@ import httpx
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from taskherd.api.http.route import Auth
+from taskherd.api.routes import ROUTES, SOCKETS
 from taskherd.api.tasks import sse
 from taskherd.messages.agent_tokens import agent_token
 from tests.api.test_clients import AGENT, WORKSPACE, expected_build_id, report_idle, socket, start_build
-from tests.api.test_open_requests import leave
+from tests.api.test_open_requests import leave, unfinished_action
 from tests.harness.api import ALICE, OTHER, OTHER_TEMPLATE, OTHER_VERSION, VERSION, ApiHarness
 from tests.harness.asking import asked
 from tests.harness.sse import sse_client
@@ -40,6 +43,54 @@ async def foreign_task(api_harness: ApiHarness) -> str:
     return task
 
 
+_ONE = "/tasks/me/{task}"
+LOST: tuple[tuple[str, str, Any], ...] = (
+    ("GET", _ONE, None),
+    ("GET", f"{_ONE}?wait=1s", None),
+    ("GET", f"{_ONE}/logs", None),
+    ("GET", f"{_ONE}/logs/watch", None),
+    ("GET", f"{_ONE}/events", None),
+    ("GET", f"{_ONE}/explain", None),
+    ("GET", f"{_ONE}/durations", None),
+    ("GET", f"{_ONE}/watch", None),
+    ("GET", f"{_ONE}/watch?logs=9", None),
+    ("POST", f"{_ONE}/send", {"input": "And now?"}),
+    ("GET", f"{_ONE}/requests", None),
+    ("POST", f"{_ONE}/requests/{{request}}/answer", {"text": "Yes"}),
+    ("PATCH", f"{_ONE}/input", {"input": "Something else"}),
+    ("PATCH", f"{_ONE}/labels", {"labels": {"mine": "still"}}),
+    ("POST", f"{_ONE}/pause", None),
+    ("POST", f"{_ONE}/resume", None),
+    ("POST", f"{_ONE}/interrupt", None),
+    ("DELETE", _ONE, None),
+    ("GET", "/workspaces/{workspace}", None),
+    ("GET", "/workspaces/{workspace}/watch", None),
+    ("GET", "/workspaces/{workspace}/builds", None),
+    ("POST", "/workspaces/{workspace}/builds", {"transition": "stop"}),
+    ("GET", "/users/me/workspace/secret", None),
+    ("GET", "/workspacebuilds/{build}", None),
+    ("GET", "/workspacebuilds/{build}/parameters", None),
+    ("GET", "/workspacebuilds/{build}/logs", None),
+    ("GET", "/workspaceagents/{agent}/logs", None),
+)
+"""Method, path and body of each request about one task of a former member; the answer is a 404."""
+LOST_SOCKETS = ("/workspaces/{workspace}/watch-ws", "/workspacebuilds/{build}/logs", "/workspaceagents/{agent}/logs")
+EMPTY = (
+    "/tasks?q=owner:me",
+    "/task-totals?q=owner:me",
+    "/task-overview?q=owner:me",
+    "/deleted-tasks?q=owner:me",
+    "/requests?q=owner:me",
+    "/workspaces?q=owner:me",
+    "/templates",
+    "/organizations",
+    "/users/me/organizations",
+    "/usage?by=organization,user,template,model",
+    "/fleet",
+)
+"""Lists in which nothing of a former member's tasks is left."""
+
+
 async def test_who_leaves_an_organization_loses_its_tasks(
     api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -47,52 +98,47 @@ async def test_who_leaves_an_organization_loses_its_tasks(
     monkeypatch.setattr(sse, "COMMENT_INTERVAL", 0.1)
     task = await foreign_task(api_harness)
     build = expected_build_id(task, 1)
+    request = await asked(api_harness, uuid.UUID(task), title="Shall I?")
     async with sse_client(api_harness.alice, "/tasks/watch") as stream:
         await stream.ready()
         last = stream.last
+    deleted = await api_harness.create(name="secret-too", input="Deleted before alice left")
+    assert (await api_harness.alice.delete(f"/tasks/me/{deleted['id']}")).status_code == 202
+    made = await api_harness.alice.post("/task-actions", json={"action": "interrupt", "q": "owner:me"})
+    action = made.json()["id"]
     await leave(api_harness)
     client = api_harness.alice
-    for method, path, body in (
-        ("GET", "", None),
-        ("GET", "/logs", None),
-        ("GET", "/events", None),
-        ("GET", "/explain", None),
-        ("GET", "/watch", None),
-        ("GET", "?wait=1s", None),
-        ("POST", "/send", {"input": "And now?"}),
-        ("GET", "/requests", None),
-        ("POST", f"/requests/{NEW}/answer", {"text": "Yes"}),
-        ("PATCH", "/input", {"input": "Something else"}),
-        ("POST", "/pause", None),
-        ("POST", "/resume", None),
-        ("DELETE", "", None),
-    ):
-        for ref in (task, "secret"):
-            response = await client.request(method, f"/tasks/me/{ref}{path}", json=body)
+    ids = {"build": build, "agent": AGENT, "workspace": WORKSPACE, "request": request}
+    for method, path, body in LOST:
+        for ref in (task, "secret") if "{task}" in path else ("",):
+            response = await client.request(method, path.format(task=ref, **ids), json=body)
             assert response.status_code == 404, (method, path)
-    for path in (
-        f"/workspaces/{WORKSPACE}",
-        f"/workspaces/{task}",
-        f"/workspaces/{WORKSPACE}/watch",
-        "/users/me/workspace/secret",
-        f"/workspacebuilds/{build}",
-        f"/workspacebuilds/{build}/parameters",
-        f"/workspacebuilds/{build}/logs",
-        f"/workspaceagents/{AGENT}/logs",
-    ):
-        assert (await client.get(path)).status_code == 404, path
-    stop = await client.post(f"/workspaces/{WORKSPACE}/builds", json={"transition": "stop"})
-    assert stop.status_code == 404
-    assert (await client.get(f"/tasks/me/{task}/watch", headers={"Last-Event-ID": last})).status_code == 404
-    for path in (
-        f"/workspaces/{WORKSPACE}/watch-ws",
-        f"/workspacebuilds/{build}/logs",
-        f"/workspaceagents/{AGENT}/logs",
-    ):
+    assert (await client.get(f"/workspaces/{task}")).status_code == 404
+    for path in ("watch", "watch?logs=9"):
+        last_id = last if path == "watch" else f"{last}.1"
+        response = await client.get(f"/tasks/me/{task}/{path}", headers={"Last-Event-ID": last_id})
+        assert response.status_code == 404, path
+    for path in LOST_SOCKETS:
         with pytest.raises(InvalidStatus, match="HTTP 404"):
-            await socket(api_harness, path)
+            await socket(api_harness, path.format(**ids))
     for path in ("/tasks", "/tasks?q=owner:me", f"/tasks?q=owner:{ALICE}", "/workspaces"):
         assert (await client.get(path)).json()["count"] == 0, path
+    totals = (await client.get("/task-totals")).json()
+    assert totals["total"] == 0
+    results = (
+        "/task-actions/{action}/results"  # has the ids of the tasks whose action alice requested, and nothing more
+    )
+    for path in (*EMPTY, results):
+        response = await client.get(path.format(action=action))
+        assert response.status_code == 200, path
+        for word in ("secret", "Do not tell mallory", "Shall I", "acme", "claude"):
+            assert word not in response.text, (path, word)
+        assert path == results or task not in response.text, path
+    previews = []
+    for each in (task, NEW):
+        preview = await client.post("/task-actions", json={"action": "pause", "ids": [each], "dry_run": True})
+        previews.append(answer(preview, each))
+    assert previews[0] == previews[1]
     async with sse_client(client, "/tasks/watch") as stream, sse_client(client, "/tasks/watch", "0") as from_start:
         await stream.ready()
         await from_start.until(lambda: from_start.comments)
@@ -154,6 +200,18 @@ PROBES: tuple[tuple[str, str, Any, str, str], ...] = (
     ("GET", "/tasks?q=organization:{}", None, "{acme}", "{new}"),
     ("GET", "/tasks/watch?q=owner:{}", None, "alice", "nobodyx"),
     ("GET", "/tasks/watch?q=organization:{}", None, "acme", "nothing"),
+    ("GET", "/tasks?q=template:{}", None, "claude", "nothing"),
+    ("GET", "/tasks?q=template:{}", None, "{template}", "{new}"),
+    *(
+        ("GET", f"{path}?q={term}:{{}}", None, elsewhere, missing)
+        for path in ("/task-totals", "/task-overview", "/deleted-tasks")
+        for term, elsewhere, missing in (
+            ("owner", "alice", "nobodyx"),
+            ("owner", "{alice}", "{new}"),
+            ("organization", "acme", "nothing"),
+            ("template", "claude", "nothing"),
+        )
+    ),
     ("GET", "/requests?q=owner:{}", None, "alice", "nobodyx"),
     ("GET", "/requests?q=owner:{}", None, "{alice}", "{new}"),
     ("GET", "/requests?q=organization:{}", None, "acme", "nothing"),
@@ -210,6 +268,15 @@ PROBES: tuple[tuple[str, str, Any, str, str], ...] = (
     ("GET", "/tasks/me/{}", None, "{workspace}", "{new}"),
     ("GET", "/tasks/me/{}/logs", None, "{task}", "{new}"),
     ("GET", "/tasks/me/{}/watch", None, "{task}", "{new}"),
+    ("GET", "/tasks/me/{}/watch?logs=9", None, "{task}", "{new}"),
+    ("GET", "/tasks/me/{}/logs/watch", None, "{task}", "{new}"),
+    ("GET", "/tasks/me/{}/events", None, "{task}", "{new}"),
+    ("GET", "/tasks/me/{}/explain", None, "{task}", "{new}"),
+    ("GET", "/tasks/me/{}/durations", None, "{task}", "{new}"),
+    ("PATCH", "/tasks/me/{}/input", {"input": "x"}, "{task}", "{new}"),
+    ("PATCH", "/tasks/me/{}/labels", {"labels": {"x": "y"}}, "{task}", "{new}"),
+    ("POST", "/tasks/me/{}/resume", None, "{task}", "{new}"),
+    ("POST", "/tasks/me/{}/interrupt", None, "{task}", "{new}"),
     ("POST", "/tasks/me/{}/send", {"input": "x"}, "{task}", "{new}"),
     ("GET", "/tasks/me/{}/requests", None, "{task}", "{new}"),
     ("POST", "/tasks/me/{}/requests/{request}/answer", {"text": "x"}, "{task}", "{new}"),
@@ -217,13 +284,57 @@ PROBES: tuple[tuple[str, str, Any, str, str], ...] = (
     ("DELETE", "/tasks/me/{}", None, "{task}", "{new}"),
     ("GET", "/workspaces/{}", None, "{workspace}", "{new}"),
     ("GET", "/workspaces/{}/watch", None, "{workspace}", "{new}"),
+    ("GET", "/workspaces/{}/builds", None, "{workspace}", "{new}"),
     ("POST", "/workspaces/{}/builds", {"transition": "stop"}, "{workspace}", "{new}"),
     ("GET", "/workspacebuilds/{}", None, "{build}", "{new}"),
     ("GET", "/workspacebuilds/{}/parameters", None, "{build}", "{new}"),
     ("GET", "/workspacebuilds/{}/logs", None, "{build}", "{new}"),
     ("GET", "/workspaceagents/{}/logs", None, "{agent}", "{new}"),
+    ("GET", "/task-actions/{}", None, "{action}", "{new}"),
+    ("GET", "/task-actions/{}/results", None, "{action}", "{new}"),
+    ("GET", "/task-actions/{}/watch", None, "{action}", "{new}"),
+    ("POST", "/task-actions/{}/cancel", None, "{action}", "{new}"),
+    ("POST", "/dead-letters/replay", {"ids": ["{}"]}, "{task}", "{new}"),
 )
 """Method, path and body with a place for a name or id, one that exists elsewhere, and one that does not exist."""
+
+
+def route_of(method: str, path: str) -> str:
+    """Return the path of the first route that serves a path, as the router does."""
+    for route in ROUTES:
+        pattern = "/".join("[^/]+" if part.startswith("{") else part for part in route.path.split("/"))
+        if route.method == method and re.fullmatch(pattern, path.partition("?")[0]):
+            return f"{method} {route.path}"
+    raise AssertionError(path)
+
+
+def test_every_route_that_takes_a_name_is_probed() -> None:
+    """A route with a name or an id in its path, a search or a body is among the probes of what exists elsewhere."""
+    takes_name = {
+        f"{route.method} {route.path}"
+        for route in ROUTES
+        if route.auth is Auth.USER
+        and (
+            "{" in route.path or "q" in route.query.model_fields or (route.method == "POST" and route.body is not None)
+        )
+    }
+    assert {route_of(method, path) for method, path, *_ in PROBES} == takes_name
+
+
+def test_every_route_about_one_task_is_lost_with_the_access() -> None:
+    """A route that names a task, its workspace, builds or agent is among those that a former member loses."""
+    about_a_task = re.compile(r"/tasks/\{user\}/\{task\}|/workspace(s|builds|agents)/\{id\}|/users/\{user\}/workspace/")
+    lost = {f"{route.method} {route.path}" for route in ROUTES if about_a_task.match(route.path)}
+    assert {route_of(method, path) for method, path, _ in LOST} == lost
+    assert len(LOST_SOCKETS) == len(SOCKETS)
+    for path, each in zip(LOST_SOCKETS, SOCKETS, strict=True):
+        assert re.sub(r"\{\w+\}", "{id}", path) == each.path
+    of_tasks = [each.path for each in ROUTES if each.path.startswith(("/task", "/requests", "/workspaces", "/usage"))]
+    lists = {
+        f"GET {each.path}" for each in ROUTES if each.method == "GET" and "{" not in each.path and each.path in of_tasks
+    }
+    others = {"GET /tasks/watch", "GET /task-actions"}  # a stream, which the test reads; what alice did herself
+    assert lists - others <= {route_of("GET", path) for path in EMPTY}
 
 
 async def test_what_exists_elsewhere_answers_as_what_does_not_exist(api_harness: ApiHarness) -> None:
@@ -248,6 +359,7 @@ async def test_what_exists_elsewhere_answers_as_what_does_not_exist(api_harness:
         "build": expected_build_id(task, 1),
         "agent": AGENT,
         "mine": mine["id"],
+        "action": await unfinished_action(api_harness),
         "request": await asked(api_harness, uuid.UUID(task)),
     }
 
