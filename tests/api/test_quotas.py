@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import uuid
+from typing import Any
 
 from tests.api.conftest import StartApi
 from tests.api.test_agents import message, say, upload
-from tests.harness.api import VERSION
+from tests.harness.api import VERSION, ApiHarness
 
 
 async def test_creates_have_a_rate_of_their_own(start_api: StartApi) -> None:
@@ -48,8 +50,15 @@ async def test_an_agents_reports_are_limited_by_its_token(start_api: StartApi) -
         assert (await say(api_harness, quiet, 1)).status_code == 200
 
 
+async def log_of(api_harness: ApiHarness, task_id: uuid.UUID, entries: int) -> list[dict[str, Any]]:
+    """Return the log of a task of alice, once it has so many entries."""
+    await api_harness.worker.until_row("SELECT count(*) FROM task_logs WHERE task_id = $1", task_id, is_=entries)
+    found: list[dict[str, Any]] = (await api_harness.alice.get(f"/tasks/me/{task_id}/logs")).json()["logs"]
+    return found
+
+
 async def test_an_agents_log_is_limited_in_bytes_and_entries(start_api: StartApi) -> None:
-    """Snapshots over the rate of bytes or of entries get a 429 with Retry-After; statuses go on."""
+    """Snapshots over a rate get a 429 with Retry-After, and the log says so; statuses go on."""
     async with start_api(log_bytes_rate=1024, log_entries_rate=10) as api_harness:
         by_bytes, by_entries = [uuid.UUID((await api_harness.active(input=each))["id"]) for each in ("Long", "Many")]
         long = [message(0, "agent", "x" * 3_000)]
@@ -61,6 +70,17 @@ async def test_an_agents_log_is_limited_in_bytes_and_entries(start_api: StartApi
         )
         assert 1 <= int(refused.headers["Retry-After"]) <= 3
         assert (await say(api_harness, by_bytes, 1)).status_code == 200
+        assert (await upload(api_harness, by_bytes, 1, *long)).status_code == 429
+        for number, text in ((1, "Short"), (2, "Shorter")):
+            assert (await upload(api_harness, by_bytes, 1, message(number, "agent", text))).status_code == 204
+        logged = await log_of(api_harness, by_bytes, 4)
+        assert [entry["content"] for entry in logged if "kind" not in entry] == ["x" * 3_000, "Short", "Shorter"]
+        assert (logged[1]["kind"], logged[1]["type"]) == ("notice", "output")
+        assert re.fullmatch(
+            r"taskherd: the agent added to this log too fast\. 2 entries with 6000 bytes were refused since"
+            r" \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ; what it sent again follows\.",
+            logged[1]["content"],
+        )
         many = [message(number, "agent", "x") for number in range(30)]
         assert (await upload(api_harness, by_entries, 1, *many)).status_code == 204
         assert (await upload(api_harness, by_entries, 1, *many)).status_code == 429

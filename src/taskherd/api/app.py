@@ -22,6 +22,7 @@ from taskherd import __version__, garbage_collector, open_files
 from taskherd.api.actions import progress
 from taskherd.api.actions.executor import ActionExecutor
 from taskherd.api.agents import requests
+from taskherd.api.agents.refused_logs import RefusedLogs
 from taskherd.api.agents.report_publisher import ReportPublisher
 from taskherd.api.change_feed import ChangeFeed
 from taskherd.api.command_slots import CommandSlots
@@ -168,6 +169,7 @@ class ApiProcess:
             change_feed=self.change_feed,
             log_revisions=self._log_revisions,
             log_streams=ConcurrencyLimit(log_follow.MAX_STREAMS, log_follow.MAX_STREAMS_OF_USER, log_follow.TOO_MANY),
+            refused_logs=RefusedLogs(),
             agent_waits=ConcurrencyLimit(requests.MAX_WAITING, requests.MAX_WAITING_OF_TASK, requests.TOO_MANY),
             fleet_snapshots=FleetSnapshots(now),
             queue_depths=depths,

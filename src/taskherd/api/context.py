@@ -14,6 +14,7 @@ from taskherd.store.task_queries import TaskRef
 
 if TYPE_CHECKING:
     from taskherd.api.actions.executor import ActionExecutor
+    from taskherd.api.agents.refused_logs import RefusedLogs
     from taskherd.api.agents.report_publisher import ReportPublisher
     from taskherd.api.change_feed import ChangeFeed
     from taskherd.api.command_slots import CommandSlots
@@ -70,6 +71,7 @@ class ApiContext:
     log_revisions: LogRevisions
     log_streams: ConcurrencyLimit
     """The open streams of task logs."""
+    refused_logs: RefusedLogs
     agent_waits: ConcurrencyLimit
     """The requests of agents that wait for answers, by task."""
     fleet_snapshots: FleetSnapshots

@@ -144,7 +144,7 @@ class LogKind(StrEnum):
     TOOL_CALL = "tool_call"
     PLAN = "plan"
     NOTICE = "notice"
-    """A notice by the runner."""
+    """A notice by the runner or the API."""
 
 
 class LogStatus(StrEnum):

@@ -2,6 +2,8 @@
 
 What an agent calls an input is one only if the agent was given its text. Runners log what they give, so of the agent of
 a build that a runner has claimed such an input is left out: it is in the log already.
+
+Entries beyond the rate at which a log may grow are refused; the log says so before the next ones that are accepted.
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final
 from pydantic import Field
 
 from taskherd.api.agents import log_ids
+from taskherd.api.agents.refused_logs import RefusedEntries
 from taskherd.api.agents.reporting import common_fields, publish
 from taskherd.api.agents.schemas import LogReport, LogSnapshot
 from taskherd.api.http.errors import HTTPError, not_found, rate_limited
 from taskherd.api.http.ids import parse_uuid
 from taskherd.api.http.query_parameters import QueryModel, TextParameter
 from taskherd.api.http.responses import BufferedResponse, empty
-from taskherd.domain.reports import LogEntry, LogSource, TaskLog
+from taskherd.domain.reports import LogEntry, LogKind, LogSource, TaskLog
 from taskherd.domain.value import replace
 from taskherd.messages import texts
 from taskherd.messages.limits import MAX_ELEMENTS
@@ -90,20 +93,38 @@ def _charge_log(request: RequestContext, contents: Sequence[str]) -> None:
     """Count entries against the rate at which a task's log may grow. Raise a 429 if they exceed it."""
     assert request.agent is not None
     task_id, limits = request.agent[0], request.api.rate_limits
-    wait = limits.log_entries.acquire(task_id, len(contents)) or limits.log_bytes.acquire(
-        task_id, sum(len(content.encode(errors="replace")) for content in contents)
-    )
+    size = sum(len(content.encode(errors="replace")) for content in contents)
+    wait = limits.log_entries.acquire(task_id, len(contents)) or limits.log_bytes.acquire(task_id, size)
     if wait > 0:
+        request.api.refused_logs.add(task_id, RefusedEntries(len(contents), size, datetime.now(UTC)))
         raise rate_limited(wait, "The log of this task grows too fast. Please wait.")
 
 
 async def _publish(request: RequestContext, entries: Iterable[LogEntry]) -> None:
-    """Publish entries as the agent's, each with its true source and an id of the agent's own."""
+    """Publish entries as the agent's, each with its true source and an id of the agent's own.
+
+    A notice of what was refused before comes first.
+    """
+    assert request.agent is not None
     common = common_fields(request)
     own = await _attribute(request, list(entries))
+    refused = request.api.refused_logs.take(request.agent[0])
+    if refused is not None:
+        own.insert(0, _notice(refused))
     parts = [own[start : start + MAX_ELEMENTS] for start in range(0, len(own), MAX_ELEMENTS)]
-    if parts:
+    if not parts:
+        return
+    try:
         await publish(request, [TaskLog(**common, entries=tuple(part)) for part in parts])
+    except BaseException:
+        if refused is not None:
+            request.api.refused_logs.add(request.agent[0], refused)
+        raise
+
+
+def _notice(refused: RefusedEntries) -> LogEntry:
+    now = datetime.now(UTC)
+    return LogEntry(log_ids.of_notice(now), LogSource.OUTPUT, refused.notice, now, LogKind.NOTICE)
 
 
 async def _attribute(request: RequestContext, entries: Sequence[LogEntry]) -> list[LogEntry]:
