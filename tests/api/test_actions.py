@@ -6,9 +6,11 @@ import asyncio
 import json
 import os
 import re
+import signal
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
@@ -26,7 +28,8 @@ from tests.api.test_open_requests import leave
 from tests.api.test_outages import rename_database
 from tests.api.test_tasks import GOLDEN, TIME
 from tests.harness import fork_server
-from tests.harness.api import ALICE, VERSION, ApiHarness, running_api
+from tests.harness.api import ALICE, TIMEOUT, TLS, VERSION, ApiHarness, running_api
+from tests.harness.fork_server import RunningProcess
 from tests.harness.sse import sse_client
 from tests.harness.worker import SECRET, build_report, running_worker
 
@@ -426,16 +429,73 @@ async def test_an_action_survives_a_kill_of_the_api(start_api: StartApi) -> None
     """Another process goes on with the action of one that was killed; each task gets its input once."""
     async with start_api(api_action_rate=20, api_command_timeout=3) as api_harness:
         tasks = [await api_harness.active(input=f"Survives {number}") for number in range(12)]
-        urls, prefix = api_harness.worker.urls, api_harness.worker.prefix
-        async with killed_api(urls, prefix) as base:
-            headers = api_harness.alice.headers
-            async with httpx.AsyncClient(base_url=f"{base}/api/v2", headers=headers, timeout=30) as client:
-                made = await act(client, "send", q="owner:me", input="Once in spite of all")
-                await api_harness.worker.until_row("SELECT count(*) > 0 FROM inputs")
-        done = await finished(api_harness.alice, made)
-        assert (done["state"], done["succeeded"]) == ("completed", 12)
-        counts = await api_harness.worker.database.fetch("SELECT task_id, count(*) FROM inputs GROUP BY task_id")
-        assert {str(row[0]): row[1] for row in counts} == {task["id"]: 1 for task in tasks}
+        async with process_of(api_harness, "api") as process, client_of(api_harness, process) as client:
+            made = await act(client, "send", q="owner:me", input="Once in spite of all")
+            await api_harness.worker.until_row("SELECT count(*) > 0 FROM inputs")
+        await until_each_has_its_input_once(api_harness, made, tasks)
+
+
+@pytest.mark.parametrize(
+    ("failpoint", "inputs", "saved"), [("action_claimed", 0, 0), ("action_replied", 2, 0), ("action_saved", 2, 2)]
+)
+async def test_an_action_survives_a_kill_at_each_point_of_a_step(
+    start_api: StartApi, monkeypatch: pytest.MonkeyPatch, failpoint: str, inputs: int, saved: int
+) -> None:
+    """Wherever in its first step the process dies, the next one completes the action; each task gets its input once."""
+    monkeypatch.setattr(executor, "LOOK_INTERVAL", 3_600)  # the API of the harness executes nothing
+    async with start_api(api_action_rate=20, api_command_timeout=3) as api_harness:
+        tasks = [await api_harness.active(input=f"Survives {number}") for number in range(5)]
+        words = {"q": "owner:me", "input": "Once in spite of all"}
+        async with (
+            process_of(api_harness, "api", failpoint=f"{failpoint}:kill") as process,
+            client_of(api_harness, process) as client,
+        ):
+            with suppress(httpx.TransportError):  # it may die before it answers
+                await act(client, "send", "nightly", **words)
+            assert await asyncio.wait_for(process.wait(), TIMEOUT) == -signal.SIGKILL
+        database = api_harness.worker.database
+        assert await database.fetchval("SELECT count(*) FROM inputs") == inputs
+        assert await database.fetchval("SELECT count(*) FROM task_action_tasks WHERE status IS NOT NULL") == saved
+        # The lease ends; that the next process waits for that is shown by the test above.
+        assert await database.execute("UPDATE task_actions SET next_at = now()") == "UPDATE 1"
+        monkeypatch.undo()
+        made = await act_again(api_harness.alice, "send", "nightly", **words)
+        url, amqp_url = api_harness.worker.urls
+        async with running_api(url, amqp_url, api_harness.worker.prefix, api_action_rate=20, api_command_timeout=3):
+            await until_each_has_its_input_once(api_harness, made, tasks)
+
+
+async def test_an_action_survives_a_kill_of_the_worker(start_api: StartApi) -> None:
+    """A worker dies between the commit of its inputs and the replies: the action is told by the next one, once each."""
+    async with start_api(worker=False, api_action_rate=20, api_command_timeout=3) as api_harness:
+        async with running_worker(api_harness.worker):
+            tasks = [await api_harness.active(input=f"Survives {number}") for number in range(5)]
+        async with process_of(api_harness, "worker", failpoint="command_committed:kill") as process:
+            made = await act(api_harness.alice, "send", q="owner:me", input="Once in spite of all")
+            assert await asyncio.wait_for(process.wait(), TIMEOUT) == -signal.SIGKILL
+        database = api_harness.worker.database
+        assert await database.fetchval("SELECT count(*) > 0 FROM inputs")
+        assert await database.fetchval("SELECT count(*) FROM task_action_tasks WHERE status IS NOT NULL") == 0
+        async with running_worker(api_harness.worker):
+            await until_each_has_its_input_once(api_harness, made, tasks)
+
+
+async def until_each_has_its_input_once(api_harness: ApiHarness, made: Any, tasks: Sequence[Any]) -> None:
+    """Wait until an action that sends an input is finished; each task then has one, and the action says so."""
+    done = await finished(api_harness.alice, made)
+    ids = {task["id"] for task in tasks}
+    assert (done["state"], done["total"], done["succeeded"]) == ("completed", len(ids), len(ids))
+    told = await results(api_harness.alice, done)
+    assert sorted((row["task_id"], row["status"]) for row in told) == sorted((task_id, 204) for task_id in ids)
+    counts = await api_harness.worker.database.fetch("SELECT task_id, count(*) FROM inputs GROUP BY task_id")
+    assert {str(row[0]): row[1] for row in counts} == dict.fromkeys(ids, 1)
+
+
+async def act_again(client: httpx.AsyncClient, action: str, key: str, **fields: Any) -> Any:
+    """Repeat the request for an action that was made, as its client does without an answer; return its document."""
+    response = await client.post("/task-actions", json={"action": action, **fields}, headers={"Idempotency-Key": key})
+    assert response.status_code == 200, response.text
+    return response.json()
 
 
 async def test_an_action_survives_a_restart_of_the_database(start_api: StartApi, services: Services) -> None:
@@ -469,30 +529,52 @@ async def until_finished_after_outage(api_harness: ApiHarness, made: Any) -> Any
             await asyncio.sleep(0.1)
 
 
+@dataclass(frozen=True, slots=True)
+class OtherProcess:
+    """A process of taskherd beside the one of the test; ``port`` is that of its API."""
+
+    running: RunningProcess
+    port: int
+
+    async def wait(self) -> int:
+        """Wait until it has exited, and return its exit code, negative for a signal."""
+        return await self.running.wait()
+
+
 @asynccontextmanager
-async def killed_api(urls: tuple[str, str], prefix: str) -> AsyncIterator[str]:
-    """Run ``taskherd api`` as a process of its own, yield its base URL, and kill it with SIGKILL."""
+async def process_of(api_harness: ApiHarness, program: str, **settings: str) -> AsyncIterator[OtherProcess]:
+    """Run ``taskherd api`` or ``taskherd worker`` as a process of its own, and kill it with SIGKILL at the end."""
     (port,) = find_free([None])
-    environment = {
-        **os.environ,
-        "TASKHERD_DATABASE_URL": urls[0],
-        "TASKHERD_AMQP_URL": urls[1],
-        "TASKHERD_AMQP_PREFIX": prefix,
-        "TASKHERD_SECRET_KEY": SECRET,
-        "TASKHERD_API_PORT": str(port),
-        "TASKHERD_OPS_PORT": "0",
-        "TASKHERD_API_ACTION_RATE": "4",
-        "TASKHERD_API_COMMAND_TIMEOUT": "3",
+    urls = api_harness.worker.urls
+    defaults = {
+        "database_url": urls[0],
+        "amqp_url": urls[1],
+        "amqp_prefix": api_harness.worker.prefix,
+        "secret_key": SECRET,
+        "api_port": str(port),
+        "ops_port": "0",
+        "api_action_rate": "4",
+        "api_command_timeout": "3",
     }
-    process = await fork_server.start("api", environment)
+    variables = {f"TASKHERD_{name.upper()}": value for name, value in {**defaults, **settings}.items()}
+    process = await fork_server.start(program, {**os.environ, **variables})
     try:
-        async with httpx.AsyncClient() as client, asyncio.timeout(45):
+        yield OtherProcess(process, port)
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+@asynccontextmanager
+async def client_of(api_harness: ApiHarness, process: OtherProcess) -> AsyncIterator[httpx.AsyncClient]:
+    """Wait until the API of a process answers, and yield a client of Alice for it."""
+    base, headers = f"http://127.0.0.1:{process.port}/api/v2", api_harness.alice.headers
+    async with httpx.AsyncClient(base_url=base, headers=headers, timeout=30, verify=TLS) as client:
+        async with asyncio.timeout(TIMEOUT):
             while True:
                 with suppress(httpx.HTTPError):
-                    await client.get(f"http://127.0.0.1:{port}/api/v2/buildinfo")
+                    await client.get("/buildinfo")
                     break
                 await asyncio.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        await process.wait()
+        yield client

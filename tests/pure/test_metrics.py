@@ -1,11 +1,16 @@
 """Metrics follow Prometheus' conventions."""
 
 import re
+from typing import Any
 
+import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from taskherd.api.app import ApiProcess
 from taskherd.observability.metrics import Metrics, table
+from taskherd.settings import Settings
+from taskherd.worker.app import Worker
 
 
 def test_names_follow_the_convention() -> None:
@@ -68,6 +73,15 @@ def test_a_vanished_label_value_is_set_to_zero() -> None:
     labels = {"template": "claude", "pool": "gpu"}
     assert metrics.registry.get_sample_value("taskherd_tasks", {"status": "active", **labels}) == 5
     assert metrics.registry.get_sample_value("taskherd_tasks", {"status": "error", **labels}) == 0
+
+
+@pytest.mark.parametrize("process", [ApiProcess, Worker])
+async def test_an_armed_failpoint_is_shown(process: type[ApiProcess] | type[Worker]) -> None:
+    """An alert fires for a process that a test could kill, an API as well as a worker."""
+    urls: dict[str, Any] = {"database_url": "postgresql://db/t", "amqp_url": "amqp://mq/"}
+    settings = [Settings(**urls, secret_key="s" * 32, failpoint=failpoint) for failpoint in ("", "action_saved:kill")]
+    shown = [process(each).metrics.registry.get_sample_value("taskherd_failpoint_armed") for each in settings]
+    assert shown == [0, 1]
 
 
 def test_every_metric_is_documented() -> None:

@@ -50,6 +50,7 @@ from taskherd.broker.publisher import Publisher
 from taskherd.broker.repeating_client import RepeatingClient
 from taskherd.errors import Misconfigured, TaskherdError, Unavailable
 from taskherd.observability import logs
+from taskherd.observability.failpoints import failpoint_hook
 from taskherd.observability.metrics import Metrics
 from taskherd.observability.ops import OpsServer
 from taskherd.observability.readiness import Readiness
@@ -103,6 +104,8 @@ class ApiProcess:
         self.metrics.initialize(LABEL_VALUES)
         self.metrics.build_info.labels(__version__).set(1)
         self.metrics.process_info.labels("api", settings.installation).set(1)
+        self.metrics.failpoint_armed.set(bool(settings.failpoint))
+        self._failpoint = failpoint_hook(settings.failpoint)
         self._tracing = open_tracing(settings.tracing, "api", __version__)
         self._readiness = Readiness("serving")
         self._readiness.add_check("database", self._check_database)
@@ -177,6 +180,7 @@ class ApiProcess:
             dead_letters=DeadLetterQueue(settings, f"api {self.id}", now),
             reports=reports,
             tracing=self._tracing,
+            failpoint=self._failpoint,
             stopping=self._stopping,
         )
 

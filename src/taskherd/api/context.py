@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -13,6 +12,8 @@ from taskherd.api.http.query_parameters import NoQuery, Query, QueryModel, valid
 from taskherd.store.task_queries import TaskRef
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from taskherd.api.actions.executor import ActionExecutor
     from taskherd.api.agents.refused_logs import RefusedLogs
     from taskherd.api.agents.report_publisher import ReportPublisher
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from taskherd.api.log_revisions import LogRevisions
     from taskherd.api.read_routing import ReadRouting
     from taskherd.broker.repeating_client import RepeatingClient
+    from taskherd.observability.failpoints import Failpoint
     from taskherd.observability.metrics import Metrics
     from taskherd.observability.tracing import Tracing
     from taskherd.settings import Settings
@@ -79,6 +81,8 @@ class ApiContext:
     queue_ages: QueueAges
     dead_letters: DeadLetterQueue
     tracing: Tracing
+    failpoint: Callable[[Failpoint], None]
+    """Kills or freezes the process if this failpoint is armed."""
     stopping: asyncio.Event
     """Set when the process stops; streams and long polls then end."""
 

@@ -19,9 +19,11 @@ class Failpoint(StrEnum):
     At ``post_claim`` a claim is committed, and at ``request_send`` the attempt to send work requests. Those after it
     are for requests of agents: their rows are written but not committed; their commands are committed, but not replied
     to; the attempt to send answers is committed; and the answers are sent. Two are for interrupts: that one has begun
-    or ended is written but not committed; and its command is committed, but not replied to. The others are those of a
-    runner: a request of an agent is recorded; an answer was received; a line for an agent is recorded, submitted to the
-    shim, and known to be written; and an interrupt is in the journal, has sent SIGINT, has an outcome, and is reported.
+    or ended is written but not committed; and its command is committed, but not replied to. At ``command_committed``
+    commands of any kind are committed, but not replied to. Three are those of an API: a step of an action is claimed;
+    its commands have all their replies; and its results are committed. The others are those of a runner: a request of
+    an agent is recorded; an answer was received; a line for an agent is recorded, submitted to the shim, and known to
+    be written; and an interrupt is in the journal, has sent SIGINT, has an outcome, and is reported.
     """
 
     RECEIVE = "receive"
@@ -41,6 +43,10 @@ class Failpoint(StrEnum):
     ANSWER_SENT = "answer_sent"
     INTERRUPT_SAVED = "interrupt_saved"
     INTERRUPT_COMMITTED = "interrupt_committed"
+    COMMAND_COMMITTED = "command_committed"
+    ACTION_CLAIMED = "action_claimed"
+    ACTION_REPLIED = "action_replied"
+    ACTION_SAVED = "action_saved"
     REQUEST_RECORD = "request_record"
     ANSWER_RECEIVE = "answer_receive"
     LINE_RECORD = "line_record"

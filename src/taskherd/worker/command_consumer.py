@@ -175,6 +175,7 @@ class CommandConsumer:
             return await reconcile(self._context, Batch(commands=commands[part.start : part.stop]), self._context.now())
 
         async def accept(part: range, result: BatchResult) -> list[None]:
+            self._context.failpoint(Failpoint.COMMAND_COMMITTED)
             if any(isinstance(command, Answer) for command in commands[part.start : part.stop]):
                 self._context.failpoint(Failpoint.ANSWER_COMMITTED)
             if any(isinstance(command, Interrupt) for command in commands[part.start : part.stop]):

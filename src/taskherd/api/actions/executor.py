@@ -23,6 +23,7 @@ from taskherd.backoff import Backoff
 from taskherd.domain.command_results import NOT_FOUND, CommandRefused
 from taskherd.domain.commands import Delete, Interrupt, Pause, Resume, Send
 from taskherd.errors import TaskherdError, Unavailable
+from taskherd.observability.failpoints import Failpoint
 from taskherd.store import task_actions
 from taskherd.store.engine import transaction
 from taskherd.store.task_actions import TaskResult
@@ -134,6 +135,7 @@ class ActionExecutor:
 
     async def _execute(self, api: ApiContext, step: ClaimedStep) -> None:
         """Execute a claimed step, and store its results and when the next one is due."""
+        api.failpoint(Failpoint.ACTION_CLAIMED)
         loop = asyncio.get_running_loop()
         started = loop.time()
         failure = EXPIRED if step.age > MAX_AGE else None if step.signed_in else SIGNED_OUT
@@ -145,6 +147,7 @@ class ActionExecutor:
             tasks = await task_actions.pending(connection, step, self._step_size)
         deadline = loop.time() + self._command_timeout
         outcomes = await asyncio.gather(*(_result(api, step, task, deadline) for task in tasks))
+        api.failpoint(Failpoint.ACTION_REPLIED)
         for outcome in outcomes:
             api.metrics.api_action_tasks.labels(ActionOutcome.of(outcome)).inc()
         results = [outcome for outcome in outcomes if outcome is not None]
@@ -153,6 +156,7 @@ class ActionExecutor:
         seconds = max(0.0, seconds)
         async with transaction(api.engine) as connection:
             await task_actions.save(connection, step, results, failed=failed, delay=timedelta(seconds=seconds))
+        api.failpoint(Failpoint.ACTION_SAVED)
         self._note_due(loop.time() + seconds)
         self.wake()
 
