@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pty
 import re
+import subprocess
+import sys
+import termios
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +25,11 @@ from tests.harness.api import VERSION, ApiHarness
 from tests.harness.worker import running_worker
 
 __all__ = ["quiet"]
+
+STYLE = re.compile(r"\x1b\[[\d;]*m")
+"""What sets colors on a terminal."""
+WIPED = "\x1b[1A\x1b[2K"
+"""What wipes out the line above on a terminal."""
 
 
 async def test_tasks_are_created_from_a_file(api_harness: ApiHarness, tmp_path: Path) -> None:
@@ -114,6 +126,40 @@ async def test_all_that_match_are_changed(api_harness: ApiHarness) -> None:
     assert await shell.json("list") == []
     result = await shell.run("resume", "--query", "owner:me", "--yes")
     assert (result.exit_code, result.stdout) == (0, "Resumed 0 of 0 tasks.\n")
+
+
+async def test_the_progress_is_drawn_on_a_terminal(start_api: StartApi) -> None:
+    """A bar on stderr, which is a terminal, grows and is wiped out at the end; stdout has the result alone."""
+    async with start_api(api_action_rate=1) as api_harness:
+        for number in range(3):
+            await api_harness.active(name=f"busy{number}")
+        words = ("pause", "--query", "owner:me", "--yes")
+        code, output, drawn = await asyncio.to_thread(run_on_terminal, words, Shell(api_harness).env)
+        assert (code, output) == (0, "Paused 3 of 3 tasks.\n"), drawn
+        plain = STYLE.sub("", drawn)
+        bars = [(int(count), bar) for bar, count in re.findall(r"tasks ([━╺╸]+) (\d)/3 [\d:-]+", plain)]
+        assert [bars[0], bars[-1]] == [(0, "━" * 40), (3, "━" * 40)], drawn
+        assert {(1, "━" * 13 + "╺" + "━" * 26), (2, "━" * 26 + "╸" + "━" * 13)} & set(bars), drawn
+        assert [count for count, _ in bars] == sorted(count for count, _ in bars)
+        assert plain.endswith(WIPED), drawn
+
+
+def run_on_terminal(words: Sequence[str], env: Mapping[str, str]) -> tuple[int, str, str]:
+    """Run ``taskherd task`` with a terminal of 100 columns as stderr; return its exit code, stdout and stderr."""
+    terminal, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    variables = {**os.environ, **env, "TERM": "xterm-256color", "COLUMNS": "100"}
+    command = (sys.executable, "-m", "taskherd", "task", *words)
+    with subprocess.Popen(
+        command, env=variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs, text=True
+    ) as process:
+        os.close(theirs)
+        drawn = b""
+        with suppress(OSError), os.fdopen(terminal, "rb", buffering=0) as file:  # EIO: no process has it open any more
+            while read := file.read(65_536):
+                drawn += read
+        output, _ = process.communicate(timeout=60)
+    return process.returncode, output, drawn.decode()
 
 
 async def test_a_confirmation_names_the_number_of_tasks(
