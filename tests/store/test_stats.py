@@ -117,3 +117,21 @@ async def test_tasks_are_counted_by_the_names_of_template_and_pool(engine: Async
         ("pending", "aider", "default"): 1,
         ("pending", "other", "other"): 1,
     }
+
+
+@pytest.mark.parametrize("table", ["template_versions", "templates", "organizations"])
+async def test_metrics_name_only_what_is_active(engine: AsyncEngine, table: str) -> None:
+    """A template is named while its organization, the template itself and a version of it with that pool are active."""
+    await apply(engine, template(1, "acme", "claude", {"pool": "gpu"}), template(2, "umbrella", "aider", {}))
+    inactive = {"template_versions": version_id(1), "organizations": UUID(int=1)}
+    async with transaction(engine) as connection:
+        assert await directory.template_pools(connection, 50) == {
+            TemplatePool("claude", "gpu"),
+            TemplatePool("aider", "default"),
+        }
+        where = "id = :id" if table in inactive else "name = 'claude'"
+        await connection.execute(
+            text(f"UPDATE {table} SET active = false WHERE {where}"),
+            {"id": inactive[table]} if table in inactive else {},
+        )
+        assert await directory.template_pools(connection, 50) == {TemplatePool("aider", "default")}
