@@ -20,11 +20,13 @@ from taskherd.api.context import LSN
 from taskherd.store import role_settings
 from tests.chaos.fault_injection import fault_under_load
 from tests.chaos.figures import Figures
+from tests.chaos.pair import Pair, replicated_pair
 from tests.cluster.load import POST_TIMEOUT, steady_load
 from tests.cluster.patroni import PatroniCluster, PatroniMember
 from tests.harness.api import TLS, token_for
 from tests.harness.chaos import ChaosHarness, WorkerProcess
 from tests.harness.pgbouncer import recommended_settings, running_pgbouncer
+from tests.harness.replication import execute
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -78,7 +80,10 @@ FAULTS: dict[str, tuple[Fault, int]] = {
 """By row: what is done, and how often."""
 
 
-@pytest.fixture(params=["directly", "through PgBouncer (transaction)", "through PgBouncer (session)"])
+BEHIND_PGBOUNCER = ["through PgBouncer (transaction)", "through PgBouncer (session)"]
+
+
+@pytest.fixture(params=["directly", *BEHIND_PGBOUNCER])
 async def settings(
     request: pytest.FixtureRequest, harness: ChaosHarness, tmp_path: Path, announce: Callable[[str], None]
 ) -> AsyncIterator[dict[str, str]]:
@@ -141,15 +146,34 @@ class Reader:
             await asyncio.sleep(READ_INTERVAL)
 
 
-@pytest.mark.parametrize("row", ["PostgreSQL primary frozen (SIGSTOP), all hosts in the URL"])
-async def test_clients_of_processes_that_know_all_hosts_wait_for_the_election_only(
-    harness: ChaosHarness, cluster: PatroniCluster, figures: Figures, row: str
-) -> None:
-    """The frozen leader is the first host in the URL of worker and API: once another leads, reads and writes go on."""
+@dataclass(frozen=True, slots=True)
+class ClientView:
+    """What clients of an API notice of a frozen leader; times in seconds since it was frozen."""
+
+    elected: float
+    """When another led."""
+    served: float
+    """When a GET and a POST were accepted again."""
+    refused: int
+    """Number of GETs and POSTs that were answered with 503 until then."""
+    longest_until_served: float
+    """Longest duration of a GET or POST that was answered until then."""
+    longest_after: float
+    """Longest duration of a GET or POST in the ``STILL_FROZEN`` seconds after that."""
+
+    def __str__(self) -> str:
+        return (
+            f"another led after {self.elected:.1f} s, GETs and POSTs were served after {self.served:.1f} s (until then"
+            f" {self.refused} were answered with 503, the longest took {self.longest_until_served:.1f} s), and none of"
+            f" the next {STILL_FROZEN:g} s took longer than {self.longest_after:.1f} s"
+        )
+
+
+async def _freeze_leader_of_clients(harness: ChaosHarness, cluster: PatroniCluster, database_url: str) -> ClientView:
+    """Freeze the leader while clients of an API read and write, until another has led for a while; lose nothing."""
     leader = await cluster.until_healthy()
-    url = cluster.url_of_hosts(leader, urlsplit(harness.ledger.database_url).path[1:])
-    worker = await harness.start(database_url=url)
-    api = await harness.start("api", database_url=url, api_port="0", api_rate_limit="0")
+    worker = await harness.start(database_url=database_url)
+    api = await harness.start("api", database_url=database_url, api_port="0", api_rate_limit="0")
     for process in (worker, api):
         await process.until_ready()
     headers = {"Coder-Session-Token": await token_for(harness.ledger.database_url, "al")}
@@ -159,17 +183,20 @@ async def test_clients_of_processes_that_know_all_hosts_wait_for_the_election_on
     ):
         reader = Reader(client, f"/tasks/me/{load.tasks[0]}")
         reading = asyncio.create_task(reader.read())
+        load.mark()
         started_at = time.monotonic()
         leader.freeze()
         try:
             new = await cluster.until_leader_other_than(leader)
             elected = time.monotonic() - started_at
+            until_served = [*load.posts, *reader.reads]
             load.mark()
             reader.mark()
             async with asyncio.timeout(MOVED_ON_WITHIN):
                 while not (_accepted(load.posts) and _accepted(reader.reads)):  # noqa: ASYNC110 - nobody notifies
                     await asyncio.sleep(0.05)
             served = time.monotonic() - started_at
+            until_served += [*load.posts, *reader.reads]
             load.mark()
             reader.mark()
             await asyncio.sleep(STILL_FROZEN)
@@ -186,12 +213,68 @@ async def test_clients_of_processes_that_know_all_hosts_wait_for_the_election_on
         await process.until_ready()
         await harness.stop_worker(process)
     assert await harness.ledger.violations() == []
-    note = (
-        f"worker and API know all members, the frozen one first; another led after {elected:.1f} s, GETs and POSTs were"
-        f" served after {served:.1f} s, and none of the next {STILL_FROZEN:g} s took longer than {longest:.1f} s"
-    )
-    assert longest < ANSWERED_WITHIN, note
-    await figures.record_run(harness, row, faults=1, seconds=[served], note=note)
+    refused = sum(status == httpx.codes.SERVICE_UNAVAILABLE for status, _ in until_served)
+    return ClientView(elected, served, refused, max(seconds for _, seconds in until_served), longest)
+
+
+@pytest.mark.parametrize("row", ["PostgreSQL primary frozen (SIGSTOP), all hosts in the URL"])
+async def test_clients_of_processes_that_know_all_hosts_wait_for_the_election_only(
+    harness: ChaosHarness, cluster: PatroniCluster, figures: Figures, row: str
+) -> None:
+    """The frozen leader is the first host in the URL of worker and API: once another leads, reads and writes go on."""
+    leader = await cluster.until_healthy()
+    url = cluster.url_of_hosts(leader, urlsplit(harness.ledger.database_url).path[1:])
+    view = await _freeze_leader_of_clients(harness, cluster, url)
+    assert view.longest_after < ANSWERED_WITHIN, view
+    note = f"worker and API know all members, the frozen one first; {view}"
+    await figures.record_run(harness, row, faults=1, seconds=[view.served], note=note)
+
+
+@pytest.mark.parametrize("row", ["PostgreSQL primary frozen (SIGSTOP), clients of an API"])
+@pytest.mark.parametrize("settings", BEHIND_PGBOUNCER, indirect=True)
+async def test_clients_of_an_api_behind_pgbouncer_wait_for_the_election_only(
+    harness: ChaosHarness, cluster: PatroniCluster, figures: Figures, settings: dict[str, str], row: str
+) -> None:
+    """Worker and API are behind one PgBouncer, in either mode: once another leads, reads and writes go on."""
+    view = await _freeze_leader_of_clients(harness, cluster, settings["database_url"])
+    assert view.longest_after < ANSWERED_WITHIN, view
+    mode = settings["database_url"].partition("?pgbouncer=")[2]
+    row = f"{row}, which is behind PgBouncer in {mode} mode"
+    await figures.record_run(harness, row, faults=1, seconds=[view.served], note=f"so is the worker; {view}")
+
+
+@pytest.fixture
+async def pair(tmp_path: Path, amqp_url: str) -> AsyncIterator[Pair]:
+    """Yield a primary and a standby without Patroni."""
+    async with replicated_pair(tmp_path, amqp_url) as pair:
+        yield pair
+
+
+@pytest.mark.parametrize("row", ["PostgreSQL standby promoted by hand, the primary frozen (SIGSTOP), then back"])
+async def test_nothing_is_lost_if_the_standby_is_promoted_by_hand(pair: Pair, figures: Figures, row: str) -> None:
+    """The standby of a frozen primary is promoted; the primary comes back as one, and nobody writes to it."""
+    harness = pair.harness
+    await pair.wait_for_standby()
+    await pair.stop_vacuuming()
+    worker = await harness.start()
+    await worker.until_ready()
+    async with fault_under_load(harness, row, 0):
+        started_at = time.monotonic()
+        pair.primary.freeze()
+        try:
+            await pair.promote()
+            await _until_progress(harness)
+            seconds = time.monotonic() - started_at
+        finally:
+            pair.primary.unfreeze()
+        transaction = await pair.next_transaction_of_old_primary()
+    await worker.until_ready()
+    assert not await execute(pair.primary.url, "SELECT pg_is_in_recovery()"), "it believes that it leads"
+    assert await pair.next_transaction_of_old_primary() == transaction, "it was written to"
+    await harness.stop_worker(worker)
+    assert await harness.ledger.violations() == []
+    note = "a primary and a synchronous standby without Patroni; the old primary got no transaction once it was back"
+    await figures.record_run(harness, row, faults=1, seconds=[seconds], note=note)
 
 
 @dataclass(slots=True)
