@@ -109,7 +109,7 @@ class ChangeFeed:
         nullable_ids_as_objects: bool,
         most_of_user: int,
     ) -> None:
-        """Make a feed that nobody reads yet.
+        """Create the feed without subscribers.
 
         Args:
             consuming: the connection of the wakeups.

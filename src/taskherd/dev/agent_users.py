@@ -64,7 +64,7 @@ def _ran_as_root(task: Path, first: int, last: int) -> bool:
 
 
 def _overlaps(file: Path, first: int, last: int) -> bool:
-    """Return whether a file such as /etc/subuid gives somebody ids of the range; see subuid(5)."""
+    """Return whether a file such as /etc/subuid assigns ids of the range to a user; see subuid(5)."""
     lines = [line.split(":") for line in file.read_text().splitlines()] if file.exists() else []
     given = [(int(start), int(count)) for _, start, count in (line for line in lines if len(line) == 3)]  # noqa: PLR2004 - name, first, count
     return any(start <= last and start + count > first for start, count in given)

@@ -147,7 +147,7 @@ def _serve(
     url = f"http://{ports.HOST}:{api_port}"
     api_environment = {**own["api"], "TASKHERD_API_PORT": str(api_port), "TASKHERD_OPS_PORT": str(api_ops_port)}
     runner_settings = {**own["runner"], **_runner_settings(data, url), "TASKHERD_OPS_PORT": str(runner_ops_port)}
-    isolation, told = isolate_agents(data, runner_settings["PATH"])
+    isolation, notice = isolate_agents(data, runner_settings["PATH"])
     runner_settings |= isolation
     with worker(data, own["worker"], ops_port) as worker_process:
         token = _first_token({**os.environ, **environment})
@@ -161,8 +161,8 @@ def _serve(
             for line in first_steps.lines(url, token):
                 _say(line)
             _say_env(data)
-            if told:
-                _say(told)
+            if notice:
+                _say(notice)
             pids = f"{worker_process.pid}, {api.pid} and {runner.pid}"
             _say(f"worker, API and runner are running as processes {pids}; Ctrl-C stops everything")
             return _wait_for_exit({"worker": worker_process, "api": api, "runner": runner})

@@ -185,7 +185,7 @@ class Metrics:
         self.api_connections_closed = self._counter(
             "api_connections_closed",
             "Client connections closed because there were too many, by reason: client (without a valid token, of one "
-            "client), anonymous (without a valid token, of all clients), total, idle (of whoever had most of all; "
+            "client), anonymous (without a valid token, of all clients), total, idle (of the holder with the most; "
             "its client connects again) or busy (of one user or agent with more than half of all).",
             "reason",
         )

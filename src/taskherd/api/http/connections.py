@@ -4,8 +4,8 @@ A connection that has presented none cannot keep others out: of one client, and 
 kept. Beyond it the one that has been quiet for longest is closed, so that a new connection can still present its token.
 Half of all connections is reserved for those that have.
 
-Neither can one that has: once there are too many of all, whoever has most of them loses the one that has been idle for
-longest, which its client opens again when it needs it.
+Nor can connections with a valid token keep others out: when the limit for all is reached, the holder with the most of
+them loses the one that has been idle longest. Its client opens another when it needs one.
 
 A trusted proxy opens connections for many clients, and only once it has received a request. Its own count as trusted,
 and the proxy as their holder.
@@ -194,9 +194,10 @@ class ClientConnections:
             self._close(self._anonymous.quietest(), "anonymous")
 
     def _make_room(self, new: Peer) -> None:
-        """Close the quietest connection of strangers if they are many, else an idle one of whoever has most.
+        """Close one connection: the quietest without a valid token if there are many of those, else an idle one.
 
-        If there is neither, close the quietest of strangers, or the new one.
+        An idle one is taken from the holder with the most connections. Without any, close the quietest without a valid
+        token, or the new one.
         """
         if len(self._anonymous) > self._limits.signing_in:
             self._close(self._anonymous.quietest(), "total")
