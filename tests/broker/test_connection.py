@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import pytest
 from aio_pika import Connection
+from aiormq.exceptions import ChannelNotFoundEntity
 from structlog.testing import capture_logs
 
 from taskherd.broker.connection import ConnectionHooks, Socket, SupervisedConnection, map_errors
@@ -154,3 +155,25 @@ async def test_a_cancellation_is_not_lost(amqp_url: str, connect_to: ConnectTo, 
         done, _ = await asyncio.wait({task}, timeout=10)
         assert done, f"cancelled after {steps} steps of round {rounds}, it went on"
         assert task.cancelled()
+
+
+async def test_channels_that_the_broker_closes_together_do_not_cost_the_connection(
+    proxied: tuple[TcpProxy, str],
+) -> None:
+    """Each Channel.Close is answered, so that RabbitMQ accepts the channel's number again."""
+    proxy, url = proxied
+    downs: list[str] = []
+    connection = SupervisedConnection(url, "test", ConnectionHooks(on_down=lambda _, reason: downs.append(reason)))
+    connection.start()
+
+    async def open_and_lose() -> None:
+        channel = await connection.channel()
+        with pytest.raises(ChannelNotFoundEntity):
+            await channel.queue_declare("no such queue", passive=True)
+
+    await connection.wait_up()
+    proxy.delay = 0.2  # what the broker sends meanwhile arrives at once
+    for _ in range(3):
+        await asyncio.gather(*(open_and_lose() for _ in range(100)))
+    assert downs == []
+    await connection.close()

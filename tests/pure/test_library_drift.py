@@ -76,6 +76,8 @@ EXTENDED = {
         "aiormq.connection:TCPTransportFactory": "1d193f4fe5f11ed8",
         "aiormq.connection:TLSTransportFactory": "b950a3c449f82d59",
         "aiormq.connection:Connection._on_close": "657b9049d8a1e177",
+        "aiormq.connection:Connection.__init__": "8bbfd70a6b7c193b",
+        "aiormq.channel:Channel._on_close_frame": "351db7021a087252",
     },
     "broker/consumer.py": {
         "aiormq.channel:Channel.basic_ack": "43e43480733f7227",

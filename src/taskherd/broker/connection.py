@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from aio_pika import Connection
 from aio_pika.connection import make_url
 from aiormq.channel import Channel
+from aiormq.connection import Connection as AiormqConnection
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from aiormq.exceptions import AMQPError, ChannelInvalidStateError
 
@@ -35,6 +36,12 @@ CHECK_TIMEOUT = 2.0
 """Seconds within which the broker must answer on a connection that seems to hang."""
 HEARTBEAT = 10
 """Seconds between AMQP heartbeats; a frozen broker is detected after about three of them."""
+MAX_WAITING_WRITES = 4096
+"""Writes of a connection that may wait at once: two for each channel of RabbitMQ's limit.
+
+aiormq has room for ten. When the broker closes a channel and there is no room for the Channel.CloseOk, aiormq drops it
+and uses the number again, for which RabbitMQ closes the whole connection.
+"""
 _CLOSE_TIMEOUT = 2.0
 """Seconds to wait for the broker to confirm that a connection is closed."""
 
@@ -165,6 +172,7 @@ class SupervisedConnection:
         """
         pamqp_patches.install()
         frame_reader.install()
+        AiormqConnection.FRAME_BUFFER_SIZE = MAX_WAITING_WRITES
         self.name = name
         self._url = url
         self._endpoints = endpoints or endpoints_of(url, first_host)
