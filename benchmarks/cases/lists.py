@@ -20,6 +20,7 @@ from benchmarks.harness.http_load import LoadPlan, request
 from benchmarks.harness.services import connected
 from taskherd.api.http import search_query
 from taskherd.api.tasks import search
+from taskherd.api.tasks.overview import GROUPS
 from taskherd.store import task_lists, task_queries, task_totals
 from taskherd.store.task_index import INDEX_RESOLUTION
 from taskherd.store.task_queries import TaskFilter
@@ -52,7 +53,12 @@ SINGLE: Final = (
     "status:pending",
     "state:working",
     "state:complete",
+    "failed:true",
+    "failed:false",
+    "health:healthy",
     "health:lost",
+    "health:not_running",
+    "health:unhealthy",
     "waiting:true",
     "stalled:true",
     "name:task-123",
@@ -73,6 +79,17 @@ PAIRS: Final = (
     "label:repo=acme/r7 status:error",
     "pool:gpu waiting:true",
 )
+SORTED: Final = (
+    ("", "changed"),
+    ("status:active", "changed"),
+    ("status:paused", "changed"),
+    ("status:error", "changed"),
+    ("", "changed-asc"),
+    ("status:paused", "changed-asc"),
+    ("failed:true", "changed-asc"),
+    *((group.q, group.sort) for group in GROUPS.values() if group.sort != "created"),
+)
+"""Queries by the last change, the latest or the earliest first; with those of Home's groups."""
 PLANNED: Final = ("status:active state:idle", "label:repo=acme/r7 status:error", "waiting:true")
 TOTALS: Final = ("", "owner:owner-0")
 
@@ -164,19 +181,24 @@ class Case:
         """The path of the request below the API's root."""
         if self.counts:
             return f"task-totals?q={quote(self.query)}"
-        sort = "&sort=changed" if self.sort == "changed" else ""
+        sort = "" if self.sort == "created" else f"&sort={self.sort}"
         return f"tasks?limit={PAGE}&q={quote(self.query)}{sort}"
 
     @property
     def title(self) -> str:
         """What is requested, in a few words."""
         query = f"`{self.query}`" if self.query else "all"
-        return f"totals of {query}" if self.counts else f"{query}, by last change" if self.sort == "changed" else query
+        return f"totals of {query}" if self.counts else query + _ORDERS[self.sort]
 
 
-CASES: Final = (
+_ORDERS: Final = {"created": "", "changed": ", by last change", "changed-asc": ", longest unchanged first"}
+
+LISTS: Final = (
     *(Case(query, caller) for query in (*SINGLE, *PAIRS) for caller in (ADMIN, OWNER)),
-    *(Case(query, ADMIN, sort="changed") for query in ("", "status:paused", "status:error")),
+    *(Case(query, caller, sort=sort) for query, sort in SORTED for caller in (ADMIN, OWNER)),
+)
+CASES: Final = (
+    *LISTS,
     *(Case(query, caller, counts=True) for query in TOTALS for caller in (ADMIN, OWNER)),
 )
 
@@ -318,7 +340,8 @@ async def _read(reader: ExplainingReader, case: Case, users: Mapping[str, UUID],
         listed,
         search.between(terms, "created", timedelta(0)),
         search.between(terms, "changed", INDEX_RESOLUTION),
-        by_change=case.sort == "changed" or "changed" in terms,
+        by_change=case.sort != "created" or "changed" in terms,
+        oldest_first=case.sort == "changed-asc",
         ids=ids,
     )
     await task_queries.tasks(reader, wanted)

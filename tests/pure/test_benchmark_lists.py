@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.cases.lists import scans_of
+from benchmarks.cases.lists import SINGLE, scans_of
+from taskherd.api.tasks.search import TERMS
 
 PLAN = """\
 Nested Loop (actual rows=16.00 loops=1)
@@ -19,3 +20,8 @@ Nested Loop (actual rows=16.00 loops=1)
 def test_the_scans_of_a_plan_are_added_up() -> None:
     """Each index is named once, with how often it was scanned; a scan that was never executed is none."""
     assert scans_of(PLAN) == "`task_totals_pkey` 1, `task_index_template_created_idx` 1,034, `task_index_changes` 1"
+
+
+def test_every_filter_is_measured_alone() -> None:
+    """A term of ``q`` that is new gets a figure."""
+    assert set(TERMS) <= {query.partition(":")[0] for query in SINGLE}

@@ -1,4 +1,4 @@
-"""The list of tasks by each filter alone and by the ten commonest pairs, as the number of tasks grows.
+"""The list of tasks by each filter alone, by the ten commonest pairs and in each order, as the number of tasks grows.
 
 Tasks, requests and plans are those of the case ``lists``; its table has the blocks that each statement touches.
 """
@@ -10,7 +10,6 @@ import json
 import statistics
 from typing import TYPE_CHECKING, Final
 from urllib.error import HTTPError
-from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 from benchmarks.cases import lists
@@ -28,9 +27,6 @@ MOST: Final = 100.0
 FLAT: Final = 2.0
 """Times by which p50 may be longer with the most tasks than with the fewest, for lists with a full page of each."""
 
-CASES: Final = tuple(
-    lists.Case(query, caller) for query in (*lists.SINGLE, *lists.PAIRS) for caller in (lists.ADMIN, lists.OWNER)
-)
 FULL: Final = f"200, {lists.PAGE} tasks"
 REFUSED: Final = (
     "runner:rack-7 label:repo=acme/r7",
@@ -56,24 +52,33 @@ async def measure(plan: Plan) -> list[Figure]:
                 plan.log(f"filters: {size:,} tasks: overview, {name}: {found.description}")
                 what = f"{size:,} tasks, overview of {name}, p99"
                 overviews.append(Figure(what, found.p99 * 1e3, "ms", MOST, f"p50 {found.p50 * 1e3:.1f} ms"))
-            for case in CASES:
+            for case in lists.LISTS:
                 result = await lists.load(case, port, tokens[case.caller], plan.list_seconds)
                 results[size][case] = result
-                if await asyncio.to_thread(answer, port, tokens[case.caller], case.query) == FULL:
+                if await asyncio.to_thread(answer, port, tokens[case.caller], case.path) == FULL:
                     full[size].add(case)
                 plan.log(f"filters: {size:,} tasks: {case.title}, {case.caller}: {result.description}")
             for query in REFUSED:
-                said = await asyncio.to_thread(answer, port, tokens[lists.ADMIN], query)
+                refused = lists.Case(query, lists.ADMIN).path
+                said = await asyncio.to_thread(answer, port, tokens[lists.ADMIN], refused)
                 plan.log(f"filters: {size:,} tasks: `{query}`: {said}")
     slowest = [figure for size, measured in results.items() for figure in summarize(size, measured)]
     return slowest + flatness(results, full) + overviews
 
 
 def summarize(size: int, measured: dict[lists.Case, LoadResult]) -> list[Figure]:
-    """Return the slowest filter alone and the slowest pair."""
+    """Return the slowest filter alone, the slowest pair and the slowest list by the last change."""
     figures = []
-    for what, queries in (("filter alone", lists.SINGLE), ("pair of filters", lists.PAIRS)):
-        of = {case: result for case, result in measured.items() if case.query in queries}
+    for what, queries, by_change in (
+        ("filter alone", lists.SINGLE, False),
+        ("pair of filters", lists.PAIRS, False),
+        ("list by the last change", [query for query, _ in lists.SORTED], True),
+    ):
+        of = {
+            case: result
+            for case, result in measured.items()
+            if case.query in queries and (case.sort != "created") == by_change
+        }
         slowest = max(of, key=lambda case: of[case].p99)
         detail = (
             f"{slowest.title} of {slowest.caller}; {sum(r.p99 * 1e3 <= MOST for r in of.values())} of {len(of)} within"
@@ -100,9 +105,9 @@ def flatness(results: dict[int, dict[lists.Case, LoadResult]], full: dict[int, s
     return figures
 
 
-def answer(port: int, token: str, query: str) -> str:
-    """Return the status and the number of tasks, or the words, with which the API answers a query."""
-    url = f"http://127.0.0.1:{port}/api/v2/tasks?limit={lists.PAGE}&q={quote(query)}"
+def answer(port: int, token: str, path: str) -> str:
+    """Return the status and the number of tasks, or the words, with which the API answers a request for a list."""
+    url = f"http://127.0.0.1:{port}/api/v2/{path}"
     try:
         with urlopen(Request(url, headers={"Coder-Session-Token": token}), timeout=60) as response:
             return f"{response.status}, {len(json.load(response)['tasks'])} tasks"
