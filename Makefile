@@ -62,7 +62,7 @@ bench: $(READY) ## measure reports/s end to end, compared with an ack-only consu
 bench-quick: $(READY) ## the same with smaller runs
 	$(BIN)/python -m benchmarks --quick
 
-bench-board: $(READY) ## measure the board: weight, time until it is usable, filters, feeds, memory; PARTS= selects, OPTIONS=--quick
+bench-board: $(READY) ## measure the board: weight, time until it is usable, filters, first rows, feeds, memory; PARTS= selects, OPTIONS=--quick
 	$(BIN)/python -m benchmarks.cases.board $(PARTS) $(OPTIONS)
 
 chaos: $(READY) ## kill, freeze and starve worker, broker and database for half an hour; ROW=word selects tests

@@ -222,6 +222,23 @@ window.fetch = async (...given) => {
 """Holds the logs of builds back until ``release`` is called."""
 
 
+async def test_the_time_in_each_state_is_read_when_the_state_changes(board: Board) -> None:
+    """For it the API goes through thousands of changes: what an agent says meanwhile does not make a page read it."""
+    task = await board.harness.active(name="chatty", display_name="Chatty")
+    await status(board, task["id"], "working", "Step 0")
+    page = await open_task(board, "chatty")
+    path = "/tasks/alice/chatty/durations"
+    await page.sees("working", ".legend")
+    read = await page.reads(path)
+    for step in range(1, 4):
+        await status(board, task["id"], "working", f"Step {step}")
+        await page.sees(f"Step {step}", ".timeline")
+    assert await page.reads(path) == read
+    await status(board, task["id"], "idle", "Your turn")
+    await page.sees("idle", ".legend")
+    assert page.tab.errors == []
+
+
 async def test_the_exact_time_is_there_for_who_looks_closer(board: Board) -> None:
     """Times get their title only when the pointer or the focus reaches them: formatting all of a page takes long."""
     task = await board.harness.active(name="timed", display_name="On time")

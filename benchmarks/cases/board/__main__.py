@@ -9,7 +9,7 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from benchmarks.cases.board import boards, filters, interactive, tab, weight
+from benchmarks.cases.board import boards, filters, first_row, interactive, tab, weight
 from benchmarks.cases.board.figures import Figure, table
 from benchmarks.cases.board.plan import Plan
 from benchmarks.harness.services import benchmark_services
@@ -21,6 +21,7 @@ PARTS: dict[str, tuple[str, Callable[[Plan], Awaitable[list[Figure]]]]] = {
     "weight": ("Bytes of the home page and of everything it loads", weight.measure),
     "interactive": ("Time until the home page can be used, with a slow CPU", interactive.measure),
     "filters": ("Lists by each filter and by pairs, as the number of tasks grows", filters.measure),
+    "first_row": ("Time from a filter to its rows in a browser, as the number of tasks grows", first_row.measure),
     "boards": ("Many feeds at once: CPU of the API, and the time until changes arrive", boards.measure),
     "tab": ("Memory of a tab while tasks change", tab.measure),
 }
@@ -37,7 +38,9 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("parts", metavar="PART", nargs="*", choices=(*PARTS, []), help="what to measure; default: all")
     parser.add_argument("--quick", action="store_true", help="measure little, within five minutes")
-    parser.add_argument("--tasks", type=_sizes, metavar="N,…", help="filters: numbers of tasks (1000,100000,1000000)")
+    parser.add_argument(
+        "--tasks", type=_sizes, metavar="N,…", help="filters, first_row: numbers of tasks (1000,100000,1000000)"
+    )
     parser.add_argument("--list-seconds", type=float, metavar="N", help="filters: duration of each list (1.5)")
     parser.add_argument("--boards", type=int, metavar="N", help="boards: number of feeds (1000)")
     parser.add_argument("--seconds", type=float, metavar="N", help="boards: duration (60)")
@@ -45,7 +48,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rate", type=int, metavar="N", help="boards, tab: changes per second (500)")
     parser.add_argument("--minutes", type=float, metavar="N", help="tab: duration (10)")
     parser.add_argument("--samples", type=int, metavar="N", help="tab: how often to look at the memory (10)")
-    parser.add_argument("--rounds", type=int, metavar="N", help="interactive: loads of the page (9)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="interactive, first_row: how often (9)")
     parser.add_argument("--than", metavar="FOLDER", default="", help="interactive: compare with this checkout")
     usual = {"tasks": SIZES, "list_seconds": 1.5, "boards": 1_000, "seconds": 60.0, "rate": 500, "minutes": 10.0}
     usual |= {"samples": 10, "rounds": 9}

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 class Plan:
     """The services, and the sizes of the parts.
 
-    ``sizes``: numbers of tasks of ``filters``; ``boards`` and ``seconds``: number of feeds and duration of ``boards``,
-    of which each has all tasks if ``everyone``, else those of an owner of its own; ``rate``: changes per second of
-    ``boards`` and ``tab``; ``minutes`` and ``samples``: duration of ``tab``, and how often it looks at the memory;
-    ``rounds``: loads of the page of ``interactive``; ``than``: folder of a checkout to compare them with, or none;
-    ``list_seconds``: duration of each list of ``filters``.
+    ``sizes``: numbers of tasks of ``filters`` and ``first_row``; ``boards`` and ``seconds``: number of feeds and
+    duration of ``boards``, of which each has all tasks if ``everyone``, else those of an owner of its own; ``rate``:
+    changes per second of ``boards`` and ``tab``; ``minutes`` and ``samples``: duration of ``tab``, and how often it
+    looks at the memory; ``rounds``: loads of the page of ``interactive``, and how often ``first_row`` uses each filter;
+    ``than``: folder of a checkout to compare them with, or none; ``list_seconds``: duration of each list of
+    ``filters``.
     """
 
     services: BenchmarkServices

@@ -21,6 +21,7 @@ import { spentView } from "../task/spent.js";
 import { Timeline } from "../task/timeline.js";
 
 const DETAILS_EVERY = 2_000; // milliseconds between two reads of what stands beside the conversation
+const DURATIONS_EVERY = 5_000; // and of the time in each state, for which the API goes through thousands of changes
 const MOST_BETWEEN = 30_000; // milliseconds, as above, after reads that failed
 const GONE_AFTER = 1_000; // milliseconds that the change which ended the stream may take; changes are merged for a while
 const PASSING = /^(0|429|5\d\d)$/; // statuses of failures that may be over soon
@@ -48,6 +49,9 @@ class TaskPage {
     this.asked = new SteadyList();
     /** @type {import("../task/spent.js").Durations | null} */
     this.durations = null;
+    this.durationsOf = ""; // the state that the task had when they were read
+    this.durationsAt = 0;
+    this.durationsTimer = 0;
     this.timeline = new Timeline();
     this.builds = new Builds({ signal: this.open.signal, redraw: () => this.render(), more: () => this.readSoon() });
     this.ended = ""; // why there is nothing to show any more
@@ -66,7 +70,7 @@ class TaskPage {
   start() {
     const { signal } = this.open;
     this.view.setTitle(this.view.params.task);
-    signal.addEventListener("abort", () => clearTimeout(this.timer), { once: true });
+    signal.addEventListener("abort", () => [this.timer, this.durationsTimer].forEach(clearTimeout), { once: true });
     feed.follow({
       path: `${this.path}/watch?logs=${PAGE}`, // one stream for both: browsers have six connections for all pages
       snapshot: true,
@@ -181,22 +185,40 @@ class TaskPage {
     const answers = await Promise.all([
       api.get(`${this.path}/explain`, { signal, cached: false }),
       api.get(`${this.path}/events?after=${this.timeline.position}&limit=500&newest=true`, { signal, cached: false }),
-      api.get(`${this.path}/durations`, { signal, cached: false }),
+      this.readDurations(),
       api.get(`/workspaces/${this.task?.id}/builds?limit=${this.builds.limit}`, { signal, cached: false }),
       this.readRequests(),
     ]);
     this.reading = false;
     if (signal.aborted) return;
-    const [explained, events, durations, builds] = answers;
+    const [explained, events, , builds] = answers;
     if (explained.ok) this.explained = explained.value;
     if (events.ok) this.timeline.add(events.value);
-    if (durations.ok) this.durations = durations.value;
     if (builds.ok) this.builds.set(builds.value);
-    this.isStale = answers.some((each) => PASSING.test(String(each.ok ? 200 : each.status)));
+    this.isStale = answers.some((each) => each && PASSING.test(String(each.ok ? 200 : each.status)));
     this.wait = this.isStale ? Math.min(2 * this.wait, MOST_BETWEEN) : DETAILS_EVERY;
     this.render();
     this.opened();
     if (this.readAgain || this.isStale) this.readSoon();
+  }
+
+  /** Read the time in each state once the task has another one; between, the page goes on counting. */
+  async readDurations() {
+    const { task } = this;
+    const state = JSON.stringify([task?.status, task?.current_state?.state, task?.workspace_agent_health?.reason, task?.agent_exit?.why, !!task?.requests_open]);
+    if (state === this.durationsOf) return null;
+    const wait = this.durationsAt + DURATIONS_EVERY - Date.now();
+    if (wait > 0) {
+      clearTimeout(this.durationsTimer);
+      this.durationsTimer = setTimeout(() => this.readSoon(), wait);
+      return null;
+    }
+    const answer = await api.get(`${this.path}/durations`, { signal: this.open.signal, cached: false });
+    if (!answer.ok) return answer;
+    this.durations = answer.value;
+    this.durationsOf = state;
+    this.durationsAt = Date.now();
+    return answer;
   }
 
   /** @param {import("../task/actions.js").Action} action */

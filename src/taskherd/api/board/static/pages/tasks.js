@@ -343,6 +343,7 @@ class Tasks {
 
   draw() {
     if (!this.list || this.view.signal.aborted) return;
+    this.list.ariaBusy = String(!this.loaded);
     render(html`
       ${this.viewBar()}
       ${repeat(this.jobs.values(), (/** @type {any} */ each) => each.job.id, (/** @type {any} */ { job, refused }) => bulk.panel(job, refused, {
