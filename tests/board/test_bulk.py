@@ -248,3 +248,25 @@ async def test_all_that_could_not_be_changed_are_there(board: Board) -> None:
         "![...document.querySelectorAll('.job button')].some((each) => each.innerText.startsWith('Show'))"
     )
     assert page.tab.errors == []
+
+
+async def test_a_hidden_tab_does_not_ask_how_far_a_job_is(board: Board) -> None:
+    """Its progress is read once somebody looks again, and no connection is held for it meanwhile."""
+    harness = board.harness
+    await harness.active(name="unseen")
+    page = await board.open("/tasks?q=owner:me+name:unseen")
+    await page.tab.evaluate("Object.defineProperty(document, 'hidden', {configurable: true, get: () => true}), 0")
+    await page.click("thead input")
+    await ask_for(page, "Pause", "Pause 1 task?")
+    await page.click("dialog button", "Pause 1 task")
+    await page.sees("Pausing", ".job")
+    newest = (await harness.alice.get("/task-actions")).json()["actions"][0]
+    assert newest["action"] == "pause"
+    done = "SELECT finished_at IS NOT NULL FROM task_actions WHERE id = $1"
+    await harness.worker.until_row(done, uuid.UUID(newest["id"]))
+    progress = f"/task-actions/{newest['id']}"
+    assert await page.reads(progress) == []
+    await page.tab.evaluate("delete document.hidden, document.dispatchEvent(new Event('visibilitychange')), 0")
+    await page.sees("Paused 1 task", ".job")
+    assert await page.reads(progress) != []
+    assert page.tab.errors == []

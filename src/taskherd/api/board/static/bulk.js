@@ -9,7 +9,8 @@ const SHOWN = 5; // names in a question
 const TOLD_FOR = 3_600_000; // milliseconds after its end
 const DISMISSED_KEY = "taskherd-dismissed-jobs";
 const MAX_DISMISSED = 50;
-const RETRY = 1_000; // milliseconds before a broken stream of progress is opened again
+const READ_EVERY = 1_000; // milliseconds between two reads of the progress, while somebody looks
+const MOST_BETWEEN = 10_000; // and while it cannot be read
 
 /** @type {Record<string, {label: string, doing: string, done: string, danger?: boolean}>} */
 export const ACTIONS = {
@@ -96,27 +97,28 @@ function refused(reason) {
 /** @typedef {{tasks: any[], next: number | null}} Refused the tasks that a job could not change, as far as they were read */
 
 /**
- * Follow a job until it is finished, over broken connections.
+ * Follow a job until it is finished. It is read, not streamed: browsers have six connections for all pages.
  * @param {string} id
  * @param {(job: any) => void} changed
  * @param {AbortSignal} signal
  */
-export async function watch(id, changed, signal) {
-  let finished = false;
-  while (!finished && !signal.aborted) {
-    const opened = await api.open(`/task-actions/${id}/watch`, { signal });
-    if (!opened.ok && (opened.status === 404 || opened.status === 401)) return;
-    if (opened.ok) {
-      const event = (/** @type {string} */ name, /** @type {string} */ data) => {
-        if (name !== "action.progress") return;
-        const job = JSON.parse(data);
-        finished = job.finished_at !== null;
-        changed(job);
-      };
-      await api.readEvents(opened.value, { event }).catch(() => {});
-    }
-    if (!finished) await new Promise((done) => setTimeout(done, RETRY));
+export async function follow(id, changed, signal) {
+  let wait = READ_EVERY;
+  while (!signal.aborted) {
+    await new Promise((done) => setTimeout(done, wait));
+    await seen();
+    const answer = await api.get(`/task-actions/${id}`, { signal, cached: false });
+    if (signal.aborted || (!answer.ok && (answer.status === 404 || answer.status === 401))) return;
+    wait = answer.ok ? READ_EVERY : Math.min(2 * wait, MOST_BETWEEN);
+    if (!answer.ok) continue;
+    changed(answer.value);
+    if (answer.value.finished_at !== null) return;
   }
+}
+
+/** Wait until somebody looks. */
+async function seen() {
+  if (document.hidden) await new Promise((done) => document.addEventListener("visibilitychange", done, { once: true }));
 }
 
 /**

@@ -288,7 +288,7 @@ class Tasks {
     this.jobs.set(job.id, shown);
     if (job.finished_at !== null) return this.readRefused(job.id);
     this.draw();
-    bulk.watch(job.id, async (changed) => {
+    bulk.follow(job.id, async (changed) => {
       shown.job = changed;
       if (changed.finished_at !== null) this.readRefused(job.id);
       else this.draw();
