@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from taskherd.runner.agents.acp import cancelling, connection
+from taskherd.runner.agents.acp import cancelling, connection, files
 from taskherd.runner.agents.acp.connection import Connection
 from taskherd.runner.agents.acp.conversation import Conversation
 from taskherd.runner.agents.acp.follower import AcpFollower
@@ -193,6 +193,22 @@ async def test_files_are_read_and_written_only_in_the_tasks_folder(tmp_path: Pat
         assert answers == [{"content": "two\n"}, {}, -32002, -32002, -32002, -32002, -32601]
         assert (work / "new/b").read_text() == "bee"
         assert (tmp_path / "secret").read_text() == "secret"
+
+
+def test_a_file_with_another_name_elsewhere_is_read_only_if_it_is_the_agents(tmp_path: Path) -> None:
+    """A runner that may read every file does not read one of another user for an agent that has linked it."""
+    (tmp_path / "elsewhere").write_text("secret")
+    work = tmp_path / "work"
+    work.mkdir()
+    linked = work / "linked"
+    linked.hardlink_to(tmp_path / "elsewhere")
+    owner = linked.stat().st_uid
+    for uid in (None, owner):
+        assert files.read_text(work, str(linked), None, None, uid) == "secret"
+    with pytest.raises(files.NotAllowed, match="belongs to another user"):
+        files.read_text(work, str(linked), None, None, owner + 1)
+    (tmp_path / "elsewhere").unlink()
+    assert files.read_text(work, str(linked), None, None, owner + 1) == "secret"
 
 
 @pytest.mark.parametrize(("method", "answer"), [("read", {"content": "one"}), ("write", -32602)])

@@ -79,7 +79,7 @@ class ClientMethods:
             if writes:
                 files.write_text(context.work, path, str(content), context.journal.agent_uid)
             else:
-                result["content"] = files.read_text(context.work, path, line, limit)
+                result["content"] = files.read_text(context.work, path, line, limit, context.journal.agent_uid)
         except files.NotAllowed as error:
             self._respond.refuse(call.id, RESOURCE_NOT_FOUND, str(error))
         else:

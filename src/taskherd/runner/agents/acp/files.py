@@ -24,8 +24,11 @@ class NotAllowed(Exception):  # noqa: N818 - it says what the access is
     """The file is outside of the folder, no regular file, too large, or not there."""
 
 
-def read_text(root: Path, path: str, line: int | None, limit: int | None) -> str:
-    """Return a text file, or ``limit`` lines from ``line`` (from 1) on. Raise ``NotAllowed``."""
+def read_text(root: Path, path: str, line: int | None, limit: int | None, uid: int | None) -> str:
+    """Return a text file, or ``limit`` lines from ``line`` (from 1) on. Raise ``NotAllowed``.
+
+    A file with several names, one of which may be outside of the folder, must belong to the agent's user ``uid``.
+    """
     parent, name = _open_parent(root, path, create=False, uid=None)
     try:
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
@@ -35,6 +38,9 @@ def read_text(root: Path, path: str, line: int | None, limit: int | None) -> str
         os.close(parent)
     with open(descriptor, "rb") as file:  # noqa: PTH123 - opened relative to its folder
         _check_regular(path, descriptor)
+        status = os.fstat(descriptor)
+        if status.st_nlink != 1 and uid is not None and status.st_uid != uid:
+            raise NotAllowed(f"{path} has several names and belongs to another user")
         content = file.read(MAX_FILE_BYTES + 1)
     if len(content) > MAX_FILE_BYTES:
         raise NotAllowed(f"{path} is larger than {MAX_FILE_BYTES} bytes")
