@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -181,3 +182,75 @@ def test_the_secrets_of_the_units_are_made(tmp_path: Path) -> None:
         r"ALTER ROLE (\w+) PASSWORD '[0-9a-f]{48}';", (folder / "postgres" / "passwords.sql").read_text()
     )
     assert roles == ["taskherd_migrator", "taskherd_worker", "taskherd_api"]
+
+
+def test_files_that_are_made_before_their_step_keep_what_they_hold(tmp_path: Path) -> None:
+    """The documented steps add lines to the files of variables, and can be repeated; these are closed to others."""
+    lines = re.findall(r"(?m)^ *((?:touch|install|echo) .*runner\.env.*)$", OPERATIONS)
+    first_machine = [line for line in lines if "machine-2" not in line and "tasks.example.com" not in line]
+    for path, variable in (
+        ("/etc/taskherd/runner.env", "TASKHERD_RUNNER_AGENT_UIDS"),
+        ("deploy/compose/runner.env", "KEY"),
+    ):
+        steps = "\n".join(line for line in first_machine if path in line)
+        file = tmp_path / path.lstrip("/")
+        file.parent.mkdir(parents=True)
+        file.write_text(f"{variable}=kept\n")
+        script = steps.replace(path, str(file))
+        for _ in range(2):
+            subprocess.run(["sh", "-euc", script], check=True, timeout=30)
+        assert file.read_text().startswith(f"{variable}=kept\n"), steps
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert len(file.read_text().splitlines()) > 1
+
+
+def test_a_runner_on_another_machine_is_installed_as_documented(tmp_path: Path) -> None:
+    """It gets the first machine's password and its own name, and starts nothing but itself."""
+    section = OPERATIONS.partition("#### A runner on another machine")[2].partition("\n## ")[0]
+    first, second = (re.sub(r"(?m)^ {3}", "", each) for each in re.findall(r"(?ms)^ *```sh\n(.*?)^ *```$", section))
+    etc, other = tmp_path / "first", tmp_path / "second"
+    subprocess.run(["sh", ROOT / "deploy" / "systemd" / "secrets.sh", etc], check=True, timeout=30)
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    calls = tmp_path / "calls"
+    for program, body in {
+        "ssh": 'shift; exec "$@"',
+        "systemctl": f'echo "$@" >>{calls}',
+        "cp": f'echo cp "$@" >>{calls}',
+    }.items():
+        (bin_ / program).write_text(f"#!/bin/sh\n{body}\n")
+        (bin_ / program).chmod(0o755)
+    env = {"PATH": f"{bin_}:{Path(sys.executable).parent}:/usr/bin:/bin"}
+    users = first.splitlines()[0].replace("/etc/taskherd", str(etc)).partition(" >")[0]
+    printed = subprocess.run(["sh", "-euc", users], cwd=ROOT, env=env, capture_output=True, check=True, timeout=30)
+    permissions = {each["user"]: each for each in json.loads(printed.stdout)["permissions"]}
+    (names,) = re.findall(r"--runner runner=(\S+)", first)
+    assert (
+        permissions["taskherd-runner"]["read"] == rf"^(taskherd\.work\.({'|'.join(map(re.escape, names.split(',')))}))$"
+    )
+    second = second.replace("cat /etc/taskherd", f"cat {etc}", 1).replace("/etc/taskherd", str(other))
+    subprocess.run(["sh", "-euc", second], cwd=ROOT, env=env, check=True, timeout=30)
+    url = urlsplit((other / "runner" / "amqp-url").read_text().strip())
+    assert (url.scheme, url.username, url.hostname, url.port) == ("amqps", "taskherd-runner", "machine-1", 5671)
+    assert url.password == (etc / "rabbitmq" / "runner").read_text().strip()
+    Settings.model_validate({"amqp_url": url.geturl()})
+    assert all(stat.S_IMODE(path.stat().st_mode) & 0o077 == 0 for path in other.rglob("*"))
+    variables = dict(line.split("=", 1) for line in (other / "runner.env").read_text().splitlines())
+    assert unknown_variables(variables) == ()
+    assert variables["TASKHERD_RUNNER_NAME"] in names.split(",")
+    assert urlsplit(variables["TASKHERD_AGENT_API_URL"]).hostname not in ("127.0.0.1", "localhost")
+    assert calls.read_text().splitlines() == [
+        "cp deploy/systemd/taskherd-runner.service /etc/systemd/system/",
+        "daemon-reload",
+        "enable --now taskherd-runner",
+    ]
+
+
+def test_the_documentation_says_how_others_reach_the_api() -> None:
+    """The unit leaves the API on loopback, so the steps name the setting that opens it, and what Prometheus needs."""
+    unit = next(unit.read_text() for unit in UNITS if unit.stem == "taskherd-api")
+    assert "TASKHERD_API_HOST" not in unit
+    (opened,) = re.findall(r"(?m)^echo '(TASKHERD_API_HOST=.*)' >>/etc/taskherd/api\.env$", OPERATIONS)
+    assert unknown_variables(dict([opened.split("=")])) == ()
+    assert '"machine-1:15692"' in OPERATIONS
+    assert "rabbitmq-plugins enable rabbitmq_prometheus" in OPERATIONS
