@@ -54,13 +54,26 @@ NODES = {"rabbitmq", "rabbitmq2", "rabbitmq3"}
 
 
 def test_every_port_of_the_machine_can_be_chosen() -> None:
-    """Address and port come from variables, which docs/operations.md names; the default address is loopback."""
-    published = [port for service in SERVICES.values() for port in service.get("ports", ())]
-    assert len(published) == 3
-    for port in published:
-        match = re.fullmatch(r"\$\{BIND_ADDRESS:-127\.0\.0\.1\}:\$\{([A-Z]+_PORT):-(\d+)\}:\2", port)
+    """Address and port come from variables, which docs/operations.md names; the default address is loopback.
+
+    Whoever opens the API to others does not open Prometheus, which has no login.
+    """
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    addresses = {}
+    for name, (port,) in published.items():
+        match = re.fullmatch(r"\$\{([A-Z]+_ADDRESS):-127\.0\.0\.1\}:\$\{([A-Z]+_PORT):-(\d+)\}:\3", port)
         assert match is not None, port
-        assert f"`{match[1]}` ({match[2]})" in OPERATIONS
+        addresses[name] = match[1]
+        assert f"`{match[2]}` ({match[3]})" in OPERATIONS
+        assert f"`{match[1]}` (127.0.0.1)" in OPERATIONS
+    assert addresses == {"api": "BIND_ADDRESS", "prometheus": "MONITORING_ADDRESS", "grafana": "MONITORING_ADDRESS"}
+
+
+def test_the_documentation_says_how_monitoring_is_started() -> None:
+    """What has a profile does not start by itself, so each profile but that of the operators' commands is named."""
+    profiles = {profile for service in SERVICES.values() for profile in service.get("profiles", ())}
+    assert profiles == {"operator", "monitoring"}
+    assert re.search(r"(?m)^docker compose .*--profile monitoring up ", OPERATIONS)
 
 
 def test_all_processes_read_the_file_for_settings_and_tracing() -> None:

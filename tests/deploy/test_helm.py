@@ -18,6 +18,7 @@ from taskherd.settings import Settings, unknown_variables
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "helm" / "taskherd"
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 ALL = yaml.safe_load((Path(__file__).parent / "values-all.yaml").read_text())
 VALUES = {"default": {}, "all": ALL}
 OLDEST, NEWEST = "1.27", kubernetes_validate.latest_version()
@@ -202,6 +203,29 @@ def test_a_runner_has_no_secret_but_the_broker_url(values: Manifest) -> None:
         assert variables["TASKHERD_AGENT_API_URL"] == url
     policy = next(each for each in kinds(manifests, "NetworkPolicy") if each["metadata"]["name"].endswith("-runner"))
     assert 5432 not in {port["port"] for rule in policy["spec"]["egress"] for port in rule.get("ports", ())}
+
+
+@every_values
+def test_the_operations_ports_are_never_published(values: Manifest) -> None:
+    """They are in headless Services, with not-ready pods, which ServiceMonitors find; the API has one more."""
+    manifests = render(values)
+    services = {each["metadata"]["name"].partition("-")[2]: each for each in kinds(manifests, "Service")}
+    assert services.keys() == {"worker", "api", "api-ops", "runner"}
+    ports = {name: [port["name"] for port in each["spec"]["ports"]] for name, each in services.items()}
+    assert ports == {"worker": ["ops"], "api": ["http"], "api-ops": ["ops"], "runner": ["ops"]}
+    for name in ("worker", "api-ops", "runner"):
+        assert services[name]["spec"]["clusterIP"] == "None"
+        assert services[name]["spec"]["publishNotReadyAddresses"] is True
+    for monitor in kinds(manifests, "ServiceMonitor"):
+        wanted = monitor["spec"]["selector"]["matchLabels"].items()
+        [found] = [
+            name
+            for name, each in services.items()
+            if wanted <= each["metadata"]["labels"].items() and monitor["spec"]["endpoints"][0]["port"] in ports[name]
+        ]
+        assert found.removesuffix("-ops") == monitor["metadata"]["name"].partition("-")[2]
+    documented = set(re.findall(r"`NAME-([a-z-]+)`", OPERATIONS))
+    assert {"worker", "api-ops", "runner"} <= documented
 
 
 @every_values
