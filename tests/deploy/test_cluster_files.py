@@ -28,6 +28,7 @@ from tests.harness.programs import find_program
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 CLUSTER = DEPLOY / "cluster"
+OPERATIONS = (DEPLOY.parent / "docs" / "operations.md").read_text(encoding="utf-8")
 
 
 class _Loader(yaml.SafeLoader):
@@ -132,6 +133,56 @@ def test_the_name_of_each_rabbitmq_node_leads_to_it_alone() -> None:
     networks = [service["networks"] for service in services.values() if isinstance(service.get("networks"), dict)]
     aliases = {alias for each in networks for network in each.values() for alias in network.get("aliases", ())}
     assert not aliases & set(names)
+
+
+def test_the_documented_backup_of_the_cluster_asks_its_leader(tmp_path: Path) -> None:
+    """The commands run in a member that is started, as the superuser, whose password it has, and ask the leader."""
+    shell = re.findall(r"(?ms)^```sh\n(as_superuser.*?)^```$", OPERATIONS)[0]
+    programs = {
+        "docker": 'echo "$@" >>calls; shift 4; exec "$@"',
+        **dict.fromkeys(("pg_dump", "pg_restore"), 'echo "${0##*/} $PGUSER@$PGHOST $*" >>calls'),
+    }
+    for name, body in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    subprocess.run(["sh", "-euc", shell], cwd=tmp_path, env=environment, check=True, timeout=30, capture_output=True)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    services = {call.split()[3] for call in calls if call.startswith("compose exec -T ")}
+    assert len(services) == 1
+    for name in services:
+        assert "profiles" not in COMPOSE["services"][name]
+        assert "postgres_superuser_password" in COMPOSE["services"][name]["secrets"]
+    assert "/run/secrets/postgres_superuser_password" in shell
+    assert "haproxy" in COMPOSE["services"]
+    assert [call for call in calls if call.startswith("pg_")] == [
+        "pg_dump postgres@haproxy -Fc taskherd",
+        "pg_restore postgres@haproxy -d taskherd --exit-on-error",
+    ]
+
+
+def test_the_documentation_lists_every_port_between_the_machines() -> None:
+    """Whoever spreads the cluster is told of each port that listens for others, and of those that nothing guards."""
+    etcd = COMPOSE["services"]["etcd1"]["command"][0]
+    patroni = yaml.safe_load((CLUSTER / "patroni.yml").read_text())
+    listening = {
+        *re.findall(r"http://0\.0\.0\.0:(\d+)", etcd),
+        *(patroni[part]["listen"].rpartition(":")[2] for part in ("restapi", "postgresql")),
+        *("4369", "25672", "5672", "15692"),  # RabbitMQ
+    }
+    table = re.findall(r"(?m)^\| ([0-9, ]+) \(.*\|$", OPERATIONS)
+    assert listening <= {port for row in table for port in row.split(", ")}
+    for port in ("2379", "8008"):  # as long as these files have no login there
+        (row,) = re.findall(rf"(?m)^\| {port}.*$", OPERATIONS)
+        assert "**nothing**" in row
+    assert "authentication" not in patroni["restapi"]
+    assert all(line.startswith("host ") for line in patroni["postgresql"]["pg_hba"])
+
+
+def test_patronictl_is_called_where_it_works() -> None:
+    """The documented command names a member, and the file of Patroni's settings in it."""
+    service, path = re.findall(r"docker compose exec (\w+) patronictl -c (\S+) list", OPERATIONS)[0]
+    assert f"./cluster/patroni.yml:{path}:ro" in COMPOSE["services"][service]["volumes"]
 
 
 def test_all_rabbitmq_nodes_have_the_same_settings() -> None:

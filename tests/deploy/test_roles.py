@@ -36,6 +36,7 @@ from taskherd.store.sessions import deviations, settings_in_force
 from tests.harness import fork_server
 from tests.harness.api import running_api, token_for
 from tests.harness.chaos import until
+from tests.harness.replication import find_binaries
 from tests.harness.runner import eventually, runner_harness
 from tests.harness.worker import (
     ALICE,
@@ -485,3 +486,60 @@ async def _bind(channel: aio_pika.abc.AbstractChannel, queue: str, exchange: str
 async def _publish(channel: aio_pika.abc.AbstractChannel, exchange: str, user_id: str | None = None) -> None:
     target = await channel.get_exchange(exchange, ensure=False)
     await target.publish(aio_pika.Message(b"{}", user_id=user_id), "any", timeout=10)
+
+
+async def test_a_backup_is_restored_on_a_new_server(installation: Installation, tmp_path: Path) -> None:
+    """With roles.sql before it, as documented, all privileges are there, and grants.sql changes none; else it fails."""
+    dump, folder = tmp_path / "taskherd.dump", find_binaries().folder
+
+    async def run(program: Path, *arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
+        command = [str(program), *map(str, arguments)]
+        return await asyncio.to_thread(subprocess.run, command, capture_output=True, timeout=60, check=False)
+
+    dumped = await run(folder / "pg_dump", "-Fc", "-f", dump, installation.database)
+    assert dumped.returncode == 0, dumped.stderr
+    before = await _privileges(installation)
+    address = urlsplit(installation.database)
+    server = address._replace(path="/postgres").geturl()
+    name = address.path[1:]
+    empty = (f'DROP DATABASE "{name}" WITH (FORCE)', f'CREATE DATABASE "{name}"')
+    await _run(server, *empty, *(f"DROP ROLE {role}" for role in ROLES))
+    restore = (folder / "pg_restore", "-d", installation.database, "--exit-on-error", dump)
+    without = await run(*restore)
+    assert without.returncode != 0
+    assert b'role "taskherd_migrator" does not exist' in without.stderr
+    await _run(server, *empty)
+    await _run(installation.database, (POSTGRES / "roles.sql").read_text())
+    await _run(server, *(f"ALTER ROLE {role} PASSWORD '{PASSWORD}'" for role in ROLES))
+    restored = await run(*restore)
+    assert (restored.returncode, restored.stderr) == (0, b"")
+    assert await _privileges(installation) == before
+    await _run(installation.database_as("taskherd_migrator"), (POSTGRES / "grants.sql").read_text())
+    assert await _privileges(installation) == before
+
+
+def test_the_documented_restores_make_the_roles_first() -> None:
+    """Each documented restore that needs the roles of roles.sql runs it before."""
+    operations = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    blocks = [block for block in operations.split("```") if block.startswith("sh\n") and "pg_restore" in block]
+    assert len(blocks) == 4
+    with_roles = [block for block in blocks if "docker compose" not in block]
+    assert len(with_roles) == 2
+    assert all(block.index("roles.sql") < block.index("pg_restore") for block in with_roles)
+
+
+async def _privileges(installation: Installation) -> set[tuple[str, str, str]]:
+    """Return every relation and function of the schema with its owner and its privileges."""
+    acl = "(SELECT string_agg(one, ' ' ORDER BY one) FROM unnest({}::text[]) one)"
+    query = f"""
+        SELECT relname::text, relowner::regrole::text, {acl.format("relacl")}
+        FROM pg_class WHERE relnamespace = 'public'::regnamespace
+        UNION ALL
+        SELECT proname::text, proowner::regrole::text, {acl.format("proacl")}
+        FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+    """
+    connection = await asyncpg.connect(installation.database, timeout=10)
+    try:
+        return {tuple(row) for row in await connection.fetch(query)}
+    finally:
+        await connection.close(timeout=5)
