@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,9 @@ CUSTOM = {"ServiceMonitor", "PrometheusRule", "ScaledObject", "TriggerAuthentica
 
 NOT_PROCESSES = ("-migrate", "-operator")
 """How the names of workloads end that run no process of taskherd."""
+
+OWN = {"name": "taskherd-runner-gpu", "amqpUrl": "amqp-url"}
+"""The Secret of a pool with a RabbitMQ user of its own."""
 
 Manifest = dict[str, Any]
 every_values = pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
@@ -469,11 +475,51 @@ def test_valid_values_are_accepted(values: Manifest) -> None:
     assert helm.lint(str(CHART))["errors"] == []
 
 
-def test_the_notes_name_the_pods_of_runners() -> None:
-    """After an installation, the operator is told which names ``users.py --runner`` needs, for each pool."""
-    pools = [{"name": "gpu", "replicas": 2}, {"name": "small"}]
+@pytest.mark.parametrize(
+    ("values", "options"),
+    [
+        ({}, ["runner=default,taskherd-runner-0"]),
+        (
+            {"runner": {"settings": {"RUNNER_POOL": "own"}, "replicas": 2}},
+            ["runner=own,taskherd-runner-0,taskherd-runner-1"],
+        ),
+        ({"runner": {"pools": [{"name": "default"}]}}, ["runner=default,taskherd-runner-default-0"]),
+        (
+            {
+                "runner": {
+                    "pools": [{"name": "default"}, {"name": "gpu", "replicas": 2, "secret": OWN}, {"name": "small"}]
+                }
+            },
+            [
+                "runner=default,taskherd-runner-default-0,small,taskherd-runner-small-0",
+                "runner-gpu=gpu,taskherd-runner-gpu-0,taskherd-runner-gpu-1",
+            ],
+        ),
+    ],
+    ids=["no pools", "another pool", "default", "several"],
+)
+def test_the_notes_name_the_pods_of_runners(values: Manifest, options: list[str], tmp_path: Path) -> None:
+    """After an installation, the operator is told the ``--runner`` of each user that the pods use, and it is enough.
+
+    A pool without a Secret of its own uses that of all runners, and so its user.
+    """
     with helm.Chart.load(str(CHART)) as chart:
-        rendered = chart.render({"runner": {"pools": pools}}, name="taskherd", namespace="prod")
+        chart.validate_schema(chart.merge_values(values))
+        rendered = chart.render(values, name="taskherd", namespace="prod")
     [notes] = [text for path, text in rendered.items() if path.endswith("NOTES.txt")]
-    assert "--runner runner-gpu=gpu,taskherd-runner-gpu-0,taskherd-runner-gpu-1\n" in notes
-    assert "--runner runner-small=small,taskherd-runner-small-0\n" in notes
+    named = dict(re.findall(r"--runner (\S+) .*the Secret (\S+) has", notes))
+    assert {*named} == {*options}
+    arguments = [argument for option in named for argument in ("--runner", option)]
+    for option in named:
+        (tmp_path / option.partition("=")[0]).write_text("s3cr3t")
+    script = ROOT / "deploy" / "rabbitmq" / "users.py"
+    printed = subprocess.run(
+        [sys.executable, script, tmp_path, *arguments], capture_output=True, check=True, timeout=30
+    )
+    reads = {each["user"]: each["read"] for each in json.loads(printed.stdout)["permissions"]}
+    for pool, workload in runners(render(values)).items():
+        secret = next(each["secret"] for each in pod_of(workload)["volumes"] if each["name"] == "secrets")["secretName"]
+        (option,) = (option for option, of in named.items() if of == secret)
+        pods_of_pool = [f"{workload['metadata']['name']}-{index}" for index in range(workload["spec"]["replicas"])]
+        for target in ([pool] if pool else []) + pods_of_pool:
+            assert re.search(reads[f"taskherd-{option.partition('=')[0]}"], f"taskherd.work.{target}")
