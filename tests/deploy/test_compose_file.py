@@ -212,9 +212,12 @@ def test_a_runner_of_another_pool_is_added_as_documented(tmp_path: Path) -> None
     assert argument == f"runner-{pool}={pool},{name}"
     (_, last), (start, _) = (parse_uids(each["TASKHERD_RUNNER_AGENT_UIDS"]) or (0, 0) for each in (first, added))
     assert last < start
-    secret = tmp_path / pool_file["secrets"]["runner-gpu_amqp_url"]["file"]
-    assert urlsplit(secret.read_text()).username == "taskherd-runner-gpu"
-    assert secret.stat().st_mode & 0o077 == 0
+    for nodes, variables in ((1, {}), (3, {"RABBITMQ_ERLANG_COOKIE": "c00kie"})):
+        secret = tmp_path / _interpolated(pool_file["secrets"]["runner-gpu_amqp_url"]["file"], variables)
+        url = secret.read_text().strip()
+        assert url.startswith("amqp://taskherd-runner-gpu:")
+        assert url.count(":5672") == nodes
+        assert secret.stat().st_mode & 0o077 == 0
     (senders,) = re.findall(r"echo 'TASKHERD_REPORT_SENDERS=(.*)'", OPERATIONS)
     accepted = Settings(report_senders=senders).sender_pools
     usual = Settings(report_senders=default(SERVICES["worker"]["environment"]["TASKHERD_REPORT_SENDERS"])).sender_pools
@@ -252,6 +255,31 @@ async def test_rabbitmq_listens_with_tls_for_other_machines(tmp_path: Path) -> N
             assert not connection.is_closed
     finally:
         await asyncio.to_thread(node.stop)
+
+
+def test_a_runner_of_another_pool_joins_the_cluster() -> None:
+    """The documented files together leave out none; all runners get the URL with all nodes, and none a service away."""
+    (files,) = re.findall(r"`COMPOSE_FILE=(\S*cluster\S*pool\S*)`", OPERATIONS)
+    (required,) = re.findall(
+        r"RABBITMQ_ERLANG_COOKIE: \$\{(\w+):\?", (ROOT / "deploy" / "compose.cluster.yaml").read_text()
+    )
+    loaded = [_load((ROOT / "deploy" / name).read_text()) for name in files.split(":")]
+    secrets, services, volumes = (
+        {name: value for each in loaded for name, value in each.get(part, {}).items()}
+        for part in ("secrets", "services", "volumes")
+    )
+    found = {_interpolated(secrets[f"{name}_amqp_url"]["file"], {required: "x"}) for name in ("runner", "runner-gpu")}
+    assert found == {f"./compose/secrets/{name}_amqp_cluster_url" for name in ("runner", "runner-gpu")}
+    added = services["runner-gpu"]
+    assert added["extends"] == {"file": "compose.yaml", "service": "runner"}
+    assert {volume.partition(":")[0] for volume in added["volumes"]} <= volumes.keys()
+    waits_for = SERVICES["runner"]["depends_on"].keys()
+    assert all("single" not in services[name].get("profiles", ()) for name in waits_for)
+
+
+def _interpolated(written: str, variables: dict[str, str]) -> str:
+    """Return a value with Compose's ``${NAME:+text}`` replaced: the text if the variable has a value."""
+    return re.sub(r"\$\{(\w+):\+(.*?)\}", lambda found: found[2] if variables.get(found[1]) else "", written)
 
 
 def default(written: str) -> str:
