@@ -5,8 +5,11 @@
 
 PASSWORDS is a folder with one password file per user to create: worker, api, operator, provisioner, and those of
 runners. Each user of runners needs a --runner that names its targets: its pool and the names of the runners that use
-it, as in --runner runner-gpu=gpu,gpu-0,gpu-1. It may read the queues of these targets only. The output contains salted
-hashes only (https://www.rabbitmq.com/docs/passwords). Importing it again overwrites passwords and permissions.
+it, as in --runner runner-gpu=gpu,gpu-0,gpu-1. It may read the queues of these targets only.
+
+PREFIX is TASKHERD_AMQP_PREFIX, taskherd by default. The users are named after it, as PREFIX-worker, because RabbitMQ
+has one list of users for all vhosts: those of installations with other prefixes stay as they are. The output contains
+salted hashes only (https://www.rabbitmq.com/docs/passwords). Importing it again overwrites passwords and permissions.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ RUNNERS = "runner"
 """How the names of runners' users begin."""
 TARGET = re.compile(r"[a-z0-9-]{1,64}")
 """The name of a pool or runner."""
+PREFIX = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+"""What TASKHERD_AMQP_PREFIX may be."""
 
 
 def permissions(prefix: str, runners: dict[str, list[str]]) -> dict[str, tuple[str, str, str]]:
@@ -66,8 +71,11 @@ def definitions(passwords: Path, prefix: str, runners: dict[str, list[str]]) -> 
     """Return the users that have a password file, with their permissions on the vhost "/".
 
     Raises:
-        SystemExit: there is no folder, no password file in it, one without a password, or a runner without targets.
+        SystemExit: there is no folder, no password file in it, one without a password, or a runner without targets, or
+            the prefix can be none.
     """
+    if not PREFIX.fullmatch(prefix):
+        sys.exit(f"users.py: the prefix {prefix!r} is wrong; expected the value of TASKHERD_AMQP_PREFIX")
     if not passwords.is_dir():
         sys.exit(f"users.py: {passwords} is not a folder; expected one with password files\n{__doc__}")
     for file in sorted(passwords.glob(f"{RUNNERS}*")):
@@ -84,7 +92,7 @@ def definitions(passwords: Path, prefix: str, runners: dict[str, list[str]]) -> 
     return {
         "users": [
             {
-                "name": f"taskherd-{name}",
+                "name": f"{prefix}-{name}",
                 "password_hash": password_hash((passwords / name).read_text().strip()),
                 "hashing_algorithm": "rabbit_password_hashing_sha256",
                 "tags": [],
@@ -93,7 +101,7 @@ def definitions(passwords: Path, prefix: str, runners: dict[str, list[str]]) -> 
         ],
         "permissions": [
             {
-                "user": f"taskherd-{name}",
+                "user": f"{prefix}-{name}",
                 "vhost": "/",
                 **dict(zip(("configure", "write", "read"), map(anchored, rights))),
             }

@@ -294,8 +294,9 @@ def test_settings_of_one_process_override_common_settings() -> None:
             {"COMMAND_SENDERS": "a", "REPORT_SENDERS": "a=*"},
         ),
         ({"worker": {"settings": {"COMMAND_SENDERS": "b,c"}}}, {"COMMAND_SENDERS": "b,c"}),
+        ({"settings": {"AMQP_PREFIX": "team.a"}}, {"COMMAND_SENDERS": "team.a-api,team.a-operator"}),
     ],
-    ids=["default", "all", "worker"],
+    ids=["default", "all", "worker", "prefix"],
 )
 def test_operators_can_replay_what_workers_accept(values: Manifest, senders: dict[str, str]) -> None:
     """The operator's pod knows the senders that workers accept, has the URLs that commands need, and reaches both."""

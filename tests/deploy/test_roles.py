@@ -66,6 +66,7 @@ class Installation:
 
     database: str
     amqp: str
+    prefix: str
 
     def database_as(self, role: str) -> str:
         """Return the database URL of a role."""
@@ -73,7 +74,7 @@ class Installation:
 
     def amqp_as(self, user: str) -> str:
         """Return the broker URL of a user."""
-        return _as(self.amqp, f"taskherd-{user}")
+        return _as(self.amqp, f"{self.prefix}-{user}")
 
 
 def _as(url: str, user: str) -> str:
@@ -91,11 +92,12 @@ async def _run(url: str, *scripts: str) -> None:
 
 
 @pytest.fixture
-async def installation(services: Services) -> AsyncIterator[Installation]:
+async def installation(services: Services, amqp_prefix: str) -> AsyncIterator[Installation]:
     """Create roles, schema and grants in the order of docs/operations.md, running each script twice."""
     name = f"taskherd_roles_{uuid.uuid4().hex[:8]}"
     await _run(services.database_url, f'CREATE DATABASE "{name}"')
-    installation = Installation(urlsplit(services.database_url)._replace(path=f"/{name}").geturl(), services.amqp_url)
+    database = urlsplit(services.database_url)._replace(path=f"/{name}").geturl()
+    installation = Installation(database, services.amqp_url, amqp_prefix)
     roles, grants = ((POSTGRES / file).read_text() for file in ("roles.sql", "grants.sql"))
     passwords = [f"ALTER ROLE {role} PASSWORD '{PASSWORD}'" for role in ROLES]
     try:
@@ -356,7 +358,7 @@ async def test_an_operator_replays_dead_letters_and_no_more(installation: Instal
     )
     await harness.stop_dead_letters()
     command = make_command("task.create", task_id, owner_id=str(ALICE), template_version_id=str(VERSION), input="Hi")
-    async with running_worker(harness, migrate="never", command_senders="taskherd-api,taskherd-operator"):
+    async with running_worker(harness, migrate="never", command_senders=f"{prefix}-api,{prefix}-operator"):
         async with await aio_pika.connect(installation.amqp, timeout=10) as connection:
             commands = await (await connection.channel()).get_exchange(f"{prefix}.commands", ensure=False)
             await commands.publish(aio_pika.Message(json.dumps(command).encode()), "any", timeout=10)
@@ -382,7 +384,7 @@ async def _dead(installation: Installation, prefix: str, *arguments: str) -> str
     """Return what ``taskherd dead`` prints when an operator runs it, with the settings of the worker's senders."""
     environment = {
         "TASKHERD_AMQP_URL": installation.amqp_as("operator"), "TASKHERD_AMQP_PREFIX": prefix, "PATH": "",
-        "TASKHERD_COMMAND_SENDERS": "taskherd-api,taskherd-operator",
+        "TASKHERD_COMMAND_SENDERS": f"{prefix}-api,{prefix}-operator",
     }  # fmt: skip
     done = await asyncio.to_thread(fork_server.run, ["dead", *arguments], environment)
     done.check_returncode()
@@ -426,7 +428,7 @@ async def test_a_runner_may_neither_command_nor_declare(installation: Installati
             "publish to any queue": lambda channel: channel.default_exchange.publish(
                 aio_pika.Message(b"{}"), f"{prefix}.commands", timeout=10
             ),
-            "name another user": lambda channel: _publish(channel, f"{prefix}.reports", user_id="taskherd-api"),
+            "name another user": lambda channel: _publish(channel, f"{prefix}.reports", user_id=f"{prefix}-api"),
         }
         permitted = [attack for attack, operation in forbidden.items() if not await _is_refused(connection, operation)]
         assert permitted == []

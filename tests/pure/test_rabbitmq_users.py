@@ -61,6 +61,22 @@ def test_a_runner_needs_its_targets(tmp_path: Path) -> None:
         assert re.fullmatch(rights["configure"], name) is None, name
 
 
+def test_installations_do_not_share_users(tmp_path: Path) -> None:
+    """With another prefix, which must be one, it makes other users, for the queues of that prefix alone."""
+    for name in ("worker", "api", "operator", "runner"):
+        (tmp_path / name).write_text("s3cr3t\n")
+    both = [json.loads(run(tmp_path, *prefix, "--runner", "runner=default,r1").stdout) for prefix in ((), ("team-b",))]
+    names = [{user["name"] for user in each["users"]} for each in both]
+    assert names[0] == {f"taskherd-{name}" for name in ("worker", "api", "operator", "runner")}
+    assert names[1] == {f"team-b-{name}" for name in ("worker", "api", "operator", "runner")}
+    for each, users in zip(both, names, strict=True):
+        assert {rights["user"] for rights in each["permissions"]} == users
+    for rights in both[1]["permissions"]:
+        assert not any(re.search(rights[kind], "taskherd.reports") for kind in ("configure", "write", "read"))
+    ended = run(tmp_path, "runner=default,r1")
+    assert (ended.returncode, "expected the value of TASKHERD_AMQP_PREFIX" in ended.stderr) == (1, True)
+
+
 def test_the_documented_rights_are_these() -> None:
     """The table in docs/operations.md has the patterns of users.py, unanchored and with the default prefix."""
     spec = importlib.util.spec_from_file_location("users", SCRIPT)

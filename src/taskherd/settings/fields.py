@@ -86,7 +86,8 @@ class Settings(BaseSettings):
     amqp_prefix: str = Field(
         "taskherd",
         pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$",
-        description="Prefix of the names of all exchanges and queues; set it if installations share a vhost.",
+        description="Prefix of the names of all exchanges and queues. Installations that share a RabbitMQ need "
+        "different ones, none of which begins with another and a dot, and users of their own (operations.md, Secure).",
         json_schema_extra={"expected": "1 to 64 of the characters a-z 0-9 . _ -, the first a letter or digit"},
     )
 

@@ -73,7 +73,8 @@ capabilities: {drop: [ALL]}
 {{/* Secrets are mounted as files, so that no environment contains them. */}}
 {{/* The RabbitMQ users of the API and of operators, as deploy/rabbitmq/users.py names them, unless `settings` has others. */}}
 {{- define "taskherd.commandSenders" -}}
-COMMAND_SENDERS: taskherd-api,taskherd-operator
+{{- $prefix := (.root | default .).Values.settings.AMQP_PREFIX | default "taskherd" -}}
+COMMAND_SENDERS: {{ $prefix }}-api,{{ $prefix }}-operator
 {{- end -}}
 
 {{- define "taskherd.environment" -}}
