@@ -401,6 +401,36 @@ def test_the_documented_pools_are_valid() -> None:
     assert runners(render(values)).keys() == {"default", "gpu"}
 
 
+def test_the_url_of_a_standby_is_a_file() -> None:
+    """Only the API reads from a standby, and only when its Secret has the URL."""
+    for key in ("", "read-url"):
+        for name, pod in pods(render({"secrets": {"api": {"databaseReadUrl": key}}})):
+            if name.endswith("-migrate"):
+                continue
+            wanted = bool(key) and name == "taskherd-api"
+            secret = next(volume["secret"] for volume in pod["volumes"] if volume["name"] == "secrets")
+            (mount,) = (each for each in pod["containers"][0]["volumeMounts"] if each["name"] == "secrets")
+            files = {f"{mount['mountPath']}/{item['path']}": item["key"] for item in secret["items"]}
+            path = environment(pod).get("TASKHERD_DATABASE_READ_URL_FILE")
+            assert (path is not None) is wanted, name
+            assert not wanted or files[str(path)] == key
+
+
+def test_sandboxes_get_what_bubblewrap_needs() -> None:
+    """Only pods of runners that ask for it are less restricted, and their agents' ids exist in the pod."""
+    pools = [{"name": "open", "sandboxes": True, "agentUids": "20000-59999"}, {"name": "usual"}]
+    manifests = render({"runner": {"pools": pools}})
+    for manifest in kinds(manifests, "StatefulSet"):
+        kubernetes_validate.validate(manifest, NEWEST, strict=True)
+    for name, pod in pods(manifests):
+        context = pod["containers"][0]["securityContext"]
+        found = (pod.get("hostUsers"), context.get("procMount"), context.get("seccompProfile"))
+        is_open = name == "taskherd-runner-open"
+        assert found == ((False, "Unmasked", {"type": "Unconfined"}) if is_open else (None, None, None)), name
+    with pytest.raises(helm.HelmError, match="the ids 0-65535 only"):
+        render({"runner": {"sandboxes": True}})
+
+
 def test_a_name_too_long_for_a_stateful_set_is_refused() -> None:
     """Kubernetes adds a hash to a StatefulSet's name to make a label of at most 63 characters."""
     with pytest.raises(helm.HelmError, match="shorten the release's name"):
@@ -453,6 +483,8 @@ def test_the_chart_ships_the_tested_rules_and_dashboard() -> None:
         {"settings": {"DATABASE_URL": "postgresql://…"}},
         {"api": {"settings": {"DATABASE_READ_URL": "postgresql://…"}}},
         {"settings": {"agent_lost_after": "30s"}},
+        {"api": {"settings": {"API_PORT": 8080}}},
+        {"settings": {"API_HOST": "127.0.0.1"}},
         {"image": {"digest": "latest"}},
         {"ca": {"secret": "a", "configMap": "b"}},
         {"runner": {"pools": [{"replicas": 2}]}},

@@ -248,3 +248,11 @@ def test_another_drain_is_refused(environment: pytest.MonkeyPatch, written: str)
 def test_runners_keep_their_agents_by_default() -> None:
     """On a machine, agents outlive the runner; the image sets another default for containers."""
     assert load().drain_wait is None
+
+
+def test_what_is_expected_names_both_limits(environment: pytest.MonkeyPatch) -> None:
+    """A limit that is itself excluded is named, too, in the error as in the documentation."""
+    environment.setenv("TASKHERD_API_ACTION_RATE", "0")
+    assert problems()["TASKHERD_API_ACTION_RATE"].endswith("expected a number above 0, up to 10000")
+    environment.delenv("TASKHERD_API_ACTION_RATE")
+    assert not [info.variable for info in describe(Settings()) if ", to" in info.expected or ",  " in info.expected]

@@ -60,8 +60,8 @@ class UnknownVariable:
 def load(*required: str) -> Settings:
     """Return the settings from the environment; those named in ``required`` must be set (by default ``REQUIRED``).
 
-    ``TASKHERD_DATABASE_URL``, ``TASKHERD_AMQP_URL`` and ``TASKHERD_SECRET_KEY`` may each be read from a file: its path
-    is the value of the variable with ``_FILE`` appended to its name.
+    ``TASKHERD_DATABASE_URL``, ``TASKHERD_DATABASE_READ_URL``, ``TASKHERD_AMQP_URL`` and ``TASKHERD_SECRET_KEY`` may
+    each be read from a file: its path is the value of the variable with ``_FILE`` appended to its name.
 
     Raises:
         Misconfigured: a setting is wrong or missing; the error names all of them.
@@ -123,7 +123,9 @@ def expected_of(name: str) -> str:
         return str(extra["expected"])
     if get_origin(field.annotation) is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(field.annotation))
-    minimum, maximum = (_limit(field, side) for side in ("ge", "le"))
+    above, minimum, maximum = (_limit(field, side) for side in ("gt", "ge", "le"))
+    if above:
+        return f"{_kind(field)} above {above}" + (f", up to {maximum}" if maximum else "")
     limits = f", {minimum} to {maximum}" if maximum else f", at least {minimum}" if minimum else ""
     return _kind(field) + limits
 

@@ -57,6 +57,10 @@ seccompProfile: {type: RuntimeDefault}
 {{- define "taskherd.containerSecurity" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
+{{- if (.values | default dict).sandboxes }}
+procMount: Unmasked
+seccompProfile: {type: Unconfined}
+{{- end }}
 {{- if (.values | default dict).agentUids }}
 capabilities: {drop: [ALL], add: {{ .values.capabilities | toJson }}}
 {{- else }}
@@ -88,6 +92,9 @@ COMMAND_SENDERS: {{ $prefix }}-api,{{ $prefix }}-operator
 {{- if ne .process "runner" }}
 - {name: TASKHERD_DATABASE_URL_FILE, value: /run/secrets/taskherd/database-url}
 - {name: TASKHERD_SECRET_KEY_FILE, value: /run/secrets/taskherd/secret-key}
+{{- if (index .root.Values.secrets .process).databaseReadUrl }}
+- {name: TASKHERD_DATABASE_READ_URL_FILE, value: /run/secrets/taskherd/database-read-url}
+{{- end }}
 {{- else if not (hasKey ($values.settings | default dict) "AGENT_API_URL") }}
 - name: TASKHERD_AGENT_API_URL
   value: http://{{ include "taskherd.name" .root }}-api:{{ .root.Values.api.service.port }}
@@ -128,6 +135,9 @@ envFrom: {{- . | indent 2 }}
     items:
       {{- with $secret.databaseUrl }}
       - {key: {{ . }}, path: database-url}
+      {{- end }}
+      {{- with $secret.databaseReadUrl }}
+      - {key: {{ . }}, path: database-read-url}
       {{- end }}
       {{- with $secret.amqpUrl }}
       - {key: {{ . }}, path: amqp-url}
