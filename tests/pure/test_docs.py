@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
@@ -14,6 +14,7 @@ from taskherd.api.board.routes import ROUTES as BOARD
 from taskherd.cli.main import app
 from taskherd.directory_file.example import EXAMPLE
 from taskherd.directory_file.parse import parse
+from taskherd.directory_file.run import RunConfig
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.observability import metrics
 from taskherd.settings import __main__ as settings
@@ -178,3 +179,48 @@ def test_the_runbook_explains_every_reason_of_dead_letters() -> None:
     rows = re.findall(r"(?m)^ *\| (`[^|]*) \|", section)
     named = [reason for row in rows for reason in re.findall(r"`(\w+)`", row)]
     assert sorted(named) == sorted(DeadLetterReason)
+
+
+@every_page
+def test_linked_headings_exist(page: Path) -> None:
+    """Every link into a page names one of its headings, as GitHub makes anchors of them."""
+    for target, anchor in re.findall(r"\]\(([^)\s#]*)#([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        linked = (page.parent / target) if target else page
+        if "://" not in target and linked.suffix == ".md":
+            headings = (re.sub(r"[^\w\- ]", "", each.lower()) for each in matches(r"(?m)^#+ (.+)$", linked))
+            assert anchor in {heading.replace(" ", "-") for heading in headings}, f"{target}#{anchor}"
+
+
+def test_the_pages_name_the_limits_of_alerts() -> None:
+    """What ``docs/operations.md`` and ``docs/runbook.md`` say about when an alert fires is what its rule says."""
+    rules = (ROOT / "deploy" / "prometheus" / "rules").glob("*.yml")
+    groups = [group for file in rules for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]]
+    alerts = {rule["alert"]: rule for group in groups for rule in group["rules"] if "alert" in rule}
+    operations, runbook = (
+        " ".join((ROOT / "docs" / name).read_text(encoding="utf-8").split()) for name in ("operations.md", "runbook.md")
+    )
+    standby, unhealthy = alerts["TaskherdStandbyUnused"], alerts["TaskherdAgentsUnhealthy"]
+    assert standby["expr"].endswith("> 30")
+    assert standby["for"] == "5m"
+    assert "TaskherdStandbyUnused fires when the lag was above 30 s for five minutes" in operations
+    assert ">= 10" in unhealthy["expr"]
+    assert "More than a fifth of at least ten agents are not healthy" in runbook
+
+
+def test_the_number_of_parallel_tests_is_documented() -> None:
+    """``CONTRIBUTING.md`` says in how many processes ``make test`` runs."""
+    (processes,) = matches(r"pytest .* -n (\d+) --dist loadfile", ROOT / "Makefile")
+    number = {"2": "two", "3": "three", "4": "four"}[processes]
+    assert f"runs {number} files in parallel, in {number} processes" in (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("agent", get_args(RunConfig.model_fields["agent"].annotation))
+def test_the_agents_that_run_without_a_network_are_documented(agent: str) -> None:
+    """``docs/runner.md`` names each ``agent`` that ``network: none`` accepts, and no other."""
+    (row,) = matches(r"(?m)^\| `network` (.*)$", ROOT / "docs" / "runner.md")
+    try:
+        RunConfig.model_validate({"command": ["a"], "network": "none", "sandbox": "bwrap", "agent": agent})
+        accepted = True
+    except ValueError:
+        accepted = False
+    assert (f"`{agent}`" in row or f"`agent: {agent}`" in row) is accepted
