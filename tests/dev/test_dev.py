@@ -282,7 +282,7 @@ def test_the_users_have_the_rights_of_users_py(tmp_path: Path) -> None:
     arguments = (tmp_path, "my.prefix", "--runner", "runner=gpu,dev")
     printed = subprocess.run([sys.executable, script, *arguments], capture_output=True, check=True, timeout=30).stdout
     expected = {
-        each["user"].removeprefix("taskherd-"): (each["configure"], each["write"], each["read"])
+        each["user"].removeprefix("my.prefix-"): (each["configure"], each["write"], each["read"])
         for each in json.loads(printed)["permissions"]
     }
     assert broker_users.rights("my.prefix", ("gpu", "dev")) == expected
