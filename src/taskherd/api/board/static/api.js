@@ -123,7 +123,8 @@ export function open(path, options) {
 /**
  * Read server-sent events out of a response of fetch until the stream ends, as
  * https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation has them: one that was cut off does not
- * count, nor does its id. Throws what reading throws.
+ * count, nor does its id. Throws what reading throws; what a handler throws is told as an error of the page, and the stream goes on: the same
+ * event would fail again.
  * @param {Response} response
  * @param {{event: (name: string, data: string) => void, id?: (id: string) => void, bytes?: () => void}} on
  */
@@ -139,13 +140,22 @@ export async function readEvents(response, on) {
     incomplete = lines.pop() || "";
     for (const line of lines) {
       if (line === "") {
-        if (data || event) on.event(event, data);
-        if (id) on.id?.(id);
+        if (data || event) attempt(() => on.event(event, data));
+        if (id) attempt(() => on.id?.(id));
         event = data = id = "";
       } else if (line.startsWith("id: ")) id = line.slice(4);
       else if (line.startsWith("event: ")) event = line.slice(7);
       else if (line.startsWith("data: ")) data += line.slice(6);
     }
+  }
+}
+
+/** @param {() => void} handle */
+function attempt(handle) {
+  try {
+    handle();
+  } catch (error) {
+    reportError(error);
   }
 }
 

@@ -161,6 +161,11 @@ document.addEventListener("keydown", (event) => {
   }
 }, { capture: true });
 
+function sayThatItFailed() {
+  const say = "Something went wrong on this page. Reload it; if that does not help, tell whoever runs taskherd.";
+  import("./dialog.js").then(({ toast }) => toast(say, { bad: true }), () => {});
+}
+
 session.onChange((change) => {
   if (change === "in") signedIn();
   else signInPage(change === "expired" ? "Your token is not valid any more. Sign in again." : "");
@@ -174,8 +179,8 @@ const whenIdle = window.requestIdleCallback || setTimeout;
 router.onShown(() => whenIdle(() => import("./dialog.js").catch(() => {}))); // it tells of an outage, too
 addEventListener("unhandledrejection", ({ reason }) => {
   console.error(reason);
-  const say = "Something went wrong on this page. Reload it; if that does not help, tell whoever runs taskherd.";
-  import("./dialog.js").then(({ toast }) => toast(say, { bad: true }), () => {});
+  sayThatItFailed();
 });
+addEventListener("error", ({ error }) => error && sayThatItFailed()); // without one it is a notice of the browser
 if (await session.restore()) signedIn();
 else signInPage();

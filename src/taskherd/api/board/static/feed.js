@@ -169,8 +169,11 @@ class Feed {
     const again = this.missed;
     this.missed = false;
     clearTimeout(this.flushTimer);
-    this.flush(); // the snapshot comes before the first position
-    this.options.onLive?.(again);
+    try {
+      this.flush(); // the snapshot comes before the first position
+    } finally {
+      this.options.onLive?.(again);
+    }
   }
 
   /**

@@ -303,6 +303,6 @@ export function sentence(q) {
   const terms = parse(q);
   const owner = terms.find(({ key }) => key === "owner" || key === "")?.value;
   const subject = !owner ? "All tasks that you may see" : owner === "me" ? "Your tasks" : `Tasks of ${owner}`;
-  const clauses = terms.filter(({ key }) => key && key !== "owner").map(({ key, value }) => CLAUSES[key]?.(value) || `with ${key} ${value}`);
+  const clauses = terms.filter(({ key }) => key && key !== "owner").map(({ key, value }) => (Object.hasOwn(CLAUSES, key) && CLAUSES[key](value)) || `with ${key} ${value}`);
   return [subject, ...(clauses.length ? [clauses.join(", ")] : [])].join(" ");
 }

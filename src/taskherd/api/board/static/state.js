@@ -16,11 +16,12 @@ import "./format.js";
 
 const LOST = "agent has lost connection";
 const NOT_RUNNING = "agent is not running";
-const WORKSPACE = /** @type {Record<string, [string, string]>} */ ({ // the word, and what it says
-  stopping: ["pausing", "Its agent is being stopped"],
-  deleting: ["deleting", "Its workspace is being deleted"],
-  canceling: ["canceling", "Its build is being canceled"],
-});
+/** @type {Map<string, [string, string]>} the word, and what it says */
+const WORKSPACE = new Map([
+  ["stopping", ["pausing", "Its agent is being stopped"]],
+  ["deleting", ["deleting", "Its workspace is being deleted"]],
+  ["canceling", ["canceling", "Its build is being canceled"]],
+]);
 
 /**
  * Say how a task shows.
@@ -41,7 +42,7 @@ export function describe(task, runner = "") {
     return shown("lost", "lost", false, `${machine(runner)} is silent. ${message && `Last: ${message}`}`.trim(), exit?.at || task.updated_at);
   }
   if (isFailed(task)) return shown("failed", "failed", false, failure(task), exit?.at || state?.timestamp || task.updated_at);
-  const workspace = WORKSPACE[task.workspace_status];
+  const workspace = WORKSPACE.get(task.workspace_status);
   if (workspace && status !== "active") return shown(workspace[0], "paused", true, workspace[1], task.updated_at);
   if (status === "unknown" && task.workspace_status === "pending") { // a stop that no runner has taken up yet
     return shown("pausing", "paused", true, "Its agent is to be stopped", task.updated_at);
@@ -157,7 +158,7 @@ function failure(task) {
  */
 export function exitSays(exit, runner = "") {
   const words = lastLine(exit.words);
-  const how = EXITS[exit.why]?.(exit, runner) || `The agent ended: ${exit.why}`;
+  const how = (Object.hasOwn(EXITS, exit.why) && EXITS[exit.why](exit, runner)) || `The agent ended: ${exit.why}`;
   return words ? `${how}: ${words}` : how;
 }
 
@@ -217,6 +218,20 @@ export function badge({ word, color, live, since }) {
  */
 export function dot({ color, live }) {
   return html`<i class="dot ${color} ${live ? "live" : ""}"></i>`;
+}
+
+/**
+ * Draw a part of a page, or what stands in its place if that fails: one that cannot be drawn costs only itself.
+ * @param {() => any} draw
+ * @param {() => any} instead
+ */
+export function guarded(draw, instead) {
+  try {
+    return draw();
+  } catch (error) {
+    console.error(error);
+    return instead();
+  }
 }
 
 /**

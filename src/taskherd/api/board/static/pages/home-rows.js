@@ -3,7 +3,7 @@
 import * as api from "../api.js";
 import { count, link } from "../format.js";
 import { submitOnEnter } from "../keys.js";
-import { badge, canResume, describe, dot, exitSays, firstLine, prose, title } from "../state.js";
+import { badge, canResume, describe, dot, exitSays, firstLine, guarded, prose, title } from "../state.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 
@@ -75,6 +75,18 @@ export function taskRow(page, { kind, task, since }, became) {
       ${againLink(task)}`}</div>
     ${page.open.has(id) && !became ? reply(page, id, `Your message to ${title(task)}`, send) : nothing}
   </li>`;
+}
+
+/**
+ * A row that could not be drawn as what it is: it leads to its task.
+ * @param {string} id
+ * @param {{request?: any, task?: any}} row
+ */
+export function brokenRow(id, { request, task }) {
+  const { owner_name, name, says } = request ? { ...request, name: request.task_name, says: request.title } : { ...task, says: title(task) };
+  return html`<li class="need" data-id=${id} tabindex="-1"><div class="what">
+    <p class="title"><i class="dot"></i><a href=${api.taskPath({ owner_name, name })}>${says}</a></p>
+    <p class="sub">This row could not be shown as what it is. The page of its task may say more.</p></div></li>`;
 }
 
 /**
@@ -152,14 +164,21 @@ export function totalsStrip(totals, address) {
 export function taskList(name, heading, rows, { address, owners }, q, more = "") {
   return html`<section aria-labelledby=${name}>
     <div class="head"><h2 id=${name}>${heading}</h2><a class="link small right" href="${address(q)}${more}">All</a></div>
-    <ul class=${owners ? "card lines owners" : "card lines"}>${repeat(rows, (/** @type {Listed} */ each) => each.task.id, (/** @type {Listed} */ { task, state }) => {
-      const target = link(task.current_state?.uri);
-      return html`<li>
-        <a class="name truncate" href=${api.taskPath(task)} title=${task.name}>${title(task)}</a>
-        <span class="says truncate soft">${prose(state.says)}</span>
-        <span class="where truncate">${target ? html`<a class="link" href=${target.href} rel="noopener noreferrer" target="_blank">${target.text}</a>` : html`<span class="faint">${task.template_display_name || task.template_name}</span>`}</span>
-        ${owners ? html`<span class="owner truncate faint">${task.owner_name}</span>` : nothing}
-        ${badge(state)}${againLink(task)}
-      </li>`;
-    })}</ul></section>`;
+    <ul class=${owners ? "card lines owners" : "card lines"}>${repeat(rows, (/** @type {Listed} */ each) => each.task.id, (/** @type {Listed} */ each) =>
+      guarded(() => line(each, owners), () => brokenRow(each.task.id, each)))}</ul></section>`;
+}
+
+/**
+ * @param {Listed} row
+ * @param {boolean} owners whether it says whose task it is
+ */
+function line({ task, state }, owners) {
+  const target = link(task.current_state?.uri);
+  return html`<li>
+    <a class="name truncate" href=${api.taskPath(task)} title=${task.name}>${title(task)}</a>
+    <span class="says truncate soft">${prose(state.says)}</span>
+    <span class="where truncate">${target ? html`<a class="link" href=${target.href} rel="noopener noreferrer" target="_blank">${target.text}</a>` : html`<span class="faint">${task.template_display_name || task.template_name}</span>`}</span>
+    ${owners ? html`<span class="owner truncate faint">${task.owner_name}</span>` : nothing}
+    ${badge(state)}${againLink(task)}
+  </li>`;
 }

@@ -6,9 +6,9 @@ import { follow, showFeedState } from "../feed.js";
 import { compare, count, plural } from "../format.js";
 import { bind } from "../keys.js";
 import * as router from "../router.js";
-import { describe } from "../state.js";
+import { describe, guarded } from "../state.js";
 import { ENDED, IDLE, SECTIONS, WORKING, overviewPath, requestsPath } from "./home-lists.js";
-import { BAD, needOf, taskList, taskRow, totalsStrip } from "./home-rows.js";
+import { BAD, brokenRow, needOf, taskList, taskRow, totalsStrip } from "./home-rows.js";
 import { SteadyList, inUse, onLeave } from "../steady.js";
 import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
@@ -54,6 +54,7 @@ class Home {
     this.retryTimer = 0;
     this.had = { needs: 0, running: 0, ended: 0 }; // rows, when the overview was read last
     this.loaded = false; // whether there was one
+    this.following = false; // whether changes are followed since
     this.drawing = false;
     this.drawTimer = 0;
     /** @type {{message: string, detail?: string} | null} why something could not be read */
@@ -113,7 +114,7 @@ class Home {
     this.feed.abort();
     this.feed = new AbortController();
     attention.count(this.terms);
-    this.loaded = false;
+    this.loaded = this.following = false;
     this.failed = null;
     this.totals = null;
     this.deleted = null;
@@ -131,16 +132,28 @@ class Home {
     clearTimeout(this.retryTimer);
     this.retryTimer = 0;
     if (this.deleted) return; // it is being read
-    this.deleted = new Set();
+    const deleted = (this.deleted = new Set());
+    try {
+      await this.read(signal);
+    } catch (error) {
+      console.error(error);
+      if (!signal.aborted) this.retryLater(signal, { message: "What was read could not be shown." });
+    } finally {
+      if (this.deleted === deleted) this.deleted = null;
+    }
+  }
+
+  /** @param {AbortSignal} signal */
+  async read(signal) {
     const turn = (this.asked += 1);
     const answer = await api.get(overviewPath(this.terms), { signal: within(signal) });
     const canShow = !answer.ok || !answer.value.requests.requests.length || await Promise.race([this.loadRequestRow(), tooLong()]);
     if (signal.aborted) return;
     if (answer.ok) {
-      const isFirst = !this.loaded;
+      const isFirst = !this.following;
+      this.takeOverview(answer.value, canShow && turn === this.asked);
       this.loaded = true;
       this.failed = null;
-      this.takeOverview(answer.value, canShow && turn === this.asked);
       if (isFirst && await this.showsEveryone(signal)) return;
       this.draw();
       this.had = this.rowsKnown();
@@ -150,7 +163,6 @@ class Home {
       if (!this.loaded && !answer.status) showFeedState("offline");
       this.retryLater(signal, answer);
     }
-    this.deleted = null;
   }
 
   /**
@@ -170,6 +182,7 @@ class Home {
    * @param {string} position
    */
   begin(signal, position) {
+    this.following = true;
     this.view.shown();
     const later = (/** @type {() => void} */ run) =>
       "requestIdleCallback" in window ? requestIdleCallback(run, { timeout: AFTER_PAINT }) : setTimeout(run);
@@ -484,8 +497,8 @@ class Home {
     const row = this.rows?.get(id);
     if (!row) return nothing;
     const became = this.done.get(id) || (current ? "" : "No longer needs you");
-    if (row.kind === "request") return this.requestRow?.(this, row.request, became);
-    return taskRow(this, row, became);
+    const draw = () => (row.kind === "request" ? this.requestRow?.(this, row.request, became) : taskRow(this, row, became));
+    return guarded(draw, () => brokenRow(id, row));
   }
 
   /** @param {string} id */

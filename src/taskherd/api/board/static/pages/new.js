@@ -282,7 +282,7 @@ const FIELDS = { input: 1, display_name: 1, name: 1, labels: 1 };
  */
 function parseLabels(text) {
   /** @type {Record<string, string>} */
-  const labels = {};
+  const labels = Object.create(null); // which has no names of its own, such as `__proto__`
   for (const line of text.split("\n").map((each) => each.trim()).filter(Boolean)) {
     const at = line.indexOf("=");
     if (at < 1) return null;

@@ -7,7 +7,7 @@ import * as feed from "../feed.js";
 import { link } from "../format.js";
 import * as keys from "../keys.js";
 import * as router from "../router.js";
-import { badge, describe, exitSays, firstLine, prose, title } from "../state.js";
+import { badge, describe, exitSays, firstLine, guarded, prose, title } from "../state.js";
 import { inUse, SteadyList } from "../steady.js";
 import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
 import { ACTIONS } from "../task/actions.js";
@@ -263,13 +263,18 @@ class TaskPage {
   render() {
     const { root } = this.view;
     if (this.ended || !this.task) return;
-    const part = (/** @type {string} */ name) => /** @type {HTMLElement} */ (root.querySelector(name));
-    render(this.head(), part(".task-head"));
-    render(this.side(), part(".task-side"));
     const { status, current_state: state } = this.task;
     const working = status === "active" && state?.state === "working" && !this.task.agent_exit;
-    render(composer({ task: this.task, path: this.path, working, sent: () => this.readSoon() }), part(".conversation-end"));
-    this.conversation.setTail(html`${inboxView(this.explained)}${this.asks()}${this.stopped(working)}`, this.task.template_display_name || "Agent");
+    const instead = () => html`<p class="problem">This part of the page could not be shown.</p>`;
+    const part = (/** @type {string} */ name, /** @type {() => any} */ draw) => guarded(
+      () => render(draw(), /** @type {HTMLElement} */ (root.querySelector(name))),
+      () => render(instead(), /** @type {HTMLElement} */ (root.querySelector(name))),
+    );
+    part(".task-head", () => this.head());
+    part(".task-side", () => this.side());
+    part(".conversation-end", () => composer({ task: this.task, path: this.path, working, sent: () => this.readSoon() }));
+    const tail = [() => inboxView(this.explained), () => this.asks(), () => this.stopped(working)].map((draw) => guarded(draw, instead));
+    this.conversation.setTail(html`${tail[0]}${tail[1]}${tail[2]}`, this.task.template_display_name || "Agent");
   }
 
   /** What it asks; nothing moves while somebody is about to answer. */

@@ -11,7 +11,7 @@ import { count, link, money, plural } from "../format.js";
 import { bind } from "../keys.js";
 import { hasTerm, liveQuery, matches, meant, sentence } from "../query.js";
 import * as router from "../router.js";
-import { badge, describe, prose, title } from "../state.js";
+import { badge, describe, guarded, prose, title } from "../state.js";
 import { quote, showSource, sourceButton } from "../task/commands.js";
 import * as views from "../views.js";
 import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
@@ -430,7 +430,7 @@ class Tasks {
         <th role="columnheader" scope="col" class="target">Pull request</th>
         ${hasCost ? html`<th role="columnheader" scope="col" class="cost">Cost</th>` : nothing}
       </tr></thead>
-      <tbody role="rowgroup">${repeat(this.rows, (/** @type {any} */ task) => task.id, (/** @type {any} */ task) => this.row(task, hasCost))}</tbody>
+      <tbody role="rowgroup">${repeat(this.rows, (/** @type {any} */ task) => task.id, (/** @type {any} */ task) => guarded(() => this.row(task, hasCost), () => brokenRow(task)))}</tbody>
     </table></div>`;
   }
 
@@ -463,4 +463,13 @@ class Tasks {
       <button class="button" ?disabled=${!this.after} @click=${() => this.load("")}>First page</button>
       <button class="button" ?disabled=${!this.next} @click=${() => this.load(this.next)}>Next ${PAGE}</button></nav>`;
   }
+}
+
+/**
+ * A row that could not be drawn as what it is: it leads to its task.
+ * @param {any} task
+ */
+function brokenRow(task) {
+  return html`<tr role="row" data-id=${task.id}><td role="cell" class="check"></td><th role="rowheader" scope="row" class="task"><a class="name truncate" href=${api.taskPath(task)}>${title(task)}</a></th>
+    <td role="cell" class="says">This row could not be shown.</td></tr>`;
 }

@@ -4,6 +4,7 @@ import * as api from "../api.js";
 import { showDialog } from "../dialog.js";
 import { leaving } from "../router.js";
 import { html } from "../vendor/lit-html/lit-html.js";
+import { json } from "./text.js";
 
 /**
  * @param {{title: string, path: string, cli?: string[]}} shown `path` below `/api/v2`; `cli` has the words of command lines
@@ -13,11 +14,11 @@ export async function showSource({ title, path, cli = [] }) {
   const signal = leaving();
   const answer = await api.get(path, { cached: false, signal });
   if (signal.aborted) return;
-  const json = answer.ok ? JSON.stringify(answer.value, null, 2) : api.explain(answer);
+  const text = answer.ok ? json(answer.value) : api.explain(answer);
   const content = html`
     ${cli.map((each) => command(`taskherd ${each}`))}
     ${command(`curl -sS -H "Coder-Session-Token: $TASKHERD_TOKEN" ${quote(`${location.origin}/api/v2${path}`)}`)}
-    <pre class="raw" tabindex="0" role="group" aria-label="Raw JSON">${json}</pre>`;
+    <pre class="raw" tabindex="0" role="group" aria-label="Raw JSON">${text}</pre>`;
   await showDialog({ title, content, actions: [{ label: "Close", value: "close", main: true }], className: "source" });
 }
 

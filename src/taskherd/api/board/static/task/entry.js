@@ -2,10 +2,12 @@
 // One entry of the conversation: what somebody said or thought, a tool call folded to one line, a plan, a notice.
 import "../format.js";
 import { bytes } from "../format.js";
+import { guarded } from "../state.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
+import { dataOf } from "./data.js";
 import { counts, diffView } from "./diff-view.js";
 import { diff } from "./diff.js";
-import { rich } from "./text.js";
+import { json, rich, words } from "./text.js";
 
 /** @typedef {import("./log.js").Entry} Entry */
 
@@ -27,7 +29,31 @@ export function entryView(entry, before, folds) {
   const isNewBuild = before && before.place[1] !== entry.place[1];
   return html`
     ${isNewBuild ? html`<p class="rule"><span>Started again · <time-ago at=${entry.time} form="clock"></time-ago></span></p>` : nothing}
-    ${bodyOf(entry, before, folds)}`;
+    ${guarded(() => bodyOf(entry, before, folds), () => plain(entry))}`;
+}
+
+/**
+ * An entry that could not be drawn as what it is.
+ * @param {Entry} entry
+ */
+function plain({ content, data }) {
+  return html`<p class="log-notice">This entry could not be shown as what it is:</p>
+    <pre tabindex="0" role="group" aria-label="An entry">${words(content)}${data ? `\n${json(data)}` : nothing}</pre>`;
+}
+
+/** @typedef {ReturnType<typeof dataOf> & {change: ReturnType<typeof diff> | null}} Known */
+
+/** @type {WeakMap<Entry, Known>} of the entries that were drawn: to compare two texts takes long */
+const known = new WeakMap();
+
+/** @param {Entry} entry */
+function knownOf(entry) {
+  const before = known.get(entry);
+  if (before) return before;
+  const data = dataOf(entry.data);
+  const made = { ...data, change: data.diff && diff(data.diff.old, data.diff.new) };
+  known.set(entry, made);
+  return made;
 }
 
 /**
@@ -88,54 +114,64 @@ function thought(entry, folds) {
  * @param {Folds} folds
  */
 function plan(entry, folds) {
-  const steps = /** @type {{content: string, status: string}[]} */ (entry.data?.entries || []);
+  const { steps, odd } = knownOf(entry);
   const done = steps.filter((each) => each.status === "completed").length;
   const isOpen = folds.opened.has(entry.id) !== folds.isLast(entry); // the last plan is open until it is folded
   return html`<details class="tool plan" ?open=${isOpen} @toggle=${onToggle(entry, folds, folds.isLast(entry))}>
     <summary><i class="mark plan-mark" aria-hidden="true"></i><span class="truncate">Plan</span>
       <span class="outcome">${steps.length ? `${done} of ${steps.length} done` : nothing}</span></summary>
-    ${!isOpen ? nothing : steps.length ? html`<ol class="steps">${steps.map(({ content, status }) => html`
-      <li class=${`step ${STEPS[status] || ""}`}><span class="unseen">${STEP_WORDS[status] || status}: </span>${content}</li>`)}</ol>`
-      : html`<pre tabindex="0" role="group" aria-label="Plan">${entry.content}</pre>`}</details>`;
+    ${!isOpen ? nothing : html`${steps.length ? html`<ol class="steps">${steps.map(({ content, status }) => html`
+      <li class=${`step ${STEPS.get(status) || ""}`}><span class="unseen">${STEP_WORDS.get(status) || status}: </span>${content}</li>`)}</ol>`
+      : html`<pre tabindex="0" role="group" aria-label="Plan">${entry.content}</pre>`}${oddView(odd)}`}</details>`;
 }
 
-const STEPS = /** @type {Record<string, string>} */ ({ completed: "step-done", in_progress: "step-now", pending: "step-later" });
-const STEP_WORDS = /** @type {Record<string, string>} */ ({ completed: "done", in_progress: "now", pending: "later" });
+const STEPS = new Map([["completed", "step-done"], ["in_progress", "step-now"], ["pending", "step-later"]]);
+const STEP_WORDS = new Map([["completed", "done"], ["in_progress", "now"], ["pending", "later"]]);
 
-/** @type {Record<string, string>} */
-const DEEDS = {
-  read: "Read", edit: "Edited", delete: "Deleted", move: "Moved", search: "Searched", execute: "Ran", think: "Thought", fetch: "Fetched",
-};
-/** @type {Record<string, [string, string, string]>} the mark, the word for it, and its class */
-const OUTCOMES = {
-  completed: ["✓", "done", "done"], failed: ["✗", "failed", "failed"], in_progress: ["", "running", "working"], pending: ["", "pending", "working"],
-};
+const DEEDS = new Map([
+  ["read", "Read"], ["edit", "Edited"], ["delete", "Deleted"], ["move", "Moved"], ["search", "Searched"], ["execute", "Ran"],
+  ["think", "Thought"], ["fetch", "Fetched"],
+]);
+/** @type {Map<string, [string, string, string]>} the mark, the word for it, and its class */
+const OUTCOMES = new Map([
+  ["completed", ["✓", "done", "done"]], ["failed", ["✗", "failed", "failed"]], ["in_progress", ["", "running", "working"]],
+  ["pending", ["", "pending", "working"]],
+]);
 
 /**
  * @param {Entry} entry
  * @param {Folds} folds
  */
 function toolCall(entry, folds) {
-  const { data = {}, title = "A tool call", status = "" } = entry;
-  const [mark, word, color] = OUTCOMES[status] || ["·", "", "idle"];
+  const { title = "A tool call", status = "" } = entry;
+  const data = knownOf(entry);
+  const { change, diff: texts } = data;
+  const [mark, word, color] = OUTCOMES.get(status) || ["·", "", "idle"];
   const isOpen = folds.opened.has(entry.id);
-  const change = data.diff ? diff(data.diff.old, data.diff.new) : null;
   return html`<details class="tool" ?open=${isOpen} @toggle=${onToggle(entry, folds)}>
     <summary><i class="mark ${color} ${mark ? "" : "busy"}" aria-hidden="true">${mark}</i><span class="unseen">${word}</span>
       <span class="truncate">${deed(title, data.kind)}</span>
       <span class="outcome">${change ? counts(change) : outcome(entry, title)}</span></summary>
-    ${isOpen ? html`${change ? html`${title.includes(data.diff.path) ? nothing : html`<p class="places"><code>${data.diff.path}</code></p>`}${diffView(data.diff.path, change)}` : nothing}${details(entry, title, change !== null)}` : nothing}</details>`;
+    ${isOpen ? html`${change && texts ? html`${title.includes(texts.path) ? nothing : html`<p class="places"><code>${texts.path}</code></p>`}${diffView(texts.path || "a file", change)}` : nothing}${details(entry, title, data)}` : nothing}</details>`;
+}
+
+/**
+ * The parts of an entry's data that are not as expected.
+ * @param {string} odd
+ */
+function oddView(odd) {
+  return odd ? html`<pre tabindex="0" role="group" aria-label="What else it reported">${odd}</pre>` : nothing;
 }
 
 /**
  * What was done, in words; the title is the agent's own, often a command or a path.
  * @param {string} title
- * @param {string | undefined} kind
+ * @param {string} kind
  */
 function deed(title, kind) {
-  const word = DEEDS[kind || ""];
+  const word = DEEDS.get(kind);
   const text = title.replaceAll("`", "");
-  if (!word || text.toLowerCase().startsWith(String(kind))) return text;
+  if (!word || text.toLowerCase().startsWith(kind)) return text;
   return /\s/.test(text) && !/[/.=-]/.test(text) ? text : html`${word} <code>${text}</code>`;
 }
 
@@ -164,18 +200,16 @@ function textOf(entry, title) {
 /**
  * @param {Entry} entry
  * @param {string} title
- * @param {boolean} hasDiff
+ * @param {Known} data
  */
-function details(entry, title, hasDiff) {
+function details(entry, title, { change, places, also, odd }) {
   const text = textOf(entry, title);
-  const { locations = [], also_changes: also = [] } = entry.data || {};
-  const places = hasDiff ? [] : locations.filter((/** @type {any} */ each) => !title.includes(each.path))
-    .map((/** @type {any} */ each) => (each.line ? `${each.path}:${each.line}` : each.path));
+  const others = change ? [] : places.filter(({ path }) => !title.includes(path));
   return html`
-    ${also.length ? html`<p class="places">Also changes ${also.map((/** @type {string} */ path) => html`<code>${path}</code> `)}</p>` : nothing}
-    ${places.length ? html`<p class="places">${places.map((/** @type {string} */ place) => html`<code>${place}</code> `)}</p>` : nothing}
-    ${text ? html`<pre tabindex="0" role="group" aria-label=${`What came of it: ${title}`}>${text}</pre>` : nothing}
-    ${!text && !hasDiff && !places.length ? html`<p class="places">Nothing more was reported.</p>` : nothing}`;
+    ${also.length ? html`<p class="places">Also changes ${also.map((path) => html`<code>${path}</code> `)}</p>` : nothing}
+    ${others.length ? html`<p class="places">${others.map(({ place }) => html`<code>${place}</code> `)}</p>` : nothing}
+    ${text ? html`<pre tabindex="0" role="group" aria-label=${`What came of it: ${title}`}>${text}</pre>` : nothing}${oddView(odd)}
+    ${!text && !change && !others.length && !odd ? html`<p class="places">Nothing more was reported.</p>` : nothing}`;
 }
 
 /**

@@ -5,11 +5,11 @@ import * as api from "../api.js";
 import { toast } from "../dialog.js";
 import { bytes, plural } from "../format.js";
 import { submitOnEnter } from "../keys.js";
-import { prose } from "../state.js";
+import { guarded, prose } from "../state.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
 import { sourceButton } from "./commands.js";
-import { rich } from "./text.js";
+import { json, rich } from "./text.js";
 import { toolView } from "./tool-input.js";
 
 /**
@@ -32,7 +32,7 @@ const LONG_LINES = 12; // lines, as above
  * @param {() => void} options.left called when nobody points at them any more
  */
 export function requestCards(requests, { heldBack, path, cli, answered, left }) {
-  return html`<div class="asks" @pointerleave=${left} @focusout=${() => setTimeout(left, 0)}>${repeat(requests, (/** @type {AgentRequest} */ each) => each.id, (/** @type {AgentRequest} */ each) => card(each, path, answered))}
+  return html`<div class="asks" @pointerleave=${left} @focusout=${() => setTimeout(left, 0)}>${repeat(requests, (/** @type {AgentRequest} */ each) => each.id, (/** @type {AgentRequest} */ each) => guarded(() => card(each, path, answered), () => plain(each, path, answered)))}
     ${heldBack ? html`<p class="tiny soft" role="status">${plural(heldBack, "more request")} when you leave this one</p>` : nothing}
     <div class="side-head">${sourceButton({ title: "What it asks", path: `${path}/requests`, cli: [cli] })}</div></div>`;
 }
@@ -61,6 +61,18 @@ function card(asked, path, answered) {
       <p class="tiny soft">Your answer goes to the agent at once.${since ? html` Asked <time-ago at=${since}></time-ago>.` : nothing}${
         expires ? html` It expires <time-ago at=${expires}></time-ago>.` : nothing}</p>`
     : html`<p class="soft" role="status">${became(asked)}</p>`}</section>`;
+}
+
+/**
+ * A request that could not be drawn as what it is: what it asks, and its answers.
+ * @param {AgentRequest} asked
+ * @param {string} path
+ * @param {() => void} answered
+ */
+function plain(asked, path, answered) {
+  return html`<section class="agent-asks" data-id=${asked.id} tabindex="-1" aria-label="A request"><h2 class="ask-title">${asked.title}</h2>
+    <p class="soft small">This request could not be shown as what it is:</p><pre class="tool-input" tabindex="0" role="group" aria-label="Raw JSON">${json(asked)}</pre>
+    ${asked.state === "open" ? guarded(() => answerForm(asked, path, answered), () => nothing) : nothing}</section>`;
 }
 
 /** @param {string} detail */

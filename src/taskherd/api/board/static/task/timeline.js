@@ -1,7 +1,7 @@
 // @ts-check
 // What happened to the task, the newest first: what changed, why, and who did it.
 import "../format.js";
-import { prose } from "../state.js";
+import { guarded, prose } from "../state.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 
 const SHOWN = 40; // at first
@@ -9,10 +9,10 @@ export const MAX_KEPT = 500;
 
 /** What is not worth a line of its own: it follows from what is said beside it. */
 const SILENT = new Set(["id", "workspace_id", "workspace_agent_id", "workspace_app_id", "workspace_name", "created_at"]);
-const NAMES = /** @type {Record<string, string>} */ ({
+const NAMES = new Map(Object.entries({
   status: "Status", workspace_status: "Workspace", workspace_agent_lifecycle: "Agent", workspace_agent_health: "Health", initial_prompt: "Prompt",
   stalled_since: "Stalled", workspace_build_number: "Start", agent_exit: "End",
-});
+}));
 
 /** What a report says, by the type of the report and what it changed, in words that need no glossary. @type {Record<string, [string, Record<string, string>]>} */
 const SAID = {
@@ -30,10 +30,10 @@ const SAID = {
   "app.health": ["status", { initializing: "the agent does not take messages yet", active: "the agent takes messages", error: "the agent does not take messages any more" }],
 };
 
-/** What became of an input. @type {Record<string, string>} */
-const DELIVERY = {
+/** What became of an input. */
+const DELIVERY = new Map(Object.entries({
   queued: "Waits until the agent is ready", sent: "On its way to the agent", delivered: "The agent has it", failed: "The agent did not get it",
-};
+}));
 
 export class Timeline {
   constructor() {
@@ -62,7 +62,7 @@ export class Timeline {
   view(redraw) {
     const items = this.newestFirst().map(([, item]) => item);
     const shown = this.all ? items : items.slice(0, SHOWN);
-    return html`<ol class="timeline">${shown.map((item) => html`<li>${item.cause ? change(item) : action(item)}</li>`)}</ol>
+    return html`<ol class="timeline">${shown.map((item) => html`<li>${guarded(() => (item.cause ? change(item) : action(item)), () => "This entry could not be shown.")}</li>`)}</ol>
       ${shown.length < items.length ? html`<button class="link small" @click=${() => { this.all = true; redraw(); }}>Show all ${items.length}</button>` : nothing}`;
   }
 }
@@ -81,7 +81,7 @@ function heading(words, time, type = "", by = "", actor = "") {
 
 /** @param {any} item an input that somebody sent */
 function action({ words, time, input, state, detail, actor_name: actor }) {
-  return html`${heading(words, time, "", "", actor || "")}<p class="quote">${input}</p><p class="faint tiny"><span title=${state}>${DELIVERY[state] || state}</span>${detail ? `: ${detail}` : nothing}</p>`;
+  return html`${heading(words, time, "", "", actor || "")}<p class="quote">${input}</p><p class="faint tiny"><span title=${state}>${DELIVERY.get(state) || state}</span>${detail ? `: ${detail}` : nothing}</p>`;
 }
 
 /** @param {any} item a change of the document */
@@ -99,9 +99,10 @@ function change({ time, cause, changes: changed }) {
  * @param {Record<string, {from: any, to: any}>} changed
  */
 function plainly(cause, time, changed) {
-  const [name, words] = SAID[cause.type] || [];
-  const said = name && words?.[changed[name]?.to];
-  if (!said) return html`${heading(cause.words, time, cause.type, "", cause.actor_name || "")}${changes(changed)}`;
+  const [name, words] = (Object.hasOwn(SAID, cause.type) && SAID[cause.type]) || [];
+  const to = name && changed[name]?.to;
+  const said = words && Object.hasOwn(words, to) && words[to];
+  if (!name || !said) return html`${heading(cause.words, time, cause.type, "", cause.actor_name || "")}${changes(changed)}`;
   const { [name]: _, ...others } = changed;
   return html`${heading(said, time, cause.type)}${changes(others)}`;
 }
@@ -123,7 +124,7 @@ function line(name, from, to) {
     return to.message ? html`${to.state}: “${to.message}”` : to.state;
   }
   if (name === "initial_prompt") return from === null || from === undefined ? null : "The prompt was changed";
-  const label = NAMES[name];
+  const label = NAMES.get(name);
   if (!label) return null;
   if (name === "workspace_build_number") return from ? `Start ${from} → ${to}` : null;
   if (name === "agent_exit" || name === "stalled_since") return null; // the cause says it in words

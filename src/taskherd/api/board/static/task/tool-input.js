@@ -6,6 +6,7 @@ import { html, nothing } from "../vendor/lit-html/lit-html.js";
 import { quote } from "./commands.js";
 import { counts, diffView } from "./diff-view.js";
 import { diff } from "./diff.js";
+import { json, words } from "./text.js";
 
 const SHORT = 3; // lines that are not folded
 const SHORT_LINE = 200; // characters, as above
@@ -77,9 +78,9 @@ function changesOf(input) {
  * @param {any} input
  */
 function inputText(input) {
-  if (typeof input !== "object" || !input) return String(input);
+  if (typeof input !== "object" || !input) return words(input);
   const { command, ...others } = input;
-  const line = Array.isArray(command) ? command.map((each) => quote(String(each))).join(" ") : command;
-  if (typeof line !== "string") return JSON.stringify(input, null, 2);
-  return Object.keys(others).length ? `$ ${line}\n${JSON.stringify(others, null, 2)}` : `$ ${line}`;
+  const line = Array.isArray(command) ? command.map((each) => quote(words(each))).join(" ") : command;
+  if (typeof line !== "string") return json(input);
+  return Object.keys(others).length ? `$ ${line}\n${json(others)}` : `$ ${line}`;
 }
