@@ -121,3 +121,32 @@ async def test_a_task_matches_a_query_or_not_or_nobody_knows(board: Board) -> No
     values = f"const DOCUMENT = {json.dumps(_DOCUMENT)}, QUERIES = {json.dumps(list(expected))};"
     found = await run(page, "query.js", values + _MATCHES)
     assert dict(zip(expected, found, strict=True)) == expected
+
+
+_LINKS = {
+    "https://github.com/acme/shop/pull/1207": "acme/shop#1207",
+    "https://gitlab.com/acme/app/shop/-/merge_requests/7": "acme/app/shop#7",
+    "https://codeberg.org/acme/shop/pulls/7/files": "acme/shop#7",
+    "https://bitbucket.org/acme/shop/pull-requests/7": "acme/shop#7",
+    "https://GitHub.com:443/acme/shop/issues/3": "acme/shop#3",
+    "https://evil.example/acme/shop/pull/1207": "evil.example/acme/shop#1207",
+    "https://github.com@evil.example/acme/shop/pull/1207": "evil.example/acme/shop#1207",
+    "https://github.com.evil.example/acme/shop/pull/1207": "github.com.evil.example/acme/shop#1207",
+    "https://www.github.com/acme/shop/pull/1207": "www.github.com/acme/shop#1207",
+    "https://github.com:8443/acme/shop/pull/1207": "github.com:8443/acme/shop#1207",
+    "https://g\u0456thub.com/acme/shop/pull/1207": "xn--gthub-n2e.com/acme/shop#1207",
+    "http://github.com/acme/shop/pull/1207": "github.com/acme/shop#1207",
+    "https://github.com/evil.example/acme": "github.com/evil.example/acme",
+    "https://example.com/": "example.com",
+    "javascript:alert(1)": None,
+    "https://": None,
+}
+"""What a link shows, by its address."""
+
+
+async def test_a_link_names_a_pull_request_of_a_known_host_only(board: Board) -> None:
+    """Agents say where links lead: any other host is in the text, so that nobody takes it for the real one."""
+    page = await board.open("/new")
+    values = f"const URIS = {json.dumps(list(_LINKS))};"
+    found = await run(page, "format.js", values + "return URIS.map((each) => module.link(each)?.text ?? null);")
+    assert dict(zip(_LINKS, found, strict=True)) == _LINKS

@@ -213,3 +213,20 @@ async def test_a_handler_that_fails_ends_no_stream(board: Board) -> None:
     assert shown == ["a handler failed", "another one failed"]
     assert len(page.tab.errors) == 2  # in the browser's console, too
     await page.sees("Something went wrong on this page", ".toast.bad")
+
+
+async def test_every_link_of_an_agent_has_its_whole_address(board: Board) -> None:
+    """On Home, in the list of tasks and on the task's page, whatever its text is shortened to."""
+    uri = "https://evil.example/acme/shop/pull/1207"
+    for name, state in (("led-works", "working"), ("led-rests", "idle"), ("led-ended", "complete")):
+        task_id = await active(board.harness, name=name)
+        fields = {"state": state, "message": "See there", "uri": uri, "build_number": 1}
+        await board.harness.worker.report(make_report("app.status", task_id, **fields))
+    page = await board.open("/")
+    links = f"[...document.querySelectorAll('a[href=\"{uri}\"]')]"
+    for path, number in (("/", 3), ("/tasks?q=name:led", 3), ("/tasks/alice/led-works", 1)):
+        await page.go(path)
+        await page.tab.until(f"document.querySelector('.page[data-ready]') && {links}.length === {number}")
+        texts = await page.tab.evaluate(f"{links}.map((each) => each.innerText.split(/\\s/)[0])")
+        assert texts == ["evil.example/acme/shop#1207"] * number, path
+        assert await page.tab.evaluate(f"{links}.every((each) => each.title === each.href)"), path

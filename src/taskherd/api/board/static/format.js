@@ -132,9 +132,12 @@ export function money(costs) {
   }).join(" + ");
 }
 
+/** Hosts where a name and a number say which pull request it is; of any other one, the text has the host, too. */
+const FORGES = new Set(["https://github.com", "https://gitlab.com", "https://bitbucket.org", "https://codeberg.org"]);
+
 /**
- * A link to a pull request, an issue or anything else, shortened: `acme/shop#1207`, `example.com/x`; null if it is no
- * http(s) link.
+ * A link to a pull request, an issue or anything else, shortened: `acme/shop#1207`, `git.example.com/acme/shop#7`, `example.com/x`;
+ * null if it is no http(s) link. Agents say where it leads: what shows it has the whole address as its title.
  * @param {string | undefined | null} uri
  */
 export function link(uri) {
@@ -146,7 +149,7 @@ export function link(uri) {
     return null;
   }
   const numbered = /^\/(.+?)\/(?:-\/)?(?:pull|pulls|issues|merge_requests|pull-requests)\/(\d+)/.exec(url.pathname);
-  if (numbered) return { href: url.href, text: `${numbered[1]}#${numbered[2]}` };
+  if (numbered) return { href: url.href, text: `${FORGES.has(url.origin) ? "" : `${url.host}/`}${numbered[1]}#${numbered[2]}` };
   const path = url.pathname === "/" ? "" : url.pathname;
   return { href: url.href, text: `${url.host}${path}` };
 }

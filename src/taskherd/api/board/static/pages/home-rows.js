@@ -56,7 +56,7 @@ export function taskRow(page, { kind, task, since }, became) {
   const state = describe(task);
   const target = link(task.current_state?.uri);
   const who = html`${page.scope === "everyone" ? html` · ${task.owner_name}` : nothing} · <bdi>${task.template_display_name || task.template_name}</bdi>${target
-    ? html` · <a class="link" href=${target.href} rel="noopener noreferrer" target="_blank">${target.text}</a>` : nothing}
+    ? html` · <a class="link" href=${target.href} title=${target.href} rel="noopener noreferrer" target="_blank">${target.text}</a>` : nothing}
     · <span class="state ${state.color}">${state.word}</span> <time-ago at=${since}></time-ago>`;
   const resume = html`<button class="button" ?disabled=${page.busy.has(id)}
     @click=${() => page.act(id, "POST", `${path}/resume`, undefined, "Resumed")}>Resume</button>`;
@@ -177,7 +177,7 @@ function line({ task, state }, owners) {
   return html`<li>
     <a class="name truncate" href=${api.taskPath(task)} title=${task.name}>${title(task)}</a>
     <span class="says truncate soft">${prose(state.says)}</span>
-    <span class="where truncate">${target ? html`<a class="link" href=${target.href} rel="noopener noreferrer" target="_blank">${target.text}</a>` : html`<span class="faint">${task.template_display_name || task.template_name}</span>`}</span>
+    <span class="where truncate">${target ? html`<a class="link" href=${target.href} title=${target.href} rel="noopener noreferrer" target="_blank">${target.text}</a>` : html`<span class="faint">${task.template_display_name || task.template_name}</span>`}</span>
     ${owners ? html`<span class="owner truncate faint">${task.owner_name}</span>` : nothing}
     ${badge(state)}${againLink(task)}
   </li>`;

@@ -299,7 +299,7 @@ class TaskPage {
     const button = (/** @type {import("../task/actions.js").Action} */ each, className = "button") => html`
       <button class=${each.name === "resume" ? "button go" : className} aria-keyshortcuts=${each.key} @click=${() => this.run(each)}>${each.label}</button>`;
     return html`<div class="task-title"><h1>${title(this.task)}</h1>${badge(shown)}
-        ${pull ? html`<a class="pill" href=${pull.href} rel="noopener noreferrer" target="_blank">${pull.text}<span class="unseen"> (opens in a new tab)</span></a>` : nothing}</div>
+        ${pull ? html`<a class="pill" href=${pull.href} title=${pull.href} rel="noopener noreferrer" target="_blank">${pull.text}<span class="unseen"> (opens in a new tab)</span></a>` : nothing}</div>
       <div class="task-actions">${may.filter((each) => !each.rare).map((each) => button(each))}
         <details class="menu"><summary class="button" aria-label="More actions">⋯</summary><div class="menu-items">
           ${may.filter((each) => each.rare).map((each) => html`<button class=${each.danger ? "item danger" : "item"} @click=${() => this.run(each)}>${each.label} <kbd>${each.key}</kbd></button>`)}
