@@ -28,7 +28,7 @@ function frame() {
       </nav>
       ${signedIn ? html`
         <form class="find" role="search" @submit=${find}>
-          <input name="q" type="search" placeholder="Find or filter tasks" aria-label="Find or filter tasks" autocomplete="off" spellcheck="false">
+          <input name="q" type="search" dir="auto" placeholder="Find or filter tasks" aria-label="Find or filter tasks" autocomplete="off" spellcheck="false">
           <kbd aria-hidden="true">/</kbd>
         </form>
         <a class="button go new" href="/new"><span class="wide">New task</span><span class="narrow" aria-hidden="true">+</span></a>` : nothing}

@@ -80,7 +80,7 @@ async function confirmed(action, target, input, { total, missing, tasks }) {
     <ul class="names">${tasks.slice(0, SHOWN).map((/** @type {any} */ each) => html`<li><b>${each.name}</b> <span class="faint">${each.owner_name} · ${each.status}</span></li>`)}
       ${more > 0 ? html`<li class="soft">and ${count(more)} more</li>` : nothing}</ul>
     ${missing ? html`<p>${plural(missing, "task")} of your selection no longer ${missing === 1 ? "exists" : "exist"}.</p>` : nothing}
-    ${action === "send" ? html`<blockquote class="truncate">${input}</blockquote>` : nothing}`;
+    ${action === "send" ? html`<blockquote class="truncate" dir="auto">${input}</blockquote>` : nothing}`;
   const actions = [{ label: "Cancel", value: "" }, { label: name, value: "yes", main: true, danger }];
   return (await showDialog({ title: `${name}?`, content, actions })).value === "yes";
 }

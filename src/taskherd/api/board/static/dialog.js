@@ -84,7 +84,7 @@ export async function confirm({ title, content, action, danger = false }) {
  */
 export async function ask({ title, label, action, value = "", content = nothing, rows = 4 }) {
   const field = html`${content}<label class="field"><span>${label}</span>
-    <textarea name="text" rows=${rows} required autofocus .value=${value} @keydown=${submitOnEnter}></textarea></label>`;
+    <textarea name="text" dir="auto" rows=${rows} required autofocus .value=${value} @keydown=${submitOnEnter}></textarea></label>`;
   const actions = [{ label: "Cancel", value: "" }, { label: action, value: "yes", main: true }];
   const answer = await showDialog({ title, content: field, actions });
   return answer.value === "yes" ? String(answer.fields.get("text")) : null;

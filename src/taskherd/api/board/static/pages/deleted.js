@@ -121,7 +121,7 @@ function list(tasks) {
     return html`<div class="card empty"><h2>No deleted tasks</h2><p>A task that is deleted is listed here, with who deleted it, until its contents are erased.</p></div>`;
   }
   return html`<ul class="card lines deleted">${tasks.map((each) => html`<li>
-    <span class="name truncate" title=${each.name}>${each.display_name || each.name}</span>
+    <span class="name truncate" dir="auto" title=${each.name}>${each.display_name || each.name}</span>
     <span class="says">Deleted by <b>${each.deleted_by || "an unknown person"}</b> <time-ago at=${each.deleted_at}></time-ago></span>
     <span class="where truncate faint">${each.template_display_name || each.template_name}</span>
     <span class="truncate faint" title="Owner">${each.owner_name}</span>

@@ -64,10 +64,10 @@ export function taskRow(page, { kind, task, since }, became) {
   const send = (/** @type {string} */ text) => page.act(id, "POST", `${path}/send`, { input: text }, "Sent");
   const waits = kind === "idle" || kind === "waiting";
   const headline = waits ? state.says : `${title(task)} ${HEADLINES[kind]?.(task) || ""}`;
-  const about = waits ? html`<a href=${path}>${title(task)}</a>`
-    : html`<span class="truncate">${quote(task, kind)}</span>`;
+  const about = waits ? html`<a href=${path} dir="auto">${title(task)}</a>`
+    : html`<span class="truncate" dir="auto">${quote(task, kind)}</span>`;
   return html`<li class="need ${became ? "over" : ""}" data-id=${id} tabindex="-1">
-    <div class="what"><p class="title">${dot(state)}<a href=${path}>${prose(headline)}</a></p>
+    <div class="what"><p class="title">${dot(state)}<a href=${path} dir="auto">${prose(headline)}</a></p>
       <p class="sub">${about}${who}</p></div>
     <div class="acts">${became ? html`<span class="soft" role="status">${became}</span>` : html`
       ${waits ? nothing : html`<a class="button quiet" href=${path} aria-label="Why? ${title(task)}">Why?</a>`}
@@ -85,7 +85,7 @@ export function taskRow(page, { kind, task, since }, became) {
 export function brokenRow(id, { request, task }) {
   const { owner_name, name, says } = request ? { ...request, name: request.task_name, says: request.title } : { ...task, says: title(task) };
   return html`<li class="need" data-id=${id} tabindex="-1"><div class="what">
-    <p class="title"><i class="dot"></i><a href=${api.taskPath({ owner_name, name })}>${says}</a></p>
+    <p class="title"><i class="dot"></i><a href=${api.taskPath({ owner_name, name })} dir="auto">${says}</a></p>
     <p class="sub">This row could not be shown as what it is. The page of its task may say more.</p></div></li>`;
 }
 
@@ -114,7 +114,7 @@ export function reply(page, id, label, send) {
     if (event.key === "Escape") page.toggle(id);
     else submitOnEnter(event);
   };
-  return html`<form class="reply" @submit=${submit}><textarea name="text" rows="3" required aria-label=${label} placeholder=${label} @keydown=${escape}></textarea>
+  return html`<form class="reply" @submit=${submit}><textarea name="text" rows="3" dir="auto" required aria-label=${label} placeholder=${label} @keydown=${escape}></textarea>
     <div class="acts"><span class="faint tiny"><kbd>Ctrl</kbd> <kbd>⏎</kbd></span><button class="button go" ?disabled=${page.busy.has(id)}>Send</button></div></form>`;
 }
 
@@ -175,9 +175,9 @@ export function taskList(name, heading, rows, { address, owners }, q, more = "")
 function line({ task, state }, owners) {
   const target = link(task.current_state?.uri);
   return html`<li>
-    <a class="name truncate" href=${api.taskPath(task)} title=${task.name}>${title(task)}</a>
-    <span class="says truncate soft">${prose(state.says)}</span>
-    <span class="where truncate">${target ? html`<a class="link" href=${target.href} title=${target.href} rel="noopener noreferrer" target="_blank">${target.text}</a>` : html`<span class="faint">${task.template_display_name || task.template_name}</span>`}</span>
+    <a class="name truncate" dir="auto" href=${api.taskPath(task)} title=${task.name}>${title(task)}</a>
+    <span class="says truncate soft" dir="auto">${prose(state.says)}</span>
+    <span class="where truncate">${target ? html`<a class="link" href=${target.href} title=${target.href} rel="noopener noreferrer" target="_blank">${target.text}</a>` : html`<span class="faint" dir="auto">${task.template_display_name || task.template_name}</span>`}</span>
     ${owners ? html`<span class="owner truncate faint">${task.owner_name}</span>` : nothing}
     ${badge(state)}${againLink(task)}
   </li>`;

@@ -235,7 +235,7 @@ class NewTask {
       ${this.isForeign ? html`<p class="notice">A link has filled this form. Read it before you start the task.</p>` : nothing}
       ${this.missing ? html`<p class="notice bad" role="alert">There is no template <code>${this.missing}</code> that you may use. Choose another.</p>` : nothing}
       <label class="field"><span>Prompt</span>
-        <textarea id="prompt" rows="9" placeholder="What is the agent to do, and how will you know that it is done?" .value=${live(fields.prompt)}
+        <textarea id="prompt" rows="9" dir="auto" placeholder="What is the agent to do, and how will you know that it is done?" .value=${live(fields.prompt)}
           aria-invalid=${problems.input ? "true" : nothing} aria-describedby=${problems.input ? "problem-input" : nothing} @input=${on("prompt")} @keydown=${submitOnEnter}></textarea>
         ${problem("input")}${size > MAX_PROMPT * 0.9 ? html`<small class=${size > MAX_PROMPT ? "problem" : ""}>${bytes(size)} of ${bytes(MAX_PROMPT)}</small>` : nothing}</label>
       ${this.templateField(on("template"))}
@@ -245,7 +245,7 @@ class NewTask {
         ${this.presets.map((each) => html`<label title=${each.Parameters.map((/** @type {any} */ one) => `${one.Name}: ${one.Value}`).join("\n")}>
           <input type="radio" name="preset" value=${each.ID} .checked=${live(each.ID === fields.preset)} @change=${on("preset")}><span>${each.Name}</span></label>`)}</div></fieldset>` : nothing}
       <details class="more-fields" ?open=${Boolean(fields.display_name || fields.name || fields.labels)}><summary>Name and labels</summary><div class="more-grid">
-        <label class="field"><span>Title</span><input id="display_name" type="text" maxlength="64" placeholder="from the prompt" .value=${live(fields.display_name)}
+        <label class="field"><span>Title</span><input id="display_name" type="text" dir="auto" maxlength="64" placeholder="from the prompt" .value=${live(fields.display_name)}
           aria-invalid=${problems.display_name ? "true" : nothing} aria-describedby=${problems.display_name ? "problem-display_name" : nothing} @input=${on("display_name")}>${problem("display_name")}</label>
         <label class="field"><span>Name</span><input id="name" type="text" maxlength="32" spellcheck="false" autocapitalize="none" placeholder="generated" .value=${live(fields.name)}
           aria-invalid=${problems.name ? "true" : nothing} aria-describedby=${problems.name ? "problem-name name-help" : "name-help"} @input=${on("name")}>${problem("name")}<small id="name-help">In addresses and commands: letters, digits, hyphens.</small></label>
@@ -269,7 +269,7 @@ class NewTask {
     }
     return html`<fieldset class="field"><legend>Template</legend><div class="choices">
       ${this.templates.map((each) => html`<label class="choice"><input type="radio" name="template" value=${each.id} .checked=${live(each.id === this.fields.template)} @change=${on}>
-        <span><b>${each.display_name || each.name}</b><small>${many ? `${each.organization_display_name} · ` : ""}${each.description || each.name}</small></span></label>`)}</div></fieldset>`;
+        <span><b dir="auto">${each.display_name || each.name}</b><small dir="auto">${many ? `${each.organization_display_name} · ` : ""}${each.description || each.name}</small></span></label>`)}</div></fieldset>`;
   }
 }
 

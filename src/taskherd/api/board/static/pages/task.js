@@ -143,7 +143,7 @@ class TaskPage {
     this.open.abort();
     feed.showFeedState("ended");
     this.view.setTitle(this.task ? title(this.task) : "Not found");
-    render(html`<div class="empty"><h1>${this.task ? title(this.task) : this.view.params.task}</h1><p>${reason}</p>
+    render(html`<div class="empty"><h1 dir="auto">${this.task ? title(this.task) : this.view.params.task}</h1><p>${reason}</p>
       <p><a class="button" href="/tasks">Go to the tasks</a> <a class="button" href="/deleted">Deleted tasks</a></p></div>`, this.view.root);
     this.view.root.dataset.ready = "";
   }
@@ -298,25 +298,25 @@ class TaskPage {
     const prompt = this.task.initial_prompt;
     const button = (/** @type {import("../task/actions.js").Action} */ each, className = "button") => html`
       <button class=${each.name === "resume" ? "button go" : className} aria-keyshortcuts=${each.key} @click=${() => this.run(each)}>${each.label}</button>`;
-    return html`<div class="task-title"><h1>${title(this.task)}</h1>${badge(shown)}
+    return html`<div class="task-title"><h1 dir="auto">${title(this.task)}</h1>${badge(shown)}
         ${pull ? html`<a class="pill" href=${pull.href} title=${pull.href} rel="noopener noreferrer" target="_blank">${pull.text}<span class="unseen"> (opens in a new tab)</span></a>` : nothing}</div>
       <div class="task-actions">${may.filter((each) => !each.rare).map((each) => button(each))}
         <details class="menu"><summary class="button" aria-label="More actions">⋯</summary><div class="menu-items">
           ${may.filter((each) => each.rare).map((each) => html`<button class=${each.danger ? "item danger" : "item"} @click=${() => this.run(each)}>${each.label} <kbd>${each.key}</kbd></button>`)}
           <button class="item" @click=${() => showSource(this.source())}>Commands and raw JSON <kbd>y</kbd></button>
           <button class="item" @click=${() => showSource(this.logSource())}>The same of the conversation</button></div></details></div>
-      <p class="now">${prose(shown.says)}</p>
-      <details class="prompt"><summary><span class="truncate"><span class="faint">Prompt</span> ${firstLine(prompt)}</span></summary><div class="prose" tabindex="0" role="group" aria-label="Prompt">${prompt}</div></details>`;
+      <p class="now" dir="auto">${prose(shown.says)}</p>
+      <details class="prompt"><summary><span class="truncate"><span class="faint">Prompt</span> <bdi>${firstLine(prompt)}</bdi></span></summary><div class="prose" dir="auto" tabindex="0" role="group" aria-label="Prompt">${prompt}</div></details>`;
   }
 
   /** @param {boolean} working */
   stopped(working) {
     const { agent_exit: exit } = this.task;
-    if (working) return html`<p class="doing"><i class="dot working live"></i>${prose(describe(this.task).says)}</p>`;
+    if (working) return html`<p class="doing"><i class="dot working live"></i><span dir="auto">${prose(describe(this.task).says)}</span></p>`;
     if (!exit || exit.why === "stopped") return nothing;
     const { color } = describe(this.task);
     return html`<section class="ended ${color}" aria-label="How it ended"><h2><i class="dot"></i>${exitSays({ ...exit, words: "" }, this.explained?.runner)} <time-ago class="faint tiny" at=${exit.at}></time-ago></h2>
-      ${exit.words ? html`<pre tabindex="0" role="group" aria-label="Its last words">${exit.words}</pre>` : nothing}
+      ${exit.words ? html`<pre dir="auto" tabindex="0" role="group" aria-label="Its last words">${exit.words}</pre>` : nothing}
       ${this.explained?.resume.value ? html`<p class="soft small">Resume starts its agent again in the same workspace.</p>` : nothing}</section>`;
   }
 

@@ -447,11 +447,11 @@ class Tasks {
     return html`<tr role="row" data-id=${id} class="${gone ? "gone" : ""} ${selected ? "selected" : ""}">
       <td role="cell" class="check"><input type="checkbox" aria-label="Select ${title(task)}" .checked=${live(selected)}
         @click=${(/** @type {MouseEvent} */ event) => this.select(id, /** @type {HTMLInputElement} */ (event.target).checked, event.shiftKey)}></td>
-      <th role="rowheader" scope="row" class="task"><a class="name truncate" href=${api.taskPath(task)} title="${title(task)}&#10;${task.owner_name}/${task.name}">${title(task)}</a></th>
-      <td role="cell" class="says"><span class="truncate" title=${state.says}>${gone ? html`<i>${gone}</i> · ` : nothing}${prose(state.says)}</span></td>
+      <th role="rowheader" scope="row" class="task"><a class="name truncate" dir="auto" href=${api.taskPath(task)} title="${title(task)}&#10;${task.owner_name}/${task.name}">${title(task)}</a></th>
+      <td role="cell" class="says"><span class="truncate" dir="auto" title=${state.says}>${gone ? html`<i>${gone}</i> · ` : nothing}${prose(state.says)}</span></td>
       <td role="cell" class="stand">${badge(state)}</td>
       <td role="cell" class="owner truncate">${task.owner_name}</td>
-      <td role="cell" class="template truncate">${task.template_display_name || task.template_name}</td>
+      <td role="cell" class="template truncate" dir="auto">${task.template_display_name || task.template_name}</td>
       <td role="cell" class="target truncate">${target ? html`<a class="link" href=${target.href} title=${target.href} rel="noopener noreferrer" target="_blank">${target.text}</a>` : html`<span class="faint" aria-hidden="true">–</span>`}</td>
       ${hasCost ? html`<td role="cell" class="cost">${money(task.usage?.cost) || html`<span class="faint" aria-hidden="true">–</span>`}</td>` : nothing}
     </tr>`;
@@ -470,6 +470,6 @@ class Tasks {
  * @param {any} task
  */
 function brokenRow(task) {
-  return html`<tr role="row" data-id=${task.id}><td role="cell" class="check"></td><th role="rowheader" scope="row" class="task"><a class="name truncate" href=${api.taskPath(task)}>${title(task)}</a></th>
+  return html`<tr role="row" data-id=${task.id}><td role="cell" class="check"></td><th role="rowheader" scope="row" class="task"><a class="name truncate" dir="auto" href=${api.taskPath(task)}>${title(task)}</a></th>
     <td role="cell" class="says">This row could not be shown.</td></tr>`;
 }

@@ -45,7 +45,7 @@ export function composer({ task, path, working, sent }) {
     sent();
   };
   return html`<form class="composer" @submit=${submit}>
-    <textarea name="input" rows="1" aria-label="Message to the agent" autocomplete="off" enterkeyhint=${TOUCH.matches ? "enter" : "send"}
+    <textarea name="input" rows="1" dir="auto" aria-label="Message to the agent" autocomplete="off" enterkeyhint=${TOUCH.matches ? "enter" : "send"}
       placeholder=${hint}
       @input=${(/** @type {Event} */ event) => grow(/** @type {HTMLTextAreaElement} */ (event.currentTarget))}
       @keydown=${onKey}></textarea>

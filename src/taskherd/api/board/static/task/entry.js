@@ -66,7 +66,7 @@ function bodyOf(entry, before, folds) {
     case "tool_call": return toolCall(entry, folds);
     case "plan": return plan(entry, folds);
     case "thought": return thought(entry, folds);
-    case "notice": return html`<p class="log-notice">${entry.content}</p>`;
+    case "notice": return html`<p class="log-notice" dir="auto">${entry.content}</p>`;
     default: return said(entry, before, folds);
   }
 }
@@ -92,8 +92,8 @@ function said(entry, before, folds) {
  */
 function foldedText(entry, folds) {
   const text = entry.content;
-  if (text.length <= LONG || folds.opened.has(entry.id)) return html`<div class="prose">${rich(text)}</div>`;
-  return html`<div class="prose">${rich(text.slice(0, HEAD))}…</div>
+  if (text.length <= LONG || folds.opened.has(entry.id)) return html`<div class="prose" dir="auto">${rich(text)}</div>`;
+  return html`<div class="prose" dir="auto">${rich(text.slice(0, HEAD))}…</div>
     <button class="link" @click=${() => folds.toggle(entry.id, true)}>Show all of it (${bytes(text.length)})</button>`;
 }
 
@@ -105,8 +105,8 @@ function thought(entry, folds) {
   const isOpen = folds.opened.has(entry.id);
   const [first] = entry.content.trim().split("\n", 1);
   return html`<details class="thought" ?open=${isOpen} @toggle=${onToggle(entry, folds)}>
-    <summary><span class="truncate">${isOpen ? "Thought" : `Thought: ${first.replaceAll("**", "")}`}</span></summary>
-    ${isOpen ? html`<div class="prose">${rich(entry.content)}</div>` : nothing}</details>`;
+    <summary><span class="truncate">${isOpen ? "Thought" : html`Thought: <bdi>${first.replaceAll("**", "")}</bdi>`}</span></summary>
+    ${isOpen ? html`<div class="prose" dir="auto">${rich(entry.content)}</div>` : nothing}</details>`;
 }
 
 /**
@@ -121,8 +121,8 @@ function plan(entry, folds) {
     <summary><i class="mark plan-mark" aria-hidden="true"></i><span class="truncate">Plan</span>
       <span class="outcome">${steps.length ? `${done} of ${steps.length} done` : nothing}</span></summary>
     ${!isOpen ? nothing : html`${steps.length ? html`<ol class="steps">${steps.map(({ content, status }) => html`
-      <li class=${`step ${STEPS.get(status) || ""}`}><span class="unseen">${STEP_WORDS.get(status) || status}: </span>${content}</li>`)}</ol>`
-      : html`<pre tabindex="0" role="group" aria-label="Plan">${entry.content}</pre>`}${oddView(odd)}`}</details>`;
+      <li class=${`step ${STEPS.get(status) || ""}`}><span class="unseen">${STEP_WORDS.get(status) || status}: </span><span dir="auto">${content}</span></li>`)}</ol>`
+      : html`<pre dir="auto" tabindex="0" role="group" aria-label="Plan">${entry.content}</pre>`}${oddView(odd)}`}</details>`;
 }
 
 const STEPS = new Map([["completed", "step-done"], ["in_progress", "step-now"], ["pending", "step-later"]]);
@@ -150,7 +150,7 @@ function toolCall(entry, folds) {
   const isOpen = folds.opened.has(entry.id);
   return html`<details class="tool" ?open=${isOpen} @toggle=${onToggle(entry, folds)}>
     <summary><i class="mark ${color} ${mark ? "" : "busy"}" aria-hidden="true">${mark}</i><span class="unseen">${word}</span>
-      <span class="truncate">${deed(title, data.kind)}</span>
+      <span class="truncate" dir="auto">${deed(title, data.kind)}</span>
       <span class="outcome">${change ? counts(change) : outcome(entry, title)}</span></summary>
     ${isOpen ? html`${change && texts ? html`${title.includes(texts.path) ? nothing : html`<p class="places"><code>${texts.path}</code></p>`}${diffView(texts.path || "a file", change)}` : nothing}${details(entry, title, data)}` : nothing}</details>`;
 }
@@ -182,7 +182,7 @@ function deed(title, kind) {
  */
 function outcome(entry, title) {
   const lines = textOf(entry, title).trimEnd().split("\n");
-  return html`<span class="truncate">${lines.at(-1)}</span>`;
+  return html`<span class="truncate" dir="auto">${lines.at(-1)}</span>`;
 }
 
 /**
@@ -208,7 +208,7 @@ function details(entry, title, { change, places, also, odd }) {
   return html`
     ${also.length ? html`<p class="places">Also changes ${also.map((path) => html`<code>${path}</code> `)}</p>` : nothing}
     ${others.length ? html`<p class="places">${others.map(({ place }) => html`<code>${place}</code> `)}</p>` : nothing}
-    ${text ? html`<pre tabindex="0" role="group" aria-label=${`What came of it: ${title}`}>${text}</pre>` : nothing}${oddView(odd)}
+    ${text ? html`<pre dir="auto" tabindex="0" role="group" aria-label=${`What came of it: ${title}`}>${text}</pre>` : nothing}${oddView(odd)}
     ${!text && !change && !others.length && !odd ? html`<p class="places">Nothing more was reported.</p>` : nothing}`;
 }
 

@@ -81,5 +81,5 @@ export function whyView(explained, task) {
 export function inboxView(explained) {
   return (explained?.inbox || []).map((/** @type {any} */ each) => html`<div class="said person queued">
     <p class="who">${each.state === "queued" ? "Waits until the agent is ready" : "On its way to the agent"} · <time-ago at=${each.created_at} form="clock"></time-ago></p>
-    <div class="prose">${each.input}</div></div>`);
+    <div class="prose" dir="auto">${each.input}</div></div>`);
 }

@@ -42,7 +42,7 @@ export function requestCards(requests, { heldBack, path, cli, answered, left }) 
  * @param {AgentRequest[]} requests
  */
 export function pendingAnswers(requests) {
-  return requests.map((each) => html`<p class="small soft pending-answer" role="status">${became(each)} · “${prose(each.title)}” · the agent does not have it yet</p>`);
+  return requests.map((each) => html`<p class="small soft pending-answer" role="status">${became(each)} · “<bdi>${prose(each.title)}</bdi>” · the agent does not have it yet</p>`);
 }
 
 /**
@@ -54,7 +54,7 @@ function card(asked, path, answered) {
   const isOpen = asked.state === "open";
   const { id, kind, title, detail, tool, since, expires_at: expires } = asked;
   return html`<section class=${isOpen ? "agent-asks" : "agent-asks over"} data-id=${id} tabindex="-1" aria-label=${`${kind === "approval" ? "Approval" : "Question"}: ${title}`}>
-    <h2 class="ask-title"><i class=${isOpen ? "dot waiting live" : "dot"}></i><span>${prose(title)}</span></h2>
+    <h2 class="ask-title"><i class=${isOpen ? "dot waiting live" : "dot"}></i><span dir="auto">${prose(title)}</span></h2>
     ${isOpen ? html`${detail ? detailView(detail) : nothing}
       ${toolView(tool)}
       ${answerForm(asked, path, answered)}
@@ -70,14 +70,14 @@ function card(asked, path, answered) {
  * @param {() => void} answered
  */
 function plain(asked, path, answered) {
-  return html`<section class="agent-asks" data-id=${asked.id} tabindex="-1" aria-label="A request"><h2 class="ask-title">${asked.title}</h2>
+  return html`<section class="agent-asks" data-id=${asked.id} tabindex="-1" aria-label="A request"><h2 class="ask-title"><span dir="auto">${asked.title}</span></h2>
     <p class="soft small">This request could not be shown as what it is:</p><pre class="tool-input" tabindex="0" role="group" aria-label="Raw JSON">${json(asked)}</pre>
     ${asked.state === "open" ? guarded(() => answerForm(asked, path, answered), () => nothing) : nothing}</section>`;
 }
 
 /** @param {string} detail */
 function detailView(detail) {
-  const text = html`<div class="ask-detail prose" tabindex="0" role="group" aria-label="Details">${rich(detail)}</div>`;
+  const text = html`<div class="ask-detail prose" dir="auto" tabindex="0" role="group" aria-label="Details">${rich(detail)}</div>`;
   const isLong = detail.length > LONG || detail.split("\n").length > LONG_LINES;
   return isLong ? html`<details class="with-words"><summary>Details (${bytes(detail.length)})</summary>${text}</details>` : text;
 }
@@ -108,7 +108,7 @@ function answerForm(asked, path, answered) {
   return html`<form class="answer" @submit=${submit}>
     ${options.length ? html`
       <div class="answer-options">${inOrder(options).map(({ option, isMain }) => html`
-        <button class=${isMain ? "button go" : "button"} value=${option.id}>${option.label}</button>`)}</div>
+        <button class=${isMain ? "button go" : "button"} dir="auto" value=${option.id}>${option.label}</button>`)}</div>
       <details class="with-words"><summary>Say something with it</summary>${textField(asked, false)}</details>`
     : html`${textField(asked, true)}<div class="answer-options"><button class="button go">Answer</button></div>`}
   </form>`;
@@ -119,6 +119,6 @@ function answerForm(asked, path, answered) {
  * @param {boolean} required
  */
 function textField(asked, required) {
-  return html`<textarea name="text" rows="2" aria-label=${`Answer to: ${asked.title}`} ?required=${required}
+  return html`<textarea name="text" rows="2" dir="auto" aria-label=${`Answer to: ${asked.title}`} ?required=${required}
     placeholder="Answer the agent…" @keydown=${submitOnEnter}></textarea>`;
 }

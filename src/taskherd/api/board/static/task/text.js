@@ -39,11 +39,11 @@ export function rich(text) {
     const fence = FENCE.exec(rest);
     if (!fence) break;
     const before = rest.slice(0, fence.index).replace(/\n+$/, "");
-    if (before) parts.push(html`<div>${inline(before)}</div>`);
-    parts.push(html`<pre class="code">${fence[1]}</pre>`);
+    if (before) parts.push(html`<div dir="auto">${inline(before)}</div>`);
+    parts.push(html`<pre class="code" dir="ltr">${fence[1]}</pre>`);
     rest = rest.slice(fence.index + fence[0].length).replace(/^\n+/, "");
   }
-  if (rest) parts.push(html`<div>${inline(rest)}</div>`);
+  if (rest) parts.push(html`<div dir="auto">${inline(rest)}</div>`);
   return parts;
 }
 

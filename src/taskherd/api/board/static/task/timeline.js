@@ -81,7 +81,7 @@ function heading(words, time, type = "", by = "", actor = "") {
 
 /** @param {any} item an input that somebody sent */
 function action({ words, time, input, state, detail, actor_name: actor }) {
-  return html`${heading(words, time, "", "", actor || "")}<p class="quote">${input}</p><p class="faint tiny"><span title=${state}>${DELIVERY.get(state) || state}</span>${detail ? `: ${detail}` : nothing}</p>`;
+  return html`${heading(words, time, "", "", actor || "")}<p class="quote" dir="auto">${input}</p><p class="faint tiny"><span title=${state}>${DELIVERY.get(state) || state}</span>${detail ? `: ${detail}` : nothing}</p>`;
 }
 
 /** @param {any} item a change of the document */
@@ -89,7 +89,7 @@ function change({ time, cause, changes: changed }) {
   const said = cause.type === "app.status" && changed.current_state?.to;
   if (!said) return plainly(cause, time, changed);
   const { current_state: _, ...others } = changed;
-  return html`${heading(said.state, time, cause.type, " · agent")}${said.message ? html`<p class="soft">“${said.message}”</p>` : nothing}${changes(others)}`;
+  return html`${heading(said.state, time, cause.type, " · agent")}${said.message ? html`<p class="soft" dir="auto">“${said.message}”</p>` : nothing}${changes(others)}`;
 }
 
 /**
@@ -121,7 +121,7 @@ function changes(changed) {
 function line(name, from, to) {
   if (name === "current_state") {
     if (!to || (from?.state === to.state && from.message === to.message)) return null;
-    return to.message ? html`${to.state}: “${to.message}”` : to.state;
+    return to.message ? html`${to.state}: “<bdi>${to.message}</bdi>”` : to.state;
   }
   if (name === "initial_prompt") return from === null || from === undefined ? null : "The prompt was changed";
   const label = NAMES.get(name);
