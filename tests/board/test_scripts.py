@@ -150,3 +150,23 @@ async def test_a_link_names_a_pull_request_of_a_known_host_only(board: Board) ->
     values = f"const URIS = {json.dumps(list(_LINKS))};"
     found = await run(page, "format.js", values + "return URIS.map((each) => module.link(each)?.text ?? null);")
     assert dict(zip(_LINKS, found, strict=True)) == _LINKS
+
+
+_WRITTEN = """
+    return TYPED.map((typed) => [module.meant(typed), module.liveQuery(typed)]);
+"""
+
+
+async def test_a_query_is_written_as_the_api_reads_it(board: Board) -> None:
+    """Quotes stay where a value needs them, and a colon inside them ends no key."""
+    page = await board.open("/new")
+    expected = {
+        'label:"kind=two words"': ['label:"kind=two words"'] * 2,
+        'label:kind="two  words" owner:me': ['label:"kind=two  words" owner:me'] * 2,
+        "label:ticket=SHOP:12": ['label:"ticket=SHOP:12"'] * 2,
+        'label:"ticket=SHOP:12" created:<1d': ['label:"ticket=SHOP:12" created:<1d', 'label:"ticket=SHOP:12"'],
+        '"Fix: the" test': ["name:fix-the-test", '"Fix: the" test'],
+        "owner:me": ["owner:me"] * 2,
+    }
+    found = await run(page, "query.js", f"const TYPED = {json.dumps(list(expected))};" + _WRITTEN)
+    assert dict(zip(expected, found, strict=True)) == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from typing import Any
 
@@ -67,6 +68,61 @@ async def test_runners_pools_and_labels_are_completed(board: Board) -> None:
     await page.tab.press("ArrowDown", "Enter")
     await page.tab.until(f"location.search === '?q=label:%22kind%3Dtwo+words%22' && {ROWS}.length === 1")
     assert page.tab.errors == []
+
+
+@pytest.mark.parametrize("value", ["SHOP:12", "two  words", "a=b:"])
+async def test_labels_with_any_value_are_filtered_by(board: Board, value: str) -> None:
+    """A colon or spaces in a value are quoted by the chip, the completion and the field, and the feed knows them."""
+    harness = board.harness
+    labels = {"ticket": value}
+    task = await harness.active(name=f"t-{uuid.uuid4().hex[:8]}", display_name="Labelled", labels=labels)
+    await harness.active(display_name="Another", labels={"ticket": "other"})
+    page = await board.open(f"/tasks/alice/{task['name']}")
+    await page.tab.resize(1280, 900)
+    await page.click(".facts .chip")
+    query = json.dumps(f'label:"ticket={value}"')
+    listed = f"new URLSearchParams(location.search).get('q') === {query} && {ROWS}.join() === 'Labelled'"
+    await page.tab.until(listed)
+    await page.go("/tasks")  # the completion
+    await page.tab.until(f"{ROWS}.length >= 2")
+    await page.tab.press("/")
+    await page.tab.insert(f'label:"ticket={value[:-1]}')  # some of it, with the first of its quotes
+    await page.tab.until("document.querySelectorAll('[role=option]').length === 1")
+    await page.tab.press("ArrowDown", "Enter")
+    await page.tab.until(listed)
+    await page.go("/tasks")  # the whole of it, typed
+    await page.tab.until(f"{ROWS}.length >= 2")
+    await page.tab.press("/")
+    await page.tab.insert(f'label:"ticket={value}"')
+    await page.tab.press("Enter")
+    await page.tab.until(listed)
+    await page.tab.call("Page.reload")  # the address
+    await page.tab.until(f"document.querySelector('.page[data-ready]') && {listed}")
+    await harness.active(display_name="Labelled, too", labels=labels)
+    await page.sees("1 changed", ".list-head")
+    deleted = await harness.alice.delete(f"/tasks/me/{task['name']}")
+    assert deleted.status_code == 202
+    await page.sees("deleted", "tbody")
+    await page.sees("2 changed", ".list-head")
+    assert page.tab.errors == []
+
+
+async def test_a_list_that_is_not_followed_says_so(board: Board) -> None:
+    """Where the API lists the tasks but refuses to follow them, the list may have changed at any time."""
+    await board.harness.active(display_name="Not followed")
+    page = await board.open("/new")
+    await page.tab.call("Page.addScriptToEvaluateOnNewDocument", source=_NOT_FOLLOWED)
+    await page.go("/tasks")
+    await page.sees("Not followed", "tbody")
+    await page.sees("May have changed", ".list-head .pill")
+    assert page.tab.errors == []
+
+
+_NOT_FOLLOWED = """
+    const real = window.fetch;
+    window.fetch = (path, options) => real(String(path).replace("/tasks/watch?", "/tasks/watch?q=no:term&"), options);
+"""
+"""Has the API refuse the stream of a list."""
 
 
 async def test_what_people_see_finds_tasks(board: Board) -> None:

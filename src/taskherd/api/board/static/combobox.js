@@ -1,6 +1,7 @@
 // @ts-check
 // The filter field: a text field that offers what can be typed next (https://www.w3.org/WAI/ARIA/apg/patterns/combobox/).
 import { html, nothing, render } from "./vendor/lit-html/lit-html.js";
+import { quoted } from "./format.js";
 import { complete } from "./query.js";
 
 /** @typedef {import("./query.js").Option} Option */
@@ -54,8 +55,8 @@ export class FilterField {
   /** @param {Option} option */
   take(option) {
     const { value } = this.field;
-    const isBegun = /[:=]$/.test(option.insert); // a term without its value, or a label without its own
-    const insert = /\s/.test(option.insert) ? `"${option.insert}"` : option.insert;
+    const { isBegun } = option;
+    const insert = isBegun ? option.insert : quoted(option.insert);
     const rest = value.slice(this.range.to).trimStart();
     const before = value.slice(0, this.range.from) + insert + (isBegun ? "" : " ");
     this.field.value = before + rest;
@@ -65,7 +66,7 @@ export class FilterField {
   }
 
   submit() {
-    this.value = this.field.value.trim().replace(/\s+/g, " ");
+    this.value = this.field.value.trim();
     this.close();
     this.apply(this.value);
   }

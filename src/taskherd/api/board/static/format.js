@@ -206,3 +206,17 @@ document.addEventListener("click", ({ target }) => { // a finger cannot point
 });
 document.addEventListener("visibilitychange", () => shown.forEach((each) => each.update()));
 customElements.define("time-ago", TimeAgo);
+
+/**
+ * A search term, as the API reads it (`http/search_query.py`): it splits at spaces and colons that are not quoted.
+ * @param {string} key "" for a bare word
+ * @param {string} value
+ */
+export function term(key, value) {
+  return `${key && `${key}:`}${quoted(value)}`;
+}
+
+/** @param {string} value of a search term */
+export function quoted(value) {
+  return /[\s:]/.test(value) ? `"${value}"` : value;
+}

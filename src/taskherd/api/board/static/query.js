@@ -1,10 +1,10 @@
 // @ts-check
 // The search terms of lists, `key:value`: what there is, what each value may be, and what a query means in words.
 import * as api from "./api.js";
-import { plural } from "./format.js";
+import { plural, term } from "./format.js";
 import * as session from "./session.js";
 
-/** @typedef {{insert: string, label: string, hint: string}} Option */
+/** @typedef {{insert: string, label: string, hint: string, isBegun?: boolean}} Option `isBegun`: more is to follow at once */
 
 /**
  * @typedef {object} Term
@@ -107,8 +107,18 @@ async function runners() {
  */
 function labels(typed, rows) {
   const all = rows.flatMap((/** @type {any} */ task) => Object.entries(task.labels || {}));
-  const found = all.map(([key, value]) => (typed.includes("=") ? `${key}=${value}` : `${key}=`));
-  return [...new Set(found)].sort().map((each) => ({ insert: each, label: each, hint: "" }));
+  const isBegun = !typed.includes("=");
+  const found = all.map(([key, value]) => (isBegun ? `${key}=` : `${key}=${value}`));
+  return [...new Set(found)].sort().map((each) => ({ insert: each, label: each, hint: "", isBegun }));
+}
+
+/**
+ * Where a character first is in a text outside of its quotes, -1 if nowhere.
+ * @param {string} text
+ * @param {string} character
+ */
+function find(text, character, from = 0) {
+  return text.replace(/"[^"]*"?/g, (quotes) => "_".repeat(quotes.length)).indexOf(character, from);
 }
 
 /**
@@ -117,9 +127,9 @@ function labels(typed, rows) {
  * @returns {{key: string, value: string}[]}
  */
 export function parse(q) {
-  const parts = q.match(/[^\s"]*"[^"]*"?|[^\s"]+/g) || [];
+  const parts = q.match(/("[^"]*"?|[^\s"])+/g) || [];
   return parts.map((part) => {
-    const at = part.indexOf(":");
+    const at = find(part, ":");
     return { key: at < 0 ? "" : part.slice(0, at).toLowerCase(), value: part.slice(at + 1).replaceAll('"', "") };
   });
 }
@@ -143,10 +153,7 @@ export function liveQuery(q) {
 
 /** @param {{key: string, value: string}[]} terms */
 function written(terms) {
-  return terms.map(({ key, value }) => {
-    const text = /\s/.test(value) ? `"${value}"` : value;
-    return key ? `${key}:${text}` : text;
-  }).join(" ");
+  return terms.map(({ key, value }) => term(key, value)).join(" ");
 }
 
 /**
@@ -243,21 +250,22 @@ function isOfAges(time, ages) {
  * @returns {Promise<{from: number, to: number, options: Option[]}>}
  */
 export async function complete(text, caret, rows) {
-  const from = text.lastIndexOf(" ", caret - 1) + 1;
-  const next = text.indexOf(" ", caret);
-  const to = next < 0 ? text.length : next;
+  const from = caret - (/("[^"]*"?|[^\s"])*$/.exec(text.slice(0, caret))?.[0].length || 0);
+  const isOpen = text.slice(from).split('"').length % 2 === 0; // a quote that nothing ends is no longer than its word
+  const next = isOpen ? text.indexOf(" ", caret) : from + find(text.slice(from), " ", caret - from);
+  const to = next < caret ? text.length : next;
   const word = text.slice(from, caret);
-  const at = word.indexOf(":");
+  const at = find(word, ":");
   if (at < 0) {
     const used = new Set(parse(text.slice(0, from) + text.slice(to)).map((each) => each.key));
     const typed = word.toLowerCase();
     const options = TERMS.filter(({ key }) => key.startsWith(typed) && !used.has(key))
-      .map(({ key, hint }) => ({ insert: `${key}:`, label: `${key}:`, hint }));
+      .map(({ key, hint }) => ({ insert: `${key}:`, label: `${key}:`, hint, isBegun: true }));
     return { from, to, options };
   }
-  const term = TERMS.find((each) => each.key === word.slice(0, at).toLowerCase());
-  const typed = word.slice(at + 1).toLowerCase();
-  const values = term ? await term.values(typed, rows) : [];
+  const known = TERMS.find((each) => each.key === word.slice(0, at).toLowerCase());
+  const typed = word.slice(at + 1).replaceAll('"', "").toLowerCase();
+  const values = known ? await known.values(typed, rows) : [];
   return { from: from + at + 1, to, options: values.filter((each) => each.label.toLowerCase().startsWith(typed)).slice(0, 12) };
 }
 

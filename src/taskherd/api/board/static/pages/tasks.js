@@ -45,6 +45,7 @@ class Tasks {
     /** @type {Set<string>} ids of tasks that would come or go */
     this.pending = new Set();
     this.mayHaveChanged = false; // a task may have come that does not say whether it belongs here
+    this.isFollowed = true; // unless the API refuses the stream
     /** @type {Map<string, string>} why a row should not be here any more, by its id */
     this.gone = new Map();
     /** @type {Set<string>} */
@@ -116,6 +117,7 @@ class Tasks {
   connect() {
     this.feed.abort();
     this.feed = new AbortController();
+    this.isFollowed = true;
     follow({
       query: liveQuery(this.q),
       signal: this.feed.signal,
@@ -126,7 +128,10 @@ class Tasks {
       },
       onLive: () => this.load(), // not before: the list would be read twice
       onChanges: (changes) => this.apply(changes),
-      onRefused: () => this.load(), // whose own refusal says more
+      onRefused: () => {
+        this.isFollowed = false;
+        this.load(); // whose own refusal says more
+      },
     });
   }
 
@@ -371,7 +376,7 @@ class Tasks {
   }
 
   summary() {
-    const changed = this.pending.size ? `${count(this.pending.size)} changed` : this.mayHaveChanged ? "May have changed" : "";
+    const changed = this.pending.size ? `${count(this.pending.size)} changed` : this.mayHaveChanged || !this.isFollowed ? "May have changed" : "";
     return html`<p class="soft small">${this.loaded && !this.failed && this.totals ? html`<b class="count">${count(this.totals.total)}</b> · ` : nothing}${sentence(this.q)}</p>
       <button class="pill right" ?hidden=${!changed} @click=${() => (scrollTo(0, 0), this.load())}><span role="status">${changed}</span> · show</button>
       ${this.order()}`;

@@ -1,7 +1,7 @@
 // @ts-check
 // Facts about a task, and why it is as it is.
 import "../format.js";
-import { compact, money, plural } from "../format.js";
+import { compact, money, plural, term } from "../format.js";
 import { waitsFor } from "../waits.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 
@@ -23,7 +23,7 @@ export function factsView(task, explained) {
     ["Pool", explained ? found("pool", explained.pool) : ""],
     ["Usage", usage(task.usage)],
     ["Context", task.usage?.context_size ? context(task.usage) : ""],
-    ["Labels", Object.entries(task.labels || {}).map(([key, value]) => html`<a class="chip" href=${`/tasks?q=${encodeURIComponent(`label:${key}=${value}`)}`}>${key}=${value}</a> `)],
+    ["Labels", Object.entries(task.labels || {}).map((each) => each.join("=")).map((each) => html`<a class="chip" href=${address("label", each)}>${each}</a> `)],
     ["Created", html`<time-ago at=${task.created_at}></time-ago>`],
     ["Changed", html`<time-ago at=${task.updated_at}></time-ago>`],
   ];
@@ -32,11 +32,20 @@ export function factsView(task, explained) {
 
 /**
  * A link to the tasks that have the same.
- * @param {string} term
+ * @param {string} key
  * @param {string} value
  */
-function found(term, value, label = value) {
-  return html`<a class="link" href=${`/tasks?q=${term}:${encodeURIComponent(value)}`}>${label}</a>`;
+function found(key, value, label = value) {
+  return html`<a class="link" href=${address(key, value)}>${label}</a>`;
+}
+
+/**
+ * Where the tasks are that have this.
+ * @param {string} key
+ * @param {string} value
+ */
+function address(key, value) {
+  return `/tasks?q=${encodeURIComponent(term(key, value)).replaceAll("%3A", ":")}`;
 }
 
 /** @param {any} used */
