@@ -66,6 +66,21 @@ async def test_home_shows_what_is_asked_and_answers_it(board: Board) -> None:
     assert page.tab.errors == []
 
 
+async def test_the_question_of_a_task_that_is_deleted_goes_with_it(board: Board) -> None:
+    """Nothing on Home waits for an answer that nobody can give any more: no row, no number, no amber icon."""
+    page = await home(board)
+    task_id = await active(board.harness, name="home-gone", display_name="Soon gone")
+    await asked(board.harness, task_id, title="Shall I stay?")
+    await page.sees("Shall I stay?", ".need.ask")
+    await page.tab.until("document.title.startsWith('(1) ')")
+    assert (await board.harness.alice.delete(f"/tasks/me/{task_id}")).status_code == 202
+    await page.sees("Nothing needs you", "h1")
+    assert await page.tab.evaluate("document.querySelector('.need')") is None
+    await page.tab.until("!document.title.startsWith('(')")
+    await page.tab.until("document.querySelector('#favicon').href.endsWith('/icon.svg')")
+    assert page.tab.errors == []
+
+
 async def test_home_shows_requests_once_it_can_load_how(board: Board) -> None:
     """Their script may not come, as during a restart of the API: it is asked for again, and nothing fails."""
     page = await board.open("/new")

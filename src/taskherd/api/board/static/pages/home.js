@@ -275,7 +275,8 @@ class Home {
   /** @param {any} page */
   takeRequests(page) {
     this.hasMoreRequests = page.next !== null;
-    this.requests = new Map(page.requests.map((/** @type {any} */ each) => [each.id, each]));
+    const requests = page.requests.filter((/** @type {any} */ each) => !this.deleted?.has(each.task_id));
+    this.requests = new Map(requests.map((/** @type {any} */ each) => [each.id, each]));
   }
 
   /** @param {AbortSignal} signal */
@@ -298,8 +299,10 @@ class Home {
   apply(changes) {
     let asks = false;
     for (const { kind, task, fields } of changes.values()) {
-      if (kind === "deleted") this.forget(task.id);
-      else {
+      if (kind === "deleted") {
+        this.forget(task.id);
+        asks ||= task.requests_open > 0; // which an answer on its way may have still
+      } else {
         this.take(task);
         asks ||= fields.has("requests") || fields.has("requests_open") || kind === "created";
       }
@@ -319,6 +322,7 @@ class Home {
   /** @param {string} id of a task that was deleted */
   forget(id) {
     this.tasks.delete(id);
+    for (const each of this.requests.values()) if (each.task_id === id) this.requests.delete(each.id);
     this.deleted?.add(id);
   }
 
