@@ -214,6 +214,21 @@ async def test_the_log_of_a_build_goes_on(board: Board) -> None:
     assert page.tab.errors == []
 
 
+async def test_an_unfolded_log_stays_with_its_build(board: Board) -> None:
+    """When another build begins, the log that somebody reads neither moves to it nor folds."""
+    harness = board.harness
+    task_id = uuid.UUID((await harness.active(name="two-builds", display_name="Two builds"))["id"])
+    page = await open_task(board, "two-builds")
+    await page.click(".builds summary", "Start 1")
+    await page.sees("The workspace is running.", ".build-log")
+    await harness.worker.report(build_report(task_id, 2, "stop", "running", runner="r1"))
+    await page.sees("Stop 2", ".builds")
+    opened = "[...document.querySelectorAll('.builds details')].map((each) => [each.open, each.innerText.slice(0, 7)])"
+    assert await page.tab.evaluate(opened) == [[False, "Stop 2\n"], [True, "Start 1"]]
+    await page.sees("The workspace is running.", ".builds li:last-child .build-log")
+    assert page.tab.errors == []
+
+
 HOLDING_LOGS = """window.held = new Promise((go) => (window.release = go)), window.real = fetch;
 window.fetch = async (...given) => {
     if (String(given[0]).includes('/workspacebuilds/')) await held;

@@ -4,6 +4,7 @@ import * as api from "../api.js";
 import "../format.js";
 import { clock, compare } from "../format.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
+import { repeat } from "../vendor/lit-html/directives/repeat.js";
 import { sourceButton } from "./commands.js";
 
 const COLORS = /** @type {Record<string, string>} */ ({
@@ -103,8 +104,8 @@ export class Builds {
   }
 
   view() {
-    return html`<ol class="builds">${this.builds.map((build) => html`<li>
-      <details @toggle=${(/** @type {Event} */ event) => this.toggle(build.id, /** @type {HTMLDetailsElement} */ (event.currentTarget).open)}>
+    return html`<ol class="builds">${repeat(this.builds, (/** @type {any} */ { id }) => id, (/** @type {any} */ build) => html`<li>
+      <details ?open=${this.logs.has(build.id)} @toggle=${(/** @type {Event} */ event) => this.toggle(build.id, /** @type {HTMLDetailsElement} */ (event.currentTarget).open)}>
         <summary><span class=${`state ${COLORS[build.job.status] || "idle"}`}><i class="dot"></i>${WORDS[build.transition] || build.transition} ${build.build_number}</span>
           <span class="soft">${build.job.status}</span> <time-ago class="faint tiny" at=${build.created_at} form="clock"></time-ago></summary>
         ${this.log(build)}</details></li>`)}</ol>
