@@ -7,6 +7,7 @@ import uuid
 import pytest
 
 from tests.board.pages import Board
+from tests.harness.api import OTHER_VERSION
 from tests.harness.worker import VERSION, build_report, make_report
 
 pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time to start
@@ -264,11 +265,47 @@ async def test_more_than_fit_are_counted_and_the_oldest_is_shown(board: Board) -
     await page.sees("It goes on", ".needs")
     await page.sees("Waits 0", ".needs")
     assert "Waits 14" not in await page.text(".needs")
-    assert await page.tab.evaluate("document.querySelector('.more a').innerText") == "5 more"
+    assert await page.text(".more") == "5 more, of 16 idle 1 failed"
     await page.click(".more a")
     await page.tab.until("location.pathname === '/tasks' && document.querySelector('tbody tr')")
     await page.tab.until("document.title.startsWith('(17) ')")
     assert page.tab.errors == []
+
+
+async def test_each_number_leads_to_the_list_that_it_counts(board: Board) -> None:
+    """What is not shown has one link for each kind, with the number of its list, or at least that."""
+    harness = board.harness
+    version = str(OTHER_VERSION)
+    tasks = []
+    for number in range(13):
+        task = await harness.create(harness.mallory, display_name=f"Silent {number}", template_version_id=version)
+        await harness.worker.make_active(uuid.UUID(task["id"]))
+        await harness.worker.report(make_report("agent.disconnected", uuid.UUID(task["id"]), build_number=1))
+        tasks.append(task)
+    page = await board.open("/", "mallory")
+    await page.sees("12+ need you", "h1")
+    assert await page.text(".more") == "12+ lost"
+    assert await page.violations() == []
+    await page.click(".more a")
+    await page.tab.until(f"location.search.endsWith('health:lost+changed:%3C1d') && {_LISTED} === 13")
+    for index, state in enumerate(("idle", "idle", "failed", "failed", "failed")):
+        await harness.worker.make_active(uuid.UUID(tasks[index]["id"]))
+        await status(board, tasks[index]["id"], state, "Here again")
+    await page.go("/")
+    await page.sees("13 need you", "h1")
+    assert await page.text(".more") == "1 more, of 8 lost"
+    for state in ("failed", "idle"):
+        task = await harness.create(harness.mallory, template_version_id=version)
+        await harness.worker.make_active(uuid.UUID(task["id"]))
+        await status(board, task["id"], state, "No way")
+    await page.sees("15 need you", "h1")
+    await page.tab.until("document.querySelector('.more').innerText === '3 more, of 8 lost'")
+    await page.click(".more a")
+    await page.tab.until(f"location.search.endsWith('health:lost+changed:%3C1d') && {_LISTED} === 8")
+    assert page.tab.errors == []
+
+
+_LISTED = "document.querySelectorAll('tbody tr').length"
 
 
 async def test_the_next_ones_come_when_those_shown_are_done(board: Board) -> None:

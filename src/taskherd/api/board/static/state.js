@@ -14,8 +14,8 @@ import "./format.js";
  * @property {string} since RFC 3339: since when the word is true; "" if nobody knows
  */
 
-const LOST = "agent has lost connection";
-const NOT_RUNNING = "agent is not running";
+export const LOST = "agent has lost connection";
+export const NOT_RUNNING = "agent is not running";
 /** @type {Map<string, [string, string]>} the word, and what it says */
 const WORKSPACE = new Map([
   ["stopping", ["pausing", "Its agent is being stopped"]],

@@ -1,5 +1,7 @@
 // @ts-check
 // What Home reads: one overview, with a few tasks of each group, and the open requests again when they change.
+import { now } from "../api.js";
+import { LOST, NOT_RUNNING } from "../state.js";
 
 /** @typedef {"needs" | "running" | "ended"} Section */
 
@@ -13,9 +15,32 @@ export const SECTIONS = {
 export const BADLY = /** @type {const} */ (["failed", "not_running", "lost", "stalled"]);
 
 /** Search terms of what the sections show. */
-export const IDLE = "status:active state:idle waiting:false";
 export const WORKING = "status:active state:working";
 export const ENDED = "state:complete";
+
+const DAY = 24 * 3_600_000; // milliseconds
+/** @param {any} task */
+const isOfToday = (task) => Date.parse(task.updated_at) > now() - DAY;
+
+/**
+ * The lists of what needs a person, each with the group that has its tasks: how many there are of a list by the totals, or which of
+ * the tasks that are known are in it.
+ * @type {{group: string, label: string, q: string, total?: (totals: any) => number, has?: (task: any) => boolean}[]}
+ */
+export const NEEDING = [
+  { group: "requests", label: "waiting for someone", q: "waiting:true", total: ({ attention }) => attention.waiting },
+  { group: "idle", label: "idle", q: "status:active state:idle health:healthy waiting:false", total: ({ attention }) => attention.idle },
+  {
+    group: "failed", label: "failed", q: "failed:true changed:<1d",
+    has: (task) => (task.status === "error" || task.current_state?.state === "failed") && isOfToday(task),
+  },
+  {
+    group: "not_running", label: "ended", q: "health:not_running changed:<1d",
+    has: (task) => task.workspace_agent_health?.reason === NOT_RUNNING && isOfToday(task),
+  },
+  { group: "lost", label: "lost", q: "health:lost changed:<1d", has: (task) => task.workspace_agent_health?.reason === LOST && isOfToday(task) },
+  { group: "stalled", label: "stalled", q: "stalled:true", total: ({ attention }) => attention.stalled, has: (task) => Boolean(task.stalled_since) },
+];
 
 /**
  * Return the path of the overview of the tasks that match.

@@ -7,7 +7,7 @@ import { compare, count, plural } from "../format.js";
 import { bind } from "../keys.js";
 import * as router from "../router.js";
 import { describe, guarded } from "../state.js";
-import { ENDED, IDLE, SECTIONS, WORKING, overviewPath, requestsPath } from "./home-lists.js";
+import { ENDED, NEEDING, SECTIONS, WORKING, overviewPath, requestsPath } from "./home-lists.js";
 import { BAD, brokenRow, needOf, taskList, taskRow, totalsStrip } from "./home-rows.js";
 import { SteadyList, inUse, onLeave } from "../steady.js";
 import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
@@ -429,7 +429,7 @@ class Home {
         ${this.failed ? html`<p class="notice bad" role="alert">${api.explain(this.failed)}${this.retryTimer ? " Trying again…" : ""}</p>` : nothing}
         ${ids.length ? html`<ul class="card rows">${repeat(ids.slice(0, NEEDS_SHOWN), (/** @type {string} */ id) => id, (/** @type {string} */ id) => this.need(id, needing.has(id)))}</ul>`
           : !isUnknown ? this.calm(running.length) : this.failed ? nothing : rowsToCome()}
-        ${total > NEEDS_SHOWN ? html`<p class="more"><a class="link" href=${address(this.restTerms(needing, ids))}>${count(total - NEEDS_SHOWN)}${further.others ? "+" : ""} more</a></p>` : nothing}
+        ${total > NEEDS_SHOWN || further.others ? this.rest(needing, ids, total - NEEDS_SHOWN, address) : nothing}
       </section>
       ${this.totals && this.totals.total ? totalsStrip(this.totals, address) : nothing}
       ${running.length ? taskList("running", "Running", running, shared, WORKING) : nothing}
@@ -437,13 +437,22 @@ class Home {
   }
 
   /**
-   * The search terms of what needs a person and is not shown, by the first of these.
+   * Links to the lists that have what needs a person and is not shown, each with the number of its tasks.
    * @param {Map<string, any>} needing
    * @param {string[]} ids
+   * @param {number} more
+   * @param {(q: string) => string} address
    */
-  restTerms(needing, ids) {
-    const kind = needing.get(ids[NEEDS_SHOWN] || "")?.kind || "idle";
-    return kind === "request" || kind === "waiting" ? "waiting:true" : BAD.has(kind) ? "failed:true changed:<1d" : IDLE;
+  rest(needing, ids, more, address) {
+    const shown = new Set(ids.slice(0, NEEDS_SHOWN));
+    const hidden = [...needing].filter(([id]) => !shown.has(id)).map(([, row]) => row);
+    const groups = new Set([...this.more, ...(this.hasMoreRequests ? ["requests"] : []), ...hidden.map(groupOf)]);
+    const links = NEEDING.filter(({ group }) => groups.has(group)).map(({ group, label, q, total, has }) => {
+      const known = has ? [...this.tasks.values()].filter(has).length : 0;
+      const number = total && this.totals ? count(total(this.totals)) : `${count(known)}${this.more.has(group) ? "+" : ""}`;
+      return html` <a class="link" href=${address(q)}>${number} ${label}</a>`;
+    });
+    return html`<p class="more">${more > 0 ? html`<span class="soft">${count(more)}${this.further(needing).others ? "+" : ""} more, of</span>` : nothing}${links}</p>`;
   }
 
   /** @param {number} running */
@@ -567,6 +576,15 @@ class Home {
  */
 function within(signal) {
   return AbortSignal.any([signal, AbortSignal.timeout(LONGEST)]);
+}
+
+/**
+ * The group of tasks that has a row which needs a person.
+ * @param {{kind: string, task?: any}} row
+ */
+function groupOf({ kind, task }) {
+  if (!BAD.has(kind)) return kind === "idle" ? "idle" : "requests";
+  return NEEDING.find(({ has }) => has?.(task))?.group;
 }
 
 /** Return false after as long as an answer may take. */
