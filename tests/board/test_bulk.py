@@ -51,10 +51,18 @@ async def test_agents_are_interrupted_and_who_could_not_is_named(board: Board) -
     await ask_for(page, "Interrupt", "Interrupt 2 tasks?")
     await page.sees("works", "dialog .names")
     await page.sees("not-started", "dialog .names")
+    held = await harness.worker.block_writes("tasks")
     await page.click("dialog button", "Interrupt 2 tasks")
+    await page.sees("Interrupting 2 tasks", ".job")
+    place = "document.querySelector('tbody').getBoundingClientRect().top + scrollY"
+    before = await page.tab.evaluate(place)
+    await held.rollback()
     await page.sees("Interrupted 1 task", ".job")
     await page.sees("1 could not", ".job-line")
     await page.sees("interrupting", "tbody")
+    await page.sees("1 task could not be changed", ".job")
+    assert await page.tab.evaluate(place) == before
+    await page.click(".job summary")
     await page.sees("not-started", ".refused")
     assert await page.text(".refused .soft") != ""
     assert await page.tab.evaluate("document.querySelector('.refused a').pathname") == "/tasks/alice/not-started"
@@ -161,9 +169,12 @@ async def test_all_that_match_are_deleted_with_their_progress(board: Board) -> N
     bar = await page.tab.evaluate("(({value, max}) => [value, max])(document.querySelector('.job progress'))")
     assert bar == [0, MANY]
     assert await page.violations() == []
+    place = "document.querySelector('tbody').getBoundingClientRect().top + scrollY"
+    before = await page.tab.evaluate(place)
     await held.rollback()
     await page.sees(f"Deleted {MANY} tasks", ".job")
     assert await page.tab.evaluate("document.querySelector('.job :is(progress, .refused)')") is None
+    assert await page.tab.evaluate(place) == before
     await page.tab.until("document.querySelectorAll('tbody tr.gone').length === 50")
     await page.tab.press(".")
     await page.sees("No task matches", ".empty")
@@ -232,6 +243,7 @@ async def test_all_that_could_not_be_changed_are_there(board: Board) -> None:
     await board.harness.worker.until_row("SELECT count(*) FROM task_actions WHERE refused = $1", many)
     page = await board.open("/tasks", "bob")
     await page.sees(f"{many} tasks could not be changed", ".job")
+    await page.click(".job summary")
     await page.sees("Show more: 20 are not shown", ".job")
     await page.tab.call("Fetch.enable", patterns=[{"urlPattern": "*/task-actions?*"}])  # held until disabled
     await page.go("/tasks?q=name:refuses")
@@ -242,6 +254,7 @@ async def test_all_that_could_not_be_changed_are_there(board: Board) -> None:
     await page.tab.call("Fetch.disable")
     await page.tab.until("document.querySelector('tbody tr')")
     assert await page.tab.evaluate("document.querySelectorAll('.refused li').length") == 100
+    await page.click(".job summary")
     await page.click(".job button", "Show more")
     await page.tab.until(f"document.querySelectorAll('.refused li').length === {many}")
     await page.tab.until(

@@ -70,6 +70,30 @@ async def test_the_page_says_what_holds_the_fleet_up(board: Board) -> None:
     assert page.tab.errors == []
 
 
+async def test_tasks_that_wait_stay_under_the_pointer(board: Board) -> None:
+    """Whoever points at a task clicks on that one, also when one that waited before it is taken up and others come."""
+    harness, worker = board.harness, board.harness.worker
+    first, second = [(await harness.create(name=f"points-{n}", display_name=f"points-{n}"))["id"] for n in range(2)]
+    page = await board.open("/fleet")
+    await page.tab.resize(1280, 900)
+    await page.tab.until(READY)
+    await page.sees("points-1", ".waits")
+    await page.point(".waits a[href='/tasks/alice/points-1']")
+    under = "document.querySelector('.waits tr:hover a')?.pathname"
+    assert await page.tab.evaluate(under) == "/tasks/alice/points-1"
+    await worker.make_active(uuid.UUID(first))
+    await harness.create(name="points-2", display_name="points-2")
+    await page.sees("1 more when you leave this list")
+    await page.sees("waits no more", ".waits")
+    assert await page.tab.evaluate(under) == "/tasks/alice/points-1"
+    assert await page.violations() == []
+    await page.point(".brand")
+    await page.sees("points-2", ".waits")
+    assert "points-0" not in await page.text(".waits")
+    await worker.make_active(uuid.UUID(second))
+    assert page.tab.errors == []
+
+
 async def operated(board: Board) -> WorkerHarness:
     """Make ``carol`` an operator, with an empty queue of dead letters that nobody else consumes; return the worker."""
     worker = board.harness.worker

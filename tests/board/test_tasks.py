@@ -204,6 +204,33 @@ async def test_rows_change_in_place_and_never_jump(board: Board) -> None:
     assert page.tab.errors == []
 
 
+_MISSING = """
+    const real = window.fetch;
+    window.fetch = (path, options) => real(path, !String(path).includes("/tasks/watch") ? options
+        : { ...options, headers: { ...options.headers, "Last-Event-ID": "999999999" } });
+    dispatchEvent(new PageTransitionEvent("pageshow", { persisted: true }));
+"""
+"""Has a page that does not follow do so again, from a position that the API does not know."""
+
+
+async def test_changes_that_were_missed_move_no_row(board: Board) -> None:
+    """When the API cannot tell what has changed meanwhile, the rows stay until somebody asks for the list."""
+    harness = board.harness
+    await harness.active(display_name="Read before")
+    page = await board.open("/tasks?q=status:active")
+    await page.sees("Read before", "tbody")
+    before = await page.tab.evaluate(ROWS)
+    await page.tab.evaluate("dispatchEvent(new PageTransitionEvent('pagehide')), 0")
+    await harness.active(display_name="Came meanwhile")
+    await page.tab.evaluate(_MISSING)
+    await page.sees("May have changed", ".list-head .pill")
+    assert await page.tab.evaluate(ROWS) == before
+    assert len(await page.reads("/tasks?")) == 1
+    await page.tab.press(".")
+    await page.tab.until(f"{ROWS}[0] === 'Came meanwhile' && document.querySelector('.list-head .pill').hidden")
+    assert page.tab.errors == []
+
+
 async def test_what_says_nothing_about_a_filter_is_not_counted(board: Board) -> None:
     """Tasks that other filters are about are not counted, and what nobody knows is said without a number."""
     harness = board.harness

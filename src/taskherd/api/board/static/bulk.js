@@ -155,7 +155,7 @@ export async function moreRefused(id, { tasks, next }, signal) {
 }
 
 /**
- * One job with its progress.
+ * One job with its progress. It is as high when it has ended as before, so that the rows below it stay where they are.
  * @param {any} job
  * @param {Refused} refused
  * @param {{cancel: () => void, dismiss: () => void, more: () => void}} on
@@ -172,11 +172,11 @@ export function panel(job, { tasks, next }, { cancel, dismiss, more }) {
     <div class="job-line"><b role="status">${headline}</b><span class="soft small">${rest}${job.q ? html` · <code>${job.q}</code>` : nothing}</span>
       <span class="right">${over ? html`<button class="button quiet small" @click=${dismiss}>Dismiss</button>`
         : html`<button class="button small" ?disabled=${job.state === "canceling"} @click=${cancel}>Stop</button>`}</span></div>
-    ${over ? nothing : html`<progress max=${job.total} value=${job.succeeded + job.refused} aria-label=${headline}></progress>`}
     ${job.failure ? html`<p class="problem">${job.failure}</p>` : nothing}
-    ${over && job.refused ? html`<details open><summary>${plural(job.refused, "task")} could not be changed</summary><ul class="refused">
+    <div class="job-rest">${over ? nothing : html`<progress max=${job.total} value=${job.succeeded + job.refused} aria-label=${headline}></progress>`}
+    ${over && job.refused ? html`<details><summary>${plural(job.refused, "task")} could not be changed</summary><ul class="refused">
       ${tasks.map((each) => html`<li>${each.name ? html`<a class="link" href=${api.taskPath(each)}>${each.name}</a>` : html`<code>${each.task_id}</code>`}
         <span class="soft">${each.error?.message || `status ${each.status}`} ${each.error?.detail || ""}</span></li>`)}</ul>
-      ${next !== null || !tasks.length ? html`<button class="link small" @click=${more}>Show more: ${count(job.refused - tasks.length)} are not shown</button>` : nothing}</details>` : nothing}
+      ${next !== null || !tasks.length ? html`<button class="link small" @click=${more}>Show more: ${count(job.refused - tasks.length)} are not shown</button>` : nothing}</details>` : nothing}</div>
   </section>`;
 }

@@ -2,6 +2,7 @@
 // Pools, each with its runners: who is connected, how many agents it runs, when it was last heard.
 import "../format.js";
 import { count, plural } from "../format.js";
+import { repeat } from "../vendor/lit-html/directives/repeat.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 
 /** @param {any[]} pools */
@@ -10,7 +11,7 @@ export function poolsView(pools) {
     return html`<div class="card empty"><h3>No pools</h3><p>A pool is there with the first template whose <code>run.pool</code> names it.
       Add templates to the directory file, and apply it with <code>taskherd directory apply</code>.</p></div>`;
   }
-  return html`<div class="card pools">${pools.map(poolView)}</div>`;
+  return html`<div class="card pools">${repeat(pools, (/** @type {any} */ each) => each.name, poolView)}</div>`;
 }
 
 /** @param {any} pool */
@@ -26,7 +27,7 @@ function poolView(pool) {
         <a class="link" href=${`/tasks?q=template:${encodeURIComponent(each)}`}>${each}</a>`)}</span>` : nothing}</div>
     ${pool.runners.length ? html`<table class="runners"><thead><tr><th scope="col">Runner</th><th scope="col">State</th>
         <th scope="col" class="number">Agents</th><th scope="col" class="number">Queued</th><th scope="col">Last heard</th></tr></thead>
-      <tbody>${pool.runners.map(runnerView)}</tbody></table>`
+      <tbody>${repeat(pool.runners, (/** @type {any} */ each) => each.name, runnerView)}</tbody></table>`
     : html`<p class="soft small">No runner has said hello for this pool. Start one: <code>TASKHERD_RUNNER_POOL=${pool.name} taskherd runner</code></p>`}</section>`;
 }
 

@@ -8,10 +8,12 @@ import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
 import { ratesChart } from "../fleet/chart.js";
 import { DeadLetters } from "../fleet/letters.js";
 import { poolsView } from "../fleet/pools.js";
-import { queuesView, waitingView, workersView } from "../fleet/system.js";
+import { WaitingTasks, queuesView, workersView } from "../fleet/system.js";
+import { inUse, onLeave } from "../steady.js";
 import { showSource, sourceButton } from "../task/commands.js";
 
 const EVERY = 5_000; // milliseconds between two reads
+const LISTS = ".waits, .pools, .fleet-letters"; // what somebody may point at while rows above it come and go
 
 /** @type {import("../router.js").Page} */
 export default function fleet(view) {
@@ -22,6 +24,8 @@ export default function fleet(view) {
   /** @type {any} */
   let known = null;
   const letters = new DeadLetters(() => signal.aborted || show(), signal);
+  const waiting = new WaitingTasks();
+  const isHeld = () => [...root.querySelectorAll(LISTS)].some(inUse);
   const read = async () => {
     clearTimeout(timer);
     if (!document.hidden) {
@@ -36,8 +40,14 @@ export default function fleet(view) {
     timer = setTimeout(read, EVERY);
   };
   const show = () => {
-    render(html`${failed ? html`<p class="notice bad" role="alert">${failed}</p>` : nothing}${known ? page(known, letters) : failed ? nothing : html`<div class="loading"></div>`}`, root);
+    if (known) waiting.update(known.waiting, isHeld());
+    render(html`${failed ? html`<p class="notice bad" role="alert">${failed}</p>` : nothing}${known ? page(known, waiting, letters) : failed ? nothing : html`<div class="loading"></div>`}`, root);
     if (!known && !failed) return;
+    for (const list of /** @type {NodeListOf<HTMLElement>} */ (root.querySelectorAll(LISTS))) {
+      if (list.dataset.watched) continue;
+      list.dataset.watched = "yes";
+      onLeave(list, () => signal.aborted || show());
+    }
     root.dataset.ready = "";
     view.shown();
   };
@@ -52,14 +62,15 @@ const SOURCE = { title: "The fleet", path: "/fleet" };
 
 /**
  * @param {any} known
+ * @param {WaitingTasks} waiting
  * @param {DeadLetters} letters
  */
-function page(known, letters) {
+function page(known, waiting, letters) {
   return html`
     <section><div class="head"><h1>${bottleneck(known)}</h1>
       ${sourceButton(SOURCE, "right")}</div>
       ${known.broker ? nothing : html`<p class="notice">RabbitMQ does not answer the API at the moment, so the depths of queues are not known.</p>`}
-      ${waitingView(known.waiting, known.pools)}</section>
+      ${waiting.view(known.pools)}</section>
     <section><div class="head"><h2>Last 24 hours</h2>${known.sees_all ? nothing : html`<span class="faint small">of the tasks that you may see</span>`}</div>${ratesChart(known.rates)}</section>
     <section><div class="head"><h2>Pools and runners</h2><span class="faint">${count(known.pools.length)}</span></div>${poolsView(known.pools)}</section>
     ${known.sees_all ? html`

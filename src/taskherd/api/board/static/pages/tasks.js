@@ -126,13 +126,20 @@ class Tasks {
         if (state === "offline" && !this.loaded) this.load(); // what there is, until the stream stands
         if (state === "live" && this.failed) this.load(this.failed.after);
       },
-      onLive: () => this.load(), // not before: the list would be read twice
+      onLive: () => this.followed(), // not before: the list would be read twice
       onChanges: (changes) => this.apply(changes),
       onRefused: () => {
         this.isFollowed = false;
         this.load(); // whose own refusal says more
       },
     });
+  }
+
+  /** The stream stands: read the list, unless it is there and may only have missed changes. */
+  followed() {
+    if (!this.loaded || this.failed || this.meanwhile) return this.load();
+    this.mayHaveChanged = true;
+    this.draw();
   }
 
   /**
