@@ -125,6 +125,11 @@ async def test_operators_see_workers_queues_and_dead_letters(board: Board) -> No
     await page.tab.press("y")
     await page.sees('"sees_all": true', "dialog .raw")
     await page.sees("/api/v2/fleet", "dialog .command")
+    await page.sees("There is no taskherd command for this.", "dialog")
+    await page.tab.press("Escape")
+    await page.click("[aria-label='Commands and raw JSON: Dead letters']")
+    await page.sees("taskherd dead list --limit 100", "dialog .command")
+    await page.sees("no.such.type", "dialog .raw")
     assert page.tab.errors == []
 
 

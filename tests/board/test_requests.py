@@ -53,6 +53,11 @@ async def test_home_shows_what_is_asked_and_answers_it(board: Board) -> None:
     await page.sees("Clean up", ".need.ask")
     assert await page.tab.evaluate("document.querySelectorAll('.needs img, .needs script').length") == 0
     assert await buttons(page, ".need.ask .acts") == ["No", "Allow once", "Always allow"]
+    await page.tab.press("y")
+    for text in ("/api/v2/task-overview?q=owner", "/api/v2/task-totals?q=owner", "taskherd requests --query owner:me"):
+        await page.sees(text, "dialog")
+    await page.tab.press("Escape")
+    await page.tab.until("!document.querySelector('dialog')")
     await page.sees("1\nwaiting for someone", ".totals")
     await page.tab.until("document.title.startsWith('(1) ')")
     assert await page.violations() == []

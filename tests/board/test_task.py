@@ -168,15 +168,25 @@ async def test_what_the_page_shows_can_be_had_elsewhere(board: Board) -> None:
     report = {"request_id": str(uuid.uuid4()), "kind": "question", "title": "Which?", "state": "open"}
     await board.harness.worker.report(make_report("agent.request", task_id, build_number=1, **report))
     page = await open_task(board, "sources")
+    shown = {
+        "What it asks": ("taskherd task requests alice/sources", "/requests"),
+        "Time": ("taskherd task durations alice/sources", "/durations"),
+        "Starts and stops": ("taskherd task builds alice/sources", f"/workspaces/{task_id}/builds"),
+        "Start 1, log": (
+            "There is no taskherd command for this.",
+            "/workspacebuilds/",
+            "/workspaceagents/",
+            "Agent is r",
+        ),
+    }
+    await page.tab.call("Fetch.enable", patterns=[{"urlPattern": "*/watch?*"}])  # held until disabled
+    await page.go(f"/tasks/alice/{task_id}")  # commands have the name, also where the address has the id
+    await page.tab.until("document.title.startsWith('Task ·')")
+    await page.tab.call("Fetch.disable")
+    await page.tab.until("document.title.includes('Sources')")
     await page.sees("Which?", ".agent-asks")
     await page.click(".builds summary", "Start 1")
     await page.sees("The workspace is running.", ".build-log")
-    shown = {
-        "What it asks": ("taskherd requests --query 'owner:alice name:sources'", "/tasks/alice/sources/requests"),
-        "Time": ("taskherd task durations alice/sources", "/tasks/alice/sources/durations"),
-        "Starts and stops": ("taskherd task builds alice/sources", f"/workspaces/{task_id}/builds"),
-        "Start 1, log": ("/workspacebuilds/",),
-    }
     for name, texts in shown.items():
         await page.tab.evaluate(f"document.querySelector('[aria-label=\"Commands and raw JSON: {name}\"]').click()")
         await page.tab.until("document.querySelector('dialog .raw')")

@@ -5,6 +5,7 @@ import * as api from "../api.js";
 import { confirm, toast } from "../dialog.js";
 import { bytes, count, plural } from "../format.js";
 import { announce } from "../router.js";
+import { quote, sourceButton } from "../task/commands.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 
@@ -67,10 +68,13 @@ export class DeadLetters {
     this.load();
   }
 
+  get path() {
+    return `/dead-letters?${new URLSearchParams({ limit: String(PAGE), ...(this.reason && { reason: this.reason }) })}`;
+  }
+
   async load() {
     const load = (this.loads += 1);
-    const query = new URLSearchParams({ limit: String(PAGE), ...(this.reason && { reason: this.reason }) });
-    const answer = await api.get(`/dead-letters?${query}`, { signal: this.signal, cached: false });
+    const answer = await api.get(this.path, { signal: this.signal, cached: false });
     if (this.signal.aborted || load !== this.loads) return;
     this.failed = answer.ok ? null : answer;
     if (answer.ok) {
@@ -147,7 +151,8 @@ export class DeadLetters {
   /** @param {Summary} summary */
   view(summary) {
     return html`<div class="head"><h2>Dead letters</h2>
-        <span class="faint">${summary.messages === null ? "" : count(summary.messages)}${summary.messages && summary.oldest_at ? html`, oldest <time-ago at=${summary.oldest_at} form="age"></time-ago>` : nothing}</span></div>
+        <span class="faint">${summary.messages === null ? "" : count(summary.messages)}${summary.messages && summary.oldest_at ? html`, oldest <time-ago at=${summary.oldest_at} form="age"></time-ago>` : nothing}</span>
+        ${sourceButton({ title: "Dead letters", path: this.path, cli: [`dead list --limit ${PAGE}${this.reason && ` --reason ${quote(this.reason)}`}`] }, "right")}</div>
       ${this.letters(summary)}
       ${summary.reasons.length ? reasonsView(summary.reasons) : nothing}`;
   }

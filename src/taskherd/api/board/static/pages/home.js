@@ -110,6 +110,10 @@ class Home {
     return this.scope === "mine" ? "owner:me" : "";
   }
 
+  get totalsPath() {
+    return `/task-totals${this.terms && `?q=${this.terms}`}`;
+  }
+
   connect() {
     this.feed.abort();
     this.feed = new AbortController();
@@ -281,7 +285,7 @@ class Home {
 
   /** @param {AbortSignal} signal */
   async loadTotals(signal) {
-    const answer = await api.get(`/task-totals${this.terms ? `?q=${this.terms}` : ""}`, { signal });
+    const answer = await api.get(this.totalsPath, { signal });
     if (!answer.ok || signal.aborted || (answer.unchanged && this.totals)) return;
     this.totals = answer.value;
     this.drawSoon();
@@ -424,7 +428,7 @@ class Home {
           ${this.needs.heldBack ? html`<span class="faint" role="status">${count(this.needs.heldBack)} more when you leave this list</span>` : nothing}
           ${this.totals?.attention.failed ? html`<a class="link small" href=${address("failed:true changed:<1d")}>Failed today</a>` : nothing}
           <fieldset class="segments right"><legend class="unseen">Whose tasks</legend>${scope("mine", "Mine")}${scope("everyone", "Everyone’s")}</fieldset>
-          <button class="source-button" title="Commands and raw JSON" aria-label="Commands and raw JSON: what agents ask" @click=${() => this.showSource()}>{ }</button>
+          <button class="source-button" title="Commands and raw JSON" aria-label="Commands and raw JSON: Home" @click=${() => this.showSource()}>{ }</button>
         </div>
         ${this.failed ? html`<p class="notice bad" role="alert">${api.explain(this.failed)}${this.retryTimer ? " Trying again…" : ""}</p>` : nothing}
         ${ids.length ? html`<ul class="card rows">${repeat(ids.slice(0, NEEDS_SHOWN), (/** @type {string} */ id) => id, (/** @type {string} */ id) => this.need(id, needing.has(id)))}</ul>`
@@ -553,7 +557,8 @@ class Home {
   async showSource() {
     const { quote, showSource } = await import("../task/commands.js");
     const query = this.terms && ` --query ${quote(this.terms)}`;
-    showSource({ title: "What agents ask", path: requestsPath(this.terms), cli: [`requests${query}`] });
+    const others = [{ path: this.totalsPath }, { path: requestsPath(this.terms), cli: [`requests${query}`] }];
+    showSource({ title: "Home", path: overviewPath(this.terms), others });
   }
 
   /** Go to the answers of the row with the focus, or of the first that asks something. */

@@ -25,6 +25,7 @@ const DURATIONS_EVERY = 5_000; // and of the time in each state, for which the A
 const MOST_BETWEEN = 30_000; // milliseconds, as above, after reads that failed
 const GONE_AFTER = 1_000; // milliseconds that the change which ended the stream may take; changes are merged for a while
 const PASSING = /^(0|429|5\d\d)$/; // statuses of failures that may be over soon
+const IS_ID = /^[0-9a-f-]{36}$/i;
 const WIDE = matchMedia("(min-width: 961px)");
 
 /** @type {import("../router.js").Page} */
@@ -39,7 +40,6 @@ class TaskPage {
     this.open = new AbortController(); // until the page is left, or its task is gone
     view.signal.addEventListener("abort", () => this.open.abort(), { once: true });
     this.path = `/tasks/${encodeURIComponent(view.params.user)}/${encodeURIComponent(view.params.task)}`;
-    this.cliName = quote(`${view.params.user}/${view.params.task}`);
     /** @type {any} */
     this.task = null;
     /** @type {any} */
@@ -69,7 +69,7 @@ class TaskPage {
 
   start() {
     const { signal } = this.open;
-    this.view.setTitle(this.view.params.task);
+    this.view.setTitle(IS_ID.test(this.view.params.task) ? "Task" : this.view.params.task);
     signal.addEventListener("abort", () => [this.timer, this.durationsTimer].forEach(clearTimeout), { once: true });
     feed.follow({
       path: `${this.path}/watch?logs=${PAGE}`, // one stream for both: browsers have six connections for all pages
@@ -246,6 +246,12 @@ class TaskPage {
     else toast("It has named no pull request, nor another link.");
   }
 
+  /** How commands name the task: the address may have its id. */
+  get cliName() {
+    const { user, task: name } = this.view.params;
+    return quote(this.task ? `${this.task.owner_name}/${this.task.name}` : `${user}/${name}`);
+  }
+
   source() {
     return { title: "This task", path: this.path, cli: [`task show ${this.cliName}`, `task watch ${this.cliName}`] };
   }
@@ -285,8 +291,7 @@ class TaskPage {
     const shown = /** @type {import("../task/requests.js").AgentRequest[]} */ (ids.map((id) => this.requests.get(id)).filter(Boolean));
     const pending = [...this.requests.values()].filter((each) => each.state === "answered" && !each.closed_at && !each.answer.delivered_at && !ids.includes(each.id));
     if (!shown.length) return pendingAnswers(pending);
-    const { user, task: name } = this.view.params;
-    const cli = `requests --query ${quote(`owner:${user} name:${name}`)}`;
+    const cli = `task requests ${this.cliName}`;
     const answered = () => { this.readRequests(); this.readSoon(); attention.changed(); };
     return html`${pendingAnswers(pending)}${requestCards(shown, { heldBack: this.asked.heldBack, path: this.path, cli, answered, left: () => this.render() })}`;
   }

@@ -99,7 +99,7 @@ export class Builds {
   /** @param {string} id */
   async read(id) {
     const build = this.builds.find((each) => each.id === id);
-    await this.logs.get(id)?.read([logPath(id), ...agentsOf(build).map((/** @type {any} */ each) => `/workspaceagents/${each.id}/logs`)], this.signal);
+    await this.logs.get(id)?.read([logPath(id), ...agentLogs(build)], this.signal);
     if (!this.signal.aborted) this.redraw();
   }
 
@@ -113,7 +113,8 @@ export class Builds {
   }
 
   /** @param {any} build */
-  log({ id, transition, build_number: number, job }) {
+  log(build) {
+    const { id, transition, build_number: number, job } = build;
     const log = this.logs.get(id);
     if (!log) return nothing;
     const { lines, problems } = log;
@@ -124,7 +125,7 @@ export class Builds {
       ${lines && !lines.length && !problems.length ? html`<p class="soft tiny">${empty}</p>` : nothing}
       ${lines?.length ? html`<pre class="build-log" tabindex="0" role="group" aria-label=${name}>${lines.map((each) => html`<span class=${each.level === "error" ? "log-error" : ""}>${clock(each.time)} ${each.text}
 </span>`)}</pre>` : nothing}
-      <div class="side-head">${sourceButton({ title: name, path: logPath(id) })}</div>`;
+      <div class="side-head">${sourceButton({ title: name, path: logPath(id), others: agentLogs(build).map((path) => ({ path })) })}</div>`;
   }
 }
 
@@ -133,7 +134,12 @@ function logPath(id) {
   return `/workspacebuilds/${id}/logs`;
 }
 
-/** @param {any} build */
-function agentsOf(build) {
-  return (build?.resources || []).flatMap((/** @type {any} */ each) => each.agents || []);
+/**
+ * The paths of the logs of its agents.
+ * @param {any} build
+ * @returns {string[]}
+ */
+function agentLogs(build) {
+  const agents = (build?.resources || []).flatMap((/** @type {any} */ each) => each.agents || []);
+  return agents.map((/** @type {any} */ each) => `/workspaceagents/${each.id}/logs`);
 }

@@ -6,20 +6,28 @@ import { leaving } from "../router.js";
 import { html } from "../vendor/lit-html/lit-html.js";
 import { json } from "./text.js";
 
-/**
- * @param {{title: string, path: string, cli?: string[]}} shown `path` below `/api/v2`; `cli` has the words of command lines
- *   after `taskherd`
- */
-export async function showSource({ title, path, cli = [] }) {
+/** @typedef {{path: string, cli?: string[]}} Source `path` below `/api/v2`; `cli` has the words of command lines after `taskherd` */
+
+/** @param {Source & {title: string, others?: Source[]}} shown `others` are read beside the first, and shown with it */
+export async function showSource({ title, path, cli, others = [] }) {
   const signal = leaving();
-  const answer = await api.get(path, { cached: false, signal });
+  const sources = [{ path, cli }, ...others];
+  const answers = await Promise.all(sources.map((each) => api.get(each.path, { cached: false, signal })));
   if (signal.aborted) return;
-  const text = answer.ok ? json(answer.value) : api.explain(answer);
-  const content = html`
-    ${cli.map((each) => command(`taskherd ${each}`))}
-    ${command(`curl -sS -H "Coder-Session-Token: $TASKHERD_TOKEN" ${quote(`${location.origin}/api/v2${path}`)}`)}
-    <pre class="raw" tabindex="0" role="group" aria-label="Raw JSON">${text}</pre>`;
+  const content = html`${sources.map((each, index) => source(each, answers[index]))}`;
   await showDialog({ title, content, actions: [{ label: "Close", value: "close", main: true }], className: "source" });
+}
+
+/**
+ * @param {Source} source
+ * @param {Awaited<ReturnType<typeof api.get>>} answer
+ */
+function source({ path, cli = [] }, answer) {
+  const text = answer.ok ? json(answer.value) : api.explain(answer);
+  return html`
+    ${cli.length ? cli.map((each) => command(`taskherd ${each}`)) : html`<p class="soft small">There is no taskherd command for this.</p>`}
+    ${command(`curl -sS -H "Coder-Session-Token: $TASKHERD_TOKEN" ${quote(`${location.origin}/api/v2${path}`)}`)}
+    <pre class="raw" tabindex="0" role="group" aria-label=${`Raw JSON of ${path}`}>${text}</pre>`;
 }
 
 /** @param {string} text */
