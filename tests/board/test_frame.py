@@ -29,6 +29,32 @@ async def test_one_sign_in_is_enough_for_all_tabs_until_somebody_signs_out(board
     assert first.tab.errors == second.tab.errors == []
 
 
+async def test_links_and_going_back_do_not_take_the_sign_in_away(board: Board) -> None:
+    """Without a token every address shows the sign-in, and signing in opens the page of the address."""
+    page = Page(await board.browser.new_tab(private=True), board.harness.base)
+    await page.go("/")
+    await page.tab.until("document.activeElement?.id === 'token'")
+    await page.tab.insert("half a tok")
+    await page.click(".bar nav a", "Tasks")
+    await page.tab.until("document.querySelector('.bar nav a[aria-current=page]')?.innerText === 'Tasks'")
+    assert await page.tab.evaluate(f"{SIGN_IN}.value") == "half a tok"
+    await page.tab.until("document.activeElement?.id === 'token'")
+    await page.tab.evaluate(f"{SIGN_IN}.value = ''")
+    await page.sign_in(board.harness.tokens["alice"])
+    await page.tab.until("location.pathname === '/tasks' && document.querySelector('.page.tasks[data-ready]')")
+    await page.click(".bar nav a", "Fleet")
+    await page.tab.until("document.querySelector('.page.fleet[data-ready]')")
+    await page.click(".bar .menu summary")
+    await page.click(".menu-items button", "Sign out")
+    await page.tab.until(SIGN_IN)
+    await page.tab.evaluate("history.back()")
+    await page.tab.until("location.pathname === '/tasks' && document.activeElement?.id === 'token'")
+    assert await page.tab.evaluate("document.querySelectorAll('.page').length") == 1
+    await page.sign_in(board.harness.tokens["alice"])
+    await page.tab.until("document.querySelector('.page.tasks[data-ready]')")
+    assert page.tab.errors == []
+
+
 async def test_an_unknown_address_leads_back(board: Board) -> None:
     """The browser gets a page that says so, with links to the pages that there are."""
     page = await board.open("/nonsense")

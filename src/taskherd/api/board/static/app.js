@@ -112,6 +112,18 @@ function signInPage(reason = "") {
   /** @type {HTMLElement} */ (page.querySelector("#token")).focus();
 }
 
+/** Whether a page may open. Without a token the sign-in stands in its place, with what was typed there. */
+function isSignedIn() {
+  if (session.token()) return true;
+  const field = /** @type {HTMLElement | null} */ (main.querySelector("#token"));
+  if (!field) signInPage();
+  else {
+    frame(); // which marks the page that signing in opens
+    field.focus();
+  }
+  return false;
+}
+
 async function signedIn() {
   main.replaceChildren();
   const opening = router.show(); // which draws the frame, too
@@ -174,7 +186,7 @@ router.onNavigate(() => {
   showFeedState("ended"); // that of the page before
   frame();
 });
-router.start(attention.setTitle);
+router.start(attention.setTitle, isSignedIn);
 const whenIdle = window.requestIdleCallback || setTimeout;
 router.onShown(() => whenIdle(() => import("./dialog.js").catch(() => {}))); // it tells of an outage, too
 addEventListener("unhandledrejection", ({ reason }) => {
@@ -182,5 +194,5 @@ addEventListener("unhandledrejection", ({ reason }) => {
   sayThatItFailed();
 });
 addEventListener("error", ({ error }) => error && sayThatItFailed()); // without one it is a notice of the browser
-if (await session.restore()) signedIn();
-else signInPage();
+if (session.token()) signedIn();
+else if (!await session.restore()) signInPage(); // a token of another tab was announced as a change

@@ -39,6 +39,7 @@ let opened = new AbortController();
 let isFirst = true; // whether no page has been opened yet
 /** @type {(title: string) => void} */
 let setTitle = () => {};
+let mayOpen = () => true;
 /** @type {Set<() => void>} */
 const listeners = new Set();
 /** @type {Set<() => void>} */
@@ -104,9 +105,9 @@ export function leaving() {
 
 /** Open the page of the current address again, as after signing in. */
 export async function show() {
-  opened.abort();
-  const controller = (opened = new AbortController());
-  const { signal } = controller;
+  close();
+  if (!mayOpen()) return;
+  const { signal } = opened;
   const root = /** @type {HTMLElement} */ (document.getElementById("main"));
   const found = match(location.pathname);
   const page = /** @type {{default: Page} | null | undefined} */ (await found?.route.load().catch(() => null));
@@ -152,9 +153,10 @@ export async function show() {
   });
 }
 
-/** End the page that is open, as for the sign-in form. */
+/** End the page that is open, as for the sign-in form. What opens above that ends with the next page. */
 export function close() {
   opened.abort();
+  opened = new AbortController();
 }
 
 /**
@@ -180,9 +182,13 @@ function say(root, why, retry = html``) {
   root.replaceChildren(text);
 }
 
-/** @param {(title: string) => void} titled sets the title of the window */
-export function start(titled) {
+/**
+ * @param {(title: string) => void} titled sets the title of the window
+ * @param {() => boolean} guard says whether a page may open; if not, it has shown what stands in its place
+ */
+export function start(titled, guard) {
   setTitle = titled;
+  mayOpen = guard;
   history.scrollRestoration = "manual";
   addEventListener("popstate", show);
   document.addEventListener("click", (event) => {
