@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tests.harness.api import ApiHarness
+from tests.harness.api import TIMEOUT, ApiHarness, token_for
 from tests.harness.browser import Browser, Tab
 
 AXE = Path(__file__).parent / "axe" / "axe.min.js.gz"
@@ -36,15 +37,29 @@ class Board:
     harness: ApiHarness
     browser: Browser
 
-    async def open(self, path: str, user: str = "alice", *, private: bool = True) -> Page:
-        """Open a page in a new tab, sign in, and wait until the page is there."""
+    async def token(self, user: str = "alice") -> str:
+        """Create a token, which a test can revoke."""
+        return await token_for(self.harness.worker.urls[0], user)
+
+    async def revoke(self, token: str) -> None:
+        """Revoke a token, and wait until the API refuses it."""
+        await self.harness.worker.database.execute(
+            "UPDATE api_tokens SET revoked_at = now() WHERE id = $1", token.partition("-")[0]
+        )
+        address, headers = f"{self.harness.base}/api/v2/users/me", {"Coder-Session-Token": token}
+        async with asyncio.timeout(TIMEOUT):
+            while (await self.harness.anonymous.get(address, headers=headers)).status_code != 401:
+                continue
+
+    async def open(self, path: str, user: str = "alice", *, private: bool = True, token: str = "") -> Page:
+        """Open a page in a new tab, sign in, with this token if one is given, and wait until the page is there."""
         tab = await self.browser.new_tab(private=private)
         await tab.prefer("light")
         page = Page(tab, self.harness.base)
         await page.go(path)
         await tab.until(f"{SIGN_IN} || document.querySelector('.page:not(.sign-in)')")
         if await tab.evaluate(f"{SIGN_IN} !== null"):
-            await page.sign_in(self.harness.tokens[user])
+            await page.sign_in(token or self.harness.tokens[user])
         return page
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
+
 import pytest
 
 from tests.board.pages import SIGN_IN, Board, Page
+from tests.harness.worker import make_report
 
 pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time to start
 
@@ -52,6 +55,109 @@ async def test_links_and_going_back_do_not_take_the_sign_in_away(board: Board) -
     assert await page.tab.evaluate("document.querySelectorAll('.page').length") == 1
     await page.sign_in(board.harness.tokens["alice"])
     await page.tab.until("document.querySelector('.page.tasks[data-ready]')")
+    assert page.tab.errors == []
+
+
+async def test_a_token_that_is_revoked_is_asked_for_once_in_all_tabs(board: Board) -> None:
+    """Signing in again in one tab gives every other its page back, with what was written there, or changes nothing."""
+    await board.harness.active(name="revoked", display_name="Revoked")
+    token = await board.token()
+    task = await board.open("/tasks/alice/revoked", private=False, token=token)
+    await task.tab.until("document.querySelector('.page.task[data-ready] .composer')")
+    await task.tab.press("m")
+    await task.tab.insert("Half a\nthought")
+    new = await board.open("/new", private=False)  # which follows nothing, and so does not know
+    await new.tab.until("document.activeElement?.id === 'prompt'")
+    await new.tab.insert("A long prompt")
+    await new.tab.evaluate("document.querySelector('#prompt').dataset.stays = 'yes'")
+    await board.revoke(token)
+    await task.sees("Your token is not valid any more.", ".sign-in")
+    late = Page(await board.browser.new_tab(), board.harness.base)
+    await late.go("/fleet")
+    await late.tab.until("document.activeElement?.id === 'token'")  # no tab has handed over the one that is dead
+    await late.sign_in(await board.token())
+    await late.tab.until("document.querySelector('.page.fleet[data-ready]')")
+    await task.tab.until("document.querySelector('.page.task[data-ready] .composer textarea')")
+    written = "document.querySelector('.composer textarea')"
+    assert await task.tab.evaluate(f"[{written}.value, {written}.rows]") == ["Half a\nthought", 2]
+    await new.click("button", "Start task")
+    await new.tab.until("location.pathname.startsWith('/tasks/') || document.querySelector('.sign-in')")
+    assert await new.tab.evaluate("location.pathname") != "/new"
+    assert late.tab.errors == task.tab.errors == new.tab.errors == []
+
+
+async def test_a_tab_asks_for_a_new_token_before_it_asks_the_person(board: Board) -> None:
+    """A page whose token died goes on with that of another tab; it is opened anew only if that is somebody else's."""
+    first = await board.open("/tasks?q=owner:me", private=False, token=(old := await board.token()))
+    await first.tab.until("document.querySelector('.page.tasks[data-ready]')")
+    await first.tab.evaluate("document.querySelector('.page.tasks').dataset.stays = 'yes'")
+    other = Page(await board.browser.new_tab(), board.harness.base)
+    await other.go("/nonsense")
+    await other.tab.until("document.querySelector('.avatar')?.innerText === 'A'")
+    for user in ("alice", "bob"):
+        token = await board.token(user)
+        await other.tab.evaluate(f"sessionStorage.clear(); sessionStorage.setItem('taskherd-token', '{token}')")
+        await other.go("/new" if user == "alice" else "/fleet")
+        await other.tab.until(f"document.querySelector('.avatar')?.innerText === '{user[0].upper()}'")
+        await board.revoke(old)
+        if user == "bob":
+            await first.tab.until("document.querySelector('.avatar').innerText === 'B'")
+            break
+        while await first.tab.evaluate("sessionStorage.getItem('taskherd-token')") != token:
+            await first.tab.evaluate("new Promise((done) => setTimeout(done))")
+        await board.harness.create(display_name="Came later")
+        await first.tab.until("document.querySelector('.list').innerText.includes('1 changed')")
+        assert await first.tab.evaluate("document.querySelector('.page.tasks').dataset.stays") == "yes"
+        old = token
+    await first.tab.until("document.querySelector('.page.tasks:not([data-stays])')")
+    assert first.tab.errors == other.tab.errors == []
+
+
+async def test_what_was_written_outlives_a_token_and_is_its_writers_alone(board: Board) -> None:
+    """Answers, replies, dialogs and links that were edited come back to who signs in again, and to nobody else."""
+    harness = board.harness
+    idle = await harness.active(name="writes", display_name="Writes")
+    await harness.worker.report(
+        make_report("app.status", uuid.UUID(idle["id"]), build_number=1, state="idle", message="Which one?")
+    )
+    await harness.create(name="to-edit", display_name="To edit", input="As it was")
+    page = await board.open("/", token=(token := await board.token()))
+    reply = "document.querySelector('.reply textarea')"
+    await page.sees("Which one?", ".needs")
+    await page.click(".need button", "Reply")
+    await page.tab.until(f"document.activeElement === {reply}")
+    await page.tab.insert("The blue one")
+    await page.tab.press("Escape")
+    await page.tab.until(f"!{reply}")
+    await page.click(".need button", "Reply")  # Escape has kept it
+    await page.tab.until(f"{reply}?.value === 'The blue one'")
+    await board.revoke(token)
+    await page.tab.until(SIGN_IN)
+    await page.sign_in(token := await board.token("bob"))
+    assert "The blue one" not in await page.tab.evaluate("document.documentElement.outerHTML")
+    await page.go("/tasks/alice/writes")
+    await page.sees("There is no such task")
+    await board.revoke(token)
+    await page.go("/")
+    await page.tab.until(SIGN_IN)
+    await page.sign_in(token := await board.token())
+    await page.click(".need button", "Reply")
+    await page.tab.until(f"{reply}?.value === 'The blue one'")
+    await page.tab.press("Enter", ctrl=True)
+    await page.sees("Sent", ".needs")
+    await page.go("/new?prompt=Of+a+link")
+    prompt = "document.querySelector('#prompt')"
+    await page.tab.until(f"document.activeElement === {prompt} && {prompt}")
+    await page.tab.insert(", and more")
+    await board.revoke(token)
+    await page.click("button", "Start task")
+    await page.tab.until(SIGN_IN)
+    await page.sign_in(token := await board.token())
+    await page.tab.until(f"{prompt}?.value === 'Of a link, and more'")
+    await page.click(".bar nav a", "Tasks")
+    await page.tab.until("document.querySelector('.page.tasks[data-ready]')")
+    await page.go("/new?prompt=Of+a+link")
+    await page.tab.until(f"{prompt}?.value === 'Of a link'")
     assert page.tab.errors == []
 
 

@@ -21,7 +21,7 @@ const LSN = "X-Taskherd-LSN";
 const cache = new Map();
 /**
  * Requests that `boot.js` has begun with the token of then, by path; each is taken once.
- * @type {Map<string, {answer: Promise<{response: Response, text: string}>, stop: AbortController}>}
+ * @type {Map<string, {answer: Promise<{response: Response, text: string}>, stop: AbortController, token: string}>}
  */
 const begun = /** @type {any} */ (window).taskherdBegun || new Map();
 let skew = 0;
@@ -92,13 +92,14 @@ export async function send(method, path, body = undefined, { signal, key = newKe
 }
 
 /**
- * Return why a token is not accepted, or "".
+ * Return whose token it is, or why it is not accepted.
  * @param {string} token
+ * @returns {Promise<{user: string, problem: string}>}
  */
 export async function check(token) {
   const answer = await request("GET", "/users/me", { headers: { "Coder-Session-Token": token } });
-  if (answer.ok) return "";
-  return answer.status === 401 ? "The token is not valid." : explain(answer);
+  if (answer.ok) return { user: answer.value.username, problem: "" };
+  return { user: "", problem: answer.status === 401 ? "The token is not valid." : explain(answer) };
 }
 
 /** A random UUID. `crypto.randomUUID` exists in secure contexts only. */
@@ -166,8 +167,8 @@ function attempt(handle) {
  * @returns {Promise<Result<any>>}
  */
 async function request(method, path, { signal, headers = {}, body, stream = false }) {
-  const token = session.token();
   const early = method === "GET" && begun.get(path);
+  const token = early ? early.token : session.token(), user = session.user();
   let response, text, value;
   try {
     if (early) {
@@ -194,7 +195,10 @@ async function request(method, path, { signal, headers = {}, body, stream = fals
   if (response.ok || response.status === 304) {
     return { ok: true, status: response.status, value, headers: response.headers, unchanged: false };
   }
-  if (response.status === 401 && token === session.token()) session.expired();
+  if (response.status === 401 && token) {
+    if (await session.renew(token, user)) return request(method, path, { signal, headers, body, stream });
+    return failure(401, value, true); // the page is gone: the sign-in stands in its place
+  }
   return failure(response.status, value, false, Number(response.headers.get("Retry-After")) || 0);
 }
 

@@ -13,10 +13,9 @@ const THEME_KEY = "taskherd-theme";
 
 const top_ = /** @type {HTMLElement} */ (document.getElementById("top"));
 const main = /** @type {HTMLElement} */ (document.getElementById("main"));
-let username = "";
 
 function frame() {
-  const signedIn = session.token() !== "";
+  const signedIn = session.token() !== "", username = session.user();
   const current = router.match(location.pathname)?.route.name;
   const theme = localStorage.getItem(THEME_KEY) || "system";
   render(html`
@@ -78,7 +77,6 @@ function signInPage(reason = "") {
   router.close();
   attention.stop();
   showFeedState("ended");
-  username = "";
   frame();
   document.title = "Sign in · taskherd";
   const page = document.createElement("div");
@@ -101,12 +99,12 @@ function signInPage(reason = "") {
     field.value = "";
     if (!token) return;
     show("", true);
-    const failed = await api.check(token);
-    if (failed) {
-      show(failed);
+    const { user, problem } = await api.check(token);
+    if (problem) {
+      show(problem);
       return field.focus();
     }
-    session.signIn(token);
+    session.signIn(token, user);
   }
   show(reason);
   /** @type {HTMLElement} */ (page.querySelector("#token")).focus();
@@ -125,10 +123,12 @@ function isSignedIn() {
 }
 
 async function signedIn() {
+  attention.stop(); // it may have counted what another person saw
   main.replaceChildren();
   const opening = router.show(); // which draws the frame, too
+  const token = session.token();
   const me = await api.get("/users/me");
-  if (me.ok) username = me.value.username;
+  if (me.ok) session.named(token, me.value.username);
   await opening;
   frame();
   if (session.token()) attention.start(); // not before: Home says itself what needs a person

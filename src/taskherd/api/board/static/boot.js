@@ -14,6 +14,6 @@
     const options = { headers, signal: stop.signal, cache: "no-store", credentials: "omit", redirect: "error" };
     const answer = fetch(`/api/v2${path}`, options).then(async (response) => ({ response, text: await response.text() }));
     answer.catch(() => {}); // who takes it is told
-    begun.set(path, { answer, stop });
+    begun.set(path, { answer, stop, token });
   }
 })();

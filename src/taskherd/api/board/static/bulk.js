@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { ask, showDialog, toast } from "./dialog.js";
 import { count, plural } from "./format.js";
+import * as session from "./session.js";
 import { html, nothing } from "./vendor/lit-html/lit-html.js";
 
 const SHOWN = 5; // names in a question
@@ -23,6 +24,7 @@ export const ACTIONS = {
 
 /** Whether the API knows the action `interrupt`; asked until it has said so. @type {Promise<boolean> | undefined} */
 let interrupts;
+const DRAFT = "send"; // of the message to many tasks
 
 /** @param {string} id of any task */
 export function canInterrupt(id) {
@@ -45,16 +47,22 @@ export async function start(action, target, whose, signal) {
   for (;;) {
     if (action === "send") {
       const content = problem ? html`<p class="problem" role="alert">${problem}</p>` : nothing;
-      const text = await ask({ title: `Send to ${whose}`, label: "Message", action: "Go on", value: input, content });
+      const text = await ask({ title: `Send to ${whose}`, label: "Message", action: "Go on", draft: DRAFT, content });
       if (text === null) return null;
       if (text !== input) key = api.newKey();
       input = text;
     }
     const body = { action, ...target, ...(input && { input }) };
     const preview = await api.send("POST", "/task-actions", { ...body, dry_run: true }, { signal });
-    if (preview.ok && !await confirmed(action, target, input, preview.value)) return null;
+    if (preview.ok && !await confirmed(action, target, input, preview.value)) {
+      if (!signal.aborted) session.keepDraft(DRAFT, "");
+      return null;
+    }
     const created = preview.ok ? await api.send("POST", "/task-actions", body, { key }) : preview;
-    if (created.ok) return created.value;
+    if (created.ok) {
+      session.keepDraft(DRAFT, "");
+      return created.value;
+    }
     if (signal.aborted) return null;
     problem = api.explain(created);
     if (!input) return refused(problem); // what somebody has written is not lost with the refusal

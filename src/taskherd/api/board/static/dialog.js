@@ -4,6 +4,7 @@
 import * as api from "./api.js";
 import { submitOnEnter } from "./keys.js";
 import { leaving } from "./router.js";
+import * as session from "./session.js";
 import { html, nothing, render } from "./vendor/lit-html/lit-html.js";
 
 const SHOWN_FOR = 6_000, BAD_SHOWN_FOR = 20_000; // milliseconds
@@ -20,9 +21,10 @@ const ABOVE = 12; // pixels between a toast and the composer
  */
 
 /**
- * Show a dialog. Return the value of the action that was chosen, with the fields of the form; "" if it was closed.
+ * Show a dialog. Return the value of the action that was chosen, with the fields of the form; "" if it was closed, which it also is with
+ * its page (`left`).
  * @param {DialogOptions} options
- * @returns {Promise<{value: string, fields: FormData}>}
+ * @returns {Promise<{value: string, fields: FormData, left: boolean}>}
  */
 export function showDialog({ title, content = nothing, actions, className = "" }) {
   const dialog = document.createElement("dialog");
@@ -63,7 +65,7 @@ export function showDialog({ title, content = nothing, actions, className = "" }
       const fields = new FormData(/** @type {HTMLFormElement} */ (dialog.querySelector("form")));
       dialog.remove();
       if (!page.aborted) before?.focus();
-      done({ value: chosen, fields });
+      done({ value: chosen, fields, left: page.aborted });
     });
     dialog.showModal();
   });
@@ -79,15 +81,19 @@ export async function confirm({ title, content, action, danger = false }) {
 }
 
 /**
- * Ask for a text; null if it was not given.
- * @param {{title: string, label: string, action: string, value?: string, content?: any, rows?: number}} options
+ * Ask for a text; null if it was not given. What was written is kept as the draft of this name until the person cancels, or the caller
+ * has done something with the text and drops it.
+ * @param {{title: string, label: string, action: string, draft: string, value?: string, content?: any, rows?: number}} options
  */
-export async function ask({ title, label, action, value = "", content = nothing, rows = 4 }) {
+export async function ask({ title, label, action, draft, value = "", content = nothing, rows = 4 }) {
   const field = html`${content}<label class="field"><span>${label}</span>
-    <textarea name="text" dir="auto" rows=${rows} required autofocus .value=${value} @keydown=${submitOnEnter}></textarea></label>`;
+    <textarea name="text" dir="auto" rows=${rows} required autofocus .value=${session.draft(draft) || value}
+      @input=${session.keepField(draft)} @keydown=${submitOnEnter}></textarea></label>`;
   const actions = [{ label: "Cancel", value: "" }, { label: action, value: "yes", main: true }];
   const answer = await showDialog({ title, content: field, actions });
-  return answer.value === "yes" ? String(answer.fields.get("text")) : null;
+  if (answer.value === "yes") return String(answer.fields.get("text"));
+  if (!answer.left) session.keepDraft(draft, "");
+  return null;
 }
 
 let refused = ""; // the change that was refused last, until a toast says so

@@ -3,6 +3,7 @@
 import * as api from "../api.js";
 import { count, link } from "../format.js";
 import { submitOnEnter } from "../keys.js";
+import * as session from "../session.js";
 import { badge, canResume, describe, dot, exitSays, firstLine, guarded, prose, title } from "../state.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
@@ -41,7 +42,7 @@ const NUMBERS = /** @type {const} */ ([
  * @property {Set<string>} open rows with an open text field, by id
  * @property {Set<string>} busy rows that wait for the API
  * @property {(id: string) => void} toggle opens or closes the text field of a row
- * @property {(id: string, method: "POST", path: string, body: any, said: string) => void} act does something about a row
+ * @property {(id: string, method: "POST", path: string, body: any, said: string) => Promise<boolean>} act does something about a row, and returns whether it was done
  */
 
 /**
@@ -102,19 +103,21 @@ function againLink(task) {
  * @param {Rows} page
  * @param {string} id
  * @param {string} label
- * @param {(text: string) => void} send
+ * @param {(text: string) => Promise<boolean>} send
  */
 export function reply(page, id, label, send) {
-  const submit = (/** @type {SubmitEvent} */ event) => {
+  const name = `to/${id}`; // also of the field on the page of the task
+  const submit = async (/** @type {SubmitEvent} */ event) => {
     event.preventDefault();
     const text = String(new FormData(/** @type {HTMLFormElement} */ (event.currentTarget)).get("text"));
-    if (text.trim()) send(text);
+    if (text.trim() && await send(text)) session.keepDraft(name, "");
   };
   const escape = (/** @type {KeyboardEvent} */ event) => {
     if (event.key === "Escape") page.toggle(id);
     else submitOnEnter(event);
   };
-  return html`<form class="reply" @submit=${submit}><textarea name="text" rows="3" dir="auto" required aria-label=${label} placeholder=${label} @keydown=${escape}></textarea>
+  return html`<form class="reply" @submit=${submit}><textarea name="text" dir="auto" rows="3" required aria-label=${label} placeholder=${label}
+    .value=${session.draft(name)} @input=${session.keepField(name)} @keydown=${escape}></textarea>
     <div class="acts"><span class="faint tiny"><kbd>Ctrl</kbd> <kbd>⏎</kbd></span><button class="button go" ?disabled=${page.busy.has(id)}>Send</button></div></form>`;
 }
 

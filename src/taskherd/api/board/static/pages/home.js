@@ -552,6 +552,7 @@ class Home {
       toast(api.explain(answer), { bad: true });
     }
     this.draw();
+    return answer.ok;
   }
 
   async showSource() {

@@ -4,10 +4,10 @@ import * as api from "../api.js";
 import { bytes } from "../format.js";
 import { bind, submitOnEnter } from "../keys.js";
 import * as router from "../router.js";
+import * as session from "../session.js";
 import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
 import { live } from "../vendor/lit-html/directives/live.js";
 
-const DRAFT_KEY = "taskherd-new-task";
 const LAST_TEMPLATE_KEY = "taskherd-last-template";
 const MAX_PROMPT = 256 * 1024; // bytes
 const MAX_CARDS = 8; // templates that are shown as cards instead of a list
@@ -26,6 +26,7 @@ class NewTask {
   /** @param {import("../router.js").View} view */
   constructor(view) {
     this.view = view;
+    this.search = location.search;
     /** @type {Fields} */
     this.fields = { template: "", preset: "", prompt: "", display_name: "", name: "", labels: "" };
     /** @type {any[]} */
@@ -104,12 +105,17 @@ class NewTask {
     }
     const labels = query.getAll("label");
     if (labels.length) this.fields.labels = labels.join("\n");
-    if (this.isLink) return;
+    if (this.isLink && !history.state?.edited) return; // the same link, gone to again, fills the form again
     try {
-      Object.assign(this.fields, JSON.parse(sessionStorage.getItem(DRAFT_KEY) || "{}"));
+      Object.assign(this.fields, JSON.parse(session.draft(this.draft) || "{}"));
     } catch {
-      sessionStorage.removeItem(DRAFT_KEY);
+      session.keepDraft(this.draft, "");
     }
+  }
+
+  /** The name under which what was written is kept: each link has its own. */
+  get draft() {
+    return this.isLink ? `new${this.search}` : "new";
   }
 
   /** @param {string} name of a template, or its id, which counts first */
@@ -166,7 +172,8 @@ class NewTask {
       this.chooseTemplate(value);
       localStorage.setItem(LAST_TEMPLATE_KEY, value);
     }
-    if (!this.isLink) sessionStorage.setItem(DRAFT_KEY, JSON.stringify(this.fields));
+    session.keepDraft(this.draft, JSON.stringify(this.fields));
+    if (this.isLink && !history.state?.edited) history.replaceState({ ...history.state, edited: true }, "");
     this.draw();
   }
 
@@ -198,7 +205,7 @@ class NewTask {
     }, { key: this.key });
     this.busy = false;
     if (answer.ok) {
-      sessionStorage.removeItem(DRAFT_KEY);
+      session.keepDraft(this.draft, "");
       return router.go(api.taskPath(answer.value));
     }
     this.key = answer.status ? api.newKey() : this.key;

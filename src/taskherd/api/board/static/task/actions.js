@@ -3,6 +3,7 @@
 import * as api from "../api.js";
 import { ask, confirm, toast } from "../dialog.js";
 import * as router from "../router.js";
+import * as session from "../session.js";
 import { canPause, canResume, isBuilding, title } from "../state.js";
 import { html } from "../vendor/lit-html/lit-html.js";
 
@@ -63,16 +64,21 @@ async function pause(context) {
 
 /** @param {Context} context */
 async function editPrompt({ task, path, changed }) {
-  let value = task.initial_prompt, problem = "";
+  const draft = `prompt/${task.id}`;
+  let problem = "";
   for (;;) { // what was written is asked for again until it is saved, or given up
     const content = problem ? html`<p class="problem" role="alert">${problem}</p>` : "The agent gets it with the next start.";
-    const text = await ask({ title: "Edit the prompt", label: "Prompt", action: "Save", value, content, rows: 10 });
+    const text = await ask({ title: "Edit the prompt", label: "Prompt", action: "Save", draft, value: task.initial_prompt, content, rows: 10 });
+    if (text === task.initial_prompt) session.keepDraft(draft, "");
     if (text === null || text === task.initial_prompt) return;
     const answer = await api.send("PATCH", `${path}/input`, { input: text });
     changed();
-    if (answer.ok) return toast("The prompt was changed.");
+    if (answer.ok) {
+      session.keepDraft(draft, "");
+      return toast("The prompt was changed.");
+    }
     if (answer.aborted) return;
-    [value, problem] = [text, api.explain(answer)];
+    problem = api.explain(answer);
   }
 }
 

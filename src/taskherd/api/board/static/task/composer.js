@@ -2,6 +2,7 @@
 // What somebody says to the agent: sent when it is ready for it, or at once as a steer that interrupts it.
 import * as api from "../api.js";
 import { toast } from "../dialog.js";
+import * as session from "../session.js";
 import { isAgentGone, isBuilding, isSilent } from "../state.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 
@@ -18,6 +19,7 @@ const unanswered = new WeakMap();
  */
 export function composer({ task, path, working, sent }) {
   const { hint, refusal } = reach(task);
+  const name = `to/${task.id}`;
   const submit = async (/** @type {SubmitEvent} */ event) => {
     event.preventDefault();
     const form = /** @type {HTMLFormElement} */ (event.currentTarget);
@@ -37,7 +39,10 @@ export function composer({ task, path, working, sent }) {
     if (answer.status) unanswered.delete(form);
     else unanswered.set(form, { body: said, key });
     if (!answer.ok) return answer.aborted ? undefined : toast(api.explain(answer), { bad: true });
-    if (field.value === input) field.value = "";
+    if (field.value === input) {
+      field.value = "";
+      session.keepDraft(name, "");
+    }
     grow(field);
     field.focus();
     if (answer.headers.get("X-Taskherd-Answered")) toast("This answered what the agent asked.");
@@ -45,9 +50,12 @@ export function composer({ task, path, working, sent }) {
     sent();
   };
   return html`<form class="composer" @submit=${submit}>
-    <textarea name="input" rows="1" dir="auto" aria-label="Message to the agent" autocomplete="off" enterkeyhint=${TOUCH.matches ? "enter" : "send"}
+    <textarea name="input" dir="auto" rows=${rowsOf(session.draft(name))} .value=${session.draft(name)} aria-label="Message to the agent" autocomplete="off" enterkeyhint=${TOUCH.matches ? "enter" : "send"}
       placeholder=${hint}
-      @input=${(/** @type {Event} */ event) => grow(/** @type {HTMLTextAreaElement} */ (event.currentTarget))}
+      @input=${(/** @type {Event} */ event) => {
+        session.keepField(name)(event);
+        grow(/** @type {HTMLTextAreaElement} */ (event.currentTarget));
+      }}
       @keydown=${onKey}></textarea>
     <div class="composer-keys">
       <span class="tiny faint wide"><kbd>⏎</kbd> send${working ? html` · <kbd>Ctrl</kbd> <kbd>⏎</kbd> steer now` : nothing}</span>
@@ -102,5 +110,10 @@ function onKey(event) {
 
 /** @param {HTMLTextAreaElement} field */
 function grow(field) {
-  field.rows = Math.min(8, Math.max(1, field.value.split("\n").length));
+  field.rows = rowsOf(field.value);
+}
+
+/** @param {string} text */
+function rowsOf(text) {
+  return Math.min(8, text.split("\n").length);
 }

@@ -5,8 +5,9 @@ import * as api from "../api.js";
 import { toast } from "../dialog.js";
 import { bytes, plural } from "../format.js";
 import { submitOnEnter } from "../keys.js";
+import * as session from "../session.js";
 import { guarded, prose } from "../state.js";
-import { html, nothing } from "../vendor/lit-html/lit-html.js";
+import { html, noChange, nothing } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
 import { sourceButton } from "./commands.js";
 import { json, rich } from "./text.js";
@@ -101,6 +102,7 @@ function answerForm(asked, path, answered) {
     const body = { ...(options.length ? { option_id: option } : {}), ...(text ? { text } : {}) };
     const sent = await api.send("POST", `${path}/requests/${asked.id}/answer`, body);
     buttons.forEach((each) => (each.disabled = false));
+    if (sent.ok) session.keepDraft(draftOf(asked), "");
     if (sent.ok) toast("Answered.");
     else if (!sent.aborted) toast(api.explain(sent), { bad: true });
     answered();
@@ -108,10 +110,15 @@ function answerForm(asked, path, answered) {
   return html`<form class="answer" @submit=${submit}>
     ${options.length ? html`
       <div class="answer-options">${inOrder(options).map(({ option, isMain }) => html`
-        <button class=${isMain ? "button go" : "button"} dir="auto" value=${option.id}>${option.label}</button>`)}</div>
-      <details class="with-words"><summary>Say something with it</summary>${textField(asked, false)}</details>`
+        <button class=${isMain ? "button go" : "button"} value=${option.id}>${option.label}</button>`)}</div>
+      <details class="with-words" ?open=${session.draft(draftOf(asked)) ? true : noChange}><summary>Say something with it</summary>${textField(asked, false)}</details>`
     : html`${textField(asked, true)}<div class="answer-options"><button class="button go">Answer</button></div>`}
   </form>`;
+}
+
+/** @param {AgentRequest} asked */
+function draftOf({ id }) {
+  return `to/${id}`;
 }
 
 /**
@@ -119,6 +126,6 @@ function answerForm(asked, path, answered) {
  * @param {boolean} required
  */
 function textField(asked, required) {
-  return html`<textarea name="text" rows="2" dir="auto" aria-label=${`Answer to: ${asked.title}`} ?required=${required}
-    placeholder="Answer the agent…" @keydown=${submitOnEnter}></textarea>`;
+  return html`<textarea name="text" dir="auto" rows="2" aria-label=${`Answer to: ${asked.title}`} ?required=${required}
+    placeholder="Answer the agent…" .value=${session.draft(draftOf(asked))} @input=${session.keepField(draftOf(asked))} @keydown=${submitOnEnter}></textarea>`;
 }
