@@ -7,8 +7,9 @@ import uuid
 
 import pytest
 
-from tests.board.pages import Board
+from tests.board.pages import Board, Page
 from tests.board.test_task import PLACEHOLDER, offered, open_task, status, with_module
+from tests.harness.asking import approval
 from tests.harness.worker import bring_to_status, build_report, make_report
 
 pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time to start
@@ -282,4 +283,86 @@ async def test_a_prompt_that_is_refused_is_not_lost(board: Board) -> None:
     await page.tab.press("Enter", ctrl=True)
     await page.sees("The prompt was changed.", ".toast")
     assert (await harness.get(str(task_id)))["initial_prompt"].endswith("Written with care")
+    assert page.tab.errors == []
+
+
+_COUNTING = """(() => {
+    const real = window.fetch;
+    window.posts = [];
+    window.fetch = (url, options) => {
+        if (options?.method === "POST") posts.push(String(url).split("/").at(-1));
+        return real(url, options);
+    };
+})()"""
+"""Has a page count what it sends."""
+
+
+async def paused(board: Board, name: str) -> tuple[Page, uuid.UUID]:
+    """Open the page of a paused task, which counts what it sends."""
+    task_id = uuid.UUID((await board.harness.active(name=name))["id"])
+    await bring_to_status(board.harness.worker, "paused", task_id)
+    page = await open_task(board, name)
+    await page.sees("Resume", ".task-actions")
+    await page.tab.evaluate(_COUNTING)
+    return page, task_id
+
+
+async def test_a_double_click_does_it_once(board: Board) -> None:
+    """Neither the same again is sent, nor what the button that comes in the place of the first one does."""
+    page, task_id = await paused(board, "clicked-twice")
+    place = "(({left, top, width, height}) => [left + width / 2, top + height / 2])"
+    button = "document.querySelector('.task-actions > .go')"
+    await page.tab.evaluate("scrollTo(0, 0)")
+    x, y = await page.tab.evaluate(f"{place}({button}.getBoundingClientRect())")
+    await page.tab.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    for clicks in (1, 2):
+        for kind in ("mousePressed", "mouseReleased"):
+            mouse = {"type": kind, "x": x, "y": y, "button": "left", "clickCount": clicks}
+            await page.tab.call("Input.dispatchMouseEvent", **mouse)
+    await page.sees("queued", ".task-title .state")
+    assert await page.tab.evaluate("posts") == ["resume"]
+    await board.harness.worker.until(lambda: board.harness.worker.document(task_id)["workspace_build_number"] == 3)
+    assert page.tab.errors == []
+
+
+async def test_a_key_that_is_held_down_does_it_once(board: Board) -> None:
+    """A key that repeats does nothing again, unless it moves; pressed twice, it waits for what the first press does."""
+    page, _ = await paused(board, "held-down")
+    for repeats in (False, True, True, True, False):
+        await page.tab.call("Input.dispatchKeyEvent", type="keyDown", key="r", text="r", autoRepeat=repeats)
+    await page.tab.call("Input.dispatchKeyEvent", type="keyUp", key="r")
+    await page.sees("queued", ".task-title .state")
+    assert await page.tab.evaluate("posts") == ["resume"]
+    for name in ("held-1", "held-2"):
+        await board.harness.active(name=name)
+    await page.go("/tasks?q=name:held")
+    await page.tab.until("document.querySelectorAll('tbody .name').length === 3")
+    for repeats in (False, True, True):
+        await page.tab.call("Input.dispatchKeyEvent", type="keyDown", key="j", text="j", autoRepeat=repeats)
+    await page.tab.until("document.activeElement === [...document.querySelectorAll('tbody .name')].at(-1)")
+    await page.tab.evaluate(_COUNTING)
+    await page.click("thead input")
+    await page.tab.until("document.querySelector('.selection .acts button')")
+    pause = "[...document.querySelectorAll('.selection .acts button')].find((each) => each.innerText === 'Pause')"
+    await page.tab.evaluate(f"posts.length = 0; {pause}.click(); {pause}.click()")
+    await page.sees("Pause 3 tasks?", "dialog h2")
+    assert await page.tab.evaluate("posts.filter((each) => each === 'task-actions').length") == 1
+    assert await page.tab.evaluate("document.querySelectorAll('dialog').length") == 1
+    assert page.tab.errors == []
+
+
+async def test_an_answer_is_sent_once(board: Board) -> None:
+    """However fast the API is, the buttons of a request that was answered do nothing more."""
+    task_id = uuid.UUID((await board.harness.active(name="answered-once"))["id"])
+    await approval(board.harness, task_id, title="May I?")
+    page = await open_task(board, "answered-once")
+    await page.sees("May I?", ".asks")
+    await page.tab.evaluate(_COUNTING)
+    allow = "[...document.querySelectorAll('.agent-asks button')].find((each) => each.innerText === 'Allow once')"
+    pressed = f"(window.allow = {allow}, allow.click(), allow.click())"
+    await page.tab.evaluate(pressed)
+    await page.sees("Answered.", ".toast")
+    await page.tab.evaluate("allow.click()")
+    await page.tab.until("!document.querySelector('.agent-asks form')")
+    assert await page.tab.evaluate("posts") == ["answer"]
     assert page.tab.errors == []

@@ -6,7 +6,10 @@ import { html, nothing } from "./vendor/lit-html/lit-html.js";
 const OFF_KEY = "taskherd-single-keys"; // in the browser: `off` if single keys do nothing
 const SEQUENCE_WITHIN = 1_000; // milliseconds between the two keys of a sequence
 
-/** @typedef {{keys: string, does: string, run: (event: KeyboardEvent) => void}} Shortcut */
+/**
+ * `repeats`: while its key is held down, it is run again and again.
+ * @typedef {{keys: string, does: string, run: (event: KeyboardEvent) => void, repeats?: boolean}} Shortcut
+ */
 
 /** @type {{shortcuts: Shortcut[], group: string}[]} */
 const groups = [];
@@ -61,7 +64,7 @@ document.addEventListener("keydown", (event) => {
   firstAt = event.timeStamp;
   if (!found) return;
   event.preventDefault();
-  found.run(event);
+  if (!event.repeat || found.repeats) found.run(event);
 });
 
 /**

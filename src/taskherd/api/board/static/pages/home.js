@@ -86,8 +86,8 @@ class Home {
       clearTimeout(this.drawTimer);
     });
     bind("Home", [
-      { keys: "j", does: "Next that needs you", run: () => this.move(1) },
-      { keys: "k", does: "The one before", run: () => this.move(-1) },
+      { keys: "j", does: "Next that needs you", repeats: true, run: () => this.move(1) },
+      { keys: "k", does: "The one before", repeats: true, run: () => this.move(-1) },
       { keys: "a", does: "Answer what is asked", run: () => this.answer() },
       { keys: "y", does: "Commands and raw JSON", run: () => this.showSource() },
       { keys: "m", does: "Mine or everyone's", run: () => this.setScope(this.scope === "mine" ? "everyone" : "mine") },

@@ -54,6 +54,10 @@ class TaskPage {
     this.durationsTimer = 0;
     this.timeline = new Timeline();
     this.builds = new Builds({ signal: this.open.signal, redraw: () => this.render(), more: () => this.readSoon() });
+    /** @type {Set<string>} names of actions that are being done */
+    this.doing = new Set();
+    /** @type {{name: string, task: any} | null} the action that the API accepted last, and the task as it was then */
+    this.accepted = null;
     this.ended = ""; // why there is nothing to show any more
     this.readAt = 0;
     this.wait = DETAILS_EVERY;
@@ -222,11 +226,17 @@ class TaskPage {
   }
 
   /** @param {import("../task/actions.js").Action} action */
-  run(action) {
-    if (!this.task) return;
+  async run(action) {
+    const { task } = this;
+    if (!task || this.doing.has(action.name) || (this.accepted?.name === action.name && this.accepted.task === task)) return; // it shows soon
     if (!action.may(this.task, this.explained)) return toast(action.unless?.(this.task, this.explained) || `${action.label.replace("…", "")}: not now.`);
     const context = { task: this.task, path: this.path, changed: () => this.readSoon(), gone: () => { toast(`${title(this.task)} was deleted.`); router.go("/tasks"); } };
-    action.run(context);
+    this.doing.add(action.name);
+    try {
+      if (await action.run(context)) this.accepted = { name: action.name, task };
+    } finally {
+      this.doing.delete(action.name);
+    }
   }
 
   /**
@@ -302,7 +312,7 @@ class TaskPage {
     const may = ACTIONS.filter((each) => each.may(this.task, this.explained));
     const prompt = this.task.initial_prompt;
     const button = (/** @type {import("../task/actions.js").Action} */ each, className = "button") => html`
-      <button class=${each.name === "resume" ? "button go" : className} aria-keyshortcuts=${each.key} @click=${() => this.run(each)}>${each.label}</button>`;
+      <button class=${each.name === "resume" ? "button go" : className} aria-keyshortcuts=${each.key} @click=${(/** @type {MouseEvent} */ { detail }) => detail < 2 && this.run(each)}>${each.label}</button>`; // of a double click, the first
     return html`<div class="task-title"><h1 dir="auto">${title(this.task)}</h1>${badge(shown)}
         ${pull ? html`<a class="pill" href=${pull.href} title=${pull.href} rel="noopener noreferrer" target="_blank">${pull.text}<span class="unseen"> (opens in a new tab)</span></a>` : nothing}</div>
       <div class="task-actions">${may.filter((each) => !each.rare).map((each) => button(each))}

@@ -59,6 +59,7 @@ class Tasks {
     this.feed = new AbortController();
     /** @type {Promise<void> | undefined} */
     this.jobsRead = undefined;
+    this.acting = false; // whether somebody is asked about an action
     this.last = -1; // index of the row that was selected last, for selecting a range
   }
 
@@ -72,8 +73,8 @@ class Tasks {
     this.filter = new FilterField(filter, (typed) => this.setFilter(meant(typed)), () => this.rows);
     this.filter.set(this.q);
     bind("Tasks", [
-      { keys: "j", does: "Next task", run: () => this.move(1) },
-      { keys: "k", does: "The one before", run: () => this.move(-1) },
+      { keys: "j", does: "Next task", repeats: true, run: () => this.move(1) },
+      { keys: "k", does: "The one before", repeats: true, run: () => this.move(-1) },
       { keys: "x", does: "Select it", run: () => this.toggleFocused() },
       { keys: "a", does: "Select the page", run: () => this.selectPage(!this.isPageSelected()) },
       { keys: ".", does: "Show what changed", run: () => this.load() },
@@ -278,6 +279,13 @@ class Tasks {
 
   /** @param {string} action */
   async act(action) {
+    if (this.acting) return;
+    this.acting = true;
+    await this.ask(action).finally(() => (this.acting = false));
+  }
+
+  /** @param {string} action */
+  async ask(action) {
     const target = this.all ? { q: this.q } : { ids: [...this.selected] };
     const whose = this.all ? "all that match" : plural(this.selected.size, "selected task");
     const job = await bulk.start(action, target, whose, this.view.signal);

@@ -9,7 +9,7 @@ import { html } from "../vendor/lit-html/lit-html.js";
 
 /** @typedef {{task: any, path: string, changed: () => void, gone: () => void}} Context */
 
-/** @typedef {{name: string, label: string, key: string, may: (task: any, explained: any) => boolean, unless?: (task: any, explained: any) => string, run: (context: Context) => Promise<void>, danger?: boolean, rare?: boolean}} Action */
+/** `run` returns true if the API has accepted it, so that the task is about to change. @typedef {{name: string, label: string, key: string, may: (task: any, explained: any) => boolean, unless?: (task: any, explained: any) => string, run: (context: Context) => Promise<boolean | void>, danger?: boolean, rare?: boolean}} Action */
 
 const BUILDING = "Its workspace is being started or stopped: wait until that has ended.";
 
@@ -52,14 +52,15 @@ async function post({ path, changed }, verb, done) {
   if (answer.ok) toast(done);
   else if (!answer.aborted) toast(api.explain(answer), { bad: true });
   changed();
+  return answer.ok;
 }
 
 /** @param {Context} context */
 async function pause(context) {
   const content = "Its agent is stopped, in the middle of what it does. Its files stay, and you can resume it.";
   const isBusy = context.task.current_state?.state === "working" && context.task.status === "active";
-  if (isBusy && !(await confirm({ title: `Pause ${title(context.task)}?`, content, action: "Pause" }))) return;
-  await post(context, "pause", "Pausing…");
+  if (isBusy && !(await confirm({ title: `Pause ${title(context.task)}?`, content, action: "Pause" }))) return false;
+  return post(context, "pause", "Pausing…");
 }
 
 /** @param {Context} context */

@@ -101,8 +101,8 @@ function answerForm(asked, path, answered) {
     buttons.forEach((each) => (each.disabled = true));
     const body = { ...(options.length ? { option_id: option } : {}), ...(text ? { text } : {}) };
     const sent = await api.send("POST", `${path}/requests/${asked.id}/answer`, body);
-    buttons.forEach((each) => (each.disabled = false));
     if (sent.ok) session.keepDraft(draftOf(asked), "");
+    else buttons.forEach((each) => (each.disabled = false)); // the others are about to go
     if (sent.ok) toast("Answered.");
     else if (!sent.aborted) toast(api.explain(sent), { bad: true });
     answered();
