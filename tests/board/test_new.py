@@ -8,7 +8,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.board.pages import Board
-from tests.harness.api import ALICE, OTHER
+from tests.harness.api import ALICE, BOB, OTHER
 from tests.harness.worker import PRESET, TEMPLATE, VERSION, build_report
 
 pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time to start
@@ -59,6 +59,20 @@ async def test_a_link_fills_the_form_and_starts_nothing(board: Board) -> None:
     await missing.sees("There is no template <b>none that you may use")
     assert await missing.tab.evaluate("document.querySelector('form button.go').disabled") is True
     assert page.tab.errors == again.tab.errors == missing.tab.errors == []
+
+
+async def test_a_link_with_labels_alone_is_a_link(board: Board) -> None:
+    """The form says that a link has filled it, and no draft takes the labels of the link away."""
+    page = await board.open("/new")
+    await page.tab.until("document.activeElement.id === 'prompt'")
+    await page.tab.insert("A draft")
+    await page.go("/new?label=repo=acme/app&label=team=web")
+    await page.sees("A link has filled this form")
+    assert await page.tab.evaluate("document.querySelector('#labels').value") == "repo=acme/app\nteam=web"
+    assert await page.tab.evaluate(PROMPT) == ""
+    await page.go("/new")
+    await page.tab.until(f"document.querySelector('#prompt') && {PROMPT} === 'A draft'")
+    assert page.tab.errors == []
 
 
 async def test_a_link_to_a_task_that_is_gone_leaves_the_form_empty(board: Board) -> None:
@@ -206,4 +220,35 @@ async def test_what_one_person_wrote_is_not_shown_to_the_next(board: Board) -> N
     await page.tab.until("document.activeElement?.id === 'prompt'")
     assert await page.tab.evaluate(PROMPT) == ""
     assert "secret" not in await page.tab.evaluate("JSON.stringify({...sessionStorage})")
+    assert page.tab.errors == []
+
+
+async def test_many_templates_are_a_list(board: Board) -> None:
+    """More templates than cards are chosen from a list, which a task is started from as from a card."""
+    many = uuid.UUID(int=0xE0)
+    values = [
+        f"""INSERT INTO templates (id, organization_id, name, display_name, icon, active_version_id)
+            VALUES ('{uuid.UUID(int=0x1000 + n)}', '{many}', 'many-{n}', 'Many {n}', '', '{uuid.UUID(int=0x2000 + n)}');
+        INSERT INTO template_versions (id, template_id, name, run)
+            VALUES ('{uuid.UUID(int=0x2000 + n)}', '{uuid.UUID(int=0x1000 + n)}', 'v1', '{{}}');"""
+        for n in range(9)
+    ]
+    await board.harness.worker.database.execute(
+        f"""INSERT INTO organizations (id, name, display_name) VALUES ('{many}', 'many', 'Many');
+        INSERT INTO memberships (user_id, organization_id, role) VALUES ('{BOB}', '{many}', 'member');
+        {"".join(values)}"""
+    )
+    page = await board.open("/new?prompt=Of+many", "bob")
+    await page.tab.until("document.querySelector('form select')?.options.length === 10")
+    assert await page.violations() == []
+    chosen = uuid.UUID(int=0x1000 + 7)
+    await page.tab.evaluate(
+        f"""(() => {{ const select = document.querySelector('form select');
+        select.value = '{chosen}'; select.dispatchEvent(new Event('change')); }})()"""
+    )
+    await page.tab.until(f"{START} && !{START}.disabled")
+    await page.click("button", "Start task")
+    await page.tab.until("location.pathname.startsWith('/tasks/bob/')")
+    (task,) = (await board.harness.bob.get("/tasks?q=owner:me")).json()["tasks"]
+    assert task["template_id"] == str(chosen)
     assert page.tab.errors == []

@@ -9,7 +9,7 @@ import pytest
 from tests.board.pages import Board
 from tests.board.test_task import open_task, status, with_module
 from tests.harness.conversation import converse, said
-from tests.harness.worker import make_report
+from tests.harness.worker import build_report, make_report
 
 pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time to start
 MAX_KEPT = 600
@@ -58,6 +58,34 @@ window.fetch = async (...given) => {
     return response;
 }, 0"""
 """Holds back the newest entries after they were read, until ``release`` is called."""
+
+
+async def test_what_is_left_out_is_there_by_button(board: Board) -> None:
+    """The rest of a long text, earlier entries, earlier builds, and what stands beside the conversation on a phone."""
+    task_id = uuid.UUID((await board.harness.active(name="by-button", display_name="By button"))["id"])
+    lines = tuple(said(f"Line {number} by button") for number in range(120))
+    await converse(board.harness, task_id, (*lines, said(f"{'Long and longer. ' * 400}That is all.")))
+    builds = [
+        build_report(task_id, number, "start" if number % 2 else "stop", "succeeded", runner="r1")
+        for number in range(2, 24)
+    ]
+    await board.harness.worker.report(*builds)
+    page = await open_task(board, "by-button")
+    assert "That is all." not in await page.text(".log")
+    await page.click(".log .entry button", "Show all of it")
+    await page.sees("That is all.", ".log")
+    await page.click(".log-more button", "Earlier entries")
+    await page.tab.until("document.querySelector('.log').textContent.includes('Line 0 by')")
+    await page.tab.until("document.querySelectorAll('.builds > li').length === 20")
+    await page.click(".side button", "Earlier ones")
+    await page.sees("Start 1", ".builds li:last-child")
+    assert await page.tab.evaluate("document.querySelectorAll('.builds > li').length") == 23
+    await page.tab.resize(390, 844)
+    await page.tab.until("document.querySelector('.side') && !document.querySelector('.side').open")
+    await page.click(".side > summary", "About this task")
+    await page.sees("alice/by-button", ".facts")
+    assert await page.violations() == []
+    assert page.tab.errors == []
 
 
 async def test_older_entries_that_cannot_be_read_are_asked_for_once(board: Board) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.board.pages import Board
+from tests.board.test_task import status
 from tests.harness.worker import make_report
 
 pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time to start
@@ -56,7 +57,20 @@ async def test_runners_pools_and_labels_are_completed(board: Board) -> None:
     await page.tab.insert("default runner:")
     await page.sees("runner-9", "[role=listbox]")
     assert await page.reads("/fleet") == [""]
-    for typed, offered in (("health:la", "it takes long to be heard"), ("name:", "-")):
+    for typed, offered in (
+        ("health:la", "it takes long to be heard"),
+        ("name:", "-"),
+        ("owner:", "yourself"),
+        ("owner:ca", "carol"),
+        ("organization:", "acme"),
+        ("template:", "claude"),
+        ("state:", "complete"),
+        ("waiting:", "an agent asks"),
+        ("failed:", "one of them failed"),
+        ("stalled:", "says nothing any more"),
+        ("created:", "within the last hour"),
+        ("changed:>", "more than a week ago"),
+    ):
         await page.tab.evaluate("document.querySelector('.filter input').select()")
         await page.tab.insert(typed)
         await page.sees(offered, "[role=listbox]")
@@ -385,6 +399,27 @@ async def test_many_are_changed_at_once_and_those_that_could_not_are_named(board
     await page.tab.evaluate(_NEXT_FRAME)
     assert await page.tab.evaluate("document.querySelector('.job')") is None
     await page.tab.until("!document.querySelector('.job')")
+    assert page.tab.errors == []
+
+
+async def test_template_and_cost_are_in_each_row_at_any_width(board: Board) -> None:
+    """What columns say in a wide window is below the name on a phone, and at 200 %."""
+    task = await board.harness.active(display_name="Costs something")
+    used = {"input_tokens": 1_200, "output_tokens": 300, "cost": {"amount": "0.12", "currency": "USD"}}
+    await board.harness.worker.report(make_report("agent.usage", uuid.UUID(task["id"]), build_number=1, **used))
+    await status(board, task["id"], "working", "At it", uri="https://github.com/acme/app/pull/7")
+    page = await board.open("/tasks?q=name:costs")
+    await page.go(f"/tasks?q=name:{task['name']}")
+    row = f"tr[data-id='{task['id']}']"
+    for width, scale in ((1280, 1), (900, 2), (640, 2), (390, 1)):
+        await page.tab.resize(width, 900, scale=scale)
+        for text in ("Costs something", "Claude Code", "$0.12", "At it", "acme/app#7"):
+            await page.sees(text, row)
+        cells = f'[...document.querySelectorAll("{row} :is(.template, .cost, .under)")]'
+        shown = f"{cells}.filter((each) => each.checkVisibility() && each.clientWidth >= 30).length"
+        assert await page.tab.evaluate(shown) == 2, width
+        assert await page.tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
+        assert await page.violations() == [], width
     assert page.tab.errors == []
 
 

@@ -104,7 +104,10 @@ class NewTask {
       this.isLink = this.isForeign = true;
     }
     const labels = query.getAll("label");
-    if (labels.length) this.fields.labels = labels.join("\n");
+    if (labels.length) {
+      this.fields.labels = labels.join("\n");
+      this.isLink = this.isForeign = true;
+    }
     if (this.isLink && !history.state?.edited) return; // the same link, gone to again, fills the form again
     try {
       Object.assign(this.fields, JSON.parse(session.draft(this.draft) || "{}"));

@@ -461,17 +461,18 @@ class Tasks {
   row(task, hasCost) {
     const { id } = task;
     const state = describe(task);
+    const template = task.template_display_name || task.template_name;
     const target = link(task.current_state?.uri);
     const gone = this.gone.get(id);
     const selected = this.all || this.selected.has(id);
     return html`<tr role="row" data-id=${id} class="${gone ? "gone" : ""} ${selected ? "selected" : ""}">
       <td role="cell" class="check"><input type="checkbox" aria-label="Select ${title(task)}" .checked=${live(selected)}
         @click=${(/** @type {MouseEvent} */ event) => this.select(id, /** @type {HTMLInputElement} */ (event.target).checked, event.shiftKey)}></td>
-      <th role="rowheader" scope="row" class="task"><a class="name truncate" dir="auto" href=${api.taskPath(task)} title="${title(task)}&#10;${task.owner_name}/${task.name}">${title(task)}</a></th>
+      <th role="rowheader" scope="row" class="task"><a class="name truncate" dir="auto" href=${api.taskPath(task)} title="${title(task)}&#10;${task.owner_name}/${task.name}">${title(task)}</a><span class="under truncate" dir="auto">${template}</span></th>
       <td role="cell" class="says"><span class="truncate" dir="auto" title=${state.says}>${gone ? html`<i>${gone}</i> · ` : nothing}${prose(state.says)}</span></td>
       <td role="cell" class="stand">${badge(state)}</td>
       <td role="cell" class="owner truncate">${task.owner_name}</td>
-      <td role="cell" class="template truncate" dir="auto">${task.template_display_name || task.template_name}</td>
+      <td role="cell" class="template truncate" dir="auto">${template}</td>
       <td role="cell" class="target truncate">${target ? html`<a class="link" href=${target.href} title=${target.href} rel="noopener noreferrer" target="_blank">${target.text}</a>` : html`<span class="faint" aria-hidden="true">–</span>`}</td>
       ${hasCost ? html`<td role="cell" class="cost">${money(task.usage?.cost) || html`<span class="faint" aria-hidden="true">–</span>`}</td>` : nothing}
     </tr>`;
