@@ -181,6 +181,7 @@ async def test_home_shows_the_other_rows_if_one_cannot_be_drawn(board: Board) ->
     await page.sees("And one more", ".needs")
     await page.click(".need.ask button", "Allow once")
     await page.sees("sent to the agent", "body")
+    assert page.tab.errors == []
 
 
 async def test_a_term_that_every_object_has_is_a_term_like_others(board: Board) -> None:
