@@ -558,8 +558,8 @@ class Home {
   async showSource() {
     const { quote, showSource } = await import("../task/commands.js");
     const query = this.terms && ` --query ${quote(this.terms)}`;
-    const others = [{ path: this.totalsPath }, { path: requestsPath(this.terms), cli: [`requests${query}`] }];
-    showSource({ title: "Home", path: overviewPath(this.terms), others });
+    const others = [{ path: overviewPath(this.terms) }, { path: this.totalsPath }];
+    showSource({ title: "Home", path: requestsPath(this.terms), cli: [`requests${query}`], others });
   }
 
   /** Go to the answers of the row with the focus, or of the first that asks something. */
