@@ -121,6 +121,12 @@ class Page:
                 return
         raise AssertionError(f"no Tab leads to {selector} {text!r}")
 
+    async def becomes(self, condition: str) -> None:
+        """Wait until something is true that no change of the document tells, such as where the page is scrolled to."""
+        async with asyncio.timeout(TIMEOUT):
+            while not await self.tab.evaluate(f"new Promise((done) => setTimeout(() => done({condition})))"):
+                continue
+
     async def click(self, selector: str, text: str = "") -> None:
         """Wait for an element, with this text if one is given, and click on it."""
         found = (
@@ -129,6 +135,13 @@ class Page:
         )
         await self.tab.until(found)
         await self.tab.evaluate(f"{found}.click()")
+
+    async def tap(self, selector: str) -> None:
+        """Touch the middle of an element, which is on the screen, with a finger."""
+        place = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
+        x, y = await self.tab.evaluate(f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])({place})")
+        await self.tab.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        await self.tab.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     async def point(self, selector: str, *, press: bool = False) -> None:
         """Move the pointer onto an element, and press its button there if asked to."""

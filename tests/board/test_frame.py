@@ -172,6 +172,85 @@ async def test_an_unknown_address_leads_back(board: Board) -> None:
     assert page.tab.errors == []
 
 
+async def test_skipping_to_the_content_leaves_the_page_as_it_is(board: Board) -> None:
+    """The link for who uses the keyboard moves the focus, and neither opens the page anew nor forgets a selection."""
+    await board.harness.active(name="selected", display_name="Selected")
+    page = await board.open("/tasks?q=name:selected")
+    await page.sees("Selected", "tbody")
+    await page.click("thead input")
+    await page.sees("1 task selected", ".list-head")
+    await page.tab.evaluate("document.querySelector('.skip').focus()")
+    await page.tab.press("Enter")
+    await page.tab.until("location.hash === '#main' && document.activeElement.id === 'main'")
+    await page.tab.evaluate("history.back()")
+    await page.tab.until("location.hash === ''")
+    assert await page.tab.evaluate("document.querySelectorAll('tbody input:checked').length") == 1
+    assert page.tab.errors == []
+
+
+async def test_a_page_is_scrolled_to_where_it_was_left(board: Board) -> None:
+    """After a reload, Back and Forward, each to where the page was when it was left the last time."""
+    page = await board.open("/tasks")
+    await page.tab.until("document.querySelector('.page.tasks[data-ready]')")
+    await page.tab.resize(400, 150)
+    await page.click(".bar nav a", "Fleet")
+    fleet, tasks = (f"document.querySelector('.page.{each}[data-ready]')" for each in ("fleet", "tasks"))
+    await page.tab.until(fleet)
+    await page.tab.evaluate("scrollTo(0, 50)")
+    await page.tab.call("Page.reload")
+    await page.becomes(f"{fleet} && scrollY === 50")
+    for leave, comes, at in (("back", tasks, 0), ("forward", fleet, 50), ("back", tasks, 70), ("forward", fleet, 90)):
+        await page.tab.evaluate(f"history.{leave}()")
+        await page.becomes(f"{comes} && scrollY === {at}")
+        await page.tab.evaluate(f"scrollTo(0, {70 if comes == tasks else 90})")
+    assert page.tab.errors == []
+
+
+async def test_a_dialog_keeps_what_was_written_whatever_the_mouse_does(board: Board) -> None:
+    """A press in a field that ends beside the dialog closes nothing, nor does a click there over a text."""
+    page = await board.open("/tasks?q=owner:me+name:x")
+    await page.tab.until("document.querySelector('.page.tasks[data-ready]')")
+    await page.click("button", "Save view")
+    await page.tab.until("document.activeElement?.name === 'name'")
+    inside = await page.tab.evaluate(
+        "(({left, top}) => [left + 9, top + 9])(document.querySelector('dialog input').getBoundingClientRect())"
+    )
+
+    async def drag(start: list[float], end: list[float]) -> None:
+        for kind, (x, y) in (
+            ("mouseMoved", start),
+            ("mousePressed", start),
+            ("mouseMoved", end),
+            ("mouseReleased", end),
+        ):
+            held = {"button": "left", "clickCount": 1} if kind != "mouseMoved" else {}
+            await page.tab.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **held)
+
+    await drag(inside, [5, 5])
+    assert await page.tab.evaluate("document.querySelector('dialog[open]') !== null")
+    await page.tab.insert("Mine")
+    await drag([5, 5], [5, 5])
+    assert await page.tab.evaluate("document.querySelector('dialog[open] input').value") == "Mine"
+    await page.tab.evaluate("document.querySelector('dialog input').select()")
+    await page.tab.call("Input.dispatchKeyEvent", type="keyDown", key="Delete", windowsVirtualKeyCode=46)
+    await page.tab.until("document.querySelector('dialog input').value === ''")
+    await drag([5, 5], [5, 5])
+    await page.tab.until("!document.querySelector('dialog')")
+    assert page.tab.errors == []
+
+
+async def test_what_cannot_be_a_token_is_named(board: Board) -> None:
+    """A character that no token has, and that nobody sees, is not taken for a server that is away."""
+    page = Page(await board.browser.new_tab(private=True), board.harness.base)
+    await page.go("/")
+    for text, name in (("abc\u200bdef", "character 4 is U+200B"), ("“abc”", "character 1 is U+201C")):
+        await page.tab.until("document.activeElement?.id === 'token'")
+        await page.tab.type(text)
+        await page.sees(name, ".sign-in .problem")
+    assert await page.violations() == []
+    assert page.tab.errors == []
+
+
 OPEN_MENUS = "document.querySelectorAll('details.menu[open]').length"
 
 

@@ -29,7 +29,8 @@ _ASKED = "asked.map(([, path]) => path.split('?')[0])"
 _SCROLLED = """
     window.scrolled = [];
     window.scrollTo = (x, y) => scrolled.push(y);
-    history.replaceState({ scroll: 7 }, "");
+    sessionStorage.setItem("taskherd-scrolls", '{"here": 7}');
+    history.replaceState({ entry: "here" }, "");
 """
 """Lets a page believe that somebody comes back to it, and records where it scrolls to."""
 _NEXT_FRAME = "new Promise((done) => requestAnimationFrame(() => done()))"
@@ -212,6 +213,36 @@ async def test_rows_stay_while_somebody_points_at_them(board: Board) -> None:
     await page.point(".brand")
     await page.sees("Two?", ".needs")
     assert "One?" not in await page.text(".needs")
+    assert page.tab.errors == []
+
+
+async def test_a_finger_holds_no_rows_back_for_ever(board: Board) -> None:
+    """A touch screen points at nothing: what was tapped last does not keep new rows away once it is answered."""
+    harness = board.harness
+    task = await harness.create(harness.bob, name="tapped", display_name="Tapped")
+    await harness.worker.make_active(uuid.UUID(task["id"]))
+    await status(board, task["id"], "idle", "Which one?")
+    page = await board.open("/", "bob")
+    await page.tab.call("Emulation.setTouchEmulationEnabled", enabled=True)
+    await page.tab.resize(390, 844, mobile=True)
+    await page.tab.until("matchMedia('(hover: none)').matches")
+    await page.sees("Which one?", ".needs")
+    row = f".need[data-id='{task['id']}']"
+    await page.tap(f"{row} .acts button")
+    await page.tab.until("document.activeElement.tagName === 'TEXTAREA'")
+    await page.tab.insert("The blue one")
+    await page.tap(f"{row} .reply button")
+    await page.sees("Sent", row)
+    for domain in ("DOM", "CSS"):
+        await page.tab.call(f"{domain}.enable")
+    root = (await page.tab.call("DOM.getDocument"))["root"]["nodeId"]
+    needs = await page.tab.call("DOM.querySelector", nodeId=root, selector=".needs")
+    await page.tab.call("CSS.forcePseudoState", nodeId=needs["nodeId"], forcedPseudoClasses=["hover"])
+    assert await page.tab.evaluate("document.querySelector('.needs').matches(':hover')")  # as on a phone, for ever
+    other = await harness.create(harness.bob, display_name="Comes later")
+    await harness.worker.make_active(uuid.UUID(other["id"]))
+    await status(board, other["id"], "idle", "And now?")
+    await page.sees("And now?", ".needs")
     assert page.tab.errors == []
 
 

@@ -84,7 +84,9 @@ class Browser:
         async for text in self.socket:
             message = json.loads(text)
             if "id" in message:
-                self._answers.pop(message["id"]).set_result(message)
+                answer = self._answers.pop(message["id"])
+                if not answer.done():  # or whoever waited for it has given up
+                    answer.set_result(message)
             elif message.get("sessionId") in self.tabs:
                 self.tabs[message["sessionId"]].receive(message["method"], message["params"])
 

@@ -1,5 +1,7 @@
 // @ts-check
 // Which page an address shows. Links inside the board change the page without loading the document again.
+import { newKey } from "./api.js";
+import { store } from "./session.js";
 import { html, render } from "./vendor/lit-html/lit-html.js";
 
 /**
@@ -35,7 +37,12 @@ export const ROUTES = [
 
 /** @typedef {(view: View) => void} Page */
 
+const SCROLLS_KEY = "taskherd-scrolls"; // in session storage: how far entries of the history were scrolled when they were left
+const MAX_SCROLLS = 50;
+
 let opened = new AbortController();
+let address = ""; // of the page that is open
+let entry = ""; // of the history, as above
 let isFirst = true; // whether no page has been opened yet
 /** @type {(title: string) => void} */
 let setTitle = () => {};
@@ -73,9 +80,41 @@ function decode(text) {
 export function go(address, { replace = false } = {}) {
   const url = new URL(address, location.href);
   if (url.origin !== location.origin || !match(url.pathname)) return location.assign(url);
-  history.replaceState({ ...history.state, scroll: scrollY }, "");
-  history[replace ? "replaceState" : "pushState"]({ scroll: 0, inside: true }, "", url); // unlike the address of a link from elsewhere
+  keepScroll();
+  history[replace ? "replaceState" : "pushState"]({ inside: true }, "", url); // unlike the address of a link from elsewhere
   show();
+}
+
+/** Where the page is, or is to be, scrolled to; 0 for one that was not there before. */
+export function scrollOf() {
+  return scrolls()[history.state?.entry] || 0;
+}
+
+/** @returns {Record<string, number>} by the entries of the history */
+function scrolls() {
+  return JSON.parse(sessionStorage.getItem(SCROLLS_KEY) || "{}");
+}
+
+/** Keep how far the page is scrolled, before another one takes its place: while it opens, it is not where it was. */
+export function keepScroll() {
+  if (!document.querySelector("#main > .page[data-ready]")) return;
+  const { [entry]: _, ...others } = scrolls();
+  const kept = Object.entries({ ...others, [entry]: scrollY }).slice(-MAX_SCROLLS);
+  store(SCROLLS_KEY, JSON.stringify(Object.fromEntries(kept)));
+}
+
+/** Remember which entry of the history is shown, and name it if it is new. */
+function enter() {
+  address = location.pathname + location.search;
+  entry = history.state?.entry || newKey();
+  if (entry !== history.state?.entry) history.replaceState({ ...history.state, entry }, "");
+}
+
+function onPopState() {
+  const isOpen = address === location.pathname + location.search; // only the fragment is another one
+  if (!isOpen) keepScroll();
+  enter();
+  if (!isOpen) show();
 }
 
 /**
@@ -85,7 +124,10 @@ export function go(address, { replace = false } = {}) {
  */
 export function setQuery(query, { replace = true } = {}) {
   const text = query.toString().replaceAll("%3A", ":").replaceAll("%2F", "/");
-  history[replace ? "replaceState" : "pushState"](history.state, "", location.pathname + (text ? `?${text}` : ""));
+  const state = replace ? history.state : { ...history.state, entry: "" };
+  if (!replace) keepScroll();
+  history[replace ? "replaceState" : "pushState"](state, "", location.pathname + (text ? `?${text}` : ""));
+  enter();
 }
 
 /** @param {() => void} listener called after each change of the page */
@@ -106,6 +148,7 @@ export function leaving() {
 /** Open the page of the current address again, as after signing in. */
 export async function show() {
   close();
+  enter();
   if (!mayOpen()) return;
   const { signal } = opened;
   const root = /** @type {HTMLElement} */ (document.getElementById("main"));
@@ -134,7 +177,7 @@ export async function show() {
   const fresh = document.createElement("div"); // each page has its own, so that one never renders into another's
   fresh.className = `page ${found.route.name}`;
   root.replaceChildren(fresh);
-  const scroll = history.state?.scroll || 0;
+  const scroll = scrollOf();
   let isShown = false;
   if (!scroll && isLater) scrollTo(0, 0); // which computes the layout
   page.default({
@@ -190,7 +233,8 @@ export function start(titled, guard) {
   setTitle = titled;
   mayOpen = guard;
   history.scrollRestoration = "manual";
-  addEventListener("popstate", show);
+  addEventListener("popstate", onPopState);
+  addEventListener("pagehide", keepScroll);
   document.addEventListener("click", (event) => {
     if (event.defaultPrevented || event.button || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
     const link = /** @type {HTMLAnchorElement | null} */ (/** @type {Element} */ (event.target).closest("a[href]"));

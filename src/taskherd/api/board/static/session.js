@@ -115,10 +115,11 @@ function set(value, name, change) {
 }
 
 /**
+ * Keep something in session storage.
  * @param {string} key
  * @param {string} value "" removes it
  */
-function store(key, value) {
+export function store(key, value) {
   try {
     if (value) sessionStorage.setItem(key, value);
     else sessionStorage.removeItem(key);

@@ -112,7 +112,7 @@ class TaskPage {
     if ("ready" in this.view.root.dataset || !this.conversation.read || !this.explained) return;
     this.view.root.dataset.ready = "";
     this.view.shown();
-    if (!history.state?.scroll && this.task && !this.isOver()) this.conversation.scrollToEnd();
+    if (!router.scrollOf() && this.task && !this.isOver()) this.conversation.scrollToEnd();
   }
 
   isOver() {
