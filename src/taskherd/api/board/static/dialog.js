@@ -8,6 +8,7 @@ import * as session from "./session.js";
 import { html, nothing, render } from "./vendor/lit-html/lit-html.js";
 
 const SHOWN_FOR = 6_000, BAD_SHOWN_FOR = 20_000; // milliseconds
+const TOUCH = matchMedia("(hover: none) and (pointer: coarse)"); // where what was tapped last stays :hover
 const ABOVE = 12; // pixels between a toast and the composer
 
 /** @typedef {{label: string, value: string, main?: boolean, danger?: boolean}} Action */
@@ -51,8 +52,14 @@ export function showDialog({ title, content = nothing, actions, className = "" }
               ?autofocus=${main && !danger} @click=${main ? nothing : () => choose(value)}>${label}</button>`)}
         </div>
       </form>`, dialog);
-    dialog.addEventListener("click", (event) => { // outside of the form is the backdrop
-      if (event.target === dialog) dialog.close();
+    let isOutside = false; // whether a press has begun beside the form, which is the backdrop
+    /** @type {Set<EventTarget | null>} fields in which somebody has written */
+    const written = new Set();
+    dialog.addEventListener("input", ({ target }) => written.add(target));
+    dialog.addEventListener("pointerdown", ({ target }) => (isOutside = target === dialog));
+    dialog.addEventListener("click", ({ target }) => {
+      const wouldLose = [...written].some((field) => /** @type {HTMLInputElement} */ (field).value.trim() !== "");
+      if (isOutside && target === dialog && !wouldLose) dialog.close();
     });
     const onLeave = () => {
       chosen = "";
@@ -123,7 +130,7 @@ export function toast(text, { bad = false, action } = {}) {
   let timer = 0;
   const leave = () => {
     clearTimeout(timer);
-    if (!shown.matches(":hover, :focus-within")) timer = setTimeout(() => shown.remove(), bad ? BAD_SHOWN_FOR : SHOWN_FOR);
+    if (!shown.matches(TOUCH.matches ? ":focus-within" : ":hover, :focus-within")) timer = setTimeout(() => shown.remove(), bad ? BAD_SHOWN_FOR : SHOWN_FOR);
   };
   for (const event of ["pointerenter", "pointerleave", "focusin", "focusout"]) shown.addEventListener(event, () => setTimeout(leave));
   leave();
