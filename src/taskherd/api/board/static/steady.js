@@ -26,20 +26,42 @@ export class SteadyList {
   }
 }
 
+const TOUCH = matchMedia("(hover: none) and (pointer: coarse)"); // where what was tapped last stays :hover
+const TOUCH_HOLDS = 2_000; // milliseconds after a touch in which nothing may move: a second tap would hit what has come there
+/** @type {EventTarget[]} what was touched last, and all that it is in */
+let touched = [];
+let touchedAt = 0;
+document.addEventListener("pointerdown", (event) => {
+  touched = event.composedPath();
+  touchedAt = event.timeStamp;
+}, { capture: true });
+
 /**
- * Return whether somebody is about to use an element: it is pointed at, or it has the focus of the keyboard.
+ * Return whether somebody is about to use an element: it is pointed at, was touched just now, or has the focus of the keyboard.
  * @param {Element | null} element
  */
 export function inUse(element) {
-  return element !== null && (element.matches(":hover") || element.querySelector("textarea:focus, input:focus, :focus-visible") !== null);
+  if (element === null) return false;
+  if (!TOUCH.matches) return element.matches(":hover") || element.querySelector("textarea:focus, input:focus, :focus-visible") !== null;
+  if (touched.includes(element) && performance.now() - touchedAt < TOUCH_HOLDS) return true;
+  return element.querySelector("textarea:focus, input:focus, :focus-visible:not(.over)") !== null; // a row that is over keeps the focus
 }
 
 /**
- * Call a function whenever the pointer or the focus leaves an element.
+ * Call a function whenever the pointer, a finger or the focus leaves an element.
  * @param {HTMLElement} element
  * @param {() => void} left
  */
 export function onLeave(element, left) {
-  element.addEventListener("pointerleave", left);
+  element.addEventListener("pointerleave", leaves(left));
   element.addEventListener("focusout", () => setTimeout(left, 0));
+}
+
+/**
+ * The `pointerleave` listener of an element: a finger that is lifted leaves it a while later.
+ * @param {() => void} left
+ * @returns {(event: PointerEvent) => void}
+ */
+export function leaves(left) {
+  return ({ pointerType }) => void setTimeout(left, pointerType === "touch" ? TOUCH_HOLDS : 0);
 }

@@ -6,6 +6,7 @@ import { toast } from "../dialog.js";
 import { bytes, plural } from "../format.js";
 import { submitOnEnter } from "../keys.js";
 import * as session from "../session.js";
+import { leaves } from "../steady.js";
 import { guarded, prose } from "../state.js";
 import { html, noChange, nothing } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
@@ -33,7 +34,7 @@ const LONG_LINES = 12; // lines, as above
  * @param {() => void} options.left called when nobody points at them any more
  */
 export function requestCards(requests, { heldBack, path, cli, answered, left }) {
-  return html`<div class="asks" @pointerleave=${left} @focusout=${() => setTimeout(left, 0)}>${repeat(requests, (/** @type {AgentRequest} */ each) => each.id, (/** @type {AgentRequest} */ each) => guarded(() => card(each, path, answered), () => plain(each, path, answered)))}
+  return html`<div class="asks" @pointerleave=${leaves(left)} @focusout=${() => setTimeout(left, 0)}>${repeat(requests, (/** @type {AgentRequest} */ each) => each.id, (/** @type {AgentRequest} */ each) => guarded(() => card(each, path, answered), () => plain(each, path, answered)))}
     ${heldBack ? html`<p class="tiny soft" role="status">${plural(heldBack, "more request")} when you leave this one</p>` : nothing}
     <div class="side-head">${sourceButton({ title: "What it asks", path: `${path}/requests`, cli: [cli] })}</div></div>`;
 }
