@@ -99,7 +99,7 @@ function signInPage(reason = "") {
     field.value = "";
     if (!token) return;
     show("", true);
-    const { user, problem } = await api.check(token);
+    const { user, problem } = strange(token) || await api.check(token);
     if (problem) {
       show(problem);
       return field.focus();
@@ -120,6 +120,18 @@ function isSignedIn() {
     field.focus();
   }
   return false;
+}
+
+/**
+ * Say which character of an entered text no token has, such as an invisible one, of which requests cannot be made; null if there is none.
+ * @param {string} token
+ */
+function strange(token) {
+  const found = /[^!-~]/u.exec(token);
+  if (!found) return null;
+  const code = /** @type {number} */ (found[0].codePointAt(0)).toString(16).toUpperCase().padStart(4, "0");
+  const problem = `A token has letters, digits and signs of ASCII only: character ${found.index + 1} is U+${code}. Copy the token again.`;
+  return { user: "", problem };
 }
 
 async function signedIn() {
@@ -179,6 +191,7 @@ function sayThatItFailed() {
 }
 
 session.onChange((change) => {
+  if (change === "expired") router.keepScroll(); // who signs in again goes on there
   if (change === "in") signedIn();
   else signInPage(change === "expired" ? "Your token is not valid any more. Sign in again." : "");
 });
