@@ -17,7 +17,14 @@ PATHS = ("/", "/tasks", "/deleted", "/tasks?q=status:nonsense", "/tasks?q=name:n
 WIDE, PHONE, ZOOMED = (1280, 900, 1), (390, 844, 2), (640, 450, 2)
 """Sizes in CSS pixels, with the pixels of the screen for each; the last is the first at 200 %."""
 CONTRAST = ("color-contrast", "link-in-text-block")
-VIEWS = (("light", WIDE, ()), ("dark", WIDE, CONTRAST), ("dark", PHONE, ()), ("light", ZOOMED, ()))
+VIEWS = (
+    ("light", WIDE, ()),
+    ("dark", WIDE, ()),
+    ("dark", PHONE, ()),
+    ("light", PHONE, CONTRAST),
+    ("light", ZOOMED, ()),
+    ("dark", ZOOMED, CONTRAST),
+)
 """Colour scheme, size, and which rules of axe-core; without any, all: most do not depend on colours."""
 
 
@@ -46,14 +53,10 @@ async def test_nothing_that_axe_finds(board: Board) -> None:
     page = await board.open("/", "carol")
     await page.tab.evaluate("localStorage.setItem('taskherd-home-scope', 'everyone')")
     problems: list[str] = []
-    for path in (*PATHS, "/nonsense"):
+    for path in (*PATHS, "/nonsense", "/fleet", "/tasks/alice/flaky-checkout"):
         await page.go(path)
         await page.tab.until("document.querySelector('.page[data-ready]')")
         problems += await problems_of(page, VIEWS)
-    for path in ("/fleet", "/tasks/alice/flaky-checkout"):  # whose own tests have the other views
-        await page.go(path)
-        await page.tab.until("document.querySelector('.page[data-ready]')")
-        problems += await problems_of(page, VIEWS[-1:])
     assert not problems, "\n".join(problems)
     assert await page.tab.evaluate("document.querySelectorAll('main script, main img').length") == 0
     assert page.tab.errors == []
@@ -76,24 +79,57 @@ async def test_dialogs_and_menus_too(board: Board) -> None:
     await page.sees("Go on?")
     await page.click(".need button", "Reply")
     await page.click("summary")
-    problems.extend(await page.violations())
+    problems += await problems_of(page, VIEWS)
     await page.click(".menu button", "Keyboard")
     await page.tab.until("document.querySelector('dialog')")
-    problems.extend(await page.violations())
+    problems += await problems_of(page, VIEWS)
     await page.tab.press("Escape")
     await page.go("/tasks?q=owner:me")
     await page.sees("One", "tbody")
     await page.click("thead input")
     await page.click(".list-head button", "Delete")
     await page.sees("This cannot be undone", "dialog")
-    problems.extend(await page.violations())
+    problems += await problems_of(page, VIEWS)
     await page.tab.press("Escape")
     await page.tab.until("!document.querySelector('dialog')")
     await page.tab.evaluate("document.querySelector('[role=combobox]').focus()")
     await page.tab.press(" ")
     await page.tab.until("document.querySelector('[role=option]')")
     await page.tab.press("ArrowDown")
-    problems.extend(await page.violations())
+    problems += await problems_of(page, VIEWS)
+    assert await page.tab.evaluate("document.querySelector('[role=option]') !== null")  # all the time
+    assert not problems, "\n".join(problems)
+    assert page.tab.errors == []
+
+
+async def test_what_comes_over_a_page_for_a_while(board: Board) -> None:
+    """The banner of an outage, toasts, a selection with its question, and the progress of a job have none either."""
+    await board.harness.active(name="paused-soon", display_name="Paused soon")
+    page = await board.open("/new")
+    await page.tab.call("Network.enable")
+    await page.tab.call("Network.setBlockedURLs", urls=["*/task-actions", "*/tasks/watch*"])
+    await page.go("/tasks?q=owner:me+name:paused-soon")
+    await page.sees("Paused soon", "tbody")
+    await page.click("thead input")
+    await page.click(".list-head button", "Pause")
+    await page.sees("The server cannot be reached.", ".toast.bad")
+    await page.tab.until("document.getElementById('offline')?.hidden === false")
+    problems = await problems_of(page, VIEWS)
+    assert await page.tab.evaluate("document.querySelector('.toast.bad') !== null")  # all the time
+    await page.tab.call("Network.setBlockedURLs", urls=[])
+    await page.click(".list-head button", "Pause")
+    await page.tab.until("document.querySelector('dialog[open]')")
+    problems += await problems_of(page, VIEWS)
+    await page.click("dialog button.go")
+    await page.sees("task", ".card.job")
+    problems += await problems_of(page, VIEWS)
+    await page.go("/tasks/alice/paused-soon")
+    await page.tab.until("document.querySelector('.page.task[data-ready]')")
+    await page.tab.press("o")
+    await page.sees("It has named no pull request", ".toast")
+    await page.tab.evaluate("document.querySelector('.toast button').focus()")  # so that it stays
+    problems += await problems_of(page, VIEWS)
+    assert await page.tab.evaluate("document.querySelector('.toast') !== null")
     assert not problems, "\n".join(problems)
     assert page.tab.errors == []
 
