@@ -243,6 +243,8 @@ async def test_a_finger_holds_no_rows_back_for_ever(board: Board) -> None:
     await harness.worker.make_active(uuid.UUID(other["id"]))
     await status(board, other["id"], "idle", "And now?")
     await page.sees("And now?", ".needs")
+    for each in (task, other):
+        await status(board, each["id"], "complete")
     assert page.tab.errors == []
 
 

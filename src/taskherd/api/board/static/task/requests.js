@@ -111,7 +111,7 @@ function answerForm(asked, path, answered) {
   return html`<form class="answer" @submit=${submit}>
     ${options.length ? html`
       <div class="answer-options">${inOrder(options).map(({ option, isMain }) => html`
-        <button class=${isMain ? "button go" : "button"} value=${option.id}>${option.label}</button>`)}</div>
+        <button class=${isMain ? "button go" : "button"} dir="auto" value=${option.id}>${option.label}</button>`)}</div>
       <details class="with-words" ?open=${session.draft(draftOf(asked)) ? true : noChange}><summary>Say something with it</summary>${textField(asked, false)}</details>`
     : html`${textField(asked, true)}<div class="answer-options"><button class="button go">Answer</button></div>`}
   </form>`;
