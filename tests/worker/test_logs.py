@@ -44,6 +44,7 @@ async def test_an_entry_is_replaced_only_by_a_greater_seq(harness: WorkerHarness
     """An entry with the same id and build is replaced in place by a greater seq, not by an equal or lesser one."""
     task_id = await harness.create()
     await harness.report(log(task_id, 5, (0, "first"), (1, "other")))
+    await harness.until_processed(1)  # in one batch, entries are in the order of their seq
     await harness.report(log(task_id, 5, (0, "equal")), log(task_id, 4, (0, "lesser"), (2, "new")))
     await harness.until_processed(3)
     assert await lines(harness, task_id) == [(0, "first"), (1, "other"), (2, "new")]
