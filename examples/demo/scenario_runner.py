@@ -124,10 +124,13 @@ class ScenarioRunner:
             self.replaced.set()
 
     def _is_time_to_kill(self) -> bool:
+        """Return whether the agents are so far. Of an input that is under way nobody would know whether it arrived."""
+        rows = self.table.rows.values()
         return (
             len(self._undisturbed()) >= _MIN_WORKING
-            and any(_open_request(row, PERMITTED) for row in self.table.rows.values())
-            and any(_is_watching(row) for row in self.table.rows.values())
+            and all(row.state == "complete" for row in rows if row.scenario.role is Role.ANSWERS)
+            and any(_open_request(row, PERMITTED) for row in rows)
+            and any(_is_watching(row) for row in rows)
         )
 
     async def _kill_and_start_runner(self) -> None:
