@@ -36,6 +36,8 @@ EFFECT_TIMEOUT: Final = 30.0
 """Maximum wait for the effect of a step, in seconds."""
 STAGGER: Final = 0.5
 """Seconds between two creates, so that the agents do not start at the same time."""
+_LOG_INTERVAL: Final = 0.1
+"""Seconds between two looks at a log."""
 QUESTIONS: Final = ("domain", "store", answers.LAST_INPUT)
 NEW_PROMPT: Final = "Count the functions, and continue where you stopped"
 GARBAGE: Final = b"\x89PNG\r\n\x1a\n is the beginning of a picture"
@@ -119,12 +121,25 @@ class ScenarioRunner:
         """Kill the runner while agents are working, one is running a command, and one waits for permission."""
         try:
             if await self.table.until(self._is_time_to_kill, EFFECT_TIMEOUT):
+                await self._until_inputs_are_logged()
                 await self._kill_and_start_runner()
         finally:
             self.replaced.set()
 
+    async def _until_inputs_are_logged(self) -> None:
+        """Wait until the runner has told that the last input arrived: if it is killed before, nobody knows that."""
+        until = asyncio.get_running_loop().time() + EFFECT_TIMEOUT
+        for row in self.table.rows.values():
+            if row.scenario.role is Role.ANSWERS:
+                while not await self._has_input(row.scenario, QUESTIONS[-1]):
+                    if asyncio.get_running_loop().time() > until:
+                        return
+                    await asyncio.sleep(_LOG_INTERVAL)
+
+    async def _has_input(self, scenario: Scenario, text: str) -> bool:
+        return any((each["type"], each["content"]) == ("input", text) for each in await self.client.logs(scenario))
+
     def _is_time_to_kill(self) -> bool:
-        """Return whether the agents are so far. Of an input that is under way nobody would know whether it arrived."""
         rows = self.table.rows.values()
         return (
             len(self._undisturbed()) >= _MIN_WORKING

@@ -21,7 +21,7 @@ from examples.demo.client import DemoClient
 from examples.demo.metrics import Meter
 from examples.demo.people_checks import check_people
 from examples.demo.processes import DemoProcesses
-from examples.demo.scenario_runner import EFFECT_TIMEOUT, QUESTIONS, Observations, ScenarioRunner
+from examples.demo.scenario_runner import EFFECT_TIMEOUT, Observations, ScenarioRunner
 from examples.demo.scenarios import Role, Scenario
 from examples.demo.screen import Screen
 from examples.demo.task_table import DemoTask, TaskTable
@@ -35,8 +35,6 @@ from taskherd.messages.dead_letters import DeadLetter, decode
 SUBSCRIBE_TIMEOUT: Final = 15.0
 AGREE_TIMEOUT: Final = 5.0
 """Seconds within which events with the versions in the database must arrive."""
-LOGGED_TIMEOUT: Final = 15.0
-"""Seconds within which the log must have what an agent was told."""
 MAX_DEAD_LETTERS: Final = 1_000
 _TEST_TIMEOUT: Final = 30.0
 """Seconds that the tests of the fixed program, or ``git``, may take."""
@@ -125,23 +123,13 @@ class _Session:
             dead,
             results={row.scenario.job: self._read(row, RESULT) for row in rows.values()},
             done={row.scenario.job: (self._read(row, DONE) or "").splitlines() for row in rows.values()},
-            conversation=await self._conversation(of_role[Role.ANSWERS].scenario),
+            conversation=await client.logs(of_role[Role.ANSWERS].scenario),
             repaired="" if fixing.task_id is None else await asyncio.to_thread(_tests_in, self._work(fixing.task_id)),
             requests={each["title"]: each for each in await client.requests(asking.scenario)},
             build_note=self._read(asking, "build.txt") or "",
             steered_conversation=await client.logs(steered.scenario),
             steered_timeline=await client.timeline(steered.scenario),
         )
-
-    async def _conversation(self, scenario: Scenario) -> list[dict[str, Any]]:
-        """Return a conversation once it has the last input: logs are reported apart from the state that it led to."""
-        until = asyncio.get_running_loop().time() + LOGGED_TIMEOUT
-        while True:
-            found = await self._context.client.logs(scenario)
-            is_whole = any((each["type"], each["content"]) == ("input", QUESTIONS[-1]) for each in found)
-            if is_whole or asyncio.get_running_loop().time() > until:
-                return found
-            await asyncio.sleep(_POLL_INTERVAL)
 
     def _work(self, task_id: UUID) -> Path:
         return self._context.processes.folder(task_id).work
