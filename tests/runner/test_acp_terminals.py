@@ -303,6 +303,7 @@ async def test_nothing_is_left_of_a_task_that_ends(harness: RunnerHarness, deed:
     )
     await eventually((harness.work(task_id) / "up").exists, 60)
     assert len(harness.marked(task_id)) >= 4  # the agent and its command, and their shims
+    await harness.until_status(task_id, "active")  # a pause is refused while its start is under way
     assert (await harness.worker.command(deed, task_id))["ok"]
     await eventually(lambda: not harness.marked(task_id), 60)
 

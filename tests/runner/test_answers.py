@@ -116,8 +116,8 @@ async def test_a_stop_withdraws_what_is_open(harness: RunnerHarness, command: st
     runner = await harness.start()
     task_id = await acp_task(harness, prompt=PROMPT)
     request = await opened(harness, task_id)
-    log = harness.worker
-    assert (await log.command(command, task_id))["ok"]
+    await harness.until_state(task_id, "idle", "Run make")  # a pause is refused while its start is under way
+    assert (await harness.worker.command(command, task_id))["ok"]
     if command == "task.delete":
         await eventually(lambda: not harness.state(task_id).exists())
     else:
