@@ -61,7 +61,7 @@ async def test_an_overview_has_everything_in_one_answer(api_harness: ApiHarness)
     assert set(found["groups"]) == set(GROUPS)
     assert found["totals"] == (await harness.alice.get("/task-totals", params={"q": "owner:me"})).json()
     for name, group in found["groups"].items():
-        query = {"q": f"owner:me {group['q']}", "sort": group["sort"], "limit": 12}
+        query = {"q": f"owner:me {group['q']}", "sort": group["sort"], "limit": 12, "include": "state_since"}
         listed = (await harness.alice.get("/tasks", params=query)).json()
         if name != "active" or group["tasks"]:
             assert (group["tasks"], group["next"]) == (listed["tasks"], listed["next"]), name

@@ -212,7 +212,8 @@ async def how_long_has_it_waited(board: Board) -> Person:
     row = f".need[data-id='{task['id']}'] time-ago"
     await person.page.tab.until(f"document.querySelector({json.dumps(row)})?.innerText")
     shown = await person.page.tab.evaluate(f"document.querySelector({json.dumps(row)}).getAttribute('at')")
-    assert shown == (await board.harness.get(task["id"]))["current_state"]["timestamp"]
+    known = await board.harness.alice.get(f"/tasks/me/{task['id']}", params={"include": "state_since"})
+    assert shown == known.json()["state_since"]
     return person
 
 

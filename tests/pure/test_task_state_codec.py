@@ -53,6 +53,7 @@ NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 TASK, AGENT, APP, WORKSPACE, INPUT, INTERRUPT = (UUID(int=number) for number in range(1, 7))
 
 KEYS = {
+    "since",
     "guessed_from",
     "builds", "build", "workspace", "runner", "agent", "app", "lifecycle", "app_health", "app_status", "connection",
     "heard", "appeared", "asked", "unanswered", "silence", "given_up", "inbox", "deletion",
@@ -131,6 +132,7 @@ def full_state() -> TaskState:
             INPUT: OpenAgentRequest(INPUT, 4, 9, RequestKind.QUESTION, "Which?", at(9), wants_text=True),
             APP: OpenAgentRequest(APP, 5, 0, RequestKind.APPROVAL, "May I?", at(8), answered=True),
         },
+        state_since=at(6),
     )
 
 

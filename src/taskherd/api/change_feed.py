@@ -70,7 +70,7 @@ class Subscriber:
         """Queue a change if it matches. Beyond the limits, end the subscriber: its client must resume."""
         if self.ended or change.position <= self.after or not change.matches(self.filter):
             return
-        self._bytes += len(change.frame)
+        self._bytes += len(change.frame_for(self.filter))
         if len(self._queue) >= MAX_BACKLOG or self._bytes > MAX_BACKLOG_BYTES:
             self.end()
             return

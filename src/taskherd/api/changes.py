@@ -43,6 +43,8 @@ class ChangeFilter:
     """The lowercase beginning of the name."""
     label: str | None = None
     """The term of a label, see ``messages.listing``."""
+    with_state_since: bool = False
+    """Whether the subscriber is told since when a task is in its state, too; it filters nothing."""
 
 
 class Change:
@@ -92,16 +94,32 @@ class Change:
         rendered = document.render(self.core_document, row["prompt"], names_of(row), row["occurred_at"])
         return document.with_nullable_ids(rendered) if self._nullable_ids_as_objects else rendered
 
+    @property
+    def document_with_state_since(self) -> dict[str, Any]:
+        """The document with ``state_since``: null if the task came into another state later, or if it is not known."""
+        return {**self.document, "state_since": self._row["state_since"]}
+
+    def frame_for(self, change_filter: ChangeFilter) -> bytes:
+        """Return the change as an SSE frame for a subscriber."""
+        return self._frame_with_state_since if change_filter.with_state_since else self.frame
+
     @cached_property
     def frame(self) -> bytes:
-        """The change as an SSE frame."""
+        """The change as an SSE frame, without ``state_since``."""
+        return self._make_frame(self.document)
+
+    @cached_property
+    def _frame_with_state_since(self) -> bytes:
+        return self._make_frame(self.document_with_state_since)
+
+    def _make_frame(self, shown: Mapping[str, Any]) -> bytes:
         row = self._row
         event = events.ChangeEvent(
             task_id=self.task_id,
             version=self.version,
             kind=events.EventKind(row["kind"]),
             occurred_at=row["occurred_at"],
-            task=orjson.dumps(self.document),
+            task=orjson.dumps(shown),
             changes=row["changes"],
             cause=row["cause"],
         )

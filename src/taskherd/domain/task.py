@@ -187,6 +187,8 @@ class TaskState:
         unanswered_build: the number of the requested build that no report has answered yet.
         labels: the labels that people gave the task, by key.
         agent_requests: the open requests of the agents of the latest build and later ones, by id.
+        state_since: since when the task is in the state in which it shows, see ``messages.shown_state``; None if the
+            release that saved it did not keep that.
     """
 
     build: Stamped[WorkspaceBuild]
@@ -215,6 +217,7 @@ class TaskState:
     last_interrupt: EndedInterrupt | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     agent_requests: Mapping[UUID, OpenAgentRequest] = field(default_factory=dict)
+    state_since: datetime | None = None
 
     @property
     def build_number(self) -> int:

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from taskherd.store.read_pool import Reader, Row
 from taskherd.store.task_queries import CAN_SEE, can_see
+from taskherd.store.task_state_codec import STATE_SINCE
 
 LATEST: Final = "SELECT COALESCE(max(position), 0) AS position FROM task_feed"
 
@@ -21,8 +22,8 @@ SELECT EXISTS (SELECT 1 FROM task_feed WHERE position = $1)
 """
 
 # ``kind`` is null if the event was pruned before its position, or ``erased`` with its task. ``previous_status``: set if
-# the change altered it.
-_CHANGE: Final = """
+# the change altered it. ``state_since``: null if the task has come into another state after the change.
+_CHANGE: Final = f"""
 SELECT f.position, f.task_id, f.version, f.occurred_at, t.erased_at IS NOT NULL AS erased, e.kind,
        CAST(e.document AS text) AS core_document, e.changes, CAST(e.cause AS text) AS cause, p.prompt,
        t.owner_id, t.organization_id, t.template_id, d.revision,
@@ -31,9 +32,10 @@ SELECT f.position, f.task_id, f.version, f.occurred_at, t.erased_at IS NOT NULL 
            SELECT document ->> 'status' FROM task_events WHERE task_id = f.task_id AND version = f.version - 1 LIMIT 1
        ) END AS previous_status,
        CASE WHEN 'current_state' = ANY(e.changes) THEN (
-           SELECT COALESCE(document #>> '{current_state,state}', '') FROM task_events
+           SELECT COALESCE(document #>> '{{current_state,state}}', '') FROM task_events
            WHERE task_id = f.task_id AND version = f.version - 1 LIMIT 1
-       ) END AS previous_state
+       ) END AS previous_state,
+       CASE WHEN CAST({STATE_SINCE} AS timestamptz) <= f.occurred_at THEN {STATE_SINCE} END AS state_since
 """
 
 _CHANGE_JOINS: Final = """

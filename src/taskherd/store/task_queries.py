@@ -17,6 +17,7 @@ from uuid import UUID
 from taskherd.store.logs import ORDER as LOG_ORDER
 from taskherd.store.read_pool import Reader, Row
 from taskherd.store.task_lists import Between, IndexedList, Listed, Statement, time_conditions
+from taskherd.store.task_state_codec import STATE_SINCE
 
 
 def can_see(user: str) -> str:
@@ -39,6 +40,9 @@ KNOWN_USER: Final = """(w.id = $1 OR EXISTS (
 
 DOCUMENT: Final = """t.id, t.version, d.revision, t.created_at, t.updated_at, CAST(t.document AS text) AS core_document,
        p.prompt, o.username, o.avatar_url, t.organization_id, t.template_id, m.name, m.display_name, m.icon"""
+
+WITH_STATE_SINCE: Final = f"{DOCUMENT}, {STATE_SINCE} AS state_since"
+"""As ``DOCUMENT``, with the time since which the task is in its state."""
 
 JOINED: Final = """
 CROSS JOIN directory_revision AS d
@@ -84,6 +88,8 @@ class TaskFilter:
     name: str | None = None
     """A lowercase part of the name."""
     workspace_status: str | None = None
+    with_state_since: bool = False
+    """Whether to return since when each is in its state, too."""
 
     @property
     def indexed(self) -> IndexedList | None:
@@ -108,9 +114,10 @@ class TaskFilter:
         )
 
 
-async def task(pool: Reader, ref: TaskRef) -> Row | None:
+async def task(pool: Reader, ref: TaskRef, *, with_state_since: bool = False) -> Row | None:
     """Return a task with the columns of its document (``DOCUMENT``), or None if the caller may not see such a task."""
-    return await _find(pool, f"SELECT {DOCUMENT} FROM tasks AS t {JOINED}", ref)
+    columns = WITH_STATE_SINCE if with_state_since else DOCUMENT
+    return await _find(pool, f"SELECT {columns} FROM tasks AS t {JOINED}", ref)
 
 
 async def find_id(pool: Reader, ref: TaskRef) -> UUID | None:
@@ -170,7 +177,8 @@ async def tasks(pool: Reader, criteria: TaskFilter) -> Sequence[Row]:
         CROSS JOIN LATERAL (SELECT * FROM tasks WHERE id = page.task_id LIMIT 1) AS s"""
     direction = "ASC" if criteria.oldest_first else "DESC"
     ordered = f"ORDER BY t.sorted_at {direction}, t.id {direction}"
-    text = f"SELECT {DOCUMENT}, t.sorted_at FROM ({selection}) AS t {JOINED} {ordered}"
+    columns = WITH_STATE_SINCE if criteria.with_state_since else DOCUMENT
+    text = f"SELECT {columns}, t.sorted_at FROM ({selection}) AS t {JOINED} {ordered}"
     return await pool.fetch(text, *statement.values)
 
 

@@ -85,6 +85,10 @@ APP_SLUG: Final = """t.state -> 'builds' -> CASE json_typeof(t.state -> 'app')
 """SQL for the slug of the app in the state of the task ``t``, or null without an app."""
 
 
+STATE_SINCE: Final = "t.state ->> 'since'"
+"""SQL for the time since which the task ``t`` is in its state: RFC 3339, or null if that is not known."""
+
+
 def dumps(state: TaskState) -> str:
     """Encode a task state as JSON text; fields with their default value are omitted."""
     latest = state.build
@@ -139,6 +143,8 @@ def _dump_own_fields(state: TaskState, out: dict[str, object]) -> None:
         out["silence"] = (state.silence.build_number, state.silence.lost)
     if state.timed_out:
         out["given_up"] = (state.timed_out.build_number, state.timed_out.seq, state.timed_out.error)
+    if state.state_since:
+        out["since"] = state.state_since
     _dump_recovery(state, out)
     _dump_decisions(state, out)
     dump_interrupts(state, out)
@@ -259,6 +265,7 @@ def loads(task_id: uuid.UUID, text: str | bytes) -> TaskState:
         last_interrupt=load_last_interrupt(last_interrupt) if last_interrupt else None,
         labels=get("labels") or NO_LABELS,
         agent_requests=load_requests(requests) if (requests := get("requests")) else NO_REQUESTS,
+        state_since=_at(get("since")),
     )
 
 

@@ -18,7 +18,7 @@ from taskherd.domain.updates import Cause
 from taskherd.domain.value import replace
 from taskherd.domain.view import derive_view, is_running
 from taskherd.errors import Retry
-from taskherd.messages import document, events, replies
+from taskherd.messages import document, events, replies, shown_state
 from taskherd.messages.commands import digest
 from taskherd.observability.failpoints import Failpoint
 from taskherd.store import builds, command_log, directory, erasure, leases, running_tasks, tasks, work_requests
@@ -216,6 +216,7 @@ def _change(update: TaskUpdate, view: TaskView, now: datetime) -> tuple[str, Com
     core = orjson.dumps(fields).decode()
     if before is None:
         changed = tuple(sorted({*fields, "initial_prompt"}))
+        task = replace(task, state=replace(task.state, state_since=task.created_at))
         change = CommittedChange(task, events.EventKind.CREATED, core, changed, _cause(update))
         return core, change, Documents({}, fields)
     if before.deleted_at is not None:
@@ -232,7 +233,8 @@ def _change(update: TaskUpdate, view: TaskView, now: datetime) -> tuple[str, Com
     prompt_version = task.prompt_version
     if task.prompt != before.prompt:
         changed, prompt_version = tuple(sorted({*changed, "initial_prompt"})), version
-    task = replace(task, version=version, updated_at=now, prompt_version=prompt_version)
+    state = replace(task.state, state_since=now) if shown_state.is_another_state(stored, fields) else task.state
+    task = replace(task, version=version, updated_at=now, prompt_version=prompt_version, state=state)
     ending = document.ending_of(fields)
     if ending is document.ending_of(stored):
         ending = None

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from taskherd.api.http.errors import not_found
 from taskherd.api.http.responses import BufferedResponse, json
 from taskherd.api.tasks import queries
-from taskherd.domain.reports import ExitReason, format_rfc3339
-from taskherd.domain.view import LOST_CONNECTION, NOT_RUNNING, Status
+from taskherd.domain.reports import format_rfc3339
+from taskherd.messages.shown_state import ShownState, shown_state
 from taskherd.store import feed, task_queries
 
 if TYPE_CHECKING:
@@ -64,17 +64,6 @@ def _span_json(state: str, since: datetime, until: datetime, *, is_last: bool) -
     return {"state": state, "since": format_rfc3339(since), "until": None if is_last else format_rfc3339(until)}
 
 
-def state_of(row: Row) -> str:
-    """Return in one word what a task is doing: its status, and if that is active what its agent says or lacks."""
-    status = row["status"]
-    if row["exit"] == ExitReason.LOST.value or row["health"] == LOST_CONNECTION:
-        return "lost"
-    if status == Status.ERROR.value or row["health"] == NOT_RUNNING:
-        return "failed"
-    if status in {Status.PENDING.value, Status.INITIALIZING.value}:
-        return "starting"
-    if status != Status.ACTIVE.value:
-        return str(status)
-    if row["requests_open"]:
-        return "waiting"
-    return str(row["state"] or "working")
+def state_of(row: Row) -> ShownState:
+    """Return in one word what a task was doing after a change."""
+    return shown_state(row["status"], row["state"], row["health"], row["exit"], is_asking=bool(row["requests_open"]))

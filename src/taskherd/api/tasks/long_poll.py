@@ -18,14 +18,14 @@ from taskherd.api.http import etags
 from taskherd.api.http.auth import token_is_valid
 from taskherd.api.http.errors import HTTPError, not_found, unauthorized, unavailable
 from taskherd.api.http.open_requests import AccessLoss
-from taskherd.api.http.query_parameters import QueryModel, TextParameter
+from taskherd.api.http.query_parameters import TextParameter
 from taskherd.api.http.responses import BufferedResponse
 from taskherd.api.tasks import queries
+from taskherd.api.tasks.documents import IncludeQuery
 from taskherd.domain.reports import AgentState
 from taskherd.domain.view import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Set as AbstractSet
     from uuid import UUID
 
     from taskherd.api.change_feed import Subscriber
@@ -65,7 +65,7 @@ WAIT_PARAMETER: Final = TextParameter(
 """Annotation of a duration of at most ``MAX_WAIT``, in seconds."""
 
 
-class TaskQuery(QueryModel):
+class TaskQuery(IncludeQuery):
     """Query parameters of a task."""
 
     until: Annotated[
@@ -92,7 +92,7 @@ async def get(request: RequestContext) -> BufferedResponse:
     """Return one task, immediately or once it has one of the requested values."""
     query = request.parameters(TaskQuery)
     if query.wait is None:
-        return await queries.get(request)
+        return await queries.get(request, with_state_since=query.has_state_since)
     request.follows = True
     try:
         return await _poll(request, query, query.wait)
@@ -102,11 +102,11 @@ async def get(request: RequestContext) -> BufferedResponse:
 
 async def _poll(request: RequestContext, query: TaskQuery, wait: float) -> BufferedResponse:
     deadline = asyncio.get_running_loop().time() + wait
-    row = await queries.get_or_404(request)
+    row = await queries.get_or_404(request, with_state_since=query.has_state_since)
     if not query.until.isdisjoint(_values(row)):
         return queries.task_response(request, row)
     with request.api.access.watch(request.caller, row["id"]) as access:
-        waiting = asyncio.create_task(_subscribe_and_wait(request, row["id"], query.until, deadline))
+        waiting = asyncio.create_task(_subscribe_and_wait(request, row["id"], query, deadline))
         lost = asyncio.create_task(access.wait_lost())
         try:
             await asyncio.wait({waiting, lost}, return_when=asyncio.FIRST_COMPLETED)
@@ -137,7 +137,7 @@ def _error_of(loss: AccessLoss) -> HTTPError:
 
 
 async def _subscribe_and_wait(
-    request: RequestContext, task_id: UUID, until: AbstractSet[str], deadline: float
+    request: RequestContext, task_id: UUID, query: TaskQuery, deadline: float
 ) -> BufferedResponse:
     feed = request.api.change_feed
     feed.check_room(request.caller.user_id)
@@ -146,15 +146,16 @@ async def _subscribe_and_wait(
         subscriber = feed.subscribe(change_filter, await feed.position())
         assert subscriber is not None  # the position cannot change between the two calls
         try:
-            return await _wait_for(request, subscriber, until, deadline)
+            return await _wait_for(request, subscriber, query, deadline)
         finally:
             feed.unsubscribe(subscriber)
 
 
 async def _wait_for(
-    request: RequestContext, subscriber: Subscriber, until: AbstractSet[str], deadline: float
+    request: RequestContext, subscriber: Subscriber, query: TaskQuery, deadline: float
 ) -> BufferedResponse:
-    row = await queries.get_or_404(request)  # includes the changes before the subscription
+    until, with_state_since = query.until, query.has_state_since
+    row = await queries.get_or_404(request, with_state_since=with_state_since)  # with the changes before it subscribed
     if not until.isdisjoint(_values(row)):
         return queries.task_response(request, row)
     loop = asyncio.get_running_loop()
@@ -164,8 +165,9 @@ async def _wait_for(
                 raise not_found()
             if change.version > row["version"] and not until.isdisjoint(change.long_poll_values):
                 tag = {"ETag": etags.of_document(change.version, change.revision)}
-                return BufferedResponse(200, orjson.dumps(change.document), tag)
-    row = await queries.get_or_404(request)
+                shown = change.document_with_state_since if with_state_since else change.document
+                return BufferedResponse(200, orjson.dumps(shown), tag)
+    row = await queries.get_or_404(request, with_state_since=with_state_since)
     response = queries.task_response(request, row)
     if not until.isdisjoint(_values(row)):
         return response

@@ -108,4 +108,5 @@ def _selected(wanted: TaskFilter, group: TaskGroup, limit: int) -> TaskFilter:
         changed=search.between(terms, "changed", INDEX_RESOLUTION),
         by_change=group.sort.startswith("changed"),
         oldest_first=group.sort == "changed-asc",
+        with_state_since=True,
     )

@@ -58,17 +58,17 @@ def task_ref_of(request: RequestContext) -> TaskRef:
     return ref
 
 
-async def get_or_404(request: RequestContext) -> Row:
+async def get_or_404(request: RequestContext, *, with_state_since: bool = False) -> Row:
     """Return the row of the task that the path names. Raise a 404 if the caller may not see it."""
-    row = await task_queries.task(request.reader, task_ref_of(request))
+    row = await task_queries.task(request.reader, task_ref_of(request), with_state_since=with_state_since)
     if row is None:
         raise not_found()
     return row
 
 
-async def get(request: RequestContext) -> BufferedResponse:
+async def get(request: RequestContext, *, with_state_since: bool) -> BufferedResponse:
     """Return one task."""
-    return task_response(request, await get_or_404(request))
+    return task_response(request, await get_or_404(request, with_state_since=with_state_since))
 
 
 def task_response(request: RequestContext, row: Row) -> BufferedResponse:

@@ -34,6 +34,7 @@ from taskherd.api.tasks.schemas import (
     SendRequest,
     TaskInputRequest,
     TaskLogs,
+    TaskOut,
     TaskOverview,
     TasksList,
     TaskTotals,
@@ -196,7 +197,7 @@ ROUTES: Final = (
         query=long_poll.TaskQuery,
         headers=(_IF_NONE_MATCH,),
         responses={
-            200: ResponseSpec("The task.", TaskDocument, _WAITED),
+            200: ResponseSpec("The task.", TaskOut, _WAITED),
             304: _UNCHANGED,
         },
         experimental=True,

@@ -105,10 +105,21 @@ class LabelsRequest(BaseModel):
     labels: Annotated[dict[Label, Label | None], Field(min_length=1, max_length=256)]
 
 
+class TaskOut(TaskDocument):
+    """A task, with what a reader may ask for besides its document."""
+
+    state_since: datetime | None = Field(
+        None,
+        description="Only if `include` asks for it, and in an overview: since when the task is in the state in which it"
+        " shows. That follows from `status`, `current_state.state`, `requests_open`, `workspace_agent_health` and"
+        " `agent_exit`; what else changes leaves it as it is. Null if it is not known.",
+    )
+
+
 class TasksList(BaseModel):
     """Tasks, newest or last changed first; ``count`` is the number of tasks in this response."""
 
-    tasks: list[TaskDocument]
+    tasks: list[TaskOut]
     count: int
     next: str | None = Field(
         None, description="With `limit` or `after`: the value of `after` for the next page, or null on the last page."
@@ -149,7 +160,7 @@ class TaskGroupOut(BaseModel):
 
     q: str = Field(description="The search terms that select the group from the tasks of the overview.")
     sort: str = Field(description="Its order, as `sort` of the list of tasks.")
-    tasks: list[TaskDocument]
+    tasks: list[TaskOut]
     next: str | None = Field(description="`after` for the next page of that list; null if there are no more tasks.")
 
 

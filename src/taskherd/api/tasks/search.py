@@ -16,6 +16,7 @@ from taskherd.api.http import search_query
 from taskherd.api.http.errors import invalid
 from taskherd.api.http.ids import is_searchable, parse_uuid
 from taskherd.api.http.query_parameters import FLAG, QueryModel, TextParameter, whole_number
+from taskherd.api.tasks.documents import IncludeQuery
 from taskherd.domain.reports import AgentState
 from taskherd.domain.view import Status
 from taskherd.messages.listing import UNHEALTHY, ListedHealth, label_term, runner_term
@@ -95,7 +96,7 @@ PAGE_CURSOR: Final = TextParameter(_cursor, {"type": "string", "pattern": "^(A[A
 """Annotation of a page's cursor: the time and the id of the last entry of the page before, in the list's order."""
 
 
-class WatchQuery(QueryModel):
+class WatchQuery(IncludeQuery):
     """Query parameters of the stream of all tasks."""
 
     q: str = Field(
@@ -118,7 +119,7 @@ class TotalsQuery(QueryModel):
     )
 
 
-class ListQuery(QueryModel):
+class ListQuery(IncludeQuery):
     """Query parameters of the list of tasks."""
 
     q: str = Field("", description=_Q)
@@ -197,6 +198,7 @@ async def task_filter(request: RequestContext, query: ListQuery | WatchQuery | T
         by_change=page.sort.startswith("changed") or (not page.sort and "changed" in terms),
         oldest_first=page.sort == "changed-asc",
         after=page.after,
+        with_state_since=isinstance(query, IncludeQuery) and query.has_state_since,
     )
     _check_served(terms, selected)
     if "name" not in terms:

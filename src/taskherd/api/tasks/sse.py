@@ -59,15 +59,18 @@ async def watch_all(request: RequestContext) -> EventStream:
         failed=listed.failed,
         name=watched.name,
         label=listed.term or None,
+        with_state_since=query.has_state_since,
     )
     return _stream(request, change_filter, _last_event_id(request), watched.tasks, snapshot=query.snapshot)
 
 
-async def watch_one(request: RequestContext) -> EventStream:
+async def watch_one(request: RequestContext, *, with_state_since: bool) -> EventStream:
     """Stream the changes of one task until it is deleted; a client that resumes may name a deleted task by its id."""
     request.follows = True
     last = _last_event_id(request)
-    return _stream(request, ChangeFilter(request.caller.user_id, task=await find_watched(request, last)), last)
+    task_id = await find_watched(request, last)
+    wanted = ChangeFilter(request.caller.user_id, task=task_id, with_state_since=with_state_since)
+    return _stream(request, wanted, last)
 
 
 async def find_watched(request: RequestContext, last: int | None) -> UUID:
@@ -81,10 +84,13 @@ async def find_watched(request: RequestContext, last: int | None) -> UUID:
     return task_id
 
 
-def changes_of_task(request: RequestContext, task_id: UUID, last: int | None) -> AsyncGenerator[bytes, None]:
+def changes_of_task(
+    request: RequestContext, task_id: UUID, last: int | None, *, with_state_since: bool
+) -> AsyncGenerator[bytes, None]:
     """Return the frames of a stream of one task's changes. Raise a 503 or 429 if there is no room for it."""
     request.api.change_feed.check_room(request.caller.user_id)
-    return _TaskStream(request, ChangeFilter(request.caller.user_id, task=task_id), last).frames()
+    wanted = ChangeFilter(request.caller.user_id, task=task_id, with_state_since=with_state_since)
+    return _TaskStream(request, wanted, last).frames()
 
 
 def _last_event_id(request: RequestContext) -> int | None:
@@ -211,7 +217,8 @@ class _TaskStream:
     async def _page(self, after: tuple[datetime, UUID] | None) -> Sequence[Row]:
         wanted = self._filter
         if wanted.task is not None:
-            row = await task_queries.task(self._reader, TaskRef(wanted.caller, wanted.caller, wanted.task))
+            ref = TaskRef(wanted.caller, wanted.caller, wanted.task)
+            row = await task_queries.task(self._reader, ref, with_state_since=wanted.with_state_since)
             return [] if row is None else [row]
         assert self._tasks is not None
         if wanted.name is not None and after is None:
@@ -248,4 +255,4 @@ class _TaskStream:
     def _frames_of(self, new: Sequence[Change]) -> bytes:
         """Return the changes as SSE frames, and finish the stream if the watched task was deleted."""
         self._finished = self._filter.task is not None and any(change.deleted for change in new)
-        return b"".join(change.frame for change in new)
+        return b"".join(change.frame_for(self._filter) for change in new)

@@ -15,9 +15,10 @@ from pydantic import Field
 
 from taskherd.api import changes
 from taskherd.api.http.errors import invalid
-from taskherd.api.http.query_parameters import MAX_POSITION, QueryModel, whole_number
+from taskherd.api.http.query_parameters import MAX_POSITION, whole_number
 from taskherd.api.http.sse import EventStream
 from taskherd.api.tasks import log_follow, sse
+from taskherd.api.tasks.documents import IncludeQuery
 
 if TYPE_CHECKING:
     from taskherd.api.context import RequestContext
@@ -28,7 +29,7 @@ _ID: Final = re.compile(rb"^id: (\d+)$", re.MULTILINE)
 _LAST_EVENT_ID: Final = re.compile(r"(\d{0,19})\.(\d{0,19})", re.ASCII)
 
 
-class WatchTaskQuery(QueryModel):
+class WatchTaskQuery(IncludeQuery):
     """Query parameters of a stream of one task."""
 
     logs: Annotated[int, whole_number(0, log_follow.MAX_ENTRIES, empty=0)] = Field(
@@ -41,15 +42,16 @@ class WatchTaskQuery(QueryModel):
 
 async def watch(request: RequestContext) -> EventStream:
     """Stream the changes of one task until it is deleted, and its log if that is asked for."""
-    limit = request.parameters(WatchTaskQuery).logs
+    query = request.parameters(WatchTaskQuery)
+    limit, with_state_since = query.logs, query.has_state_since
     if not limit:
-        return await sse.watch_one(request)
+        return await sse.watch_one(request, with_state_since=with_state_since)
     request.follows = True
     position, revision = _last_event_ids(request)
     task_id = await sse.find_watched(request, position)
     stream = _TaskAndLog(position, revision)
     frames = stream.frames(
-        sse.changes_of_task(request, task_id, position),
+        sse.changes_of_task(request, task_id, position, with_state_since=with_state_since),
         log_follow.changes_of_log(request, task_id, revision, limit, with_inbox=True),
     )
     return EventStream(request, frames, task_id=task_id, last=changes.RESUME)

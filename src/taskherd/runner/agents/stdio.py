@@ -112,6 +112,8 @@ class StdioFollower(FollowerWithoutRequests):
         untold = checkpoint.get("untold")
         self._untold = StatusLine(AgentState(untold[0]), *untold[1:]) if untold else None
         """What the agent has said of itself last, as long as it is not reported."""
+        self._has_changed = False
+        """Whether the agent has named another state or link since the last report, though perhaps not any more."""
         self._activity = ActivityWatch(context.processes, context.folder)
         self._look_at = 0.0
         self._input_at = -inf
@@ -216,6 +218,7 @@ class StdioFollower(FollowerWithoutRequests):
                 lines.append(line)
                 continue
             self._self_reported, self._state, self._untold = True, status.state, status
+            self._has_changed |= (status.state, status.uri) != (self._told_state, self._told_uri)
             self._context.log_budget.spend(0, len(line.encode(errors="replace")))  # reported or not, it was read
         self._last_line = last_with_words(lines, self._last_line)
         if self._self_reported:
@@ -230,13 +233,12 @@ class StdioFollower(FollowerWithoutRequests):
         status = self._untold
         if status is None:
             return []
-        is_change = (status.state, status.uri) != (self._told_state, self._told_uri)
-        if now - self._status_at < (CHANGE_EVERY if is_change else STATUS_EVERY):
+        if now - self._status_at < (CHANGE_EVERY if self._has_changed else STATUS_EVERY):
             return []
         return self._tell(status, now)
 
     def _tell(self, status: StatusLine, now: float) -> list[Report]:
-        self._untold, self._status_at = None, now
+        self._untold, self._status_at, self._has_changed = None, now, False
         self._told_state, self._told_uri = status.state, status.uri
         return [self._context.reporter.status_report(status.state, status.message, status.uri)]
 

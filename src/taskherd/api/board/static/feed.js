@@ -126,12 +126,12 @@ class Feed {
 
   async connect() {
     const { path = "/tasks/watch", query = "", snapshot = false, onRefused } = this.options;
-    const parameters = new URLSearchParams();
+    const parameters = new URLSearchParams({ include: "state_since" });
     if (query) parameters.set("q", query);
     if (!snapshot && path === "/tasks/watch") parameters.set("snapshot", "false");
     this.connection = new AbortController();
     this.listenForSilence();
-    const opened = await api.open(`${path}${parameters.size ? `?${parameters}` : ""}`, {
+    const opened = await api.open(`${path}${path.includes("?") ? "&" : "?"}${parameters}`, {
       signal: this.connection.signal,
       headers: this.position ? { "Last-Event-ID": this.position } : {},
     });

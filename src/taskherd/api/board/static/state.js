@@ -24,13 +24,13 @@ const WORKSPACE = new Map([
 ]);
 
 /**
- * Say how a task shows.
+ * Say how a task shows. Without its `state_since`, the time of its last report or change stands for that.
  * @param {any} task a task document
  * @param {string} [runner] the name of its machine, where that is known
  * @returns {Shown}
  */
 export function describe(task, runner = "") {
-  const { status, current_state: state, workspace_agent_health: health, agent_exit: exit } = task;
+  const { status, current_state: state, workspace_agent_health: health, agent_exit: exit, state_since: since } = task;
   const message = firstLine(state?.message);
   if (task.requests_open) {
     const [first] = task.requests || [];
@@ -39,31 +39,31 @@ export function describe(task, runner = "") {
   }
   if (task.queue) return shown("queued", "paused", false, queued(task.queue), task.queue.since);
   if (isLost(task)) {
-    return shown("lost", "lost", false, `${machine(runner)} is silent. ${message && `Last: ${message}`}`.trim(), exit?.at || task.updated_at);
+    return shown("lost", "lost", false, `${machine(runner)} is silent. ${message && `Last: ${message}`}`.trim(), exit?.at || since || task.updated_at);
   }
-  if (isFailed(task)) return shown("failed", "failed", false, failure(task), exit?.at || state?.timestamp || task.updated_at);
+  if (isFailed(task)) return shown("failed", "failed", false, failure(task), exit?.at || since || state?.timestamp || task.updated_at);
   const workspace = WORKSPACE.get(task.workspace_status);
-  if (workspace && status !== "active") return shown(workspace[0], "paused", true, workspace[1], task.updated_at);
+  if (workspace && status !== "active") return shown(workspace[0], "paused", true, workspace[1], since || task.updated_at);
   if (status === "unknown" && task.workspace_status === "pending") { // a stop that no runner has taken up yet
-    return shown("pausing", "paused", true, "Its agent is to be stopped", task.updated_at);
+    return shown("pausing", "paused", true, "Its agent is to be stopped", since || task.updated_at);
   }
-  if (status === "paused") return shown("paused", "paused", false, message || "Paused. Resume it to go on.", task.updated_at);
-  if (status === "pending") return shown("queued", "paused", false, "No runner has taken it up yet", task.updated_at);
-  if (status === "initializing") return shown("starting", "paused", true, message || "Its workspace starts", state?.timestamp || task.updated_at);
-  if (status === "unknown") return shown("unknown", "paused", false, message || "Nobody has reported its state", task.updated_at);
-  if (state?.state === "complete") return shown("complete", "done", false, message || "Done", state.timestamp);
+  if (status === "paused") return shown("paused", "paused", false, message || "Paused. Resume it to go on.", since || task.updated_at);
+  if (status === "pending") return shown("queued", "paused", false, "No runner has taken it up yet", since || task.updated_at);
+  if (status === "initializing") return shown("starting", "paused", true, message || "Its workspace starts", since || state?.timestamp || task.updated_at);
+  if (status === "unknown") return shown("unknown", "paused", false, message || "Nobody has reported its state", since || task.updated_at);
+  if (state?.state === "complete") return shown("complete", "done", false, message || "Done", since || state.timestamp);
   if (exit && !state) return shown("ended", "idle", false, exitSays(exit), exit.at);
   if (task.interrupt) return shown("interrupting", "working", true, message || "It is being interrupted", task.interrupt.since);
   if (task.stalled_since) {
     const last = message ? `, last: ${message}` : "";
     return shown("stalled", "lost", false, `Nothing but heartbeats${last}`, task.stalled_since);
   }
-  if (state?.state === "working") return shown("working", "working", true, message || "Working", state.timestamp);
+  if (state?.state === "working") return shown("working", "working", true, message || "Working", since || state.timestamp);
   if (state?.state === "idle") {
-    return shown("idle", "idle", false, message || "It waits for your next message", state.timestamp);
+    return shown("idle", "idle", false, message || "It waits for your next message", since || state.timestamp);
   }
   const waits = health && !health.healthy ? sentence(health.reason) : "Its agent has not said anything yet";
-  return shown("active", "idle", false, waits, task.updated_at);
+  return shown("active", "idle", false, waits, since || task.updated_at);
 }
 
 /**

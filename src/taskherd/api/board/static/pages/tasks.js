@@ -171,7 +171,7 @@ class Tasks {
 
   /** @param {string} after the cursor of a page */
   path(after) {
-    return `/tasks?${new URLSearchParams({ limit: String(PAGE), q: this.q, ...(this.sort && { sort: this.sort }), ...(after && { after }) })}`;
+    return `/tasks?${new URLSearchParams({ limit: String(PAGE), include: "state_since", q: this.q, ...(this.sort && { sort: this.sort }), ...(after && { after }) })}`;
   }
 
   source() {

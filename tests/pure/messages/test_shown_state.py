@@ -1,0 +1,45 @@
+"""When a task counts as having come into another state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from taskherd.domain.view import LOST_CONNECTION
+from taskherd.messages.shown_state import ShownState, is_another_state, shown_state_of
+
+
+def core(status: str = "active", state: str | None = "working", reason: str | None = None, **fields: Any) -> Any:
+    """Return what a core document has of a task's state."""
+    health = {"healthy": True} if reason is None else {"healthy": False, "reason": reason}
+    said = None if state is None else {"state": state, "message": "Reading", "uri": "", "timestamp": ""}
+    return {"status": status, "current_state": said, "workspace_agent_health": health, **fields}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_another"),
+    [
+        (core(), core(), False),
+        (core(labels={}), core(labels={"team": "blue"}), False),
+        (core(reason="agent has not yet connected"), core(), False),
+        (core(state=None), core(), True),
+        (core(), core(state="idle"), True),
+        (core(), core(requests_open=1), True),
+        (core(requests_open=1), core(state="idle", requests_open=2), False),
+        (core(), core(reason=LOST_CONNECTION), True),
+        (core(state="complete"), core(state="complete", reason=LOST_CONNECTION), False),
+        (core("pending", None), core("initializing", None), True),
+        (core(), core("unknown"), True),
+        (core("unknown"), core("paused"), True),
+        (core(agent_exit=None), core(agent_exit={"why": "lost"}), True),
+    ],
+)
+def test_what_is_another_state(before: Any, after: Any, *, is_another: bool) -> None:
+    """What people are shown in one word counts; what else is said of a task does not."""
+    assert is_another_state(before, after) is is_another
+
+
+def test_a_document_of_an_earlier_release_has_a_state() -> None:
+    """One without the fields that came later."""
+    assert shown_state_of(core("paused", None)) is ShownState.PAUSED
