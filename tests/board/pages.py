@@ -18,6 +18,12 @@ AXE = Path(__file__).parent / "axe" / "axe.min.js.gz"
 AXE_SHA256 = "29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c"
 _RULES = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")
 SIGN_IN = "document.getElementById('token')"
+_TOO_LATE = """
+    const real = window.fetch;
+    window.fetch = (path, options) => real(path, !String(path).includes("/tasks/watch") ? options
+        : { ...options, headers: { ...options.headers, "Last-Event-ID": "999999999" } });
+    dispatchEvent(new PageTransitionEvent("pageshow", { persisted: true }));
+"""
 MAX_STOPS = 60
 """Maximum number of times that Tab is pressed to reach something."""
 
@@ -87,6 +93,14 @@ class Page:
             await self.tab.until(shown)
         except TimeoutError:
             raise AssertionError(f"no {text!r} within {within}: {await self.text('body')}") from None
+
+    async def stop_following(self) -> None:
+        """Have the page follow no changes until it is told to."""
+        await self.tab.evaluate("dispatchEvent(new PageTransitionEvent('pagehide')), 0")
+
+    async def follow_after_the_history_was_pruned(self) -> None:
+        """Have the page follow again, from a position that the API does not know."""
+        await self.tab.evaluate(_TOO_LATE)
 
     async def text(self, within: str = "#main") -> str:
         """Return what an element shows."""

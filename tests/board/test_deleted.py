@@ -64,3 +64,21 @@ async def test_pages_follow_each_other(board: Board) -> None:
     await page.tab.evaluate("history.back()")
     await page.tab.until(f"{NAMES}.length === 10")
     assert page.tab.errors == []
+
+
+async def test_deletes_that_were_missed_move_no_row(board: Board) -> None:
+    """When the API cannot tell what was deleted meanwhile, the rows stay until somebody asks for the list."""
+    harness = board.harness
+    await create(board, ["missed-first", "missed-second"])
+    await harness.alice.delete("/tasks/me/missed-first")
+    page = await board.open("/deleted?q=name:missed")
+    await page.tab.until(f"{NAMES}.join() === 'missed-first'")
+    await page.stop_following()
+    await harness.alice.delete("/tasks/me/missed-second")
+    await page.follow_after_the_history_was_pruned()
+    await page.sees("May have changed", ".head .pill")
+    assert await page.tab.evaluate(NAMES) == ["missed-first"]
+    await page.tab.press(".")
+    await page.tab.until(f"{NAMES}.join() === 'missed-second,missed-first'")
+    await page.tab.until("document.querySelector('.head .pill').hidden")
+    assert page.tab.errors == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 
 import pytest
@@ -504,4 +505,34 @@ async def test_paused_tasks_have_a_number_and_their_list(board: Board) -> None:
     await page.click(".totals a[href$='status:paused']")
     await page.tab.until("location.pathname === '/tasks'")
     await page.sees("Set aside", "tbody")
+    assert page.tab.errors == []
+
+
+async def test_home_reads_everything_again_after_changes_were_missed(board: Board) -> None:
+    """When the API cannot tell what has changed, what is gone goes and what came comes, except under the pointer."""
+    harness = board.harness
+    gone, kept = await harness.active(display_name="Gone meanwhile"), await harness.active(display_name="Waits still")
+    for task in (gone, kept):
+        await status(board, task["id"], "idle", f"Was {task['display_name']}")
+    page = await board.open("/")
+    for task in (gone, kept):
+        await page.sees(f"Was {task['display_name']}", ".needs")
+    pointed = f".need[data-id='{kept['id']}']"
+    await page.point(pointed)
+    place = f"document.querySelector({json.dumps(pointed)}).getBoundingClientRect().y"
+    before = await page.tab.evaluate(place)
+    await page.stop_following()
+    await harness.alice.delete(f"/tasks/me/{gone['id']}")
+    new = await harness.active(display_name="Came meanwhile")
+    await status(board, new["id"], "idle", "Was not there")
+    await harness.worker.until(lambda: harness.worker.state(uuid.UUID(new["id"])).get("state") == "idle")
+    await page.follow_after_the_history_was_pruned()
+    running = await harness.active(display_name="Runs now")
+    await status(board, running["id"], "working", "Shown by the stream")
+    await page.tab.until("document.title.startsWith('(')")
+    assert await page.tab.evaluate(place) == before
+    await page.point(".brand")
+    await page.sees("Was not there", ".needs")
+    await page.sees("Shown by the stream", "section[aria-labelledby=running]")
+    assert "Gone meanwhile" not in await page.text("#main")
     assert page.tab.errors == []

@@ -218,15 +218,6 @@ async def test_rows_change_in_place_and_never_jump(board: Board) -> None:
     assert page.tab.errors == []
 
 
-_MISSING = """
-    const real = window.fetch;
-    window.fetch = (path, options) => real(path, !String(path).includes("/tasks/watch") ? options
-        : { ...options, headers: { ...options.headers, "Last-Event-ID": "999999999" } });
-    dispatchEvent(new PageTransitionEvent("pageshow", { persisted: true }));
-"""
-"""Has a page that does not follow do so again, from a position that the API does not know."""
-
-
 async def test_changes_that_were_missed_move_no_row(board: Board) -> None:
     """When the API cannot tell what has changed meanwhile, the rows stay until somebody asks for the list."""
     harness = board.harness
@@ -234,9 +225,9 @@ async def test_changes_that_were_missed_move_no_row(board: Board) -> None:
     page = await board.open("/tasks?q=status:active")
     await page.sees("Read before", "tbody")
     before = await page.tab.evaluate(ROWS)
-    await page.tab.evaluate("dispatchEvent(new PageTransitionEvent('pagehide')), 0")
+    await page.stop_following()
     await harness.active(display_name="Came meanwhile")
-    await page.tab.evaluate(_MISSING)
+    await page.follow_after_the_history_was_pruned()
     await page.sees("May have changed", ".list-head .pill")
     assert await page.tab.evaluate(ROWS) == before
     assert len(await page.reads("/tasks?")) == 1

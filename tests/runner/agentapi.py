@@ -29,6 +29,7 @@ import os
 import re
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 STABLE = 0.3
@@ -41,6 +42,8 @@ REFUSALS = 3
 """How often ``refused`` is rejected as if the agent worked."""
 ENDING = 0.1
 """Seconds that the agent takes to end."""
+HOLD = os.environ.get("AGENTAPI_HOLD", "")
+"""A file as long as which exists no screen counts as stable, so that a test can do what it does in a turn."""
 EXIT_STATUSES = {"/exit": 0, "die": 1}
 WIDTH = 80
 
@@ -76,7 +79,13 @@ class AgentApi:
         if initial_prompt:
             await self.type(initial_prompt)
             return
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Count the screen as stable after a while, or later, once the file ``HOLD`` is gone."""
         await asyncio.sleep(STABLE)
+        while HOLD and Path(HOLD).exists():  # noqa: ASYNC110 - for a test, which creates and removes it
+            await asyncio.sleep(0.02)
         await self.set_status("stable")
 
     async def send_event(self, name: str, fields: dict[str, Any]) -> None:
@@ -139,8 +148,7 @@ class AgentApi:
             )
             await asyncio.sleep(0.05)
         await self.set_message("agent", screen("● Did: " + text, "", "✻ Cooked for 6s"), number)
-        await asyncio.sleep(STABLE)
-        await self.set_status("stable")
+        await self.settle()
         if text == "redraw":
             for status in ("running", "stable"):
                 await asyncio.sleep(STABLE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -102,10 +103,11 @@ def status_shape(status: str) -> Shape:
 
 
 @asynccontextmanager
-async def emulator(port: int, initial_prompt: str = "") -> AsyncIterator[Emulator]:
-    """Run the emulator with a piped stdin, as the real one ran."""
+async def emulator(port: int, initial_prompt: str = "", hold: Path | str = "") -> AsyncIterator[Emulator]:
+    """Run the emulator with a piped stdin, as the real one ran; no turn ends while the file ``hold`` exists."""
     arguments = (sys.executable, str(SERVER), "server", "--type=claude", f"--port={port}", "--", "claude")
-    process = await asyncio.create_subprocess_exec(*arguments, stdin=asyncio.subprocess.PIPE)
+    environment = {**os.environ, "AGENTAPI_HOLD": str(hold)}
+    process = await asyncio.create_subprocess_exec(*arguments, stdin=asyncio.subprocess.PIPE, env=environment)
     running = Emulator(process, port)
     listening = asyncio.create_task(running.listen(running.events))
     try:
@@ -126,13 +128,18 @@ def _close_stdin(process: asyncio.subprocess.Process, text: str) -> None:
     process.stdin.close()
 
 
-async def test_a_turn(unused_tcp_port: int) -> None:
+async def test_a_turn(unused_tcp_port: int, tmp_path: Path) -> None:
     """Statuses, messages and answers come in the recorded order, and rejections have the recorded texts."""
-    async with emulator(unused_tcp_port) as agent:
+    hold = tmp_path / "hold"
+    hold.touch()
+    async with emulator(unused_tcp_port, hold=hold) as agent:
         await eventually(lambda: bool(agent.events))
         answers = [await agent.post("too early")]
+        hold.unlink()
         await agent.until("stable")
+        hold.touch()
         answers += [await agent.post(text) for text in ("hello", "busy?", "")]
+        hold.unlink()
         await agent.until("stable")
         assert shapes(agent.events) == recorded_shapes("turn")
         assert answers == recorded_answers("turn")

@@ -29,6 +29,7 @@ class Deleted {
     this.failed = "";
     /** @type {Set<string>} ids of tasks that were deleted since */
     this.pending = new Set();
+    this.mayHaveChanged = false; // changes were missed
   }
 
   start() {
@@ -46,10 +47,15 @@ class Deleted {
         showFeedState(state);
         if (state === "offline" && !this.page) this.load(); // what there is, until the stream stands
       },
-      onLive: () => this.load(), // not before: the list would be read twice
+      onLive: (again) => (again && this.page ? this.missed() : this.load()), // not before: the list would be read twice
       onChanges: (changes) => this.apply(changes),
       onRefused: () => this.load(), // whose own refusal says more
     });
+  }
+
+  missed() {
+    this.mayHaveChanged = true;
+    this.draw();
   }
 
   get path() {
@@ -71,7 +77,10 @@ class Deleted {
     if (answer.ok) {
       this.page = answer.value;
       for (const { id } of this.page.tasks) this.pending.delete(id);
-      if (!this.after) for (const id of counted) this.pending.delete(id);
+      if (!this.after) {
+        for (const id of counted) this.pending.delete(id);
+        this.mayHaveChanged = false;
+      }
       router.announce(plural(this.page.tasks.length, "deleted task"));
     }
     this.draw();
@@ -97,9 +106,9 @@ class Deleted {
 
   draw() {
     if (this.view.signal.aborted) return;
-    const since = this.pending.size;
+    const since = this.pending.size ? `${count(this.pending.size)} deleted since` : this.mayHaveChanged ? "May have changed" : "";
     render(html`<div class="head"><h1>Deleted tasks</h1>
-        <button class="pill" ?hidden=${!since} @click=${() => this.turn("")}><span role="status">${since ? `${count(since)} deleted since` : ""}</span> · show</button>
+        <button class="pill" ?hidden=${!since} @click=${() => this.turn("")}><span role="status">${since}</span> · show</button>
         <a class="link small right" href="/tasks">All tasks</a>${sourceButton(this.source())}</div>
       ${this.failed ? html`<p class="notice bad" role="alert">${this.failed}</p>` : this.page ? list(this.page.tasks)
         : html`<div class="card rows" aria-busy="true"><div class="loading"></div></div>`}

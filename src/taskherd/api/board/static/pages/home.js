@@ -425,13 +425,14 @@ class Home {
         <div class="head">
           <h1 id="needs">${heading}</h1>
           ${oldest ? html`<span class="faint">oldest <time-ago at=${oldest} form="age"></time-ago></span>` : !this.loaded && !this.failed ? html`<span class="faint">reading…</span>` : nothing}
-          ${this.needs.heldBack ? html`<span class="faint" role="status">${count(this.needs.heldBack)} more when you leave this list</span>` : nothing}
           ${this.totals?.attention.failed ? html`<a class="link small" href=${address("failed:true changed:<1d")}>Failed today</a>` : nothing}
           <fieldset class="segments right"><legend class="unseen">Whose tasks</legend>${scope("mine", "Mine")}${scope("everyone", "Everyone’s")}</fieldset>
           <button class="source-button" title="Commands and raw JSON" aria-label="Commands and raw JSON: Home" @click=${() => this.showSource()}>{ }</button>
         </div>
         ${this.failed ? html`<p class="notice bad" role="alert">${api.explain(this.failed)}${this.retryTimer ? " Trying again…" : ""}</p>` : nothing}
-        ${ids.length ? html`<ul class="card rows">${repeat(ids.slice(0, NEEDS_SHOWN), (/** @type {string} */ id) => id, (/** @type {string} */ id) => this.need(id, needing.has(id)))}</ul>`
+        ${ids.length ? html`<div class="steady">
+            ${this.needs.heldBack ? html`<p class="held-back soft" role="status">${count(this.needs.heldBack)} more when you leave this list</p>` : nothing}
+            <ul class="card rows">${repeat(ids.slice(0, NEEDS_SHOWN), (/** @type {string} */ id) => id, (/** @type {string} */ id) => this.need(id, needing.has(id)))}</ul></div>`
           : !isUnknown ? this.calm(running.length) : this.failed ? nothing : rowsToCome()}
         ${total > NEEDS_SHOWN || further.others ? this.rest(needing, ids, total - NEEDS_SHOWN, address) : nothing}
       </section>
