@@ -343,5 +343,6 @@ async def _read(reader: ExplainingReader, case: Case, users: Mapping[str, UUID],
         by_change=case.sort != "created" or "changed" in terms,
         oldest_first=case.sort == "changed-asc",
         ids=ids,
+        with_state_since=True,  # as the board
     )
     await task_queries.tasks(reader, wanted)

@@ -151,23 +151,25 @@ async def why_did_it_die(board: Board) -> Person:
 
 
 async def resume_all_lost(board: Board) -> Person:
-    """All tasks that were lost on one machine start again, and the one of another machine does not."""
+    """All tasks that were lost on one machine start again, and the one of another machine does not.
+
+    One is lost because its machine is silent, one because that was rebooted, so that nobody knows how its agent ended.
+    """
     harness, worker = board.harness, board.harness.worker
     tasks = [await harness.active(display_name=f"Lost {number}") for number in range(3)]
     elsewhere = tasks.pop()
     await worker.report(build_report(elsewhere["id"], 1, "start", "succeeded", runner="r2"))
     assert (await worker.ask({"type": "runner.hello", "runner": "r1", "pool": "default"}))["ok"]
-    for task in (*tasks, elsewhere):
+    reason = "SELECT document #>> '{workspace_agent_health,reason}' FROM tasks WHERE id = $1"
+    for task in (tasks[0], elsewhere):
         await worker.report(make_report("agent.disconnected", uuid.UUID(task["id"]), build_number=1))
-        await worker.until_row(
-            "SELECT document #>> '{workspace_agent_health,reason}' FROM tasks WHERE id = $1",
-            uuid.UUID(task["id"]),
-            is_="agent has lost connection",
-        )
+        await worker.until_row(reason, uuid.UUID(task["id"]), is_="agent has lost connection")
+    await worker.report(make_report("agent.exit", uuid.UUID(tasks[1]["id"]), why="lost", build_number=1))
+    await worker.until_row(reason, uuid.UUID(tasks[1]["id"]), is_="agent is not running")
     person = await at_home(board)
     await person.click("nav a", "Fleet")
     await person.click("[aria-label='lost tasks of r1']")
-    await person.sees("Lost 1", "tbody")
+    await person.sees("Its machine, container or shim was stopped", "tbody")
     await person.click("[aria-label='Select this page']")
     await person.click(".selection button", "Resume")
     await person.click("dialog button", "Resume 2 tasks")

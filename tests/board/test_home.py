@@ -9,6 +9,7 @@ import pytest
 
 from tests.board.pages import Board
 from tests.harness.api import OTHER_VERSION
+from tests.harness.asking import asked
 from tests.harness.worker import VERSION, build_report, make_report
 
 pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time to start
@@ -448,19 +449,35 @@ async def test_what_needs_a_person_stays_however_much_else_changes(board: Board)
 
 
 async def test_every_tab_counts_what_home_counts(board: Board) -> None:
-    """A tab that was opened on another page knows what had ended badly before, too."""
+    """A tab that was opened on another page knows what had ended badly before, too, and counts down.
+
+    Tasks are counted, however much they ask, also those whose agent waits and is not well.
+    """
     harness = board.harness
-    for number in range(2):
-        task = await harness.create(harness.carol, display_name=f"Bad {number}")
-        await harness.worker.make_active(uuid.UUID(task["id"]))
-        await status(board, task["id"], "failed", "No way")
+    ids = []
+    for name in ("Bad 0", "Bad 1", "Unwell", "Asks twice"):
+        task = await harness.create(harness.carol, display_name=name)
+        ids.append(uuid.UUID(task["id"]))
+        await harness.worker.make_active(ids[-1])
+    for task_id, state in zip(ids, ("failed", "failed", "idle"), strict=False):
+        await status(board, str(task_id), state, "No way")
+    await harness.worker.report(make_report("agent.lifecycle", ids[2], lifecycle="start_error", build_number=1))
+    for title in ("This?", "And that?"):
+        await asked(harness, ids[3], title=title)
     page = await board.open("/", "carol")
-    await page.sees("Bad 1", ".needs")
+    await page.sees("And that?", ".needs")
+    await page.sees("No way", f".need[data-id='{ids[2]}']")
     await page.tab.until(READY)
     needs = int((await page.text("h1")).split()[0])
-    assert needs >= 2
+    assert needs >= 4
+    assert await page.tab.evaluate("document.querySelectorAll('.need').length") == needs + 1
+    await page.tab.until(f"document.title.startsWith('({needs}) ')")
     other = await board.open("/fleet", "carol")
     await other.tab.until(f"document.title.startsWith('({needs}) ')")
+    await page.go("/tasks")
+    await page.tab.until(f"document.title.startsWith('({needs}) ')")
+    await status(board, str(ids[0]), "working", "Again")
+    await page.tab.until(f"document.title.startsWith('({needs - 1}) ')")
     assert page.tab.errors == other.tab.errors == []
 
 

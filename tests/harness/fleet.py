@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import uuid
 from dataclasses import dataclass, field
@@ -254,18 +255,21 @@ async def fill(harness: ApiHarness) -> dict[str, uuid.UUID]:
 
 async def _age(harness: ApiHarness, task_id: uuid.UUID, by: timedelta) -> None:
     """Make a task look as if all that happened to it was earlier; the next report undoes that in part."""
-    row = await harness.worker.database.fetchrow("SELECT document, updated_at FROM tasks WHERE id = $1", task_id)
+    row = await harness.worker.database.fetchrow("SELECT document, state FROM tasks WHERE id = $1", task_id)
     assert row is not None
 
     def earlier(match: re.Match[str]) -> str:
         return (datetime.fromisoformat(match[0]) - by).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
     document = _TIME.sub(earlier, row["document"])
+    state = json.loads(row["state"])
+    state["since"] = _TIME.sub(earlier, state["since"])
     await harness.worker.database.execute(
-        "UPDATE tasks SET document = $2, updated_at = updated_at - $3::interval, created_at = created_at - $3::interval"
-        " WHERE id = $1",
+        "UPDATE tasks SET document = $2, state = $3, updated_at = updated_at - $4::interval,"
+        " created_at = created_at - $4::interval WHERE id = $1",
         task_id,
         document,
+        json.dumps(state),
         by,
     )
     statement = "UPDATE agent_requests SET since = since - $2::interval WHERE task_id = $1"

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from taskherd.domain.builds import initial_state
 from taskherd.domain.fold import fold
 from taskherd.domain.lease import Lease
-from taskherd.domain.reports import JobStatus, Transition, WorkspaceBuild
+from taskherd.domain.reports import AgentExit, ExitReason, JobStatus, Transition, WorkspaceBuild
 from taskherd.domain.value import replace
 from taskherd.domain.view import derive_view
 from taskherd.errors import Misconfigured
@@ -181,19 +181,27 @@ INSERT INTO template_versions (id, template_id, name, run) VALUES ($1, $1, 'v1',
 
 
 async def test_tasks_of_earlier_releases_are_listed_and_counted(empty_url: str) -> None:
-    """The index and the totals have every live task as its document says, with the runner that its state names."""
+    """The index and the totals have every live task as its document says, with the runner that its state names.
+
+    One whose agent ended without a record of how is lost.
+    """
     await migrate.upgrade_async(empty_url, "0010")
     connection = await asyncpg.connect(empty_url, timeout=10)
     template = uuid.uuid4()
     await connection.execute(FIRST_TEMPLATE.replace("$1", f"'{template}'"))
     base = replace(task_row().task, template_version_id=template, template_id=template, organization_id=template)
     expected = {}
-    for number, (job, runner) in enumerate(((JobStatus.RUNNING, "rack-1"), (JobStatus.FAILED, None))):
-        task_id = uuid.uuid4()
+    builds = ((JobStatus.RUNNING, "rack-1"), (JobStatus.FAILED, None), (JobStatus.SUCCEEDED, "rack-2"))
+    lost = uuid.uuid4()
+    for number, (job, runner) in enumerate(builds):
+        task_id = lost if job is JobStatus.SUCCEEDED else uuid.uuid4()
         report = WorkspaceBuild(
             task_id=task_id, build_number=1, seq=1, transition=Transition.START, job_status=job, runner=runner
         )
         state = fold(initial_state(task_id, NOW), report, NOW).state
+        if task_id == lost:
+            vanished = AgentExit(task_id=task_id, build_number=1, seq=2, why=ExitReason.LOST)
+            state = fold(state, vanished, NOW).state
         task = replace(base, id=task_id, name=f"task-{number}", state=state)
         document = orjson.dumps(core_document(derive_view(state, task.name), task)).decode()
         await connection.execute(
@@ -211,6 +219,9 @@ async def test_tasks_of_earlier_releases_are_listed_and_counted(empty_url: str) 
         assert await index_violations(connection) == []
         rows = await connection.fetch("SELECT task_id, array_agg(term ORDER BY term) FROM task_index GROUP BY task_id")
         assert {row[0]: row[1] for row in rows} == expected
+        assert await connection.fetch("SELECT task_id, health, terms FROM task_index_changes") == [
+            (lost, "lost", '["runner:rack-2"]')
+        ]
     finally:
         await connection.close(timeout=5)
 

@@ -63,7 +63,9 @@ async def measure(plan: Plan) -> list[Figure]:
 
 def _open(query: str, token: str) -> str:
     """Return the request with which a board opens its feed."""
-    return request("GET", f"/api/v2/tasks/watch?snapshot=false{query}", token, "Accept: text/event-stream\r\n")
+    return request(
+        "GET", f"/api/v2/tasks/watch?snapshot=false&include=state_since{query}", token, "Accept: text/event-stream\r\n"
+    )
 
 
 async def _tokens(services: BenchmarkServices) -> list[str]:

@@ -23,7 +23,7 @@ TASKS, OWNERS = 1_000, 20
 KB: Final = 1_024
 MOST: Final = 100.0
 """KB of the page in all."""
-LIST: Final = "/api/v2/tasks?limit=50"
+LIST: Final = "/api/v2/tasks?limit=50&include=state_since"
 BLOCKS, REQUESTS = 9, 40
 """Number of blocks of each encoding, in turns, and of the requests in one."""
 

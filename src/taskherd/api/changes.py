@@ -157,7 +157,8 @@ class Change:
         """Return whether the change passes by what a listing has, and label; earlier values are not known."""
         core = self.core_document
         has = listing(core)
-        if wanted.health and has.health not in wanted.health and not self._altered("workspace_agent_health"):
+        health_altered = self._altered("workspace_agent_health") or self._altered("agent_exit")
+        if wanted.health and has.health not in wanted.health and not health_altered:
             return False
         if wanted.waiting not in {None, has.waiting} and not self._altered("requests_open"):
             return False

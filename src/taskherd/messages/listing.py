@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from taskherd.domain.reports import AgentState
+from taskherd.domain.reports import AgentState, ExitReason
 from taskherd.domain.view import LOST_CONNECTION, NOT_RUNNING, Status
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ HEALTH_BY_REASON: Final[Mapping[str, ListedHealth]] = {
 """The reasons of ``domain.view.health_of``."""
 
 FIELDS: Final = frozenset(
-    {"status", "current_state", "workspace_agent_health", "requests_open", "stalled_since", "labels"}
+    {"status", "current_state", "workspace_agent_health", "agent_exit", "requests_open", "stalled_since", "labels"}
 )
 """The fields of the document from which a listing and the labels are derived."""
 
@@ -70,17 +70,22 @@ def listing(core: Mapping[str, Any]) -> Listing:
     return Listing(
         core["status"],
         NO_STATE if state is None else state["state"],
-        health(core["workspace_agent_health"]).value,
+        health(core).value,
         bool(core.get("requests_open")),
         core.get("stalled_since") is not None,
     )
 
 
-def health(document: Mapping[str, Any] | None) -> ListedHealth:
-    """Return the health that a document's ``workspace_agent_health`` means."""
+def health(core: Mapping[str, Any]) -> ListedHealth:
+    """Return the health of a task's agent; one that ended without a record of how is lost, like one that is silent."""
+    document, agent_exit = core["workspace_agent_health"], core.get("agent_exit")
     if document is None:
         return ListedHealth.NONE
-    return ListedHealth.HEALTHY if document["healthy"] else HEALTH_BY_REASON[document["reason"]]
+    if document["healthy"]:
+        return ListedHealth.HEALTHY
+    if agent_exit is not None and agent_exit["why"] == ExitReason.LOST:
+        return ListedHealth.LOST
+    return HEALTH_BY_REASON[document["reason"]]
 
 
 def runner_term(runner: str) -> str:

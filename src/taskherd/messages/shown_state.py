@@ -42,10 +42,10 @@ def shown_state(
         agent_exit: why its agent has ended, None if it has not.
         is_asking: whether a request of its agent is open.
     """
-    is_silent = agent_exit == ExitReason.LOST or health == LOST_CONNECTION
-    if is_silent and state != AgentState.COMPLETE:
+    has_vanished = agent_exit == ExitReason.LOST
+    if (has_vanished or health == LOST_CONNECTION) and state != AgentState.COMPLETE:
         return ShownState.LOST
-    if status == Status.ERROR or health == NOT_RUNNING:
+    if status == Status.ERROR or (health == NOT_RUNNING and not has_vanished):
         return ShownState.FAILED
     if status in {Status.PENDING, Status.INITIALIZING}:
         return ShownState.STARTING
@@ -76,5 +76,12 @@ def is_another_state(before: Mapping[str, Any], after: Mapping[str, Any]) -> boo
     return _distinguished(before) != _distinguished(after)
 
 
-def _distinguished(core: Mapping[str, Any]) -> tuple[str, ShownState, bool]:
-    return core["status"], shown_state_of(core), core["current_state"] is None
+def _distinguished(core: Mapping[str, Any]) -> tuple[ShownState, object]:
+    shown = shown_state_of(core)
+    match shown:
+        case ShownState.STARTING:
+            return shown, core["status"]
+        case ShownState.WORKING:
+            return shown, core["current_state"] is None
+        case _:
+            return shown, None

@@ -28,6 +28,14 @@ BARE: dict[str, Any] = {"status": "pending", "current_state": None, "workspace_a
             Listing("active", "working", "healthy", waiting=False, stalled=True),
         ),
         ({"requests_open": 2, "stalled_since": None}, Listing("pending", "none", "none", waiting=True, stalled=False)),
+        (
+            {"workspace_agent_health": {"healthy": False, "reason": view.NOT_RUNNING}, "agent_exit": {"why": "lost"}},
+            Listing("pending", "none", "lost", waiting=False, stalled=False),
+        ),
+        (
+            {"workspace_agent_health": {"healthy": False, "reason": view.NOT_RUNNING}, "agent_exit": {"why": "exited"}},
+            Listing("pending", "none", "not_running", waiting=False, stalled=False),
+        ),
         ({"requests_open": 0}, Listing("pending", "none", "none", waiting=False, stalled=False)),
     ],
 )

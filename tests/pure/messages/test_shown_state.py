@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from taskherd.domain.view import LOST_CONNECTION
+from taskherd.domain.view import LOST_CONNECTION, NOT_RUNNING
 from taskherd.messages.shown_state import ShownState, is_another_state, shown_state_of
 
 
@@ -15,6 +15,10 @@ def core(status: str = "active", state: str | None = "working", reason: str | No
     health = {"healthy": True} if reason is None else {"healthy": False, "reason": reason}
     said = None if state is None else {"state": state, "message": "Reading", "uri": "", "timestamp": ""}
     return {"status": status, "current_state": said, "workspace_agent_health": health, **fields}
+
+
+VANISHED = core("error", "failed", NOT_RUNNING, agent_exit={"why": "lost"})
+"""A task whose machine was rebooted, as its next runner reports it."""
 
 
 @pytest.mark.parametrize(
@@ -33,6 +37,9 @@ def core(status: str = "active", state: str | None = "working", reason: str | No
         (core(), core("unknown"), True),
         (core("unknown"), core("paused"), True),
         (core(agent_exit=None), core(agent_exit={"why": "lost"}), True),
+        (core(state=None, reason=LOST_CONNECTION), VANISHED, False),
+        (core(state="complete"), core("active", "complete", NOT_RUNNING, agent_exit={"why": "lost"}), False),
+        (core(state="failed"), core("error", "failed", NOT_RUNNING, agent_exit={"why": "exited"}), False),
     ],
 )
 def test_what_is_another_state(before: Any, after: Any, *, is_another: bool) -> None:

@@ -6,15 +6,14 @@ const EVERY = 30_000; // milliseconds between two looks
 const AT_LEAST = 2_000; // milliseconds between two looks that changes cause
 const ICON_AFTER = 200; // milliseconds: a page shows its content first
 const NAME = "taskherd";
-const BAD = /** @type {const} */ (["failed", "lost", "stalled"]);
 /** Where the browser keeps whose tasks Home shows: `mine` or `everyone`. */
 export const SCOPE_KEY = "taskherd-home-scope";
 
 let page = "";
 /** The terms of the tasks that are counted. */
 let terms = localStorage.getItem(SCOPE_KEY) === "everyone" ? "" : "owner:me";
-/** @type {{bad: number, attention: any} | null} */
-let seen = null; // how many tasks had ended badly lately when somebody read them, and the totals of then
+/** @type {{others: number, key: string} | null} */
+let seen = null; // how many tasks the totals do not tell, and what of these changes with their number
 /** @type {AbortSignal | null} */
 let owner = null; // of the page that says itself what needs a person
 let needs = 0;
@@ -49,13 +48,21 @@ export function count(wanted) {
 
 /**
  * Say what a page has found.
- * @param {number} count how many things need a person
- * @param {number} bad how many of them ended badly
+ * @param {number} count how many tasks need a person
+ * @param {number} others how many of them the totals do not tell: what ended badly lately, and agents that wait and are not well
  * @param {any} totals null if they are not known
  */
-export function set(count, bad, totals) {
-  if (totals) seen = { bad, attention: totals.attention };
+export function set(count, others, totals) {
+  if (totals) seen = { others, key: keyOf(totals) };
   showCount(count);
+}
+
+/**
+ * The numbers that change whenever one of the tasks does that the totals do not tell.
+ * @param {any} totals
+ */
+function keyOf({ attention: { failed, lost, stalled }, by_health: { healthy, none, ...unwell } }) {
+  return JSON.stringify([failed, lost, stalled, unwell]);
 }
 
 /** @param {number} count */
@@ -66,26 +73,17 @@ function showCount(count) {
 }
 
 /**
- * How many tasks have ended badly lately, as Home would show them; null if they cannot be read.
+ * How many tasks need a person that the totals do not tell, as Home would show them; null if they cannot be read.
  * @param {any} totals
  */
-async function readBad(totals) {
-  if (!BAD.some((each) => totals.attention[each]) && !totals.by_health.not_running) return 0;
-  const [{ BADLY, overviewPath }, { BAD: KINDS, needOf }] = await Promise.all([import("./pages/home-lists.js"), import("./pages/home-rows.js")]);
+async function readOthers(totals) {
+  const { attention: { failed, lost, stalled }, by_health: { healthy, none, ...unwell } } = totals;
+  if (![failed, lost, stalled, ...Object.values(unwell)].some(Boolean)) return 0;
+  const [{ BADLY, overviewPath }, { isUntold, needOf }] = await Promise.all([import("./pages/home-lists.js"), import("./pages/home-rows.js")]);
   const answer = await api.get(overviewPath(terms));
   if (!answer.ok) return null;
-  const tasks = new Map(BADLY.flatMap((name) => answer.value.groups[name].tasks).map((task) => [task.id, task]));
-  return [...tasks.values()].filter((task) => KINDS.has(needOf(task)?.kind || "")).length;
-}
-
-/**
- * How many things need a person by the totals: agents that wait, and what had ended badly, or has since.
- * @param {any} totals
- */
-function countBy({ attention }) {
-  const { bad, attention: then } = seen || { bad: 0, attention };
-  const since = BAD.reduce((sum, each) => sum + Math.max(0, attention[each] - then[each]), 0);
-  return attention.waiting + (attention.idle ?? 0) + bad + since;
+  const tasks = new Map(["idle", ...BADLY].flatMap((name) => answer.value.groups[name].tasks).map((task) => [task.id, task]));
+  return [...tasks.values()].filter((task) => isUntold(needOf(task)?.kind || "", task)).length;
 }
 
 /** Look soon: something changed. */
@@ -117,10 +115,12 @@ async function look() {
   if (!isSaid()) {
     const of = terms;
     const answer = await api.get(`/task-totals${of && `?q=${of}`}`);
-    const bad = answer.ok && !seen ? await readBad(answer.value).catch(() => null) : null;
+    const key = answer.ok ? keyOf(answer.value) : "";
+    const others = answer.ok && seen?.key !== key ? await readOthers(answer.value).catch(() => null) : null;
     if (answer.ok && of === terms && !isSaid()) {
-      if (bad !== null) seen ||= { bad, attention: answer.value.attention };
-      showCount(countBy(answer.value));
+      if (others !== null) seen = { others, key };
+      const { waiting, idle } = answer.value.attention;
+      showCount(waiting + (idle ?? 0) + (seen?.others ?? 0));
     }
   }
   if (timer) timer = setTimeout(look, EVERY);

@@ -18,7 +18,7 @@ const STATUSES = ["pending", "initializing", "active", "paused", "error", "unkno
 const STATES = ["working", "idle", "complete", "failed"];
 const HEALTHS = /** @type {[string, string][]} */ ([
   ["healthy", "it is heard, and well"], ["unhealthy", "any of the others"], ["connecting", "it has not been heard yet"],
-  ["late", "it takes long to be heard for the first time"], ["lost", "its machine is silent"], ["not_running", "it has ended"],
+  ["late", "it takes long to be heard for the first time"], ["lost", "its machine is silent, or was stopped"], ["not_running", "it has ended"],
   ["start_error", "its startup script failed"], ["shutting_down", "it is being stopped"],
 ]);
 const AGES = /** @type {[string, string][]} */ ([
@@ -223,8 +223,9 @@ const HEALTH_BY_REASON = /** @type {Record<string, string>} */ ({
 });
 
 /** @param {any} task */
-function healthWord({ workspace_agent_health: health }) {
+function healthWord({ workspace_agent_health: health, agent_exit: exit }) {
   if (!health) return "none";
+  if (!health.healthy && exit?.why === "lost") return "lost";
   return health.healthy ? "healthy" : HEALTH_BY_REASON[health.reason] || "";
 }
 

@@ -39,9 +39,10 @@ export function describe(task, runner = "") {
   }
   if (task.queue) return shown("queued", "paused", false, queued(task.queue), task.queue.since);
   if (isLost(task)) {
-    return shown("lost", "lost", false, `${machine(runner)} is silent. ${message && `Last: ${message}`}`.trim(), exit?.at || since || task.updated_at);
+    const how = exit ? exitSays(exit, runner) : `${machine(runner)} is silent. ${message && `Last: ${message}`}`.trim();
+    return shown("lost", "lost", false, how, since || exit?.at || task.updated_at);
   }
-  if (isFailed(task)) return shown("failed", "failed", false, failure(task), exit?.at || since || state?.timestamp || task.updated_at);
+  if (isFailed(task)) return shown("failed", "failed", false, failure(task), since || exit?.at || state?.timestamp || task.updated_at);
   const workspace = WORKSPACE.get(task.workspace_status);
   if (workspace && status !== "active") return shown(workspace[0], "paused", true, workspace[1], since || task.updated_at);
   if (status === "unknown" && task.workspace_status === "pending") { // a stop that no runner has taken up yet
@@ -90,7 +91,7 @@ export function isLost(task) {
 }
 
 /**
- * Return whether its machine is silent, which may come back.
+ * Return whether its machine is silent, which may come back, or was stopped with it.
  * @param {any} task
  */
 export function isSilent({ agent_exit: exit, workspace_agent_health: health }) {
@@ -101,7 +102,7 @@ export function isSilent({ agent_exit: exit, workspace_agent_health: health }) {
 export function isFailed(task) {
   if (task.status === "paused" || task.status === "pending" || isLost(task)) return false;
   return task.status === "error" || task.current_state?.state === "failed"
-    || (task.workspace_agent_health?.reason === NOT_RUNNING && hasFailed(task.agent_exit));
+    || (task.workspace_agent_health?.reason === NOT_RUNNING && task.agent_exit?.why !== "lost" && hasFailed(task.agent_exit));
 }
 
 /** A build has begun or is to begin, so that nothing else can be asked of the workspace. */
@@ -168,7 +169,7 @@ const EXITS = {
   signalled: (exit) => `Killed by signal ${exit.signal}`,
   out_of_memory: () => "Ran out of memory",
   timeout: () => "Reached its time limit",
-  lost: (_exit, runner) => `${machine(runner)} is silent`,
+  lost: (_exit, runner) => `Its machine${runner ? ` ${runner}` : ""}, container or shim was stopped`,
   stopped: () => "Stopped",
   interrupted: () => "Interrupted",
   not_started: () => "Could not be started",

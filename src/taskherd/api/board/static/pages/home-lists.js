@@ -1,7 +1,7 @@
 // @ts-check
 // What Home reads: one overview, with a few tasks of each group, and the open requests again when they change.
 import { now } from "../api.js";
-import { LOST, NOT_RUNNING } from "../state.js";
+import { NOT_RUNNING, isSilent } from "../state.js";
 
 /** @typedef {"needs" | "running" | "ended"} Section */
 
@@ -36,9 +36,9 @@ export const NEEDING = [
   },
   {
     group: "not_running", label: "ended", q: "health:not_running changed:<1d",
-    has: (task) => task.workspace_agent_health?.reason === NOT_RUNNING && isOfToday(task),
+    has: (task) => task.workspace_agent_health?.reason === NOT_RUNNING && task.agent_exit?.why !== "lost" && isOfToday(task),
   },
-  { group: "lost", label: "lost", q: "health:lost changed:<1d", has: (task) => task.workspace_agent_health?.reason === LOST && isOfToday(task) },
+  { group: "lost", label: "lost", q: "health:lost changed:<1d", has: (task) => isSilent(task) && isOfToday(task) },
   { group: "stalled", label: "stalled", q: "stalled:true", total: ({ attention }) => attention.stalled, has: (task) => Boolean(task.stalled_since) },
 ];
 

@@ -25,6 +25,15 @@ export function needOf(task) {
   return { kind: word, since };
 }
 
+/**
+ * Return whether the totals do not tell that a task needs a person: it ended badly, lately or not, or it waits and is not well.
+ * @param {string} kind of its need
+ * @param {any} task
+ */
+export function isUntold(kind, task) {
+  return BAD.has(kind) || (kind === "idle" && !task.workspace_agent_health?.healthy);
+}
+
 const NUMBERS = /** @type {const} */ ([
   ["working", "working", "status:active state:working health:healthy", (/** @type {any} */ totals) => totals.working],
   ["waiting", "waiting for someone", "waiting:true", (/** @type {any} */ totals) => totals.attention.waiting],
@@ -124,7 +133,7 @@ export function reply(page, id, label, send) {
 /** @type {Record<string, (task: any) => string>} */
 const HEADLINES = {
   failed: (task) => (task.agent_exit ? lower(exitSays({ ...task.agent_exit, words: "" })) : "failed"),
-  lost: () => "is lost: its machine is silent",
+  lost: (task) => `is lost: ${lower(task.agent_exit ? exitSays({ ...task.agent_exit, words: "" }) : "its machine is silent")}`,
   stalled: () => "has stalled: nothing but heartbeats",
 };
 

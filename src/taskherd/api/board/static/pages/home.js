@@ -8,7 +8,7 @@ import { bind } from "../keys.js";
 import * as router from "../router.js";
 import { describe, guarded } from "../state.js";
 import { ENDED, NEEDING, SECTIONS, WORKING, overviewPath, requestsPath } from "./home-lists.js";
-import { BAD, brokenRow, needOf, taskList, taskRow, totalsStrip } from "./home-rows.js";
+import { BAD, brokenRow, isUntold, needOf, taskList, taskRow, totalsStrip } from "./home-rows.js";
 import { SteadyList, inUse, onLeave } from "../steady.js";
 import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
@@ -43,6 +43,9 @@ class Home {
     /** @type {typeof import("./home-requests.js").requestRow | null} */
     this.requestRow = null; // until it is loaded
     this.asked = 0; // how often requests were read so far: only the answer of the last time counts
+    this.asksAgain = false; // they have changed while they were being read
+    /** @type {AbortSignal | null} the signal of what reads them */
+    this.asksWith = null;
     /** @type {any} */
     this.totals = null;
     /** @type {Scope} */
@@ -232,12 +235,24 @@ class Home {
   }
 
   /**
-   * Read again what agents ask.
+   * Read again what agents ask, and once more if that changes meanwhile.
    * @param {AbortSignal} signal
    */
   async readRequests(signal) {
+    this.asksAgain = true;
+    if (this.asksWith === signal) return; // they are being read
+    this.asksWith = signal;
+    while (this.asksAgain && !signal.aborted) {
+      this.asksAgain = false;
+      await this.readRequestsOnce(signal);
+    }
+    if (this.asksWith === signal) this.asksWith = null;
+  }
+
+  /** @param {AbortSignal} signal */
+  async readRequestsOnce(signal) {
     const turn = (this.asked += 1);
-    const answer = await api.get(requestsPath(this.terms), { signal });
+    const answer = await api.get(requestsPath(this.terms), { signal: within(signal) });
     const canShow = await this.loadRequestRow();
     if (signal.aborted || turn !== this.asked) return;
     if (!answer.ok || !canShow) return this.retryLater(signal, answer.ok ? NOT_SHOWN : answer);
@@ -308,7 +323,7 @@ class Home {
         asks ||= task.requests_open > 0; // which an answer on its way may have still
       } else {
         this.take(task);
-        asks ||= fields.has("requests") || fields.has("requests_open") || kind === "created";
+        asks ||= kind === "created" ? task.requests_open > 0 : fields.has("requests") || fields.has("requests_open");
       }
     }
     this.forgetSome();
@@ -333,15 +348,17 @@ class Home {
   /** Forget the tasks that have not changed for longest; those that are shown, or are the next to need a person, last. */
   forgetSome() {
     if (this.tasks.size <= MAX_KNOWN) return;
-    const needing = [...this.needing().values()].flatMap(({ task }) => task?.id ?? []);
+    const rows = [...this.needing().values()].filter(({ task }) => task);
+    const needing = rows.map(({ task }) => task.id);
     const kept = new Set([...needing, ...this.running.ids, ...this.ended.ids]);
     for (const id of this.tasks.keys()) {
       if (this.tasks.size <= MAX_KNOWN) return;
       if (!kept.has(id)) this.tasks.delete(id);
     }
-    for (const id of needing.slice(NEEDS_SHOWN).reverse()) {
+    for (const row of rows.slice(NEEDS_SHOWN).reverse()) {
       if (this.tasks.size <= MAX_KNOWN) return;
-      this.tasks.delete(id);
+      this.tasks.delete(row.task.id);
+      this.more.add(groupOf(row) || "failed"); // of which there is more than is known now
     }
   }
 
@@ -381,8 +398,8 @@ class Home {
     const ids = this.needs.update([...needing.keys()], this.isHeld("needs", "running", "ended"));
     if (!this.isHeld("needs")) this.done.clear();
     if (this.loaded) {
-      const bad = [...needing.values()].filter(({ kind }) => BAD.has(kind)).length;
-      attention.set(needing.size + this.further(needing).known, bad, this.totals);
+      const others = [...needing.values()].filter(({ kind, task }) => isUntold(kind, task)).length;
+      attention.set(tasksOf(needing) + this.further(needing).known, others, this.totals);
     }
     this.rows = this.isHeld("needs", "running", "ended") ? new Map([...(this.rows || []), ...needing]) : needing;
     render(this.template(needing, ids), this.view.root);
@@ -410,8 +427,9 @@ class Home {
    */
   template(needing, ids) {
     const further = this.further(needing);
-    const total = needing.size + further.known;
-    const needs = `${count(total)}${further.others ? "+" : ""}`;
+    const total = needing.size + further.known; // rows
+    const needs = `${count(tasksOf(needing) + further.known)}${further.others ? "+" : ""}`;
+    const atLeast = this.more.has("idle") ? "at least " : ""; // those that have not changed for longest were read
     const oldest = [...needing.values()].map((each) => each.since).filter(Boolean).sort()[0];
     const { running, ended } = this.lists();
     const isUnknown = !this.loaded || this.failed !== null;
@@ -424,7 +442,7 @@ class Home {
       <section class="needs" aria-labelledby="needs">
         <div class="head">
           <h1 id="needs">${heading}</h1>
-          ${oldest ? html`<span class="faint">oldest <time-ago at=${oldest} form="age"></time-ago></span>` : !this.loaded && !this.failed ? html`<span class="faint">reading…</span>` : nothing}
+          ${oldest ? html`<span class="faint">oldest ${atLeast}<time-ago at=${oldest} form="age"></time-ago></span>` : !this.loaded && !this.failed ? html`<span class="faint">reading…</span>` : nothing}
           ${this.totals?.attention.failed ? html`<a class="link small" href=${address("failed:true changed:<1d")}>Failed today</a>` : nothing}
           <fieldset class="segments right"><legend class="unseen">Whose tasks</legend>${scope("mine", "Mine")}${scope("everyone", "Everyone’s")}</fieldset>
           <button class="source-button" title="Commands and raw JSON" aria-label="Commands and raw JSON: Home" @click=${() => this.showSource()}>{ }</button>
@@ -583,6 +601,14 @@ class Home {
  */
 function within(signal) {
   return AbortSignal.any([signal, AbortSignal.timeout(LONGEST)]);
+}
+
+/**
+ * The number of tasks that rows are about, of which each may have several requests.
+ * @param {Map<string, {request?: any, task?: any}>} rows
+ */
+function tasksOf(rows) {
+  return new Set([...rows.values()].map(({ request, task }) => request?.task_id ?? task.id)).size;
 }
 
 /**

@@ -80,7 +80,7 @@ function reach(task) {
   if (isBuilding(task) && (status === "unknown" || status === "error")) {
     return { hint: "It is being stopped: nothing can be said now", refusal: "It is being stopped. Resume the task then, and send this." };
   }
-  if (status === "active" && isSilent(task)) return { hint: "Its machine is silent: a message may not arrive before a resume", refusal: "" };
+  if (status === "active" && isSilent(task) && !task.agent_exit) return { hint: "Its machine is silent: a message may not arrive before a resume", refusal: "" };
   if (status === "active" && task.agent_exit?.why === "interrupted") {
     return { hint: "Its agent was interrupted: a message waits until the task is resumed", refusal: "" };
   }
