@@ -477,7 +477,7 @@ async def test_each_command_prints_json(api_harness: ApiHarness) -> None:
     }
     for words in (
         *(("create", "x"), ("list",), ("show", "one"), ("logs", "one"), ("explain", "one"), ("events", "one")),
-        *(("durations", "one"), ("builds", "one")),
+        *(("durations", "one"), ("builds", "one"), ("builds", "one", "--log", "1")),
         *(("send", "one", "Hello"), ("interrupt", "one"), ("wait", "one", "--until", "active")),
         *(("requests", "one"), ("pause", "one"), ("label", "one", "a=b"), ("delete", "one"), ("deleted",)),
     ):
@@ -537,6 +537,35 @@ async def test_durations_and_builds_are_told_in_words(api_harness: ApiHarness) -
     assert [each["build_number"] for each in await shell.json("builds", "spent")] == [2, 1]
     for command in ("durations", "builds"):
         assert (await shell.code(command, "nothing"))[0] == 5
+
+
+async def test_the_log_of_a_build_has_that_of_its_agent(api_harness: ApiHarness) -> None:
+    """``builds --log`` prints the steps of both in their order, and as JSON the entries of both routes."""
+    task = uuid.UUID((await api_harness.active(name="logged"))["id"])
+    shell = Shell(api_harness)
+    assert (await shell.code("pause", "logged"))[0] == 0
+    await api_harness.worker.report(build_report(task, 2, "stop", "failed", error="The \x1b disk is full"))
+    await api_harness.worker.until(lambda: api_harness.worker.document(task)["status"] == "error")
+    builds = {each["build_number"]: each for each in await shell.json("builds", "logged")}
+    agents = [agent for each in builds[1]["resources"] for agent in each["agents"]]
+    paths = [f"/workspacebuilds/{builds[1]['id']}/logs", *(f"/workspaceagents/{each['id']}/logs" for each in agents)]
+    answers = [(await api_harness.alice.get(path)).json() for path in paths]
+    expected = sorted((entry for each in answers for entry in each), key=lambda entry: entry["created_at"])
+    assert len(answers) == 2
+    with pytest.MonkeyPatch.context() as patch:
+        for most in (1_000, 1):
+            patch.setattr("taskherd.api.workspaces.logs.MAX_ENTRIES", most)
+            assert await shell.json("builds", "logged", "--log", "1") == expected
+    lines = (await shell.run("builds", "logged", "--log", "1")).stdout.splitlines()
+    assert [line[21:] for line in lines] == [each["output"] for each in expected]
+    assert {"The workspace is running.", "Agent is ready."} <= {each["output"] for each in expected}
+    failed = await shell.run("builds", "alice/logged", "--log", "2", COLUMNS="60")
+    assert "  error: The" in failed.stdout
+    assert "\x1b" not in failed.stdout
+    assert max(map(len, failed.stdout.splitlines())) <= 60
+    code, stderr = await shell.code("builds", "logged", "--log", "3")
+    assert (code, "there is no build 3" in stderr, "taskherd task builds logged" in stderr) == (5, True, True)
+    assert (await shell.code("builds", "logged", "--log", "0"))[0] == 2
 
 
 async def test_watch_says_how_an_agent_ended(api_harness: ApiHarness) -> None:

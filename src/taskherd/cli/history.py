@@ -41,10 +41,24 @@ def durations(task: TaskArgument, output: OutputOption = OutputFormat.TABLE) -> 
 
 
 @app.command(epilog=EXIT_CODES)
-def builds(task: TaskArgument, output: OutputOption = OutputFormat.TABLE) -> None:
-    """Show the starts and stops of a task's workspace, newest first, and why one failed."""
-    found = tasks.builds(http.from_environment(), task)
+def builds(
+    task: TaskArgument,
+    log: Annotated[
+        int | None,
+        typer.Option(
+            "--log", metavar="NUMBER", min=1, help="Show the log of this one instead, with that of its agent."
+        ),
+    ] = None,
+    output: OutputOption = OutputFormat.TABLE,
+) -> None:
+    """Show the starts and stops of a task's workspace, newest first, and why one failed. Times of a log are in UTC."""
+    client = http.from_environment()
+    found = tasks.builds(client, task) if log is None else tasks.build_log(client, task, log)
     if output is OutputFormat.JSON:
         document(found)
-    else:
+    elif log is None:
         task_output.builds(found)
+    elif found:
+        task_output.build_log(found)
+    else:
+        print_note("Its log is empty, or was pruned.")

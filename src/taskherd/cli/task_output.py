@@ -238,6 +238,17 @@ def _build(build: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
+def build_log(entries: Iterable[Mapping[str, Any]]) -> None:
+    """Print the entries of the logs of a build and its agents, oldest first."""
+    for each in entries:
+        is_error = (each.get("log_level") or each["level"]) == "error"
+        text = f"error: {each['output']}" if is_error else each["output"]
+        time = moment(each["created_at"])
+        indent = len(time) + 2
+        first, *more = (colored(line, "red" if is_error else "") for line in wrapped(text, indent=indent))
+        typer.echo(("\n" + " " * indent).join([f"{time}  {first}", *more]))
+
+
 def _changes(event: Mapping[str, Any]) -> str:
     """Return the changes that matter to people: status, state and prompt."""
     changes, parts = event["changes"], []

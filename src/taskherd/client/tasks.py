@@ -244,6 +244,40 @@ def builds(client: Client, task: str) -> list[Mapping[str, Any]]:
     return found
 
 
+def build_log(client: Client, task: str, number: int) -> list[Mapping[str, Any]]:
+    """Return the log of a start or stop and those of its agents, by time.
+
+    Entries are those of the API, ``BuildLogOut`` and ``AgentLogOut`` in ``docs/openapi.json``. Raise ``ClientError`` if
+    there is no such build.
+    """
+    build = _build(client, show(client, task)["id"], number)
+    if build is None:
+        message = f"there is no build {number} of task {task!r}"
+        raise ClientError(ExitCode.NOT_FOUND, message, f"see those that there are with: taskherd task builds {task}")
+    agents = [agent["id"] for resource in build["resources"] for agent in resource["agents"]]
+    paths = (("workspacebuilds", build["id"]), *(("workspaceagents", each) for each in agents))
+    return sorted((entry for path in paths for entry in _log(client, path)), key=lambda entry: str(entry["created_at"]))
+
+
+def _build(client: Client, workspace: str, number: int) -> Mapping[str, Any] | None:
+    """Return the build of this number, which may be in a later page of the list."""
+    offset = 0
+    while True:
+        query = {"offset": str(offset)}
+        page = client.request("GET", "workspaces", workspace, "builds", query=query).body
+        found = next((each for each in page if each["build_number"] == number), None)
+        if found is not None or not page or page[-1]["build_number"] < number:
+            return found
+        offset += len(page)
+
+
+def _log(client: Client, path: tuple[str, str]) -> Iterator[Mapping[str, Any]]:
+    after = 0
+    while page := client.request("GET", *path, "logs", query={"after": str(after)}).body:
+        yield from page
+        after = page[-1]["id"]
+
+
 def status_and_state(task: Task) -> tuple[str, str]:
     """Return a task's status and its agent's current state, which is "" if the agent has reported none."""
     return task["status"], (task["current_state"] or {}).get("state", "")
