@@ -474,12 +474,14 @@ async def test_each_command_prints_json(api_harness: ApiHarness) -> None:
     assert set(typer.main.get_group(task_app).list_commands(None)) == {  # type: ignore[arg-type]
         *("create", "list", "show", "send", "interrupt", "pause", "resume", "delete", "explain", "events", "wait"),
         *("watch", "logs", "label", "requests", "answer", "deleted", "durations", "builds"),
+        *("totals", "overview"),
     }
     for words in (
         *(("create", "x"), ("list",), ("show", "one"), ("logs", "one"), ("explain", "one"), ("events", "one")),
         *(("durations", "one"), ("builds", "one"), ("builds", "one", "--log", "1")),
         *(("send", "one", "Hello"), ("interrupt", "one"), ("wait", "one", "--until", "active")),
         *(("requests", "one"), ("pause", "one"), ("label", "one", "a=b"), ("delete", "one"), ("deleted",)),
+        *(("totals",), ("overview",)),
     ):
         assert await shell.json(*words) is not None
 

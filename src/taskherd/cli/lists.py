@@ -1,4 +1,4 @@
-"""``taskherd task list`` and ``task deleted``: the tasks that match, and those that were deleted."""
+"""``taskherd task list``, ``deleted``, ``totals`` and ``overview``: the tasks that match, and how many there are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from taskherd.cli import task_output
+from taskherd.cli import overview_output, task_output
 from taskherd.cli.follow import app
 from taskherd.cli.output import OutputFormat, OutputOption, document, print_note
 from taskherd.cli.task import EXIT_CODES
@@ -14,6 +14,10 @@ from taskherd.client import http, tasks
 from taskherd.client.errors import ClientError, ExitCode
 
 __all__ = ["app"]
+
+QueryOption = Annotated[
+    str, typer.Option("--query", metavar="Q", help="Search terms of tasks, such as 'owner:me template:claude'.")
+]
 
 
 @app.command("list", epilog=EXIT_CODES)
@@ -88,3 +92,23 @@ def deleted(
         print_note("No deleted tasks.", "  see those of all owners with: taskherd task deleted --all")
     if len(found) == limit:
         print_note(f"At most the last {limit} deleted are listed; see others with --name or --owner.")
+
+
+@app.command(epilog=EXIT_CODES)
+def totals(query: QueryOption = "", output: OutputOption = OutputFormat.TABLE) -> None:
+    """Show how many tasks you may see, by status, state and health, and how many of them need a person."""
+    found = tasks.totals(http.from_environment(), query)
+    if output is OutputFormat.JSON:
+        document(found)
+    else:
+        overview_output.totals(found)
+
+
+@app.command(epilog=EXIT_CODES)
+def overview(query: QueryOption = "", output: OutputOption = OutputFormat.TABLE) -> None:
+    """Show what needs a person, what runs and what ended, of all tasks that you may see: a few of each, and totals."""
+    found = tasks.overview(http.from_environment(), query)
+    if output is OutputFormat.JSON:
+        document(found)
+    else:
+        overview_output.overview(found, query)

@@ -79,24 +79,27 @@ def labels(document: Task) -> str:
 
 
 def _row(document: Task) -> tuple[str, ...]:
-    state, note = document["current_state"] or {}, agent_note(document)
-    message = state.get("message", "")
-    last_words = (document.get("agent_exit") or {}).get("words", "")
-    if last_words and state.get("state") == "failed":  # then the message only repeats how the agent ended
-        message = last_words.splitlines()[-1]
-    if note:
-        message = f"agent {note}; {message}" if message else f"agent {note}"
-    elif document.get("requests_open"):
-        message = f"asks: {asks(document)}"
     return (
         f"{document['owner_name']}/{document['name']}",
         document["status"],
-        state.get("state", ""),
+        (document["current_state"] or {}).get("state", ""),
         age(document["created_at"]),
         age(document["updated_at"]),
         document["template_name"],
-        message,
+        message(document),
     )
+
+
+def message(document: Task) -> str:
+    """Return what there is to say about a task: how its agent ended, what it asks for, or what it reported last."""
+    state, note = document["current_state"] or {}, agent_note(document)
+    said = str(state.get("message", ""))
+    last_words = (document.get("agent_exit") or {}).get("words", "")
+    if last_words and state.get("state") == "failed":  # then the message only repeats how the agent ended
+        said = last_words.splitlines()[-1]
+    if note:
+        return f"agent {note}; {said}" if said else f"agent {note}"
+    return f"asks: {asks(document)}" if document.get("requests_open") else said
 
 
 def task(document: Task, *, page: str, following: str = "") -> None:

@@ -92,6 +92,18 @@ def list_deleted(client: Client, terms: Mapping[str, str], limit: int) -> list[T
     return found
 
 
+def totals(client: Client, query: str) -> Mapping[str, Any]:
+    """Return how many tasks match the search terms; the shape is ``TaskTotals`` in ``docs/openapi.json``."""
+    found: Mapping[str, Any] = client.request("GET", "task-totals", query={"q": query}).body
+    return found
+
+
+def overview(client: Client, query: str) -> Mapping[str, Any]:
+    """Return what needs a person, runs and is complete; the shape is ``TaskOverview`` in ``docs/openapi.json``."""
+    found: Mapping[str, Any] = client.request("GET", "task-overview", query={"q": query}).body
+    return found
+
+
 def change(
     client: Client,
     method: str,
