@@ -49,7 +49,7 @@ COMMANDS = {
 LISTS = ("dead list", "token list", "doctor", "config", CHECK)
 FAILING = {"doctor": 1, CHECK: 1}
 """Exit codes other than 0. Here no worker runs and no agent is installed, and the findings say so in JSON."""
-WITHOUT_RESULT = {"worker", "api", "runner", "mcp", "dev", "directory example", "usage", "requests"}
+WITHOUT_RESULT = {"worker", "api", "runner", "mcp", "dev", "directory example", "fleet", "usage", "requests"}
 """Commands that run until they are stopped, one that prints a file, and those that are tested beside their API."""
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from taskherd.cli.main import app
+from taskherd.cli.main import WITHOUT_SETTINGS, app
 
 KEY = "0123456789abcdef0123456789abcdef"
 
@@ -99,9 +99,10 @@ def test_the_nearest_command_is_suggested_for_a_mistyped_one() -> None:
     assert "Did you mean 'worker'?" in result.stderr
 
 
-def test_task_commands_import_neither_settings_nor_database() -> None:
-    """``taskherd task`` starts quickly because it does not import the heavy libraries."""
-    run = "import sys; from taskherd.cli.main import app; app(['task', '--help'], standalone_mode=False)"
+@pytest.mark.parametrize("command", WITHOUT_SETTINGS)
+def test_clients_of_the_api_import_neither_settings_nor_database(command: str) -> None:
+    """``taskherd task`` and the like start quickly because they do not import the heavy libraries."""
+    run = f"import sys; from taskherd.cli.main import app; app(['{command}', '--help'], standalone_mode=False)"
     heavy = "print(sorted({'sqlalchemy', 'pydantic_settings', 'aio_pika', 'structlog'} & set(sys.modules)))"
     process = subprocess.run(
         [sys.executable, "-c", f"{run}; {heavy}"], capture_output=True, text=True, timeout=30, check=True

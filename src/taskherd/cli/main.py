@@ -31,11 +31,11 @@ GROUPS: Final = {
 }
 """Commands with subcommands, and the module of each."""
 
-SINGLE: Final = ("worker", "api", "runner", "mcp", "requests", "usage", "dev", "doctor", "config")
+SINGLE: Final = ("worker", "api", "runner", "mcp", "fleet", "requests", "usage", "dev", "doctor", "config")
 """Commands without subcommands, each in a module of the same name."""
 
 
-WITHOUT_SETTINGS: Final = ("task", "mcp", "requests", "usage")
+WITHOUT_SETTINGS: Final = ("task", "mcp", "fleet", "requests", "usage")
 """Commands that are clients of the API: started often, they import neither settings nor logs."""
 
 
