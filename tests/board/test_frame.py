@@ -410,9 +410,10 @@ async def test_the_colour_scheme_is_a_choice(board: Board) -> None:
             "/tasks?",
         ),
         ("/deleted?q=owner:me", "taskherd task deleted --owner me", "/deleted-tasks?limit=50&q=owner%3Ame"),
+        ("/fleet", "taskherd fleet", "/api/v2/fleet"),
     ],
 )
-async def test_each_list_says_how_to_get_it_without_the_board(
+async def test_each_page_says_how_to_get_it_without_the_board(
     board: Board, path: str, command: str, request_path: str
 ) -> None:
     """One key, or a button, shows the raw JSON of what a page shows, and the commands that print the same."""

@@ -54,7 +54,8 @@ async def test_home_shows_what_is_asked_and_answers_it(board: Board) -> None:
     assert await page.tab.evaluate("document.querySelectorAll('.needs img, .needs script').length") == 0
     assert await buttons(page, ".need.ask .acts") == ["No", "Allow once", "Always allow"]
     await page.tab.press("y")
-    for text in ("/api/v2/task-overview?q=owner", "/api/v2/task-totals?q=owner", "taskherd requests --query owner:me"):
+    commands = [f"taskherd {each} --query owner:me" for each in ("requests", "task overview", "task totals")]
+    for text in ("/api/v2/task-overview?q=owner", "/api/v2/task-totals?q=owner", *commands):
         await page.sees(text, "dialog")
     await page.tab.press("Escape")
     await page.tab.until("!document.querySelector('dialog')")

@@ -173,7 +173,7 @@ async def test_what_the_page_shows_can_be_had_elsewhere(board: Board) -> None:
         "Time": ("taskherd task durations alice/sources", "/durations"),
         "Starts and stops": ("taskherd task builds alice/sources", f"/workspaces/{task_id}/builds"),
         "Start 1, log": (
-            "There is no taskherd command for this.",
+            "taskherd task builds alice/sources --log 1",
             "/workspacebuilds/",
             "/workspaceagents/",
             "Agent is r",

@@ -58,7 +58,7 @@ export default function fleet(view) {
   keys.bind("Fleet", [{ keys: "y", does: "Commands and raw JSON", run: () => showSource(SOURCE) }], signal);
 }
 
-const SOURCE = { title: "The fleet", path: "/fleet" };
+const SOURCE = { title: "The fleet", path: "/fleet", cli: ["fleet"] };
 
 /**
  * @param {any} known

@@ -577,7 +577,10 @@ class Home {
   async showSource() {
     const { quote, showSource } = await import("../task/commands.js");
     const query = this.terms && ` --query ${quote(this.terms)}`;
-    const others = [{ path: overviewPath(this.terms) }, { path: this.totalsPath }];
+    const others = [
+      { path: overviewPath(this.terms), cli: [`task overview${query}`] },
+      { path: this.totalsPath, cli: [`task totals${query}`] },
+    ];
     showSource({ title: "Home", path: requestsPath(this.terms), cli: [`requests${query}`], others });
   }
 

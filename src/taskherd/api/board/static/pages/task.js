@@ -336,7 +336,7 @@ class TaskPage {
   }
 
   side() {
-    const part = (/** @type {string} */ name, /** @type {any} */ content, /** @type {{path: string, cli?: string[]}} */ source) => (content === nothing ? nothing : html`
+    const part = (/** @type {string} */ name, /** @type {any} */ content, /** @type {{path: string, cli: string[]}} */ source) => (content === nothing ? nothing : html`
       <section><div class="side-head"><h2>${name}</h2>${sourceButton({ title: name, ...source })}</div>${content}</section>`);
     const { path, cliName: name } = this;
     return html`<details class="side" ?open=${WIDE.matches}><summary>About this task</summary>
@@ -344,6 +344,6 @@ class TaskPage {
       ${part("Facts", factsView(this.task, this.explained), { path, cli: [`task show ${name}`] })}
       ${part("Why", whyView(this.explained, this.task), { path: `${path}/explain`, cli: [`task explain ${name}`] })}
       ${part("Timeline", this.timeline.view(() => this.render()), { path: `${path}/events?newest=true`, cli: [`task events ${name}`] })}
-      ${this.builds.builds.length ? part("Starts and stops", this.builds.view(), { path: `/workspaces/${this.task.id}/builds`, cli: [`task builds ${name}`] }) : nothing}</details>`;
+      ${this.builds.builds.length ? part("Starts and stops", this.builds.view(name), { path: `/workspaces/${this.task.id}/builds`, cli: [`task builds ${name}`] }) : nothing}</details>`;
   }
 }

@@ -103,29 +103,34 @@ export class Builds {
     if (!this.signal.aborted) this.redraw();
   }
 
-  view() {
+  /** @param {string} task its reference on a command line */
+  view(task) {
     return html`<ol class="builds">${repeat(this.builds, (/** @type {any} */ { id }) => id, (/** @type {any} */ build) => html`<li>
       <details ?open=${this.logs.has(build.id)} @toggle=${(/** @type {Event} */ event) => this.toggle(build.id, /** @type {HTMLDetailsElement} */ (event.currentTarget).open)}>
         <summary><span class=${`state ${COLORS[build.job.status] || "idle"}`}><i class="dot"></i>${WORDS[build.transition] || build.transition} ${build.build_number}</span>
           <span class="soft">${build.job.status}</span> <time-ago class="faint tiny" at=${build.created_at} form="clock"></time-ago></summary>
-        ${this.log(build)}</details></li>`)}</ol>
+        ${this.log(build, task)}</details></li>`)}</ol>
       ${this.builds.length >= this.limit && this.limit < MOST ? html`<button class="link small" @click=${() => { this.limit += PAGE; this.more(); }}>Earlier ones</button>` : nothing}`;
   }
 
-  /** @param {any} build */
-  log(build) {
+  /**
+   * @param {any} build
+   * @param {string} task its reference on a command line
+   */
+  log(build, task) {
     const { id, transition, build_number: number, job } = build;
     const log = this.logs.get(id);
     if (!log) return nothing;
     const { lines, problems } = log;
     const name = `${WORDS[transition] || transition} ${number}, log`;
+    const others = agentLogs(build).map((path) => ({ path, cli: [] }));
     const empty = ENDED.has(job.status) ? "Its log is empty, or was pruned." : "Nothing is in its log yet.";
     return html`${problems.map((each) => html`<p class="problem" role="alert">${each}</p>`)}
       ${lines ? nothing : problems.length ? nothing : html`<p class="soft tiny" role="status">Reading its log…</p>`}
       ${lines && !lines.length && !problems.length ? html`<p class="soft tiny">${empty}</p>` : nothing}
       ${lines?.length ? html`<pre class="build-log" tabindex="0" role="group" aria-label=${name}>${lines.map((each) => html`<span class=${each.level === "error" ? "log-error" : ""}>${clock(each.time)} ${each.text}
 </span>`)}</pre>` : nothing}
-      <div class="side-head">${sourceButton({ title: name, path: logPath(id), others: agentLogs(build).map((path) => ({ path })) })}</div>`;
+      <div class="side-head">${sourceButton({ title: name, path: logPath(id), cli: [`task builds ${task} --log ${number}`], others })}</div>`;
   }
 }
 

@@ -6,7 +6,10 @@ import { leaving } from "../router.js";
 import { html } from "../vendor/lit-html/lit-html.js";
 import { json } from "./text.js";
 
-/** @typedef {{path: string, cli?: string[]}} Source `path` below `/api/v2`; `cli` has the words of command lines after `taskherd` */
+/**
+ * @typedef {{path: string, cli: string[]}} Source `path` below `/api/v2`; `cli` has the words of command lines after `taskherd`: none if
+ *   a command of the source before it prints this, too
+ */
 
 /** @param {Source & {title: string, others?: Source[]}} shown `others` are read beside the first, and shown with it */
 export async function showSource({ title, path, cli, others = [] }) {
@@ -22,10 +25,10 @@ export async function showSource({ title, path, cli, others = [] }) {
  * @param {Source} source
  * @param {Awaited<ReturnType<typeof api.get>>} answer
  */
-function source({ path, cli = [] }, answer) {
+function source({ path, cli }, answer) {
   const text = answer.ok ? json(answer.value) : api.explain(answer);
   return html`
-    ${cli.length ? cli.map((each) => command(`taskherd ${each}`)) : html`<p class="soft small">There is no taskherd command for this.</p>`}
+    ${cli.map((each) => command(`taskherd ${each}`))}
     ${command(`curl -sS -H "Coder-Session-Token: $TASKHERD_TOKEN" ${quote(`${location.origin}/api/v2${path}`)}`)}
     <pre class="raw" tabindex="0" role="group" aria-label=${`Raw JSON of ${path}`}>${text}</pre>`;
 }
