@@ -556,6 +556,13 @@ api_tokens = Table(
     Column("expires_at", Time),
     Column("revoked_at", Time),
     Column("last_used_at", Time, comment="exact to about a minute, because it is written in batches"),
+    Column(
+        "issued_from",
+        Text,
+        ForeignKey("api_tokens.id"),
+        comment="the token that requested this one, and ends it",
+    ),
+    Column("issued_by", Uuid, ForeignKey("users.id"), comment="the user of issued_from then"),
     Index("api_tokens_user_id_idx", "user_id"),
     comment="API tokens of users",
 )

@@ -1,4 +1,8 @@
-"""API tokens of users and their tools, ``id-secret``; only the SHA-256 of the secret is stored."""
+"""API tokens of users and their tools, ``id-secret``; only the SHA-256 of the secret is stored.
+
+A token that was issued over HTTP counts only while the token with which it was requested does, and while who requested
+it may hold it: ``issued_from`` and ``issued_by``.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +28,47 @@ class TokenRow:
     state: str
 
 
-IS_VALID: Final = "k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AND u.active"
+MAX_DEPTH: Final = 8
+"""Maximum number of tokens from which a token was issued, one from the other: each costs every lookup of it."""
+
+
+def _may_issue_for(issuer: str, user: str) -> str:
+    """Return the condition that a user, given as SQL, may hold a token of another one.
+
+    That needs an admin of every organization of the other user, so that it opens nothing that is closed to the admin.
+    As scalar subqueries this leaves the planner a single plan, lookups by primary key.
+    """
+    return f"""COALESCE((
+    SELECT bool_and(COALESCE((
+        SELECT a.role = 'admin' AND a.active
+        FROM memberships AS a WHERE a.user_id = {issuer} AND a.organization_id = b.organization_id), false))
+    FROM memberships AS b WHERE b.user_id = {user} AND b.active), false)"""
+
+
+# Lookups by primary key for each token from which this one was issued, and none for others.
+_IS_BACKED: Final = f"""(k.issued_from IS NULL OR NOT EXISTS (
+    WITH RECURSIVE links AS (
+        SELECT k.issued_from, k.issued_by, k.user_id, true AS valid
+        UNION ALL
+        SELECT p.issued_from, p.issued_by, p.user_id,
+               p.revoked_at IS NULL AND (p.expires_at IS NULL OR p.expires_at > now()) AND h.active
+        FROM links AS l JOIN api_tokens AS p ON p.id = l.issued_from JOIN users AS h ON h.id = p.user_id
+        WHERE l.valid
+    )
+    SELECT FROM links AS l
+    WHERE NOT l.valid OR l.issued_by <> l.user_id AND NOT {_may_issue_for("l.issued_by", "l.user_id")}))"""
+"""All tokens from which the token ``k`` was issued are valid, and who issued it may still hold it."""
+
+IS_VALID: Final = f"""k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AND u.active
+    AND {_IS_BACKED}"""
 """The token ``k`` of the user ``u`` is valid."""
 
 # For ``ReadPool``. ``holds``: the remaining lifetime in seconds, by the database clock, which also set the expiry;
 # ``problem``: why the token is not valid, or null.
-HOLDER: Final = """
+HOLDER: Final = f"""
 SELECT k.secret_hash, u.id, u.username, extract(epoch FROM k.expires_at - now())::float8 AS holds,
        CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked' WHEN k.expires_at <= now() THEN 'expired'
-            WHEN NOT u.active THEN 'deactivated' END AS problem
+            WHEN NOT u.active THEN 'deactivated' WHEN NOT {_IS_BACKED} THEN 'revoked' END AS problem
 FROM api_tokens AS k JOIN users AS u ON u.id = k.user_id
 WHERE k.id = $1
 """
@@ -52,30 +88,34 @@ FROM users AS u WHERE lower(u.username) = lower(:username) AND u.active
 RETURNING user_id
 """)
 
-# A token for somebody else needs an admin of every organization of that user, so that it opens
-# nothing that was closed to the admin. It ends no later than the token with which it was requested.
-ISSUE: Final = text("""
-INSERT INTO api_tokens (id, user_id, secret_hash, expires_at)
-SELECT :id, u.id, :secret_hash, least(now() + CAST(:lifetime AS interval), k.expires_at)
-FROM users AS u JOIN api_tokens AS k ON k.id = :presented
-WHERE u.id = :user_id AND u.active
-  AND (u.id = :caller OR EXISTS (SELECT 1 FROM memberships AS b WHERE b.user_id = u.id AND b.active)
-       AND NOT EXISTS (
-           SELECT 1 FROM memberships AS b WHERE b.user_id = u.id AND b.active AND NOT EXISTS (
-               SELECT 1 FROM memberships AS a WHERE a.user_id = :caller AND a.organization_id = b.organization_id
-               AND a.role = 'admin' AND a.active)))
+# The token ends no later than the one with which it was requested, also when that is revoked: see ``_IS_BACKED``.
+ISSUE: Final = text(f"""
+INSERT INTO api_tokens (id, user_id, secret_hash, expires_at, issued_from, issued_by)
+SELECT :id, o.id, :secret_hash, least(now() + CAST(:lifetime AS interval), k.expires_at), k.id, u.id
+FROM api_tokens AS k JOIN users AS u ON u.id = k.user_id JOIN users AS o ON o.id = :user_id AND o.active
+WHERE k.id = :presented AND {IS_VALID} AND (o.id = u.id OR {_may_issue_for("u.id", "o.id")})
 RETURNING user_id
 """)
 
-VALID: Final = text("""
-SELECT count(*) FROM api_tokens
-WHERE user_id = :user_id AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
+VALID: Final = text(f"SELECT {IS_VALID} FROM api_tokens AS k JOIN users AS u ON u.id = k.user_id WHERE k.id = :id")
+
+COUNT_VALID: Final = text(f"""
+SELECT count(*) FROM api_tokens AS k JOIN users AS u ON u.id = k.user_id WHERE k.user_id = :user_id AND {IS_VALID}
 """)
 
-LIST: Final = text("""
+DEPTH: Final = text("""
+WITH RECURSIVE links AS (
+    SELECT issued_from FROM api_tokens WHERE id = :id
+    UNION ALL
+    SELECT p.issued_from FROM links AS l JOIN api_tokens AS p ON p.id = l.issued_from
+)
+SELECT count(issued_from) FROM links
+""")
+
+LIST: Final = text(f"""
 SELECT k.id, u.username, k.created_at, k.expires_at, k.last_used_at,
        CASE WHEN k.revoked_at IS NOT NULL OR NOT u.active THEN 'revoked'
-            WHEN k.expires_at <= now() THEN 'expired' ELSE 'active' END
+            WHEN k.expires_at <= now() THEN 'expired' WHEN NOT {_IS_BACKED} THEN 'revoked' ELSE 'active' END
 FROM api_tokens AS k JOIN users AS u ON u.id = k.user_id
 WHERE CAST(:username AS text) IS NULL OR lower(u.username) = lower(:username)
 ORDER BY k.created_at DESC, k.id
@@ -105,31 +145,42 @@ async def add(
 
 @dataclass(frozen=True, slots=True)
 class NewToken:
-    """A token to issue on behalf of ``caller``, who presented the token ``presented``."""
+    """A token of a user to issue on behalf of who presented the token ``presented``."""
 
     id: str
     secret_hash: bytes
     user_id: UUID
-    caller: UUID
     presented: str
 
 
 async def issue(connection: AsyncConnection, token: NewToken, lifetime: timedelta) -> bool:
-    """Store a token of a user for the caller. Return False if there is no such user for whom the caller may."""
+    """Store a token of a user for who presented another one.
+
+    Return False if there is no such user for whom that holder may, or if the presented token is not valid.
+    """
     values = {
         "id": token.id,
         "secret_hash": token.secret_hash,
         "user_id": token.user_id,
-        "caller": token.caller,
         "presented": token.presented,
         "lifetime": lifetime,
     }
     return (await connection.execute(ISSUE, values)).scalar_one_or_none() is not None
 
 
+async def is_valid(connection: AsyncConnection, token_id: str) -> bool:
+    """Return whether a token is valid."""
+    return bool((await connection.execute(VALID, {"id": token_id})).scalar_one_or_none())
+
+
 async def count_valid(connection: AsyncConnection, user_id: UUID) -> int:
     """Return how many tokens of a user are valid."""
-    return int((await connection.execute(VALID, {"user_id": user_id})).scalar_one())
+    return int((await connection.execute(COUNT_VALID, {"user_id": user_id})).scalar_one())
+
+
+async def depth(connection: AsyncConnection, token_id: str) -> int:
+    """Return from how many tokens a token was issued, one from the other."""
+    return int((await connection.execute(DEPTH, {"id": token_id})).scalar_one())
 
 
 async def list_tokens(connection: AsyncConnection, username: str | None, limit: int) -> list[TokenRow]:

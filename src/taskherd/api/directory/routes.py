@@ -96,11 +96,12 @@ ROUTES: Final = (
         summary="Create a session key",
         description=(
             "Creates a token of the caller, or of a user of whose organizations the caller is an admin. It ends after"
-            " seven days, or with the token of this request; `taskherd token` lists and revokes it as any other."
+            " seven days, or with the token of this request, or once the caller could create it no more;"
+            " `taskherd token` lists and revokes it as any other."
         ),
         responses={
             201: ResponseSpec("The token, which cannot be shown again.", KeyOut),
-            409: ResponseSpec("Too many tokens of the user are valid."),
+            409: ResponseSpec("Too many tokens of the user are valid, or the presented one was created from 8 others."),
         },
         tag="users",
     ),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+import structlog
 from pydantic import Field
 
 from taskherd.api.http import search_query, user_tokens
-from taskherd.api.http.errors import HTTPError, not_found
+from taskherd.api.http.errors import HTTPError, not_found, unauthorized
 from taskherd.api.http.ids import is_searchable
 from taskherd.api.http.query_parameters import QueryModel
 from taskherd.api.http.responses import BufferedResponse, json
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
     from taskherd.api.context import RequestContext
     from taskherd.store.read_pool import Row
 
+log = structlog.get_logger(__name__)
+
 MESSAGE: Final = "Invalid user search query."
 KEY_LIFETIME: Final = timedelta(days=7)
-"""As in Coder. The token with which the key was requested may end it earlier."""
+"""As in Coder. The end of the token with which the key was requested ends it earlier."""
 MAX_TOKENS: Final = 1_000
 """Maximum number of valid tokens of a user beyond which no key is created."""
 _MAX_GITHUB_ID: Final = 2**63 - 1
@@ -75,12 +78,23 @@ async def key(request: RequestContext) -> BufferedResponse:
     """Create a token of the caller, or of a user of whose organizations the caller is an admin, and return it once."""
     caller, user = request.caller, await get_or_404(request)
     text, parsed = user_tokens.generate()
-    token = tokens.NewToken(parsed.id, parsed.secret_hash, user["id"], caller.user_id, caller.token_id)
+    token = tokens.NewToken(parsed.id, parsed.secret_hash, user["id"], caller.token_id)
     async with transaction(request.api.engine) as connection:
         if not await tokens.issue(connection, token, KEY_LIFETIME):
-            raise not_found()
+            raise not_found() if await tokens.is_valid(connection, caller.token_id) else unauthorized()
+        if await tokens.depth(connection, token.id) > tokens.MAX_DEPTH:
+            raise HTTPError(409, "The key was issued from too many others.", "Request it with the token of the first.")
         if await tokens.count_valid(connection, user["id"]) > MAX_TOKENS:
             raise HTTPError(409, "Too many tokens are valid.", f"A user may have {MAX_TOKENS}; revoke unused ones.")
+    log.info(
+        "key created",
+        key_id=token.id,
+        user=user["username"],
+        user_id=str(user["id"]),
+        issued_from=caller.token_id,
+        issued_by=caller.username,
+        issued_by_id=str(caller.user_id),
+    )
     return json({"key": text}, 201)
 
 
