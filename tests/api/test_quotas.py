@@ -6,9 +6,13 @@ import re
 import uuid
 from typing import Any
 
+import httpx
+
+from taskherd.messages.agent_tokens import agent_token
 from tests.api.conftest import StartApi
 from tests.api.test_agents import message, say, upload
 from tests.harness.api import VERSION, ApiHarness
+from tests.harness.worker import SECRET
 
 
 async def test_creates_have_a_rate_of_their_own(start_api: StartApi) -> None:
@@ -84,3 +88,32 @@ async def test_an_agents_log_is_limited_in_bytes_and_entries(start_api: StartApi
         many = [message(number, "agent", "x") for number in range(30)]
         assert (await upload(api_harness, by_entries, 1, *many)).status_code == 204
         assert (await upload(api_harness, by_entries, 1, *many)).status_code == 429
+
+
+async def add_entries(api_harness: ApiHarness, task_id: uuid.UUID, entries: list[dict[str, Any]]) -> httpx.Response:
+    """Add entries to the log of a task, as its agent."""
+    return await api_harness.anonymous.post(
+        "/workspaceagents/me/logs",
+        json={"entries": entries},
+        headers={"Coder-Session-Token": agent_token(SECRET, task_id, 1)},
+    )
+
+
+async def test_all_of_an_entry_counts_and_is_paid_in_full(start_api: StartApi) -> None:
+    """Data and titles count as content does, and what is larger than the burst keeps the log closed for as long."""
+    async with start_api(log_bytes_rate=1024, log_entries_rate=10) as api_harness:
+        data, title, large = [
+            uuid.UUID((await api_harness.active(input=each))["id"]) for each in ("Data", "Title", "Large")
+        ]
+        entry = {"type": "output", "content": "x", "time": "2026-01-01T00:00:00Z"}
+        with_data = {**entry, "id": 1, "kind": "tool_call", "data": {"diff": "x" * 8_000}}
+        assert (await add_entries(api_harness, data, [with_data])).status_code == 204
+        refused = await add_entries(api_harness, data, [{**entry, "id": 2}])
+        assert (refused.status_code, 2 <= int(refused.headers["Retry-After"]) <= 5) == (429, True)
+        titled = [{**entry, "id": number, "title": "x" * 200} for number in range(21)]
+        assert (await add_entries(api_harness, title, titled)).status_code == 204
+        assert (await add_entries(api_harness, title, titled[:15])).status_code == 429
+        content = [{**entry, "id": number, "content": "x" * 50_000} for number in range(10)]
+        assert (await add_entries(api_harness, large, content)).status_code == 204
+        refused = await add_entries(api_harness, large, [{**entry, "id": 11}])
+        assert (refused.status_code, int(refused.headers["Retry-After"]) > 400) == (429, True)

@@ -72,15 +72,34 @@ def test_the_wait_lasts_until_enough_has_been_refilled() -> None:
     assert limiter.retry_after("a") == 0
 
 
-def test_what_costs_more_than_the_burst_waits_for_a_full_bucket() -> None:
-    """It is accepted then, and leaves nothing."""
+def test_what_costs_more_than_the_burst_waits_for_a_full_bucket_and_is_paid_in_full() -> None:
+    """It is accepted once the bucket is full, and leaves a debt, so that the rate holds."""
     clock = FakeClock()
     limiter = RateLimiter(4, 2, clock)
     assert limiter.acquire("a", 100) == 0
-    assert limiter.acquire("a", 100) == 0.5
-    clock.now = 0.5
-    assert limiter.acquire("a", 100) == 0
+    assert limiter.acquire("a", 100) == 25
+    assert limiter.acquire("a") == limiter.retry_after("a") == 24.75
+    clock.now = 24.5
     assert limiter.acquire("a", 0.5) == 0.125
+    clock.now = 25
+    assert limiter.acquire("a", 100) == 0
+    accepted = 0
+    for tick in range(1_000):
+        clock.now = 1_000 + tick / 4
+        accepted += limiter.acquire("b", 7) == 0
+    assert (accepted - 1) * 7 <= 250 * 4, "the rate, and one more for the burst"
+    assert accepted * 7 >= 240 * 4
+
+
+def test_a_wait_takes_nothing() -> None:
+    """``wait`` says what ``acquire`` would, also of what costs more than the burst."""
+    limiter = RateLimiter(4, 2, FakeClock())
+    assert [limiter.wait("a", cost) for cost in (1, 2, 100)] == [0, 0, 0]
+    assert limiter.acquire("a", 2) == 0
+    assert [limiter.wait("a", cost) for cost in (1, 2, 100)] == [0.25, 0.5, 0.5]
+    assert limiter.acquire("a") == 0.25
+    unlimited = RateLimiter(0, 2, FakeClock())
+    assert (unlimited.wait("a", 100), unlimited.acquire("a", 100), len(unlimited)) == (0, 0, 0)
 
 
 def test_a_clock_that_stands_still_or_goes_back_refills_nothing() -> None:

@@ -61,7 +61,7 @@ async def add_entries(request: RequestContext) -> BufferedResponse:
     """Publish entries of the conversation as a report, as a runner does."""
     body: LogReport = request.body
     entries = [entry.to_domain({}) for entry in body.entries]
-    _charge_log(request, [entry.content for entry in entries])
+    _charge_log(request, [[entry.content, entry.title or "", entry.data or ""] for entry in entries])
     await _publish(request, entries)
     return empty(204)
 
@@ -74,7 +74,7 @@ async def log_snapshot(request: RequestContext) -> BufferedResponse:
     body: LogSnapshot = request.body
     if any(message.role not in _ROLES for message in body.messages):
         raise HTTPError(400, "Invalid agentapi payload structure.", "The role of a message must be user or agent.")
-    _charge_log(request, [message.content for message in body.messages])
+    _charge_log(request, [[message.content] for message in body.messages])
     now = datetime.now(UTC)
     entries = [
         LogEntry(
@@ -89,15 +89,21 @@ async def log_snapshot(request: RequestContext) -> BufferedResponse:
     return empty(204)
 
 
-def _charge_log(request: RequestContext, contents: Sequence[str]) -> None:
-    """Count entries against the rate at which a task's log may grow. Raise a 429 if they exceed it."""
+def _charge_log(request: RequestContext, entries: Sequence[Sequence[str]]) -> None:
+    """Count entries, each as its texts, against the rate at which a task's log may grow. Raise a 429 if they exceed it.
+
+    A refusal takes nothing, so that what is sent again after the wait is accepted.
+    """
     assert request.agent is not None
     task_id, limits = request.agent[0], request.api.rate_limits
-    size = sum(len(content.encode(errors="replace")) for content in contents)
-    wait = limits.log_entries.acquire(task_id, len(contents)) or limits.log_bytes.acquire(task_id, size)
+    size = sum(len(text.encode(errors="replace")) for parts in entries for text in parts)
+    costs = ((limits.log_entries, len(entries)), (limits.log_bytes, size))
+    wait = max(limiter.wait(task_id, cost) for limiter, cost in costs)
     if wait > 0:
-        request.api.refused_logs.add(task_id, RefusedEntries(len(contents), size, datetime.now(UTC)))
+        request.api.refused_logs.add(task_id, RefusedEntries(len(entries), size, datetime.now(UTC)))
         raise rate_limited(wait, "The log of this task grows too fast. Please wait.")
+    for limiter, cost in costs:
+        limiter.acquire(task_id, cost)
 
 
 async def _publish(request: RequestContext, entries: Iterable[LogEntry]) -> None:

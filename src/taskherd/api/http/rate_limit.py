@@ -35,18 +35,21 @@ class RateLimiter:
         self._buckets: OrderedDict[Hashable, _Bucket] = OrderedDict()
 
     def acquire(self, key: Hashable, cost: float = 1) -> float:
-        """Take ``cost`` from the bucket of ``key``. Return 0, or the seconds until that is available.
+        """Take ``cost`` from the bucket of ``key``. Return 0, or the seconds until it is accepted; that takes nothing.
 
-        What costs more than ``burst`` is accepted once the bucket is full, and empties it.
+        What costs more than ``burst`` is accepted once the bucket is full. It is charged in full, so the bucket is in
+        debt then, and the rate holds whatever the requests cost.
         """
+        wait = self.wait(key, cost)
+        if not wait and self._per_second:
+            self._buckets[key].tokens -= cost
+        return wait
+
+    def wait(self, key: Hashable, cost: float = 1) -> float:
+        """Return the seconds until ``acquire`` accepts this cost, without taking it."""
         if not self._per_second:
             return 0.0
-        bucket = self._refill(key)
-        cost = min(cost, self._burst)
-        if bucket.tokens >= cost:
-            bucket.tokens -= cost
-            return 0.0
-        return (cost - bucket.tokens) / self._per_second
+        return max(0.0, (min(cost, self._burst) - self._refill(key).tokens) / self._per_second)
 
     def retry_after(self, key: Hashable) -> float:
         """Return the seconds until a request of ``key`` is accepted, without taking one."""
