@@ -134,7 +134,7 @@ def _notice(refused: RefusedEntries) -> LogEntry:
 
 
 async def _attribute(request: RequestContext, entries: Sequence[LogEntry]) -> list[LogEntry]:
-    """Return the entries that are to be added, with source and id.
+    """Return the entries that are to be added, with source and id. None is a notice: those speak for the system.
 
     Of the inputs with the same text, the last is the one that was given last, and so on.
     """
@@ -143,7 +143,8 @@ async def _attribute(request: RequestContext, entries: Sequence[LogEntry]) -> li
     assert request.agent is not None
     by_runner = bool(given) and await agent_queries.is_claimed(request.api.reader, *request.agent)
     own = []
-    for entry in reversed(entries):
+    for reported in reversed(entries):
+        entry = replace(reported, kind=None) if reported.kind is LogKind.NOTICE else reported
         times = given.get(_compact(entry.content)) if entry.type is LogSource.INPUT else None
         if times and by_runner:
             continue
