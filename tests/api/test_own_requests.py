@@ -221,6 +221,29 @@ async def test_an_agent_waits_for_few_at_once(start_api: StartApi, monkeypatch: 
         assert [(await each)["text"] for each in waiting] == ["Now", "Now"]
 
 
+async def test_the_agents_of_one_user_leave_waits_to_others(
+    start_api: StartApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many tasks of one user, each with few waits, do not take those of the whole process."""
+    monkeypatch.setattr(requests, "MAX_WAITING_OF_OWNER", 2)
+    async with start_api() as harness:
+        first, second = await active(harness), await active(harness)
+        other = uuid.UUID((await harness.create(harness.bob))["id"])
+        await harness.worker.make_active(other)
+        waiting = [asyncio.create_task(read(harness, first, await own(harness, first), "30s")) for _ in range(2)]
+        await until_subscribers(harness, 2)
+        request_id = await own(harness, second)
+        refused = await as_agent(harness, second, "GET", f"{OWN}/{request_id}?wait=1s")
+        assert (refused.status_code, refused.json()["message"]) == (429, requests.TOO_MANY_OF_OWNER)
+        assert (await read(harness, second, request_id))["state"] == "open"
+        assert (await read(harness, other, await own(harness, other), "50ms"))["state"] == "open"
+        waiting.pop().cancel()
+        await until_subscribers(harness, 1)
+        assert (await read(harness, second, request_id, "50ms"))["state"] == "open"
+        waiting.pop().cancel()
+        await until_subscribers(harness, 0)
+
+
 @pytest.mark.parametrize("with_owner", [True, False])
 async def test_a_wait_ends_with_its_token(api_harness: ApiHarness, *, with_owner: bool) -> None:
     """A delete ends it, long before its deadline; also if the owner, in whose changes that would be, has left."""

@@ -174,6 +174,9 @@ class ApiProcess:
             log_streams=ConcurrencyLimit(log_follow.MAX_STREAMS, log_follow.MAX_STREAMS_OF_USER, log_follow.TOO_MANY),
             refused_logs=RefusedLogs(),
             agent_waits=ConcurrencyLimit(requests.MAX_WAITING, requests.MAX_WAITING_OF_TASK, requests.TOO_MANY),
+            agent_waits_of_owners=ConcurrencyLimit(
+                requests.MAX_WAITING, requests.MAX_WAITING_OF_OWNER, requests.TOO_MANY_OF_OWNER
+            ),
             fleet_snapshots=FleetSnapshots(now),
             queue_depths=depths,
             queue_ages=QueueAges(depths, shared),

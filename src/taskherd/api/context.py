@@ -76,6 +76,8 @@ class ApiContext:
     refused_logs: RefusedLogs
     agent_waits: ConcurrencyLimit
     """The requests of agents that wait for answers, by task."""
+    agent_waits_of_owners: ConcurrencyLimit
+    """The same, by the owner of the task."""
     fleet_snapshots: FleetSnapshots
     queue_depths: QueueDepths
     queue_ages: QueueAges

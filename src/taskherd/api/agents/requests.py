@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 
 MAX_WAITING: Final = 2_000
 """Maximum number of requests of agents in one process that wait for answers, half of the change feed's subscribers."""
+MAX_WAITING_OF_OWNER: Final = MAX_WAITING // 8
+"""Of the agents of all tasks of one user, so that they leave the waits to those of others."""
 MAX_WAITING_OF_TASK: Final = 20
 TOO_MANY: Final = "Too many requests of this agent wait for answers. Please wait."
+TOO_MANY_OF_OWNER: Final = "Too many requests of the agents of this user wait for answers. Please wait."
 READ_EVERY: Final = 4.0
 """Seconds between two reads without a change: the changes of a task whose owner has left are not in their feed, and a
 token must not count for more than five seconds after its task's delete or next start."""
@@ -66,8 +69,12 @@ async def get(request: RequestContext) -> BufferedResponse:
         raise not_found()
     row = await _read(request, request_id)
     if wait and _may_change(row):
-        with request.api.agent_waits.enter(request.agent[0]):
-            row = await _wait(request, request_id, wait)
+        task_id, api = request.agent[0], request.api
+        owner = await agent_request_queries.owner(api.reader, task_id)
+        if owner is None:
+            raise not_found()
+        with api.agent_waits.enter(task_id), api.agent_waits_of_owners.enter(owner):
+            row = await _wait(request, owner, request_id, wait)
         if not await agent_queries.is_latest_start(request.api.reader, *request.agent):
             raise unauthorized()
     if row is None:
@@ -75,17 +82,14 @@ async def get(request: RequestContext) -> BufferedResponse:
     return json(own_request(row))
 
 
-async def _wait(request: RequestContext, request_id: UUID, wait: float) -> Row | None:
+async def _wait(request: RequestContext, owner: UUID, request_id: UUID, wait: float) -> Row | None:
     """Return the request once it can change no more or the token no longer counts, or as it is at the end of the wait.
 
-    None: there is none.
+    None: there is none. ``owner`` is that of the task.
     """
     assert request.agent is not None
     loop, feed = asyncio.get_running_loop(), request.api.change_feed
     deadline = loop.time() + wait
-    owner = await agent_request_queries.owner(request.api.reader, request.agent[0])
-    if owner is None:
-        return None
     async with feed.subscription(None):
         subscriber = feed.subscribe(ChangeFilter(owner, task=request.agent[0]), await feed.position())
         assert subscriber is not None  # the position cannot change between the two calls

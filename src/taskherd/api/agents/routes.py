@@ -93,7 +93,7 @@ ROUTES: Final = (
         query=requests.OwnRequestQuery,
         responses={
             200: ResponseSpec("The request.", OwnRequest),
-            429: ResponseSpec("The agent waits for too many requests at once."),
+            429: ResponseSpec("The agent, or all those of its owner, wait for too many requests at once."),
         },
         tag="agents",
     ),
