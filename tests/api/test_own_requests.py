@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from taskherd.api.agents import requests
+from taskherd.domain import agent_requests
 from taskherd.messages.agent_tokens import agent_token
 from tests.api.conftest import StartApi
 from tests.api.test_access import SIGNED_OUT
@@ -357,19 +358,54 @@ async def test_log_entries_have_a_rate(start_api: StartApi) -> None:
 
 
 async def test_too_many_open_requests(api_harness: ApiHarness) -> None:
-    """The 101st open request of a task is dead-lettered; its agent learns that there is none."""
+    """The 101st open request of a task is refused; what slips through leaves no dead letter, and there is none."""
     task_id = await active(api_harness)
-    reports = [request_report(task_id, uuid.uuid4(), title=f"Number {number}") for number in range(100)]
-    await api_harness.worker.report(*reports)
+    ids = [uuid.uuid4() for _ in range(100)]
+    await api_harness.worker.report(*(request_report(task_id, each, title=str(each), pull=True) for each in ids))
     await api_harness.worker.until(lambda: api_harness.worker.document(task_id).get("requests_open") == 100)
     document = await api_harness.get(str(task_id))
     assert len(document["requests"]) == 10
     request_id = uuid.uuid4()
-    body = {**QUESTION, "request_id": str(request_id)}
+    body = {**QUESTION, "request_id": str(request_id), "detail": "x" * 16_000}
+    for _ in range(3):
+        refused = await as_agent(api_harness, task_id, "POST", json=body)
+        assert (refused.status_code, refused.json()["message"]) == (409, requests.TOO_MANY_OPEN)
+    known = {**QUESTION, "request_id": str(ids[0])}
+    assert (await as_agent(api_harness, task_id, "POST", json=known)).status_code == 202
+    late = uuid.uuid4()
+    await api_harness.worker.report(request_report(task_id, late, pull=True))
+    await api_harness.worker.until_metric(1, "taskherd_reports_total", type="agent.request", outcome="refused")
+    assert (await as_agent(api_harness, task_id, "GET", f"{OWN}/{late}?wait=50ms")).status_code == 404
+    withdrawn = {**known, "state": "withdrawn"}
+    assert (await as_agent(api_harness, task_id, "POST", json=withdrawn)).status_code == 202
+    await api_harness.worker.until(lambda: api_harness.worker.document(task_id).get("requests_open") == 99)
     assert (await as_agent(api_harness, task_id, "POST", json=body)).status_code == 202
-    await api_harness.worker.until(lambda: api_harness.worker.dead_letters)
-    (letter,) = api_harness.worker.dead_letters
-    assert letter.headers["x-taskherd-reason"] == "requests_overflow"
-    assert (await as_agent(api_harness, task_id, "GET", f"{OWN}/{request_id}?wait=50ms")).status_code == 404
+    await api_harness.worker.until(lambda: api_harness.worker.document(task_id).get("requests_open") == 100)
     await api_harness.worker.report(make_report("agent.exit", task_id, why="exited", status=0, build_number=1))
     await api_harness.worker.until(lambda: api_harness.worker.document(task_id).get("requests_open") == 0)
+    assert api_harness.worker.dead_letters == []
+
+
+async def test_an_agent_asks_only_so_much(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening and withdrawing in a loop ends at a number of requests for each start, at the API and at the worker."""
+    monkeypatch.setattr(agent_requests, "MAX_OF_BUILD", 3)
+    task_id = await active(api_harness)
+    count = "SELECT count(*) FROM agent_requests"
+    body: dict[str, Any] = {**QUESTION, "state": "withdrawn"}
+    for _ in range(3):
+        body["request_id"] = str(await own(api_harness, task_id))
+        assert (await as_agent(api_harness, task_id, "POST", json=body)).status_code == 202
+        await api_harness.worker.until(lambda: api_harness.worker.document(task_id).get("requests_open") == 0)
+    for state in ("open", "withdrawn"):
+        more = {**QUESTION, "request_id": str(uuid.uuid4()), "state": state}
+        refused = await as_agent(api_harness, task_id, "POST", json=more)
+        assert (refused.status_code, refused.json()["message"]) == (409, requests.TOO_MANY_OF_BUILD)
+    assert (await as_agent(api_harness, task_id, "POST", json=body)).status_code == 202, "it is no further one"
+    await api_harness.worker.report(
+        *(request_report(task_id, uuid.uuid4(), pull=True, state=state) for state in ("open", "withdrawn"))
+    )
+    await api_harness.worker.until_metric(2, "taskherd_reports_total", type="agent.request", outcome="refused")
+    assert await api_harness.worker.database.fetchval(count) == 3
+    await api_harness.worker.report(request_report(task_id, uuid.uuid4()))
+    await api_harness.worker.until_row(count, is_=4)
+    assert api_harness.worker.dead_letters == []

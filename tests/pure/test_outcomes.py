@@ -70,7 +70,7 @@ def test_every_outcome_occurs_and_is_counted() -> None:
     """The code uses every outcome, and the metric's description names every label."""
     assert used_members("ReportOutcome") == set(ReportOutcome.__members__)
     labels = {outcome.metric for outcome in ReportOutcome}
-    assert labels == {"applied", "unchanged", "stale", "parked", "tombstone", "conflict", "invalid"}
+    assert labels == {"applied", "unchanged", "stale", "parked", "refused", "tombstone", "conflict", "invalid"}
     (meaning,) = [metric.help for metric in Metrics().declared if metric.name == "taskherd_reports_total"]
     assert labels <= set(meaning.replace(",", " ").replace(".", " ").split())
 

@@ -10,7 +10,8 @@ Rules, which ``tests/pure/domain/test_agent_requests.py`` checks as laws:
 3. The first accepted answer stands. It is on its way to the agent until a report closes the request: with the same
    answer, which then is delivered, or in another way, which then is what became of the request.
 4. An agent that fetches its answers itself (``pull``) has got one when it is accepted.
-5. A task has at most ``MAX_OPEN`` open requests; a further one changes nothing and becomes a dead letter.
+5. A task has at most ``MAX_OPEN`` open requests; a further one changes nothing and becomes a dead letter, or with
+   ``pull`` is only counted. Nor does a request with ``pull`` beyond ``MAX_OF_BUILD`` change anything.
 
 The task state has only what the document and the inbox need of open requests (``task.OpenAgentRequest``); everything
 else is in a record of each request (``AgentRequestRecord``), which is loaded for the messages that need it.
@@ -18,6 +19,7 @@ else is in a record of each request (``AgentRequestRecord``), which is loaded fo
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
 
 MAX_OPEN: Final = 100
 """Maximum number of open requests of a task, with those whose answers are on their way."""
+
+MAX_OF_BUILD: Final = 1_000
+"""Maximum number of requests of a build, open or not, beyond which an agent that fetches its answers opens no more."""
 
 MAX_QUOTED: Final = 200
 """Maximum number of characters of an answer in a refusal, and in the history."""
@@ -90,10 +95,17 @@ class AgentRequestRecord:
 
 @dataclass(slots=True)
 class RequestLedger:
-    """The requests of a task that a batch refers to, while it is applied; ``changed``: the ids of those it changed."""
+    """The requests of a task that a batch refers to, while it is applied.
+
+    Attributes:
+        known: those of them that were reported already.
+        changed: the ids of those that the batch has changed.
+        numbers: how many requests each build has, of those builds that a new one with ``pull`` is about.
+    """
 
     known: dict[UUID, AgentRequestRecord] = field(default_factory=dict)
     changed: set[UUID] = field(default_factory=set)
+    numbers: Counter[int] = field(default_factory=Counter)
 
     def fold(self, state: TaskState, report: AgentRequest, now: datetime) -> tuple[TaskState, ReportOutcome]:
         """Fold a report, with its build number set, into the task's requests."""
@@ -102,7 +114,12 @@ class RequestLedger:
         if before is not None and (_rank(report) <= _rank(before.report) or (is_open and before.answer is not None)):
             return state, ReportOutcome.STALE
         if is_open and not _has_room(state, report):
-            return state, ReportOutcome.REQUESTS_OVERFLOW
+            return state, ReportOutcome.REQUESTS_REFUSED if report.pull else ReportOutcome.REQUESTS_OVERFLOW
+        build_number = report.sort_key[0]
+        if before is None and report.pull and self.numbers[build_number] >= MAX_OF_BUILD:
+            return state, ReportOutcome.REQUESTS_REFUSED
+        if before is None:
+            self.numbers[build_number] += 1
         answer = None if before is None else _settle(before.answer, report, now)
         record = AgentRequestRecord(report, now if before is None else before.since, now, answer)
         self.record(record)

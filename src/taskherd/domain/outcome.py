@@ -88,6 +88,11 @@ class ReportOutcome(Enum):
         DeadLetterReason.REQUESTS_OVERFLOW,
         "The task has 100 open requests of its agent already.",
     )
+    REQUESTS_REFUSED = ("refused",)
+    """The report changed nothing: the agent, which fetches its answers itself, has too many requests.
+
+    It can see that, and with a dead letter for each it could fill the broker.
+    """
     UNTRUSTED_SENDER = (
         "invalid",
         DeadLetterReason.UNTRUSTED_SENDER,

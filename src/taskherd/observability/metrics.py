@@ -63,7 +63,7 @@ class Metrics:
         self.reports = self._counter(
             "reports",
             "Reports processed, by type (`unknown` if it has none) and outcome: "
-            "applied, unchanged, stale, parked, invalid, tombstone or conflict.",
+            "applied, unchanged, stale, parked, refused, invalid, tombstone or conflict.",
             "type",
             "outcome",
         )

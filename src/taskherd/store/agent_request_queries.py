@@ -113,6 +113,27 @@ async def own(pool: ReadPool, task_id: UUID, build_number: int, request_id: UUID
     return await pool.fetch_one(OWN, task_id, build_number, request_id)
 
 
+class Room(NamedTuple):
+    """How many requests a build has, and whether a certain one is among them."""
+
+    open: int
+    number: int
+    is_known: bool
+
+
+ROOM: Final = """
+SELECT count(*) FILTER (WHERE shown = 'open'), count(*), COALESCE(bool_or(request_id = $3), false)
+FROM agent_requests WHERE task_id = $1 AND build_number = $2
+"""
+
+
+async def room(pool: ReadPool, task_id: UUID, build_number: int, request_id: UUID) -> Room:
+    """Return how many requests the build of a task has, and whether this one is among them."""
+    row = await pool.fetch_one(ROOM, task_id, build_number, request_id)
+    assert row is not None
+    return Room(*row)
+
+
 async def owner(pool: ReadPool, task_id: UUID) -> UUID | None:
     """Return the owner of a task, deleted or not, or None if there is no such task."""
     row = await pool.fetch_one("SELECT owner_id FROM tasks WHERE id = $1", task_id)

@@ -85,6 +85,12 @@ UPDATE agent_requests AS r SET shown = s.shown FROM {_SHOWN.unnest("s")}
 WHERE r.task_id = s.task_id AND r.request_id = s.request_id
 """)
 
+# At most as many rows for each build as a build may have requests.
+NUMBERS: Final = text("""
+SELECT task_id, build_number, count(*) FROM agent_requests WHERE task_id = ANY(CAST(:task_ids AS uuid[]))
+GROUP BY task_id, build_number
+""")
+
 ANSWERS: Final = text(f"""
 SELECT r.task_id, r.request_id, r.answer_option_id, r.answer_text
 FROM {_KEYS}
@@ -97,6 +103,12 @@ async def load(connection: AsyncConnection, keys: Collection[Key]) -> list[Loade
     """Return those of these requests that are known."""
     rows = await connection.execute(LOAD, _key_parameters(keys))
     return [LoadedRequest(AgentRequestRow(*row[:-1]), row[-1]) for row in rows]
+
+
+async def numbers(connection: AsyncConnection, task_ids: Collection[UUID]) -> list[tuple[UUID, int, int]]:
+    """Return how many requests each build of these tasks has: task, build number, requests."""
+    rows = await connection.execute(NUMBERS, {"task_ids": sorted(task_ids)})
+    return [(row[0], row[1], row[2]) for row in rows]
 
 
 async def save(connection: AsyncConnection, rows: Sequence[AgentRequestRow]) -> None:

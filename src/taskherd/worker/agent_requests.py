@@ -58,6 +58,23 @@ async def load_requests(
         state = restore(task.state, record)
         if state is not task.state:
             update.task = replace(task, state=state)
+    await _load_numbers(connection, updates, reports)
+
+
+async def _load_numbers(
+    connection: AsyncConnection, updates: Mapping[UUID, TaskUpdate], reports: Sequence[Report]
+) -> None:
+    """Load how many requests the builds have in which an agent opens a new one and fetches the answer itself."""
+    tasks = set()
+    for report in reports:
+        if isinstance(report, AgentRequest) and report.pull and (update := updates.get(report.task_id)) is not None:
+            update.requests = update.requests or RequestLedger()
+            if report.request_id not in update.requests.known:
+                tasks.add(report.task_id)
+    for task_id, build_number, number in await agent_requests.numbers(connection, tasks) if tasks else ():
+        ledger = updates[task_id].requests
+        assert ledger is not None
+        ledger.numbers[build_number] = number
 
 
 async def save_requests(

@@ -509,12 +509,17 @@ def test_the_wait_for_an_answer_is_no_silence() -> None:
 
 
 def test_a_task_has_at_most_a_hundred_open_requests() -> None:
-    """A further one is a dead letter and changes nothing; what closes makes room, and so does a later build."""
+    """A further one is a dead letter, or counted if its agent fetches the answer; what closes makes room.
+
+    So does a later build.
+    """
     desk = Desk()
     ids = [UUID(int=number) for number in range(1, MAX_OPEN + 2)]
     desk.report(*(agent_request(each) for each in ids[:MAX_OPEN]))
     assert desk.report(agent_request(ids[-1])) == [ReportOutcome.REQUESTS_OVERFLOW]
     assert ReportOutcome.REQUESTS_OVERFLOW.dead_letter_reason is DeadLetterReason.REQUESTS_OVERFLOW
+    assert desk.report(agent_request(ids[-1], pull=True)) == [ReportOutcome.REQUESTS_REFUSED]
+    assert ReportOutcome.REQUESTS_REFUSED.dead_letter_reason is None, "an agent must not fill the broker"
     assert (len(desk.document()), ids[-1] in desk.records) == (MAX_OPEN, False)
     assert desk.report(agent_request(ids[0], seq=5)) == [ReportOutcome.APPLIED]
     assert desk.report(agent_request(ids[-1], build_number=2)) == [ReportOutcome.REQUESTS_OVERFLOW]

@@ -135,6 +135,24 @@ def test_what_was_answered_is_not_asked_again(core: Core) -> None:
     assert ledger.known[APPROVAL].report.title == "Run make check"
 
 
+def test_how_many_a_build_may_have(core: Core) -> None:
+    """An agent that fetches its answers opens a thousand in a build, closed ones included; others are not limited."""
+    state, ledger = asked(core)
+    for number in range(1, 1_001):
+        report = agent_request(UUID(int=number), pull=True, state=RequestState.WITHDRAWN)
+        state, outcome = ledger.fold(state, report, NOON)
+        assert outcome is ReportOutcome.APPLIED
+    for changed in (RequestState.OPEN, RequestState.WITHDRAWN):
+        more = agent_request(UUID(int=1_001), pull=True, state=changed)
+        assert ledger.fold(state, more, NOON) == (state, ReportOutcome.REQUESTS_REFUSED)
+    assert UUID(int=1_001) not in ledger.known
+    again = agent_request(UUID(int=1), pull=True, state=RequestState.WITHDRAWN, seq=9)
+    assert ledger.fold(state, again, NOON)[1] is ReportOutcome.APPLIED, "it is no further one"
+    later = agent_request(UUID(int=1_002), pull=True, build_number=2)
+    assert ledger.fold(state, later, NOON)[1] is ReportOutcome.APPLIED
+    assert ledger.fold(state, agent_request(UUID(int=1_003)), NOON)[1] is ReportOutcome.APPLIED
+
+
 def test_how_many_may_be_open(core: Core) -> None:
     """A task may have a hundred, of its latest build and later ones; one that it has already is no further one."""
     state, ledger = asked(core, *(agent_request(UUID(int=number)) for number in range(1, 101)))

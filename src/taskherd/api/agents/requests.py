@@ -14,11 +14,12 @@ from pydantic import Field
 from taskherd.api.agent_requests.documents import own_request
 from taskherd.api.agents.reporting import common_fields, publish
 from taskherd.api.changes import ChangeFilter
-from taskherd.api.http.errors import not_found, unauthorized
+from taskherd.api.http.errors import HTTPError, not_found, unauthorized
 from taskherd.api.http.ids import parse_uuid
 from taskherd.api.http.query_parameters import QueryModel
 from taskherd.api.http.responses import BufferedResponse, json
 from taskherd.api.tasks.long_poll import WAIT_PARAMETER
+from taskherd.domain import agent_requests
 from taskherd.domain.reports import AgentRequest
 from taskherd.domain.request_values import RequestState
 from taskherd.store import agent_queries, agent_request_queries
@@ -35,6 +36,8 @@ MAX_WAITING_OF_OWNER: Final = MAX_WAITING // 8
 MAX_WAITING_OF_TASK: Final = 20
 TOO_MANY: Final = "Too many requests of this agent wait for answers. Please wait."
 TOO_MANY_OF_OWNER: Final = "Too many requests of the agents of this user wait for answers. Please wait."
+TOO_MANY_OPEN: Final = "Too many requests of this agent are open."
+TOO_MANY_OF_BUILD: Final = "This agent has asked too much."
 READ_EVERY: Final = 4.0
 """Seconds between two reads without a change: the changes of a task whose owner has left are not in their feed, and a
 token must not count for more than five seconds after its task's delete or next start."""
@@ -53,12 +56,31 @@ class OwnRequestQuery(QueryModel):
 
 
 async def report(request: RequestContext) -> BufferedResponse:
-    """Publish a request of the agent as a report."""
+    """Publish a request of the agent as a report.
+
+    What the worker would not accept is refused here, so that the agent learns it; a few may still come at once.
+    """
     body: AgentRequestReport = request.body
     request_id = body.request_id or uuid4()
-    fields = {**body.to_fields({}), "state": body.state or RequestState.OPEN, "pull": True}
+    state = body.state or RequestState.OPEN
+    await _check_room(request, request_id, state)
+    fields = {**body.to_fields({}), "state": state, "pull": True}
     await publish(request, [AgentRequest(**common_fields(request), request_id=request_id, **fields)])
     return json({"request_id": request_id}, 202)
+
+
+async def _check_room(request: RequestContext, request_id: UUID, state: RequestState) -> None:
+    """Raise a 409 if the build has too many requests for this one. One that it has already is no further one."""
+    assert request.agent is not None
+    room = await agent_request_queries.room(request.api.reader, *request.agent, request_id)
+    if room.is_known:
+        return
+    if room.number >= agent_requests.MAX_OF_BUILD:
+        detail = f"A start of a task may have {agent_requests.MAX_OF_BUILD:,}; it can open more after the next start."
+        raise HTTPError(409, TOO_MANY_OF_BUILD, detail)
+    if room.open >= agent_requests.MAX_OPEN and state is RequestState.OPEN:
+        detail = f"A task may have {agent_requests.MAX_OPEN}: wait for answers, or withdraw requests."
+        raise HTTPError(409, TOO_MANY_OPEN, detail)
 
 
 async def get(request: RequestContext) -> BufferedResponse:

@@ -79,7 +79,10 @@ ROUTES: Final = (
         " itself fetches the answer. The request stays open if the agent is interrupted, and ends with its build.",
         auth=Auth.AGENT,
         body=AgentRequestReport,
-        responses={202: ResponseSpec("The request was accepted.", ReportedRequest)},
+        responses={
+            202: ResponseSpec("The request was accepted.", ReportedRequest),
+            409: ResponseSpec("The task has 100 open requests, or its agent has opened 1,000 since its start."),
+        },
         tag="agents",
     ),
     Route(
