@@ -65,6 +65,24 @@ async def test_members_see_their_pools_and_an_admin_of_all_organizations_everyth
         assert carols["dead_letters"]["messages"] == 0
 
 
+async def test_tenants_do_not_learn_how_much_others_have_queued(start_api: StartApi) -> None:
+    """Who shares a pool with another tenant sees that its runners are connected, and not what waits for them."""
+    async with start_api() as harness:
+        await harness.worker.database.execute("""UPDATE template_versions SET run = '{"pool": "default"}'""")
+        assert (await harness.worker.ask({"type": "runner.hello", "runner": "r1", "pool": "default"}))["ok"]
+        for number in range(3):
+            task = await harness.create(name=f"secret-{number}")
+            await harness.worker.until(lambda task=task: harness.worker.requests_of(uuid.UUID(task["id"])))  # type: ignore[misc]
+        for client in (harness.mallory, harness.bob, harness.alice):
+            (pool,) = (await client.get("/fleet")).json()["pools"]
+            assert pool["queue"]["consumers"] == 0
+            assert pool["queue"]["name"].endswith(".work.default")
+            assert [each["queue"]["messages"] for each in (pool, *pool["runners"])] == [None, None]
+        await harness.worker.database.execute(f"UPDATE organizations SET active = false WHERE id = '{OTHER}'")
+        (pool,) = (await harness.carol.get("/fleet")).json()["pools"]
+        assert [each["queue"]["messages"] for each in (pool, *pool["runners"])] == [3, 0]
+
+
 async def test_a_queue_that_fills_tells_since_when(start_api: StartApi) -> None:
     """No message waits for longer than the queue has not been empty; an API that started later cannot tell."""
     async with start_api(worker=False) as harness:

@@ -53,6 +53,8 @@ async def test_the_page_says_what_holds_the_fleet_up(board: Board) -> None:
     await page.tab.until(READY)
     await page.sees("1 task waits: no runner of pool default is connected", "h1")
     await page.sees("not connected", ".runners")
+    assert await page.tab.evaluate("document.querySelectorAll('.runners td.number')[1].innerText") == "\u2013"
+    assert "queued" not in (await page.text(".pool-head")).lower(), "how much others have queued"
     await page.sees("any runner of pool default", ".waits")
     await page.sees("13", ".chart-totals")
     assert await page.tab.evaluate("document.querySelectorAll('.chart-plot rect.failed').length") == 24

@@ -64,7 +64,7 @@ async def _snapshot(request: RequestContext) -> dict[str, Any]:
             [(row, lost.get(runner_term(row["name"]), 0)) for row in runners],
             agents,
             by_target,
-            {target: known.get(names.work_queue(target)) for target in targets},
+            {target: _queue_json(known.get(names.work_queue(target)), all_=all_) for target in targets},
         ),
         "waiting": [_waiting_json(row) for row in waiting],
         "workers": [_worker_json(row) for row in await fleet_queries.workers(reader)] if all_ else None,
@@ -79,7 +79,7 @@ def _pools_json(
     runners: Sequence[tuple[Row, int]],
     agents: Sequence[Row],
     by_target: Sequence[Row],
-    queues: Mapping[str, QueueInfo | None],
+    queues: Mapping[str, dict[str, Any] | None],
 ) -> list[dict[str, Any]]:
     """Return the pools, each with its runners, which come with the numbers of their lost tasks.
 
@@ -101,7 +101,7 @@ def _pools_json(
             "agents": sum(runner["agents"] for runner in runners_of[row["pool"]]),
             "waiting": sum(each["tasks"] for each in waiting[row["pool"]]),
             "waiting_since": _time(min((each["since"] for each in waiting[row["pool"]]), default=None)),
-            "queue": _queue_json(queues[row["pool"]]),
+            "queue": queues[row["pool"]],
             "runners": runners_of[row["pool"]],
         }
         for row in pools
@@ -109,7 +109,7 @@ def _pools_json(
 
 
 def _runner_json(
-    row: Row, agents: Row | None, lost: int, queue: QueueInfo | None, since: datetime | None
+    row: Row, agents: Row | None, lost: int, queue: dict[str, Any] | None, since: datetime | None
 ) -> dict[str, Any]:
     heard = [at for at in (row["hello_at"], agents and agents["heard_at"]) if at is not None]
     return {
@@ -119,7 +119,7 @@ def _runner_json(
         "lost": lost,
         "last_heard_at": _time(max(heard, default=None)),
         "waiting_since": _time(since),
-        "queue": _queue_json(queue),
+        "queue": queue,
     }
 
 
@@ -153,12 +153,15 @@ def _rates_json(rows: Sequence[Row], since: datetime) -> list[dict[str, Any]]:
     ]
 
 
-def _queue_json(queue: QueueInfo | None) -> dict[str, Any] | None:
-    return None if queue is None else {"name": queue.name, "messages": queue.messages, "consumers": queue.consumers}
+def _queue_json(queue: QueueInfo | None, *, all_: bool) -> dict[str, Any] | None:
+    """Return a queue. How much is in it tells of the tasks of all who share it, so that is for who sees ``all_``."""
+    if queue is None:
+        return None
+    return {"name": queue.name, "messages": queue.messages if all_ else None, "consumers": queue.consumers}
 
 
 def _shared_queue_json(queue: QueueInfo, ages: QueueAges) -> dict[str, Any]:
-    return {**(_queue_json(queue) or {}), "waiting_since": _time(ages.waiting_since(queue))}
+    return {**(_queue_json(queue, all_=True) or {}), "waiting_since": _time(ages.waiting_since(queue))}
 
 
 def _time(at: datetime | None) -> str | None:

@@ -9,10 +9,12 @@ from pydantic import BaseModel, Field
 
 
 class QueueOut(BaseModel):
-    """A queue: its messages that no consumer has yet, and its consumers."""
+    """A queue and its consumers."""
 
     name: str
-    messages: int
+    messages: int | None = Field(
+        description="Messages that no consumer has yet. Null unless `sees_all`: tenants share queues."
+    )
     consumers: int
 
 

@@ -39,6 +39,17 @@ function runnerView(runner) {
     <td><span class="state ${color}"><i class="dot"></i>${word}</span>${runner.lost ? html`
       <a class="link small" href=${`/tasks?q=health:lost+runner:${encodeURIComponent(runner.name)}`} aria-label=${`lost tasks of ${runner.name}`}>${plural(runner.lost, "lost task")}</a>` : nothing}</td>
     <td class="number"><a class="link" href=${`/tasks?q=runner:${encodeURIComponent(runner.name)}`} aria-label=${`${plural(runner.agents, "agent")} on ${runner.name}`}>${count(runner.agents)}</a></td>
-    <td class="number">${queue ? count(queue.messages) : "–"}${runner.waiting_since ? html`, <time-ago at=${runner.waiting_since} form="age"></time-ago>` : nothing}</td>
+    <td class="number">${queued(queue?.messages ?? null, runner.waiting_since)}</td>
     <td class="soft">${runner.last_heard_at ? html`<time-ago at=${runner.last_heard_at}></time-ago>` : "never"}</td></tr>`;
+}
+
+/**
+ * How much is queued for a runner, which only who sees all tasks may know, and since when a task of the viewer waits for it.
+ * @param {number | null} messages
+ * @param {string | null} since
+ */
+function queued(messages, since) {
+  const age = since ? html`<time-ago at=${since} form="age"></time-ago>` : nothing;
+  if (messages === null) return since ? html`for ${age}` : "–";
+  return html`${count(messages)}${since ? html`, ${age}` : nothing}`;
 }

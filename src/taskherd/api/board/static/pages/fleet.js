@@ -78,7 +78,7 @@ function page(known, waiting, letters) {
         <div><div class="head"><h2>Workers</h2><span class="faint">${count(known.workers.length)}</span></div>${workersView(known.workers)}</div>
         <div><div class="head"><h2>Queues</h2></div>${queuesView(known.queues, known.workers)}</div></section>
       <section class="fleet-letters">${letters.view(known.dead_letters)}</section>`
-    : html`<p class="faint small">Workers, queues and dead letters are shown to admins of all organizations.</p>`}`;
+    : html`<p class="faint small">Workers, the depths of queues and dead letters are shown to admins of all organizations.</p>`}`;
 }
 
 /**
