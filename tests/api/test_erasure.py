@@ -17,7 +17,7 @@ from tests.harness.worker import ALICE, VERSION, build_report, make_command, mak
 
 SECRETS = (
     *("xanadu", "kublai", "pleasuredome", "alph", "caverns", "fertile", "incense", "abora", "sunless", "damsel"),
-    *("dulcimer", "honeydew", "ancestral", "rivulet", "tumult", "mazy", "symphony"),
+    *("dulcimer", "honeydew", "ancestral", "rivulet", "tumult", "mazy", "symphony", "miracle"),
 )
 """A word for each place in which a task keeps texts; none of them occurs anywhere else."""
 
@@ -50,10 +50,14 @@ async def create_with_secrets(api_harness: ApiHarness, suffix: str = "") -> tupl
         owner_id=str(ALICE),
         template_version_id=str(VERSION),
         input=f"Xanadu{suffix} decree",
+        name=f"miracle{suffix}",
         display_name="Kublai",
         labels={"ground": "rivulet"},
     )
     assert (await worker.send(create))["ok"]
+    same = {**create, "command_id": str(uuid.uuid4()), "task_id": str(uuid.uuid4()), "input": "Another", "labels": {}}
+    taken = await worker.send({**same, "display_name": "Another"})
+    assert taken["error"]["message"] == f'Workspace "miracle{suffix}" already exists.'
     build = {"workspace": {"id": str(uuid.uuid4()), "name": "pleasuredome"}, "agent_id": str(uuid.uuid4())}
     await worker.report(
         build_report(task_id, 1, "start", "succeeded", runner="r1", **build),

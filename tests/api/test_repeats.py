@@ -30,10 +30,13 @@ async def api_through(harness: WorkerHarness, amqp_url: str) -> AsyncIterator[ht
             yield client
 
 
-async def create(client: httpx.AsyncClient, prompt: str, key: str | None = None) -> httpx.Response:
+async def create(
+    client: httpx.AsyncClient, prompt: str, key: str | None = None, name: str | None = None
+) -> httpx.Response:
     """Create a task over HTTP."""
     headers = {"Idempotency-Key": key} if key else {}
-    return await client.post("/tasks/me", json={"template_version_id": str(VERSION), "input": prompt}, headers=headers)
+    body = {"template_version_id": str(VERSION), "input": prompt, "name": name}
+    return await client.post("/tasks/me", json=body, headers=headers)
 
 
 @pytest.fixture
@@ -41,6 +44,23 @@ async def external(database_url: str, amqp_url: str, amqp_prefix: str) -> AsyncI
     """Yield a harness without worker and API."""
     async with external_harness(database_url, amqp_url, amqp_prefix) as harness:
         yield harness
+
+
+async def test_a_refusal_that_is_read_from_the_database_names_the_task(external: WorkerHarness, amqp_url: str) -> None:
+    """The record does not name it, and the caller sees what a reply would have said."""
+    first, second = await TcpProxy.before(amqp_url), await TcpProxy.before(amqp_url)
+    async with running_worker(external), api_through(external, through(amqp_url, first, second)) as client:
+        assert (await create(client, "The first", name="taken")).status_code == 201
+        expected = await create(client, "Another", "key", "Taken")
+        assert (expected.status_code, expected.json()["message"]) == (409, 'Workspace "Taken" already exists.')
+        repeated = await create(client, "Another", "key", "Taken")
+        assert (repeated.status_code, repeated.json()) == (409, expected.json())
+        first.freeze_responses()
+        read = await create(client, "Another one", name="Taken")
+        assert (read.status_code, read.json()) == (409, expected.json())
+        first.thaw()
+    await first.stop()
+    await second.stop()
 
 
 @pytest.mark.parametrize("direction", ["both", "responses"])

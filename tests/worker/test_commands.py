@@ -78,6 +78,18 @@ async def test_a_create_is_refused_by_its_first_violated_precondition(harness: W
     assert await harness.database.fetchval("SELECT count(*) FROM tasks") == 1
 
 
+async def test_a_refused_create_gets_the_same_reply_again_and_the_name_is_not_kept(harness: WorkerHarness) -> None:
+    """The record of the refusal may outlive the task that has the name, so only the repeated command names it."""
+    await harness.create(name="Taken")
+    create = make_command("task.create", uuid.uuid4(), **WANTED, name="tAKEN")
+    replies = [await harness.send(create) for _ in range(2)]
+    error = {"status": 409, "message": 'Workspace "tAKEN" already exists.', "validations": [IN_USE]}
+    assert replies == [{"ok": False, "error": error}] * 2
+    recorded = await harness.database.fetch("SELECT reply::text FROM command_log WHERE NOT (reply ->> 'ok')::bool")
+    assert len(recorded) == 1
+    assert "taken" not in recorded[0]["reply"].lower()
+
+
 async def test_a_create_names_the_task_and_selects_its_preset(harness: WorkerHarness) -> None:
     """Names are used as given or generated from the prompt; the nil preset means none; a delete frees the name."""
     task_id = uuid.uuid4()

@@ -15,7 +15,7 @@ from taskherd.domain.commands import Create
 from taskherd.errors import Malformed, Misconfigured, Retry, Unavailable
 from taskherd.messages.commands import decode_command, digest, encode_command
 from taskherd.messages.decoding import InvalidMessage
-from taskherd.messages.replies import REPEATED_HEADER, decode_reply, refused_reply
+from taskherd.messages.replies import REPEATED_HEADER, decode_reply, refused_reply, restored_reply
 from taskherd.store import command_log, feed
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _record_of(api: ApiContext, command: Command, body: bytes) -> Callable[[], A
         if row["digest"] != digest(executed):
             return Reply(refused_reply(COMMAND_ID_REUSED), {})
         is_repeated = row["age"] > loop.time() - sent_at + CLOCK_TOLERANCE
-        return Reply(row["reply"].encode(), {REPEATED_HEADER: True} if is_repeated else {})
+        return Reply(restored_reply(executed, row["reply"]), {REPEATED_HEADER: True} if is_repeated else {})
 
     return find
 

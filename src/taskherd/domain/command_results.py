@@ -48,6 +48,12 @@ class CommandAccepted:
     answered: AgentRequestRecord | None = None
 
 
+def name_in_use(name: str) -> CommandRefused:
+    """Return the refusal of a create whose name another task of the owner has."""
+    validation = ("name", "This value is already in use and should be unique.")
+    return CommandRefused(409, f'Workspace "{name}" already exists.', None, (validation,))
+
+
 NOT_FOUND = CommandRefused(404, "Resource not found or you do not have access to this resource")
 REQUEST_NOT_FOUND = CommandRefused(404, "Request not found.")
 NO_VERSION = CommandRefused(400, "Template version not found or you do not have access to this resource")

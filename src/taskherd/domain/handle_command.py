@@ -25,6 +25,7 @@ from taskherd.domain.command_results import (
     REQUEST_NOT_FOUND,
     CommandAccepted,
     CommandRefused,
+    name_in_use,
 )
 from taskherd.domain.commands import Answer, Create, Delete, Interrupt, Pause, Resume, Send, UpdateInput, UpdateLabels
 from taskherd.domain.reports import AgentState, JobStatus, Transition
@@ -215,8 +216,7 @@ def _choose_name(command: Create, context: CommandContext) -> str | CommandRefus
         drawn = context.drawn_names[command.task_id]
         return next((name for name in drawn if name not in names_in_use), drawn[-1])
     if command.name.lower() in names_in_use:
-        validation = ("name", "This value is already in use and should be unique.")
-        return CommandRefused(409, f'Workspace "{command.name}" already exists.', None, (validation,))
+        return name_in_use(command.name)
     return command.name
 
 

@@ -8,7 +8,8 @@ from uuid import UUID
 import orjson
 from pydantic import BaseModel, Field
 
-from taskherd.domain.command_results import CommandRefused
+from taskherd.domain.command_results import CommandRefused, name_in_use
+from taskherd.domain.commands import Create
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.domain.value import value
 from taskherd.errors import Malformed
@@ -17,8 +18,11 @@ from taskherd.messages.document import TaskDocument
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from taskherd.domain.commands import Command
     from taskherd.messages.decoding import InvalidMessage
 
+
+_UNNAMED = name_in_use("")  # no task has this name
 
 REPEATED_HEADER = "x-taskherd-repeated"
 """Header of a repeated reply: the command had been executed before, and nothing changed this time."""
@@ -91,6 +95,23 @@ def refused_reply(refusal: CommandRefused) -> bytes:
     if refusal.validations:
         error["validations"] = [{"field": field, "detail": detail} for field, detail in refusal.validations]
     return orjson.dumps({"ok": False, "error": error})
+
+
+def stored_reply(command: Command, body: bytes, refusal: CommandRefused | None) -> str:
+    """Return the reply to a command as it is recorded, for ``restored_reply``.
+
+    It does not name the other task whose name a create asked for, which may be erased before the record is.
+    """
+    is_named = isinstance(command, Create) and refusal == name_in_use(command.name or "")
+    return (refused_reply(_UNNAMED) if is_named else body).decode()
+
+
+def restored_reply(command: Command, recorded: str) -> bytes:
+    """Return a recorded reply as it was sent; ``command`` is the one that was executed, or a repetition of it."""
+    body = recorded.encode()
+    if isinstance(command, Create) and command.name and decode_reply(body) == _UNNAMED:
+        return refused_reply(name_in_use(command.name))
+    return body
 
 
 def invalid_message_reply(invalid: InvalidMessage) -> bytes:

@@ -325,7 +325,11 @@ def _executed(
     """Return the commands that were not executed before, to record them with their replies."""
     return [
         command_log.ExecutedCommand(
-            command.command_id, command.task_id, digest(command), reply.body.decode(), created_at=now
+            command.command_id,
+            command.task_id,
+            digest(command),
+            replies.stored_reply(command, reply.body, reply.refusal),
+            created_at=now,
         )
         for command, reply in zip(loaded.batch.commands, replies_, strict=True)
         if command.command_id not in loaded.recorded_replies
@@ -355,6 +359,6 @@ def _new_reply(update: TaskUpdate, names: Mapping[tuple[UUID, UUID], DirectoryNa
 def _recorded_reply(command: Command, recorded: RecordedCommand) -> CommandReply:
     if recorded.digest != digest(command):
         return CommandReply(replies.refused_reply(COMMAND_ID_REUSED), COMMAND_ID_REUSED, repeated=True)
-    body = recorded.reply.encode()
+    body = replies.restored_reply(command, recorded.reply)
     decoded = replies.decode_reply(body)
     return CommandReply(body, decoded if isinstance(decoded, CommandRefused) else None, repeated=True)
