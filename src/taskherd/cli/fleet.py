@@ -151,7 +151,8 @@ def _queue(queue: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _queued(queue: Mapping[str, Any] | None) -> str:
-    return "" if queue is None else _count(queue["messages"])
+    """Return the depth of a queue; "" if it is not known, or only told to admins of all organizations."""
+    return "" if queue is None or queue["messages"] is None else _count(queue["messages"])
 
 
 def _count(number: int) -> str:
