@@ -181,6 +181,73 @@ async def test_two_people_see_each_others_answer(board: Board) -> None:
         assert page.tab.errors == []
 
 
+@pytest.mark.parametrize("kind", ["question", "approval"])
+async def test_a_field_stays_for_who_writes_in_it(board: Board, kind: str) -> None:
+    """When somebody else answers, what was written stays, and the next letters do nothing, until the field is left."""
+    harness = board.harness
+    name = f"typing-{kind}"
+    task_id = await active(harness, name=name, display_name="Typing")
+    await status(board, str(task_id), "working", "At it")
+    ask, answer = (approval, {"option_id": "no"}) if kind == "approval" else (asked, {"text": "Hers"})
+    request_id = await ask(harness, task_id, title="Which one?")
+    page = await open_task(board, name)
+    await page.sees("Which one?", ".agent-asks")
+    field = ".agent-asks textarea"
+    summary = ".agent-asks .with-words > summary"
+    await page.tab.evaluate(f"document.querySelector('{summary}')?.click(), 0")
+    await page.tab.evaluate(f"document.querySelector('{field}').focus()")
+    await page.tab.insert("Half of what")
+    assert (await give(harness.carol, task_id, request_id, **answer)).status_code == 204
+    await page.sees("carol answered", ".agent-asks.over")
+    await page.tab.press("i", "p")
+    await page.tab.press("Enter", ctrl=True)
+    await status(board, str(task_id), "working", "Going on")
+    await page.sees("Going on", ".now")
+    kept = "(({value, readOnly}) => [value, readOnly])(document.activeElement)"
+    assert await page.tab.evaluate(kept) == ["Half of what", True]
+    assert await page.tab.evaluate("document.querySelectorAll('.agent-asks button, dialog, .toast').length") == 0
+    assert await page.reads(f"/tasks/alice/{name}/interrupt") == []
+    assert await page.violations() == []
+    await page.tab.evaluate("document.activeElement.blur()")
+    await page.tab.until("!document.querySelector('.agent-asks')")
+    draft = f"sessionStorage.getItem('taskherd-draft:alice:to/{request_id}')"
+    assert await page.tab.evaluate(draft) == "Half of what"
+    assert page.tab.errors == []
+
+
+async def test_a_field_on_home_stays_for_who_writes_in_it(board: Board) -> None:
+    """The same on Home, also of a reply to an agent that goes on meanwhile; Escape leaves the field."""
+    harness = board.harness
+    page = await home(board)
+    asking = await active(harness, name="home-typing", display_name="Asks")
+    waits = await active(harness, name="home-typing-too", display_name="Waits")
+    request_id = await asked(harness, asking, title="Which one?")
+    await status(board, str(waits), "idle", "And now?")
+    for row, over in ((str(request_id), give(harness.carol, asking, request_id, text="Hers")), (str(waits), None)):
+        need = f".need[data-id='{row}']"
+        await page.click(f"{need} .acts button")
+        await page.tab.until("document.activeElement.tagName === 'TEXTAREA'")
+        await page.tab.insert("Half of what")
+        if over is not None:
+            assert (await over).status_code == 204
+        else:
+            await status(board, str(waits), "working", "Going on")
+        await page.sees("No longer needs you", need)
+        await page.tab.press("m", "c", "n")
+        await page.tab.press("Enter", ctrl=True)
+        kept = "(({value, readOnly}) => [value, readOnly, location.pathname])(document.activeElement)"
+        assert await page.tab.evaluate(kept) == ["Half of what", True, "/"]
+        assert await page.tab.evaluate("localStorage.getItem('taskherd-home-scope')") is None
+        assert await page.tab.evaluate(f'document.querySelectorAll("{need} button").length') == 0
+        assert await page.violations() == []
+        await page.tab.press("Escape")
+        await page.tab.until(f'document.activeElement.matches("{need}")')
+        await page.tab.evaluate("document.activeElement.blur()")
+        await page.tab.until(f'!document.querySelector("{need}")')
+    await status(board, str(waits), "complete")
+    assert page.tab.errors == []
+
+
 async def test_who_is_too_late_is_told_so(board: Board) -> None:
     """An answer to what is over is refused with the API's words, by whom it was answered and how."""
     harness = board.harness

@@ -36,15 +36,29 @@ document.addEventListener("pointerdown", (event) => {
   touchedAt = event.timeStamp;
 }, { capture: true });
 
+/** The field that somebody writes in: it keeps the focus of the document while another window has that of the person. */
+function field() {
+  return document.activeElement instanceof HTMLTextAreaElement ? document.activeElement : null;
+}
+
+/**
+ * Return whether somebody writes in a field of the row with this id.
+ * @param {string} id
+ */
+export function isWrittenIn(id) {
+  return field()?.closest("[data-id]")?.getAttribute("data-id") === id;
+}
+
 /**
  * Return whether somebody is about to use an element: it is pointed at, was touched just now, or has the focus of the keyboard.
  * @param {Element | null} element
  */
 export function inUse(element) {
   if (element === null) return false;
-  if (!TOUCH.matches) return element.matches(":hover") || element.querySelector("textarea:focus, input:focus, :focus-visible") !== null;
+  if (element.contains(field())) return true;
+  if (!TOUCH.matches) return element.matches(":hover") || element.querySelector("input:focus, :focus-visible") !== null;
   if (touched.includes(element) && performance.now() - touchedAt < TOUCH_HOLDS) return true;
-  return element.querySelector("textarea:focus, input:focus, :focus-visible:not(.over)") !== null; // a row that is over keeps the focus
+  return element.querySelector("input:focus, :focus-visible:not(.over)") !== null; // a row that is over keeps the focus
 }
 
 /**

@@ -31,6 +31,6 @@ export function requestRow(page, request, became) {
       ${became ? nothing : html`<div class="about">${toolView(request.tool)}
         ${request.detail ? html`<details class="detail"><summary>Details</summary><div class="prose" dir="auto">${rich(request.detail)}</div></details>` : nothing}</div>`}</div>
     <div class="acts">${became ? html`<span class="soft" role="status">${became}</span>` : actions}</div>
-    ${page.open.has(id) && !became ? reply(page, id, "Your answer", (text) => answer({ text }, "Answered")) : nothing}
+    ${page.open.has(id) ? reply(page, id, "Your answer", (text) => answer({ text }, "Answered"), became) : nothing}
   </li>`;
 }

@@ -5,6 +5,7 @@ import { count, link } from "../format.js";
 import { submitOnEnter } from "../keys.js";
 import * as session from "../session.js";
 import { badge, canResume, describe, dot, exitSays, firstLine, guarded, prose, title } from "../state.js";
+import { isWrittenIn } from "../steady.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 
@@ -83,7 +84,7 @@ export function taskRow(page, { kind, task, since }, became) {
       ${waits ? nothing : html`<a class="button quiet" href=${path} aria-label="Why? ${title(task)}">Why?</a>`}
       ${canResume(task) ? resume : task.status === "active" ? answer : nothing}
       ${againLink(task)}`}</div>
-    ${page.open.has(id) && !became ? reply(page, id, `Your message to ${title(task)}`, send) : nothing}
+    ${page.open.has(id) ? reply(page, id, `Your message to ${title(task)}`, send, became) : nothing}
   </li>`;
 }
 
@@ -109,25 +110,29 @@ function againLink(task) {
 }
 
 /**
+ * The field of a row. Once the row is over it stays, read-only, with what was written and not sent and for who writes in it: the next
+ * letters would be shortcuts.
  * @param {Rows} page
  * @param {string} id
  * @param {string} label
  * @param {(text: string) => Promise<boolean>} send
+ * @param {string} became what became of the row
  */
-export function reply(page, id, label, send) {
+export function reply(page, id, label, send, became) {
   const name = `to/${id}`; // also of the field on the page of the task
+  if (became && (page.busy.has(id) || !(session.draft(name) || isWrittenIn(id)))) return nothing;
   const submit = async (/** @type {SubmitEvent} */ event) => {
     event.preventDefault();
     const text = String(new FormData(/** @type {HTMLFormElement} */ (event.currentTarget)).get("text"));
-    if (text.trim() && await send(text)) session.keepDraft(name, "");
+    if (!became && text.trim() && await send(text)) session.keepDraft(name, "");
   };
   const escape = (/** @type {KeyboardEvent} */ event) => {
     if (event.key === "Escape") page.toggle(id);
     else submitOnEnter(event);
   };
-  return html`<form class="reply" @submit=${submit}><textarea name="text" dir="auto" rows="3" required aria-label=${label} placeholder=${label}
+  return html`<form class="reply" @submit=${submit}><textarea name="text" dir="auto" rows="3" required ?readonly=${became !== ""} aria-label=${label} placeholder=${label}
     .value=${session.draft(name)} @input=${session.keepField(name)} @keydown=${escape}></textarea>
-    <div class="acts"><span class="faint tiny"><kbd>Ctrl</kbd> <kbd>⏎</kbd></span><button class="button go" ?disabled=${page.busy.has(id)}>Send</button></div></form>`;
+    ${became ? nothing : html`<div class="acts"><span class="faint tiny"><kbd>Ctrl</kbd> <kbd>⏎</kbd></span><button class="button go" ?disabled=${page.busy.has(id)}>Send</button></div>`}</form>`;
 }
 
 /** @type {Record<string, (task: any) => string>} */

@@ -542,7 +542,7 @@ class Home {
     if (!this.open.delete(id)) this.open.add(id);
     this.draw();
     const row = this.view.root.querySelector(`[data-id="${CSS.escape(id)}"]`);
-    const field = /** @type {HTMLElement | null} */ (row?.querySelector("textarea") || row?.querySelector("button"));
+    const field = /** @type {HTMLElement | null} */ (row?.querySelector("textarea") || row?.querySelector("button") || row);
     field?.focus();
   }
 

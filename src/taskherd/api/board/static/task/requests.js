@@ -6,7 +6,7 @@ import { toast } from "../dialog.js";
 import { bytes, plural } from "../format.js";
 import { submitOnEnter } from "../keys.js";
 import * as session from "../session.js";
-import { leaves } from "../steady.js";
+import { isWrittenIn, leaves } from "../steady.js";
 import { guarded, prose } from "../state.js";
 import { html, noChange, nothing } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
@@ -22,6 +22,8 @@ import { toolView } from "./tool-input.js";
 
 const LONG = 1_200; // characters after which a detail is folded
 const LONG_LINES = 12; // lines, as above
+/** Requests whose answer is on its way, by their ids. @type {Set<string>} */
+const sending = new Set();
 
 /**
  * Requests of a task, as cards: the open ones, and those that are over but stay while somebody points at them.
@@ -48,6 +50,8 @@ export function pendingAnswers(requests) {
 }
 
 /**
+ * One request. Once it is over, its field stays, read-only, with what was written and not sent and for who writes in it: the next letters
+ * would be shortcuts.
  * @param {AgentRequest} asked
  * @param {string} path
  * @param {() => void} answered
@@ -55,14 +59,14 @@ export function pendingAnswers(requests) {
 function card(asked, path, answered) {
   const isOpen = asked.state === "open";
   const { id, kind, title, detail, tool, since, expires_at: expires } = asked;
+  const isKept = !sending.has(id) && (isWrittenIn(id) || session.draft(draftOf(asked)) !== "");
   return html`<section class=${isOpen ? "agent-asks" : "agent-asks over"} data-id=${id} tabindex="-1" aria-label=${`${kind === "approval" ? "Approval" : "Question"}: ${title}`}>
     <h2 class="ask-title"><i class=${isOpen ? "dot waiting live" : "dot"}></i><span dir="auto">${prose(title)}</span></h2>
     ${isOpen ? html`${detail ? detailView(detail) : nothing}
-      ${toolView(tool)}
-      ${answerForm(asked, path, answered)}
-      <p class="tiny soft">Your answer goes to the agent at once.${since ? html` Asked <time-ago at=${since}></time-ago>.` : nothing}${
-        expires ? html` It expires <time-ago at=${expires}></time-ago>.` : nothing}</p>`
-    : html`<p class="soft" role="status">${became(asked)}</p>`}</section>`;
+      ${toolView(tool)}` : html`<p class="soft" role="status">${became(asked)}</p>`}
+    ${isOpen || isKept ? answerForm(asked, path, answered) : nothing}
+    ${isOpen ? html`<p class="tiny soft">Your answer goes to the agent at once.${since ? html` Asked <time-ago at=${since}></time-ago>.` : nothing}${
+      expires ? html` It expires <time-ago at=${expires}></time-ago>.` : nothing}</p>` : nothing}</section>`;
 }
 
 /**
@@ -91,17 +95,21 @@ function detailView(detail) {
  */
 function answerForm(asked, path, answered) {
   const options = asked.options || [];
+  const isOpen = asked.state === "open";
   const submit = async (/** @type {SubmitEvent} */ event) => {
     event.preventDefault();
     const form = /** @type {HTMLFormElement} */ (event.currentTarget);
     const option = /** @type {HTMLButtonElement | null} */ (event.submitter)?.value;
     const text = String(new FormData(form).get("text") || "").trim();
+    if (!isOpen) return;
     if (options.length ? !option : !text) return; // Ctrl-Enter in the field chooses no option
     if (form.contains(document.activeElement)) /** @type {HTMLElement} */ (form.closest("section")).focus({ preventScroll: true }); // the form is about to go
     const buttons = form.querySelectorAll("button");
     buttons.forEach((each) => (each.disabled = true));
     const body = { ...(options.length ? { option_id: option } : {}), ...(text ? { text } : {}) };
+    sending.add(asked.id);
     const sent = await api.send("POST", `${path}/requests/${asked.id}/answer`, body);
+    sending.delete(asked.id);
     if (sent.ok) session.keepDraft(draftOf(asked), "");
     else buttons.forEach((each) => (each.disabled = false)); // the others are about to go
     if (sent.ok) toast("Answered.");
@@ -110,10 +118,10 @@ function answerForm(asked, path, answered) {
   };
   return html`<form class="answer" @submit=${submit}>
     ${options.length ? html`
-      <div class="answer-options">${inOrder(options).map(({ option, isMain }) => html`
-        <button class=${isMain ? "button go" : "button"} dir="auto" value=${option.id}>${option.label}</button>`)}</div>
+      ${isOpen ? html`<div class="answer-options">${inOrder(options).map(({ option, isMain }) => html`
+        <button class=${isMain ? "button go" : "button"} dir="auto" value=${option.id}>${option.label}</button>`)}</div>` : nothing}
       <details class="with-words" ?open=${session.draft(draftOf(asked)) ? true : noChange}><summary>Say something with it</summary>${textField(asked, false)}</details>`
-    : html`${textField(asked, true)}<div class="answer-options"><button class="button go">Answer</button></div>`}
+    : html`${textField(asked, true)}${isOpen ? html`<div class="answer-options"><button class="button go">Answer</button></div>` : nothing}`}
   </form>`;
 }
 
@@ -127,6 +135,6 @@ function draftOf({ id }) {
  * @param {boolean} required
  */
 function textField(asked, required) {
-  return html`<textarea name="text" dir="auto" rows="2" aria-label=${`Answer to: ${asked.title}`} ?required=${required}
+  return html`<textarea name="text" dir="auto" rows="2" aria-label=${`Answer to: ${asked.title}`} ?required=${required} ?readonly=${asked.state !== "open"}
     placeholder="Answer the agent…" .value=${session.draft(draftOf(asked))} @input=${session.keepField(draftOf(asked))} @keydown=${submitOnEnter}></textarea>`;
 }
