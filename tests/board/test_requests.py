@@ -151,6 +151,59 @@ async def test_home_answers_a_question_with_the_keyboard(board: Board) -> None:
     assert page.tab.errors == []
 
 
+async def answer_by_keyboard(page: Page, text: str) -> None:
+    """Go to what is asked first with ``a``, and answer it."""
+    await page.tab.press("a")
+    await page.tab.until("document.activeElement.innerText === 'Answer…'")
+    await page.tab.press("Enter")
+    await page.tab.until("document.activeElement.tagName === 'TEXTAREA'")
+    await page.tab.insert(text)
+    await page.tab.press("Enter", ctrl=True)
+    await page.sees("Answered", ".need.ask.over")
+
+
+async def test_the_keyboard_alone_reaches_what_is_asked_next(board: Board) -> None:
+    """Rows that the focus in one that is over holds back are shown by `a`, `j` and `k`, which go on from its place."""
+    harness = board.harness
+    page = await home(board)
+    tasks = [await active(harness, name=f"keyboard-{number}", display_name=f"K{number}") for number in range(4)]
+    first = await asked(harness, tasks[0], title="First?")
+    await page.sees("First?", ".need.ask")
+    await answer_by_keyboard(page, "One")
+    second = await asked(harness, tasks[1], title="Second?")
+    await page.sees("1 more when you leave this list", ".needs")
+    await answer_by_keyboard(page, "Two")
+    assert (await answered(board, tasks[0], first))["text"] == "One"
+    assert (await answered(board, tasks[1], second))["text"] == "Two"
+    third = await asked(harness, tasks[2], title="Third?")
+    await status(board, str(tasks[3]), "idle", "Waits below")
+    await page.sees("2 more when you leave this list", ".needs")
+    here = "document.activeElement.closest('.need')?.dataset.id"
+    for key, row in (("j", third), ("j", tasks[3]), ("k", third)):
+        await page.tab.press(key)
+        assert await page.tab.evaluate(here) == str(row), key
+    await page.tab.press("a", "Enter")
+    await page.tab.until("document.activeElement.tagName === 'TEXTAREA'")
+    await page.tab.insert("Three")
+    await page.tab.press("Enter", ctrl=True)
+    await page.sees("Answered", ".need.ask.over")
+    await page.tab.press("j")
+    assert await page.tab.evaluate(here) == str(tasks[3])
+    assert await page.tab.evaluate("document.querySelectorAll('.need').length") == 1
+    await status(board, str(tasks[3]), "working", "Goes on")
+    await page.sees("No longer needs you", ".need.over")
+    late = await asked(harness, tasks[0], title="Under the pointer?")
+    await page.sees("1 more when you leave this list", ".needs")
+    await page.point(".need.over")
+    await page.tab.press("a", "j")
+    assert await page.tab.evaluate(here) == str(tasks[3])
+    await page.point(".brand")
+    await page.tab.press("a")
+    await page.tab.until(f"{here} === '{late}'")
+    assert (await give(harness.alice, tasks[0], late, text="Late")).status_code == 204
+    assert page.tab.errors == []
+
+
 async def test_two_people_see_each_others_answer(board: Board) -> None:
     """What one answers is answered for the other at once, by name; who was too late is told so."""
     harness = board.harness

@@ -50,15 +50,24 @@ export function isWrittenIn(id) {
 }
 
 /**
+ * Return whether somebody points at an element, or touched it just now.
+ * @param {Element | null} element
+ */
+export function isPointedAt(element) {
+  if (element === null) return false;
+  if (!TOUCH.matches) return element.matches(":hover");
+  return touched.includes(element) && performance.now() - touchedAt < TOUCH_HOLDS;
+}
+
+/**
  * Return whether somebody is about to use an element: it is pointed at, was touched just now, or has the focus of the keyboard.
  * @param {Element | null} element
  */
 export function inUse(element) {
   if (element === null) return false;
-  if (element.contains(field())) return true;
-  if (!TOUCH.matches) return element.matches(":hover") || element.querySelector("input:focus, :focus-visible") !== null;
-  if (touched.includes(element) && performance.now() - touchedAt < TOUCH_HOLDS) return true;
-  return element.querySelector("input:focus, :focus-visible:not(.over)") !== null; // a row that is over keeps the focus
+  if (isPointedAt(element) || element.contains(field())) return true;
+  const focused = TOUCH.matches ? ":focus-visible:not(.over)" : ":focus-visible"; // after a touch, a row that is over keeps the focus
+  return element.querySelector(`input:focus, ${focused}`) !== null;
 }
 
 /**

@@ -9,7 +9,7 @@ import * as router from "../router.js";
 import { describe, guarded } from "../state.js";
 import { ENDED, NEEDING, SECTIONS, WORKING, overviewPath, requestsPath } from "./home-lists.js";
 import { BAD, brokenRow, isUntold, needOf, taskList, taskRow, totalsStrip } from "./home-rows.js";
-import { SteadyList, inUse, onLeave } from "../steady.js";
+import { SteadyList, inUse, isPointedAt, onLeave } from "../steady.js";
 import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
 
@@ -521,7 +521,12 @@ class Home {
    * @param {import("./home-lists.js").Section[]} sections
    */
   isHeld(...sections) {
-    return sections.some((each) => inUse(this.view.root.querySelector(`section[aria-labelledby=${each}]`)));
+    return sections.some((each) => inUse(this.section(each)));
+  }
+
+  /** @param {string} name */
+  section(name) {
+    return this.view.root.querySelector(`section[aria-labelledby=${name}]`);
   }
 
   /**
@@ -584,17 +589,35 @@ class Home {
     showSource({ title: "Home", path: requestsPath(this.terms), cli: [`requests${query}`], others });
   }
 
+  /** The rows that need a person, or did. */
+  needRows() {
+    return /** @type {HTMLElement[]} */ ([...this.view.root.querySelectorAll(".need[data-id]")]);
+  }
+
+  /** Show what is held back if nothing but the focus in a row that is over holds it; then nothing has the focus. */
+  takeIn() {
+    const isOver = document.activeElement?.closest(".need.over");
+    if (!isOver || ["needs", "running", "ended"].some((each) => isPointedAt(this.section(each)))) return;
+    /** @type {HTMLElement} */ (document.activeElement).blur();
+    this.draw();
+  }
+
   /** Go to the answers of the row with the focus, or of the first that asks something. */
   answer() {
+    this.takeIn();
     const row = document.activeElement?.closest(".need.ask:not(.over)") || this.view.root.querySelector(".need.ask:not(.over)");
     /** @type {HTMLElement | null | undefined} */ (row?.querySelector(".reply textarea, .acts button"))?.focus();
   }
 
   /** @param {number} by */
   move(by) {
-    const rows = /** @type {HTMLElement[]} */ ([...this.view.root.querySelectorAll(".need[data-id]")]);
-    const at = rows.findIndex((each) => each.contains(document.activeElement));
-    rows[Math.min(rows.length - 1, Math.max(0, at + by))]?.focus();
+    const before = this.needRows();
+    const passed = before.slice(0, before.findIndex((each) => each.contains(document.activeElement)) + 1);
+    this.takeIn();
+    const rows = this.needRows();
+    const at = rows.findLastIndex((each) => passed.includes(each)); // of the row with the focus, or of the last one above it that is left
+    const isLeft = passed.length === 0 || rows[at] === passed.at(-1);
+    rows[Math.min(rows.length - 1, Math.max(0, at + (isLeft || by > 0 ? by : by + 1)))]?.focus();
   }
 }
 
