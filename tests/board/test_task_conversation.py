@@ -30,7 +30,7 @@ async def test_a_long_conversation_keeps_a_bounded_part(board: Board) -> None:
     await page.tab.until("innerHeight + scrollY >= document.documentElement.scrollHeight - 2")
     assert await page.tab.evaluate(entries) <= 200
     scroll_up = "document.querySelector('.log-more:not(.newer)') && (scrollTo(0, 0), false)"
-    await page.tab.until(f"{scroll_up} || document.querySelector('.log').innerText.includes('Line 0 of')")
+    await page.tab.until(f"{scroll_up} || document.querySelector('.log').textContent.includes('Line 0 of')")
     assert await page.tab.evaluate(entries) <= MAX_KEPT
     await page.sees("newer entries · go to the end", ".log-more.newer")
     await converse_more(board, task_id, 1_000, "Said meanwhile")
@@ -40,6 +40,28 @@ async def test_a_long_conversation_keeps_a_bounded_part(board: Board) -> None:
     await converse_more(board, task_id, 1_001, "And at the end")
     await page.sees("And at the end", ".log")
     await page.tab.until("innerHeight + scrollY >= document.documentElement.scrollHeight - 2")
+    assert page.tab.errors == []
+
+
+async def test_going_to_the_top_reads_older_entries_once(board: Board) -> None:
+    """Who goes to the top of a long conversation reads the next page, and stays where the first entry was."""
+    task_id = uuid.UUID((await board.harness.active(name="at-the-top", display_name="At the top"))["id"])
+    await converse(board.harness, task_id, tuple(said(f"Line {number} at the top") for number in range(2_000)))
+    page = await open_task(board, "at-the-top")
+    await page.sees("Line 1999 at the top", ".log")
+    entries = "document.querySelectorAll('.log .entry').length"
+    while (kept := await page.tab.evaluate(entries)) < MAX_KEPT:
+        await page.click(".log-more button", "Earlier entries")
+        await page.tab.until(f"{entries} > {kept}")
+    reads = len(await page.reads("/tasks/alice/at-the-top/logs?before"))
+    await page.tab.evaluate("window.first = document.querySelector('.log .entry'), scrollTo(0, 0)")
+    await page.tab.until("first !== document.querySelector('.log .entry')")
+    # a while after entries were added last:
+    await page.tab.until("document.querySelector('.log').ariaLive === 'polite'")
+    assert len(await page.reads("/tasks/alice/at-the-top/logs?before")) == reads + 1
+    assert await page.tab.evaluate("first.isConnected && 0 <= first.getBoundingClientRect().y")
+    assert await page.tab.evaluate("first.getBoundingClientRect().bottom <= innerHeight")
+    assert await page.tab.evaluate(entries) == MAX_KEPT
     assert page.tab.errors == []
 
 

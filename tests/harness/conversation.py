@@ -6,6 +6,7 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from taskherd.messages.limits import MAX_ELEMENTS
 from tests.harness.api import ApiHarness
 from tests.harness.worker import make_report
 
@@ -135,5 +136,7 @@ async def converse(
         {"id": number, "time": (begin + timedelta(seconds=40 * number)).isoformat(), **entry}
         for number, entry in enumerate(entries)
     ]
-    await harness.worker.report(make_report("task.log", task, build_number=build, seq=1, entries=logged))
+    for seq, first in enumerate(range(0, len(logged), MAX_ELEMENTS), 1):
+        part = logged[first : first + MAX_ELEMENTS]
+        await harness.worker.report(make_report("task.log", task, build_number=build, seq=seq, entries=part))
     await harness.worker.until_row("SELECT count(*) FROM task_logs WHERE task_id = $1", task, is_=len(entries))

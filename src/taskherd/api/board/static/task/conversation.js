@@ -92,12 +92,13 @@ export class Conversation {
     if (this.signal.aborted || this.log.lowest !== lowest) return; // what is shown has changed meanwhile: it would leave a gap
     if (!page.ok) return this.fail(page, () => this.readOlder());
     this.problem = null;
-    const [height, top] = [document.documentElement.scrollHeight, scrollY];
+    const first = this.root.querySelector(".log .entry");
+    const top = first?.getBoundingClientRect().top ?? 0;
     this.log.prepend(page.value.logs);
     this.keepQuiet();
     this.render();
-    const moved = document.documentElement.scrollHeight - height; // nothing moves under the pointer
-    if (scrollY === top) scrollTo({ top: top + moved, behavior: "instant" });
+    const moved = (first?.getBoundingClientRect().top ?? 0) - top; // nothing moves under the pointer, also where as many are dropped at the end
+    if (moved) scrollBy({ top: moved, behavior: "instant" });
   }
 
   /** Show the newest entries, after those in between were left out. */
