@@ -72,6 +72,39 @@ async def test_the_page_says_what_holds_the_fleet_up(board: Board) -> None:
     assert page.tab.errors == []
 
 
+_NOT_ALL_KNOWN = """
+    const real = window.fetch;
+    window.fetch = async (...given) => {
+        const response = await real(...given);
+        const mode = localStorage.getItem("mode");
+        if (!mode || !String(given[0]).endsWith("/api/v2/fleet")) return response;
+        const known = await response.json();
+        if (mode === "broker") known.broker = false;
+        for (const pool of known.pools) for (const runner of pool.runners) runner.queue = null;
+        return new Response(JSON.stringify(known));
+    };
+"""
+"""Takes the queues of runners from the page: it believes that the broker is away, or that there are too many."""
+
+
+async def test_a_runner_whose_queue_is_not_known_is_not_called_unconnected(board: Board) -> None:
+    """What nobody knows, because the broker is silent or has too many queues to look at all, is no bottleneck."""
+    worker = board.harness.worker
+    assert (await worker.ask({"type": "runner.hello", "runner": "runner-4", "pool": "default"}))["ok"]
+    task_id = uuid.UUID((await board.harness.create(name="waits-unknown"))["id"])
+    page = await board.open("/fleet")
+    await page.sees("1 task waits: no runner of pool default is connected", "h1")
+    await page.tab.call("Page.addScriptToEvaluateOnNewDocument", source=_NOT_ALL_KNOWN)
+    for mode in ("broker", "some"):
+        await page.tab.evaluate(f"localStorage.setItem('mode', '{mode}')")
+        await page.go("/fleet")
+        await page.tab.until(READY)
+        assert await page.text("h1") == "1 task waits for pool default"
+        assert ("RabbitMQ does not answer" in await page.text()) == (mode == "broker")
+    await worker.make_active(task_id)
+    assert page.tab.errors == []
+
+
 async def test_tasks_that_wait_stay_under_the_pointer(board: Board) -> None:
     """Whoever points at a task clicks on that one, also when one that waited before it is taken up and others come."""
     harness, worker = board.harness, board.harness.worker

@@ -82,13 +82,21 @@ function page(known, waiting, letters) {
 }
 
 /**
+ * Whether a runner is known not to be connected: nobody consumes from its queue, or it was never heard, and so has none.
+ * @param {any} runner
+ */
+function isAway({ queue, last_heard_at: heard }) {
+  return queue ? !queue.consumers : !heard;
+}
+
+/**
  * What holds the fleet up, in one line.
  * @param {any} known
  */
-function bottleneck({ pools, workers, waiting }) {
+function bottleneck({ broker, pools, workers, waiting }) {
   const stuck = pools.filter((/** @type {any} */ each) => each.waiting);
   if (workers && !workers.length) return "No worker runs: nothing is processed";
-  const alone = stuck.find((/** @type {any} */ each) => !each.runners.some((/** @type {any} */ runner) => runner.queue?.consumers));
+  const alone = broker && stuck.find((/** @type {any} */ each) => each.runners.every(isAway));
   if (alone) return `${plural(alone.waiting, "task")} ${alone.waiting === 1 ? "waits" : "wait"}: no runner of pool ${alone.name} is connected`;
   if (workers?.some((/** @type {any} */ each) => !each.drained_since)) return "Reports wait: the workers are behind";
   const most = stuck.sort((/** @type {any} */ one, /** @type {any} */ other) => other.waiting - one.waiting)[0];
