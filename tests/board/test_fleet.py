@@ -32,7 +32,7 @@ DRAWN = """(async () => {
     return drawn.innerText;
 })()"""
 """What the page would show of a queue that fills, and of dead letters that it may not read."""
-LETTERS = "document.querySelectorAll('.letters > li').length"
+LETTERS = "document.querySelectorAll('.letters > li:not(.gone)').length"
 
 
 async def ack(message: AbstractIncomingMessage) -> None:
@@ -227,6 +227,44 @@ async def test_dead_letters_are_replayed_by_selection_and_by_reason(board: Board
     await page.sees("1 replayed.", ".toast")
     await choose(page, "")
     await page.sees("The body is not JSON", ".letters")  # it was believed, and cannot be processed
+    assert page.tab.errors == []
+
+
+async def test_dead_letters_stay_under_the_pointer(board: Board) -> None:
+    """Whoever points at a dead letter replays that one, though others go and come; the question says which it is."""
+    worker = await operated(board)
+    task_id = uuid.UUID((await board.harness.active(name="pointed-letters"))["id"])
+    reports = [
+        make_report("app.status", task_id, build_number=1, state="idle", message=f"Letter {number}", seq=number)
+        for number in range(4)
+    ]
+    for report in reports[:2]:
+        await bury(worker, report)
+    page = await board.open("/fleet", "carol")
+    await page.tab.resize(1280, 900)
+    await page.tab.until(f"{READY} && {LETTERS} === 2")
+    await page.tab.evaluate("document.querySelector('.letters').scrollIntoView({block: 'center'})")
+    await page.point(".letters li:last-child summary")
+    under = "document.querySelector('.letters li:hover pre')?.textContent.includes('Letter 1')"
+    assert await page.tab.evaluate(under)
+    listed = (await board.harness.carol.get("/dead-letters")).json()["dead_letters"]
+    first, second = (each["id"] for each in listed)
+    replayed = await board.harness.carol.post("/dead-letters/replay", json={"ids": [first]})
+    assert replayed.json()["replayed"] == 1
+    for report in reports[2:]:
+        await bury(worker, report)
+    await page.sees("2 more when you leave this list", ".fleet-letters")
+    await page.sees("no longer listed", ".letters .gone")
+    assert await page.tab.evaluate(under)
+    assert await page.tab.evaluate("document.querySelector('.letters .gone input').disabled")
+    await page.tab.evaluate("document.querySelector('.letters li:hover details').open = true")
+    await page.click(".letters li:not(.gone) details button", "Replay")
+    for text in ("Replay this dead letter?", second, "fault", "Letter 1"):
+        await page.sees(text, "dialog")
+    assert await page.violations() == []
+    await page.click("dialog button", "Cancel")
+    await page.point(".brand")
+    await page.tab.until(f"{LETTERS} === 3 && !document.querySelector('.letters .gone')")
     assert page.tab.errors == []
 
 

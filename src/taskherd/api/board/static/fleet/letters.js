@@ -5,12 +5,14 @@ import * as api from "../api.js";
 import { confirm, toast } from "../dialog.js";
 import { bytes, count, plural } from "../format.js";
 import { announce } from "../router.js";
+import { SteadyList } from "../steady.js";
 import { quote, sourceButton } from "../task/commands.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
 
 const PAGE = 100; // letters that are listed, and that one replay by id may have
 const LOOKED_AT = 1000; // of the oldest, by the API
+const NAMED = 5; // letters that the question before a replay names
 
 /** @typedef {{messages: number | null, oldest_at: string | null, reasons: {reason: string, meaning: string | null, last_day: number}[]}} Summary */
 
@@ -44,6 +46,9 @@ export class DeadLetters {
     this.reason = "";
     /** @type {{dead_letters: Letter[], read: number, left: number} | null} */
     this.page = null;
+    this.steady = new SteadyList();
+    /** @type {Map<string, Letter>} what is shown, by its id: some of it may be gone already */
+    this.rows = new Map();
     /** @type {{status: number, message: string, detail: string} | null} why they are not known */
     this.failed = null;
     /** @type {Set<string>} ids */
@@ -68,6 +73,19 @@ export class DeadLetters {
     this.load();
   }
 
+  /**
+   * Choose the rows to show.
+   * @param {boolean} held whether they must stay
+   */
+  settle(held) {
+    const letters = new Map(this.page?.dead_letters.map((each) => [each.id, each]));
+    const known = new Map([...this.rows, ...letters]);
+    this.rows = new Map(this.steady.update([...letters.keys()], held).flatMap((id) => {
+      const letter = known.get(id);
+      return letter ? [[id, letter]] : [];
+    }));
+  }
+
   get path() {
     return `/dead-letters?${new URLSearchParams({ limit: String(PAGE), ...(this.reason && { reason: this.reason }) })}`;
   }
@@ -90,6 +108,7 @@ export class DeadLetters {
   filter(reason) {
     this.reason = reason;
     this.page = null;
+    this.steady.ids = [];
     this.selected.clear();
     this.changed();
     this.load();
@@ -109,7 +128,9 @@ export class DeadLetters {
   async replayThese(letters) {
     const vouched = letters.filter((each) => each.only_by_id);
     const what = letters.length === 1 ? "this dead letter" : plural(letters.length, "dead letter");
-    const content = html`<p>${letters.length === 1 ? "It is" : "They are"} published again to where ${letters.length === 1 ? "it" : "each"} came from, as the API's RabbitMQ user.</p>
+    const content = html`<ul class="letters-named">${letters.slice(0, NAMED).map((each) => html`<li><b>${each.meaning || "Its reason is unknown."}</b> <code>${each.reason}</code>,
+        id <code>${each.id}</code><code class="truncate">${firstLine(each)}</code></li>`)}${letters.length > NAMED ? html`<li>and ${count(letters.length - NAMED)} more</li>` : nothing}</ul>
+      <p>${letters.length === 1 ? "It is" : "They are"} published again to where ${letters.length === 1 ? "it" : "each"} came from, as the API's RabbitMQ user.</p>
       ${vouched.length ? html`<p role="alert"><b>You vouch for ${letters.length === 1 ? "it" : `${count(vouched.length)} of them`}:</b> no worker has found out that a trusted
         sender sent ${vouched.length === 1 ? "it" : "them"}. What ${vouched.length === 1 ? "it asks" : "they ask"} for will be done, in whoever's name ${vouched.length === 1 ? "it says" : "they say"}. The log keeps that it was you.</p>` : nothing}`;
     const action = vouched.length ? "Vouch and replay" : "Replay";
@@ -162,7 +183,9 @@ export class DeadLetters {
     if (this.failed) return failureView(this.failed, () => this.load());
     if (!this.page) return html`<div class="card" aria-busy="true"><div class="loading"></div></div>`;
     const { dead_letters: letters, read, left } = this.page;
-    if (!letters.length && !this.reason) return html`<p class="soft small">None: all messages could be processed.</p>`;
+    const shown = [...this.rows.values()];
+    const current = new Set(letters.map((each) => each.id));
+    if (!shown.length && !this.reason) return html`<p class="soft small">None: all messages could be processed.</p>`;
     const selected = letters.filter((each) => this.selected.has(each.id));
     const reasons = [...new Set([...this.reasons, ...summary.reasons.map((each) => each.reason)])].sort();
     return html`<div class="letters-bar">
@@ -173,20 +196,23 @@ export class DeadLetters {
         ${this.reason ? html`<button class="button" ?disabled=${!letters.length || this.busy} @click=${() => this.replayAll(letters)}>Replay all of this reason</button>` : nothing}
         ${this.busy ? html`<span class="soft small" role="status">Replaying…</span>` : nothing}</div>
       ${this.kept.length ? html`<div class="notice letters-kept"><p>Kept, of the last replay:</p><ul>${this.kept.slice(0, PAGE).map((each) => html`<li><code>${each.id}</code> ${each.why}</li>`)}</ul></div>` : nothing}
-      ${letters.length ? html`<ul class="card letters">${repeat(letters, (/** @type {Letter} */ each) => each.id, (/** @type {Letter} */ each) => this.letter(each))}</ul>`
+      ${shown.length ? html`<ul class="card letters">${repeat(shown, (/** @type {Letter} */ each) => each.id, (/** @type {Letter} */ each) => this.letter(each, !current.has(each.id)))}</ul>`
         : html`<p class="soft small">None of the oldest ${count(read)} has this reason.</p>`}
+      ${this.steady.heldBack ? html`<p class="faint small under" role="status">${count(this.steady.heldBack)} more when you leave this list.</p>` : nothing}
       ${left ? html`<p class="faint small under">${plural(left, "younger one")} ${left === 1 ? "was" : "were"} not looked at.</p>` : nothing}`;
   }
 
-  /** @param {Letter} letter */
-  letter(letter) {
-    const line = letter.body.split("\n", 1)[0].slice(0, 200);
-    return html`<li><input type="checkbox" aria-label=${`Select ${letter.reason} ${letter.id}`} ?disabled=${letter.replay_obstacle !== null}
+  /**
+   * @param {Letter} letter
+   * @param {boolean} isGone whether it is shown only because somebody points at the list
+   */
+  letter(letter, isGone) {
+    return html`<li class=${isGone ? "gone" : ""}><input type="checkbox" aria-label=${`Select ${letter.reason} ${letter.id}`} ?disabled=${isGone || letter.replay_obstacle !== null}
         .checked=${this.selected.has(letter.id)} @change=${(/** @type {Event} */ event) => this.select(letter.id, /** @type {HTMLInputElement} */ (event.target).checked)}>
       <details><summary><b title=${letter.reason}>${letter.meaning || letter.reason}</b>
-          <span class="soft small">${letter.time ? html`<time-ago at=${letter.time}></time-ago>` : "at an unknown time"}${letter.queue ? html` · ${letter.queue}` : nothing}
+          <span class="soft small">${isGone ? html`<i>no longer listed</i> · ` : nothing}${letter.time ? html`<time-ago at=${letter.time}></time-ago>` : "at an unknown time"}${letter.queue ? html` · ${letter.queue}` : nothing}
             · ${letter.sender ? html`sent by <b>${letter.sender}</b>` : "sender not named"}${letter.only_by_id ? html` <span class="pill attention">not trusted</span>` : nothing}</span>
-          <code class="truncate">${line || "(empty)"}</code></summary>
+          <code class="truncate">${firstLine(letter)}</code></summary>
         <dl><dt>Id</dt><dd><code>${letter.id}</code></dd>
           <dt>Reason</dt><dd><code>${letter.reason}</code></dd>
           <dt>Detail</dt><dd>${letter.detail || "none"}</dd>
@@ -194,8 +220,13 @@ export class DeadLetters {
           <dt>Size</dt><dd>${bytes(letter.length)}${letter.body_cut ? ", of which the beginning is shown" : nothing}</dd></dl>
         <pre class="code" tabindex="0" role="group" aria-label=${`Body of ${letter.id}`}>${letter.body}</pre>
         ${letter.replay_obstacle ? html`<p class="soft small">It cannot be replayed: ${letter.replay_obstacle}.</p>`
-          : html`<button class="button" ?disabled=${this.busy} @click=${() => this.replayThese([letter])}>Replay…</button>`}</details></li>`;
+          : html`<button class="button" ?disabled=${isGone || this.busy} @click=${() => this.replayThese([letter])}>Replay…</button>`}</details></li>`;
   }
+}
+
+/** @param {Letter} letter */
+function firstLine({ body }) {
+  return body.split("\n", 1)[0].slice(0, 200) || "(empty)";
 }
 
 /** @param {{reason: string, meaning: string | null, last_day: number}[]} reasons */

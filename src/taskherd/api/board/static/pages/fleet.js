@@ -41,6 +41,7 @@ export default function fleet(view) {
   };
   const show = () => {
     if (known) waiting.update(known.waiting, isHeld());
+    letters.settle(inUse(root.querySelector(".fleet-letters")));
     render(html`${failed ? html`<p class="notice bad" role="alert">${failed}</p>` : nothing}${known ? page(known, waiting, letters) : failed ? nothing : html`<div class="loading"></div>`}`, root);
     if (!known && !failed) return;
     for (const list of /** @type {NodeListOf<HTMLElement>} */ (root.querySelectorAll(LISTS))) {
