@@ -8,7 +8,7 @@ import pytest
 
 from tests.board.pages import Board
 from tests.board.test_task import open_task, status, with_module
-from tests.harness.conversation import converse, said
+from tests.harness.conversation import PLAN, Entry, converse, said, tool
 from tests.harness.worker import build_report, make_report
 
 pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time to start
@@ -80,6 +80,32 @@ window.fetch = async (...given) => {
     return response;
 }, 0"""
 """Holds back the newest entries after they were read, until ``release`` is called."""
+
+
+async def test_a_plan_stays_as_somebody_left_it(board: Board) -> None:
+    """A plan that was folded or unfolded by hand stays so when the next one comes; the last one is else unfolded."""
+    task_id = uuid.UUID((await board.harness.active(name="plans", display_name="Plans"))["id"])
+    await converse(board.harness, task_id, (said("I look"), PLAN, tool("Read a.py", "read", "x = 1")))
+    page = await open_task(board, "plans")
+    opened = "[...document.querySelectorAll('.plan')].map((each) => each.open)"
+    await page.becomes(f"`${{{opened}}}` === 'true'")
+    await page.click(".plan summary")
+    await page.becomes(f"`${{{opened}}}` === 'false'")
+    for state in ("true", "false"):
+        await page.tab.press("x")
+        await page.becomes(f"`${{document.querySelector('.tool:not(.plan)').open}}` === '{state}'")
+        assert await page.tab.evaluate(opened) == [False]
+    for number, expected in ((3, "false,true"), (4, "false,false,true")):
+        await log_more(board, task_id, number, PLAN)
+        await page.becomes(f"`${{{opened}}}` === '{expected}'")
+    await page.tab.evaluate("document.querySelector('.plan summary').click()")
+    await page.becomes(f"`${{{opened}}}` === 'true,false,true'")
+    await log_more(board, task_id, 5, PLAN)
+    await page.becomes(f"`${{{opened}}}` === 'true,false,false,true'")
+    await log_more(board, task_id, 6, said("That is all"))
+    await page.sees("That is all", ".log")
+    assert await page.tab.evaluate(opened) == [True, False, False, True]
+    assert page.tab.errors == []
 
 
 async def test_what_is_left_out_is_there_by_button(board: Board) -> None:
@@ -180,6 +206,11 @@ async def test_what_is_not_shown_is_counted_once(board: Board) -> None:
 
 
 async def converse_more(board: Board, task: uuid.UUID, number: int, text: str) -> None:
+    """Report that the agent said something more."""
+    await log_more(board, task, number, said(text))
+
+
+async def log_more(board: Board, task: uuid.UUID, number: int, entry: Entry) -> None:
     """Report one more entry."""
-    entry = {"id": number, "time": "2030-01-02T03:04:05Z", **said(text)}
-    await board.harness.worker.report(make_report("task.log", task, build_number=1, seq=number, entries=[entry]))
+    logged = {"id": number, "time": "2030-01-02T03:04:05Z", **entry}
+    await board.harness.worker.report(make_report("task.log", task, build_number=1, seq=number, entries=[logged]))

@@ -34,6 +34,8 @@ export class Conversation {
     this.quietTimer = 0;
     /** @type {Set<number>} */
     this.opened = new Set();
+    /** @type {Set<number>} */
+    this.closed = new Set();
     /** @type {any} what stands where the conversation stopped */
     this.tail = nothing;
     this.observer = new IntersectionObserver((seen) => seen.some((each) => each.isIntersecting) && this.readOlder(), { rootMargin: "400px" });
@@ -158,12 +160,13 @@ export class Conversation {
     const plans = entries.filter((each) => each.kind === "plan");
     const folds = {
       opened: this.opened,
+      closed: this.closed,
       agent: this.agent,
       isLast: (/** @type {import("./log.js").Entry} */ entry) => entry === plans.at(-1),
       toggle: (/** @type {number} */ id, /** @type {boolean} */ open) => {
-        if (open === this.opened.has(id)) return;
-        if (open) this.opened.add(id);
-        else this.opened.delete(id);
+        const [is, was] = open ? [this.opened, this.closed] : [this.closed, this.opened];
+        is.add(id);
+        was.delete(id);
         this.render();
       },
     };

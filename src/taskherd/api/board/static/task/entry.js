@@ -12,8 +12,8 @@ import { json, rich, words } from "./text.js";
 /** @typedef {import("./log.js").Entry} Entry */
 
 /**
- * What is unfolded, by the ids of entries.
- * @typedef {{opened: Set<number>, toggle: (id: number, open: boolean) => void, agent: string, isLast: (entry: Entry) => boolean}} Folds
+ * What somebody has unfolded, and folded, by the ids of entries.
+ * @typedef {{opened: Set<number>, closed: Set<number>, toggle: (id: number, open: boolean) => void, agent: string, isLast: (entry: Entry) => boolean}} Folds
  */
 
 const LONG = 4_000; // characters after which a text is folded
@@ -104,7 +104,7 @@ function foldedText(entry, folds) {
 function thought(entry, folds) {
   const isOpen = folds.opened.has(entry.id);
   const [first] = entry.content.trim().split("\n", 1);
-  return html`<details class="thought" ?open=${isOpen} @toggle=${onToggle(entry, folds)}>
+  return html`<details class="thought" ?open=${isOpen} @toggle=${onToggle(entry, folds, isOpen)}>
     <summary><span class="truncate">${isOpen ? "Thought" : html`Thought: <bdi>${first.replaceAll("**", "")}</bdi>`}</span></summary>
     ${isOpen ? html`<div class="prose" dir="auto">${rich(entry.content)}</div>` : nothing}</details>`;
 }
@@ -116,8 +116,8 @@ function thought(entry, folds) {
 function plan(entry, folds) {
   const { steps, odd } = knownOf(entry);
   const done = steps.filter((each) => each.status === "completed").length;
-  const isOpen = folds.opened.has(entry.id) !== folds.isLast(entry); // the last plan is open until it is folded
-  return html`<details class="tool plan" ?open=${isOpen} @toggle=${onToggle(entry, folds, folds.isLast(entry))}>
+  const isOpen = folds.opened.has(entry.id) || (folds.isLast(entry) && !folds.closed.has(entry.id));
+  return html`<details class="tool plan" ?open=${isOpen} @toggle=${onToggle(entry, folds, isOpen)}>
     <summary><i class="mark plan-mark" aria-hidden="true"></i><span class="truncate">Plan</span>
       <span class="outcome">${steps.length ? `${done} of ${steps.length} done` : nothing}</span></summary>
     ${!isOpen ? nothing : html`${steps.length ? html`<ol class="steps">${steps.map(({ content, status }) => html`
@@ -148,7 +148,7 @@ function toolCall(entry, folds) {
   const { change, diff: texts } = data;
   const [mark, word, color] = OUTCOMES.get(status) || ["·", "", "idle"];
   const isOpen = folds.opened.has(entry.id);
-  return html`<details class="tool" ?open=${isOpen} @toggle=${onToggle(entry, folds)}>
+  return html`<details class="tool" ?open=${isOpen} @toggle=${onToggle(entry, folds, isOpen)}>
     <summary><i class="mark ${color} ${mark ? "" : "busy"}" aria-hidden="true">${mark}</i><span class="unseen">${word}</span>
       <span class="truncate" dir="auto">${deed(title, data.kind)}</span>
       <span class="outcome">${change ? counts(change) : outcome(entry, title)}</span></summary>
@@ -215,11 +215,11 @@ function details(entry, title, { change, places, also, odd }) {
 /**
  * @param {Entry} entry
  * @param {Folds} folds
- * @param {boolean} [inverted] whether it is open unless it is in the set
+ * @param {boolean} isOpen whether the page shows it unfolded: that it does so is told like what a person does
  */
-function onToggle(entry, folds, inverted = false) {
+function onToggle(entry, folds, isOpen) {
   return (/** @type {Event} */ event) => {
     const { open } = /** @type {HTMLDetailsElement} */ (event.currentTarget);
-    folds.toggle(entry.id, open !== inverted);
+    if (open !== isOpen) folds.toggle(entry.id, open);
   };
 }
