@@ -47,6 +47,18 @@ async def status(board: Board, task: str, state: str, message: str = "", **field
     await board.harness.worker.report(report)
 
 
+async def test_a_build_that_is_canceled_has_not_failed_by_itself(board: Board) -> None:
+    """The page says that a build is being canceled, and then that it was."""
+    task_id = uuid.UUID((await board.harness.create(name="canceled", display_name="Canceled"))["id"])
+    page = await open_task(board, "canceled")
+    await board.harness.worker.report(build_report(task_id, 1, "start", "canceling"))
+    await page.sees("Its build is being canceled", ".now")
+    assert (await page.text(".task-title .state")).startswith("canceling")
+    await board.harness.worker.report(build_report(task_id, 1, "start", "canceled"))
+    await page.sees("Its build was canceled", ".now")
+    assert page.tab.errors == []
+
+
 async def test_the_page_follows_its_task(board: Board) -> None:
     """State, conversation, timeline and actions follow the reports, without anybody touching the page."""
     harness = board.harness

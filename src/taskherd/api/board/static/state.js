@@ -100,6 +100,7 @@ export function isSilent({ agent_exit: exit, workspace_agent_health: health }) {
 
 /** @param {any} task */
 export function isFailed(task) {
+  if (task.workspace_status === "canceling") return false;
   if (task.status === "paused" || task.status === "pending" || isLost(task)) return false;
   return task.status === "error" || task.current_state?.state === "failed"
     || (task.workspace_agent_health?.reason === NOT_RUNNING && task.agent_exit?.why !== "lost" && hasFailed(task.agent_exit));
@@ -149,6 +150,7 @@ function hasFailed(exit) {
 /** @param {any} task */
 function failure(task) {
   const message = firstLine(task.current_state?.message);
+  if (task.workspace_status === "canceled") return "Its build was canceled";
   if (task.agent_exit) return exitSays(task.agent_exit);
   return message || sentence(task.workspace_agent_health?.reason || "") || "Its build failed";
 }
