@@ -37,7 +37,6 @@ export function describe(task, runner = "") {
     const more = task.requests_open > 1 ? ` (and ${task.requests_open - 1} more)` : "";
     return shown("waiting", "waiting", true, `${first?.title || "The agent asks something."}${more}`, first?.since);
   }
-  if (task.queue) return shown("queued", "paused", false, queued(task.queue), task.queue.since);
   if (isLost(task)) {
     const how = exit ? exitSays(exit, runner) : `${machine(runner)} is silent. ${message && `Last: ${message}`}`.trim();
     return shown("lost", "lost", false, how, since || exit?.at || task.updated_at);
@@ -176,12 +175,6 @@ const EXITS = {
   interrupted: () => "Interrupted",
   not_started: () => "Could not be started",
 };
-
-/** @param {any} queue */
-function queued(queue) {
-  const place = queue.position ? `Number ${queue.position} in line` : "In line";
-  return queue.because ? `${place}: ${queue.because}` : place;
-}
 
 /** @param {string | undefined} text */
 export function firstLine(text) {
