@@ -268,6 +268,21 @@ async def test_dead_letters_stay_under_the_pointer(board: Board) -> None:
     assert page.tab.errors == []
 
 
+async def test_dead_letters_that_could_not_be_read_are_read_again(board: Board) -> None:
+    """Somebody else may be reading them, or RabbitMQ may be slow: the page shows them once it is told them."""
+    worker = await operated(board)
+    await bury(worker, b"told later")
+    page = await board.open("/fleet", "carol")
+    await page.tab.until(READY)
+    await page.tab.call("Network.enable")
+    await page.tab.call("Network.setBlockedURLs", urls=["*/dead-letters*"])
+    await page.go("/fleet")
+    await page.sees("Try again", ".fleet-letters")
+    await page.tab.call("Network.setBlockedURLs", urls=[])
+    await page.sees("told later", ".letters")
+    assert page.tab.errors == []
+
+
 async def test_what_is_in_dead_letters_is_text(board: Board) -> None:
     """Markup in a body, a detail, a routing key or a sender's name neither runs nor becomes an element."""
     worker = await operated(board)

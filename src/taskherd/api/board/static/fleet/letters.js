@@ -64,11 +64,12 @@ export class DeadLetters {
   }
 
   /**
-   * Read the letters again if their number has changed.
+   * Read the letters again if their number has changed, or they could not be read.
    * @param {Summary} summary
    */
   update({ messages }) {
-    if (messages === this.messages || this.busy) return;
+    const mayBeReadNow = this.failed !== null && this.failed.status !== 403;
+    if ((messages === this.messages && !mayBeReadNow) || this.busy) return;
     this.messages = messages;
     this.load();
   }
