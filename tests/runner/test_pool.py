@@ -11,7 +11,7 @@ import pytest
 from tests.harness.api import running_api
 from tests.harness.runner import RunnerHarness, RunnerSubprocess, eventually, eventually_async, runner_harness
 from tests.harness.tcp_proxy import TcpProxy
-from tests.harness.worker import worker_harness
+from tests.harness.worker import running_worker, worker_harness
 
 pytestmark = pytest.mark.timeout(180)
 RUNNERS = ("r1", "r2")
@@ -114,6 +114,24 @@ async def test_without_a_worker_only_the_only_copy_is_started(harness: RunnerHar
     await eventually(lambda: harness.marked(other))
     assert not (harness.root / str(third)).exists()
     await eventually_async(partial(harness.worker.queue_counts, "claims"), (2, 0).__eq__)  # they wait for the worker
+
+
+async def test_a_refused_claim_starts_nothing(harness: RunnerHarness) -> None:
+    """A runner that the worker does not trust starts not even an only copy; once it is trusted, the next copy."""
+    runner = await harness.start("r1")
+    harness.worker.worker.stop()
+    await eventually_async(partial(harness.worker.queue_counts, "claims"), (0, 0).__eq__)
+    async with running_worker(harness.worker, report_senders="another=*", request_backoff_first=0.5):
+        task_id = await harness.task("say:up", "sleep")
+        await eventually_async(partial(_start_requests, runner), (1).__le__)
+        assert not harness.marked(task_id)
+        assert await _start_requests(runner, "refused") == await _start_requests(runner)
+        await harness.until(lambda: "untrusted_sender" in harness.worker.reasons())
+    refusals = [line["reason"] for line in runner.lines() if line["event"] == "claim refused"]
+    assert refusals
+    assert all("untrusted_sender" in reason for reason in refusals)
+    async with running_worker(harness.worker, request_backoff_first=0.5, request_backoff_most=1):
+        await harness.until_output(task_id, "up")
 
 
 async def move_to_another_runner(harness: RunnerHarness, task_id: uuid.UUID) -> None:

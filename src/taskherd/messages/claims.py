@@ -171,10 +171,15 @@ def hello_reply() -> bytes:
 
 
 def decode_claim_reply(body: bytes) -> ClaimDecision:
-    """Decode the reply to a claim. A repeated grant counts as granted. Raises ``Malformed`` if it is not one."""
+    """Decode the reply to a claim. A repeated grant counts as granted.
+
+    Raises ``Malformed`` if the worker refused the message itself (``refused``), or if the body is no reply to a claim.
+    """
     try:
         reply = ClaimReply.model_validate_json(body)
     except ValidationError as error:
+        if refusal := decode_hello_reply(body):  # all messages of runners are refused in the same words
+            raise Malformed("refused", refusal) from None
         raise Malformed("not_a_reply", str(error)) from None
     if reply.granted:
         return ClaimDecision(ClaimOutcome.GRANTED)

@@ -295,7 +295,8 @@ class Metrics:
             "Work requests, by type and outcome: done, failed, repeated, ignored (an older build, or an "
             "answer to a request that is not known), lost (claimed by "
             "another runner), left (not started: the build is gone, or no worker answered the claim of a repeated "
-            "request) or invalid. A claim that is won is not counted itself.",
+            "request), refused (not started: a worker refused the claim) or invalid. A claim that is won is not "
+            "counted itself.",
             "type",
             "outcome",
         )

@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 
 class Claim(Enum):
-    """The result of a claim. The values of ``LOST`` and ``SKIPPED`` are outcomes in ``runner_requests_total``."""
+    """The result of a claim. All values but that of ``WON`` are outcomes in ``runner_requests_total``."""
 
     WON = "won"
     """This runner may start the build. Not counted: the request is counted when it has been executed."""
@@ -32,6 +32,8 @@ class Claim(Enum):
     """Another runner claimed the build."""
     SKIPPED = "left"
     """The build is gone, or no worker answered: do not start this copy of the request."""
+    REFUSED = "refused"
+    """A worker answered, but not with a decision: it does not trust this runner, or could not process the claim."""
 
 
 class Claims:
@@ -46,7 +48,8 @@ class Claims:
 
         If the worker does not answer in time, a request that is certainly the ``only_copy`` is still won: its
         claim is in the worker's queue, ahead of the claim of any later copy. Other copies are dropped; the worker sends
-        the request again.
+        the request again. Only silence means this: whoever is refused does not start the build, since the worker would
+        refuse its reports too.
         """
         claim = BuildClaim(request.task_id, request.build_number, self._runner)
         try:
@@ -54,6 +57,9 @@ class Claims:
         except Unavailable as error:
             log.warning("claim unanswered", task_id=str(request.task_id), started=only_copy, reason=str(error))
             return Claim.WON if only_copy else Claim.SKIPPED
+        except Malformed as error:
+            log.warning("claim refused", task_id=str(request.task_id), reason=str(error))
+            return Claim.REFUSED
         match decision.outcome:
             case ClaimOutcome.GRANTED | ClaimOutcome.REPEATED:
                 return Claim.WON
@@ -68,7 +74,4 @@ class Claims:
     async def _ask(self, claim: BuildClaim) -> ClaimDecision:
         """Return the worker's decision, which it makes even after this runner has stopped waiting for the reply."""
         reply = await self._client.call(BUILD_CLAIM, encode_claim(claim), no_expiry=True)
-        try:
-            return decode_claim_reply(reply.body)
-        except Malformed as error:
-            raise Unavailable(f"unexpected reply to {BUILD_CLAIM}: {error}") from error
+        return decode_claim_reply(reply.body)

@@ -57,6 +57,13 @@ def test_replies_to_claims(decision: ClaimDecision, body: bytes) -> None:
     assert claims.claim_reply(ClaimDecision(ClaimOutcome.REPEATED)) == b'{"granted":true}'
 
 
+def test_a_refused_claim_says_why() -> None:
+    """It is no decision, and not to be confused with a reply that cannot be read."""
+    refused = replies.invalid_message_reply(InvalidMessage(None, DeadLetterReason.UNTRUSTED_SENDER, "No.", b""))
+    with pytest.raises(Malformed, match=r"^refused: The sender is not trusted. untrusted_sender: No\.$"):
+        claims.decode_claim_reply(refused)
+
+
 def test_replies_to_questions_and_hellos() -> None:
     """What the worker answers is what the runner reads."""
     for ownership in (*Ownership, None):
@@ -75,5 +82,5 @@ def test_another_reply_is_malformed(decode: object) -> None:
     """A runner does not take the refusal of an invalid message for an answer."""
     assert callable(decode)
     for body in (b"x", b"{}", b"[]"):
-        with pytest.raises(Malformed):
+        with pytest.raises(Malformed, match="not_a_reply"):
             decode(body)
