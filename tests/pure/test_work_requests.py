@@ -64,13 +64,13 @@ def test_where_a_request_goes(
     kind: str, runner: str | None, sent_before: timedelta | None, expected: list[str]
 ) -> None:
     """To the task's runner; a start or delete also to its pool, but only once the runner has had its time to answer."""
-    assert targets(row(kind, runner, sent_before), {"pool": "gpu"}, NOON, TIMEOUT) == expected
+    assert targets(row(kind, runner, sent_before), "gpu", NOON, TIMEOUT) == expected
 
 
 @pytest.mark.parametrize("run", [{}, {"pool": ""}, {"pool": 7}])
 def test_a_template_without_a_pool_has_the_default_one(run: dict[str, object]) -> None:
     """Also if an older release stored something that is no name."""
-    assert targets(row(START, None, None), run, NOON, TIMEOUT) == ["default"]
+    assert replace(DETAILS, run=run).pool == "default"
 
 
 @pytest.mark.parametrize(("first", "most", "wait"), [(60, 600, 60), (600, 60, 60)])

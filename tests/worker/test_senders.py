@@ -19,7 +19,15 @@ from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.publisher import Publisher
 from taskherd.dev.services import Services
 from tests.harness import fork_server
-from tests.harness.worker import ALICE, VERSION, WorkerHarness, external_harness, make_command, running_worker
+from tests.harness.worker import (
+    ALICE,
+    VERSION,
+    WorkerHarness,
+    build_report,
+    external_harness,
+    make_command,
+    running_worker,
+)
 
 pytestmark = [pytest.mark.timeout(120)]
 
@@ -164,10 +172,47 @@ async def test_a_runner_reports_on_its_pools_only(outside: WorkerHarness, users:
         await publish(users["api"], reports, genuine, user_id=api)
         await outside.until(lambda: outside.state(task_id).get("message") == "Through the API")
         assert await outside.database.fetchval("SELECT count(*) FROM parked") == 0
-        assert await outside.database.fetchval("SELECT count(*) FROM runner_hellos") == 0
+        assert await outside.database.fetchval("SELECT count(*) FROM runner_hellos WHERE name = 'thief'") == 0
     async with running_worker(outside, report_senders=f"{api}=*,{runner}=cpu|gpu"):
         mixed = [{**attacks[0][1], "message": "Its own pool"}, {**attacks[0][1], "task_id": str(uuid.uuid4())}]
         await publish(users["runner"], reports, mixed, user_id=runner)
         await outside.until(lambda: outside.state(task_id).get("message") == "Its own pool")
         await outside.until(lambda: len(outside.dead_letters) == 2 * len(attacks) + 1)
         assert outside.dead_letters[-1].headers["x-taskherd-index"] == 1
+
+
+@pytest.mark.parametrize("named", ["gpu", "gpu-1", "unknown"])
+async def test_a_runner_puts_no_work_into_queues_of_another_pool(
+    outside: WorkerHarness, users: dict[str, str], named: str
+) -> None:
+    """It reports that another pool, its runner or nobody has a task of its own pool: that gets the work."""
+    runner = name_of(users["runner"])
+    async with running_worker(outside):
+        await outside.greet("gpu-1", "gpu")
+        await outside.greet("r1", "default")
+        task_id = await outside.create(input=f"Started by {named}")
+    async with running_worker(outside, report_senders=f"{runner}=default"):
+
+        async def report(number: int, transition: str, by: str) -> None:
+            report = build_report(task_id, number, transition, "succeeded", runner=by)
+            await publish(users["runner"], f"{outside.prefix}.reports", report, user_id=runner)
+            await outside.until(lambda: outside.document(task_id).get("workspace_build_number") == number)
+
+        async def requested(command: str, kind: str, number: int) -> str:
+            await outside.until_row("SELECT count(*) FROM work_requests WHERE task_id = $1", task_id, is_=0)
+            assert (await outside.command(command, task_id))["ok"]
+            await outside.until(lambda: routes(kind, number))
+            return routes(kind, number)[0]
+
+        def routes(kind: str, number: int) -> list[str]:
+            pairs = zip(outside.targets, outside.requests, strict=True)
+            return [key for key, each in pairs if (each["type"], each["build_number"]) == (kind, number)]
+
+        await report(1, "start", named)
+        assert await requested("task.pause", "workspace.stop", 2) == "workspace.stop.default"
+        await report(2, "stop", named)
+        assert await requested("task.resume", "workspace.start", 3) == "workspace.start.default"
+        await report(3, "start", "r1")
+        assert await requested("task.pause", "workspace.stop", 4) == "workspace.stop.r1"
+        assert await outside.queue_counts("work.gpu") == (0, 0)
+        assert await outside.queue_counts("work.gpu-1") == (0, 0)

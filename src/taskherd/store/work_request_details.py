@@ -10,6 +10,8 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+DEFAULT_POOL: Final = "default"
+
 
 @dataclass(frozen=True, slots=True)
 class WorkRequestDetails:
@@ -25,6 +27,12 @@ class WorkRequestDetails:
     preset_id: UUID | None
     preset_name: str | None
     preset_parameters: dict[str, Any] | None
+
+    @property
+    def pool(self) -> str:
+        """The pool of the task's template version."""
+        pool = self.run.get("pool")
+        return pool if isinstance(pool, str) and pool else DEFAULT_POOL
 
 
 READ: Final = text("""

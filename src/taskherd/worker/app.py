@@ -49,6 +49,7 @@ from taskherd.worker.command_consumer import MAX_WAITING, CommandConsumer
 from taskherd.worker.consumer_watchdog import ConsumerWatchdog
 from taskherd.worker.context import RequestRetryPolicy, Retention, WorkerContext
 from taskherd.worker.directory_cache import DirectoryCache
+from taskherd.worker.known_runners import KnownRunners
 from taskherd.worker.maintenance import Maintenance
 from taskherd.worker.probe import Probe
 from taskherd.worker.rates import Rates
@@ -192,6 +193,7 @@ class Worker:
             make_agent_token=partial(agent_token, settings.secret_keys[0]),
             draw_names=partial(task_names.draw, randomness=randomness),
             command_senders=settings.trusted_command_senders,
+            known_runners=KnownRunners(),
             senders=SenderPools(settings.sender_pools),
             rates=Rates(),
             strict_send=settings.send_mode == "strict",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from taskherd.store.logs import LogLimits
     from taskherd.store.work_requests import WorkRequestRow
     from taskherd.worker.directory_cache import DirectoryCache
+    from taskherd.worker.known_runners import KnownRunners
     from taskherd.worker.rates import Rates
     from taskherd.worker.sender_pools import SenderPools
     from taskherd.worker.wakeups import Wakeups
@@ -91,6 +92,7 @@ class WorkerContext:
         max_running: maximum number of running tasks of one owner, 0 for no maximum.
         command_senders: the RabbitMQ users whose commands count; empty: any.
         rates: count what becomes of tasks, by hour.
+        known_runners: the runners that work requests may go to.
         senders: the RabbitMQ users whose reports and claims count, and about which tasks.
         draw_names: returns names for a task with a prompt, of which the first that is not in use is taken.
     """
@@ -119,6 +121,7 @@ class WorkerContext:
     max_running: int
     log_limits: LogLimits
     command_senders: frozenset[str]
+    known_runners: KnownRunners
     senders: SenderPools
     rates: Rates
     tracing: Tracing

@@ -173,11 +173,14 @@ async def save_batch(
 def _new_requests(
     context: WorkerContext, loaded: LoadedBatch, result: BatchResult
 ) -> list[work_requests.WorkRequestRow]:
-    """Return the new work requests. Those of new tasks are sent from memory, so their first attempt is counted now."""
+    """Return the new work requests. Those of new tasks are sent from memory, so their first attempt is counted now.
+
+    Of a runner that a parked report names it is not known yet whether requests may go to it.
+    """
     requests: list[work_requests.WorkRequestRow] = []
     for row in related_rows.new_requests(loaded.updates, result.now):
         details = related_rows.request_details(loaded.updates[row.task_id], loaded.entries)
-        if details is None:
+        if details is None or row.target_runner is not None:
             result.has_due_requests = True
             requests.append(row)
         else:

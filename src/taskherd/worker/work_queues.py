@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
@@ -86,6 +87,7 @@ class WorkQueues:
         """
         async with transaction(self._context.engine) as connection:
             targets = await runners.targets(connection)
+        self._context.known_runners.replace(targets)
         missing = sorted((targets.pools | targets.runners) - self._declared)
         if missing:
             await self._ensure_exchanges()
@@ -120,6 +122,7 @@ class WorkQueues:
                     accepted[hello.runner] = said_hello[hello.runner] = hello.pool
             if accepted:
                 await runners.record_hellos(connection, accepted, now)
+        self._context.known_runners.replace(replace(targets, said_hello=said_hello))
         for index, hello in enumerate(hellos):
             if refusals[index] is None:
                 try:

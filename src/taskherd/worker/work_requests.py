@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from taskherd.store.work_requests import WorkRequestRow
     from taskherd.worker.context import WorkerContext
 
-DEFAULT_POOL = "default"
 MAX_REQUESTS = 500
 """Maximum number of requests that are sent at a time."""
 
@@ -66,11 +65,12 @@ async def send_due(context: WorkerContext, now: datetime) -> int:
             return 0
         details = await work_request_details.read(connection, [row.task_id for row in due])
         contents = await _read_contents(connection, due)
+        known = [(row, details[row.task_id]) for row in due if row.task_id in details]
+        requests = await context.known_runners.check_targets(connection, known)
     context.failpoint(Failpoint.REQUEST_SEND)
     if contents.answers:
         context.failpoint(Failpoint.ANSWER_SEND)
-    known = [(row, details[row.task_id]) for row in due if row.task_id in details]
-    await send(context, known, now, contents)
+    await send(context, requests, now, contents)
     if contents.answers:
         context.failpoint(Failpoint.ANSWER_SENT)
     return len(due)
@@ -92,7 +92,7 @@ async def send(
     now: datetime,
     contents: RequestContents = NO_CONTENTS,
 ) -> None:
-    """Send requests, whose attempts are committed. Those that the broker does not confirm are sent again when due."""
+    """Send requests, whose attempts are committed and targets checked. Those that are not confirmed are due again."""
     by_target: defaultdict[str, list[OutgoingMessage]] = defaultdict(list)
     for row, details in requests:
         for target, message in _messages(context, row, details, contents, now):
@@ -113,13 +113,11 @@ async def _send_to(context: WorkerContext, target: str, messages: Sequence[Outgo
             return
 
 
-def targets(row: WorkRequestRow, run: Mapping[str, Any], now: datetime, runner_answer_timeout: timedelta) -> list[str]:
+def targets(row: WorkRequestRow, pool: str, now: datetime, runner_answer_timeout: timedelta) -> list[str]:
     """Return the targets: the task's runner, the pool if there is none, or both if a start or delete is unanswered.
 
     An answer goes to the runner of the agent only, and waits while that is not known.
     """
-    pool = run.get("pool")
-    pool = pool if isinstance(pool, str) and pool else DEFAULT_POOL
     if row.target_runner is None:
         return [] if row.type == work.AGENT_ANSWER else [pool]
     unanswered = row.first_sent_at is not None and now - row.first_sent_at >= runner_answer_timeout
@@ -146,7 +144,7 @@ def _messages(
                 context.names.work, work.routing_key(row.type, target), body, mandatory=True, expiration=ttl
             ),
         )
-        for target in targets(row, task.run, now, context.request_retry.runner_answer_timeout)
+        for target in targets(row, task.pool, now, context.request_retry.runner_answer_timeout)
     ]
 
 

@@ -15,7 +15,8 @@ from taskherd.runner.app import default_name
 from taskherd.store import diagnostics as database
 from taskherd.store.engine import dispose, open_engine, transaction
 from taskherd.store.migrate import SchemaStatus
-from taskherd.worker.work_requests import DEFAULT_POOL, POOL_FALLBACK
+from taskherd.store.work_request_details import DEFAULT_POOL
+from taskherd.worker.work_requests import POOL_FALLBACK
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
