@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from taskherd.messages.claims import RunnerHello
 from taskherd.store.runners import WorkTargets
-from taskherd.worker.work_queues import MAX_POOLS, MAX_RUNNERS, hello_refusal
+from taskherd.worker import work_queues
+from taskherd.worker.work_queues import MAX_POOLS, MAX_RUNNERS, MAX_RUNNERS_OF_SENDER, NAME_KEPT_FOR
+from tests.harness.histories import NOON
 
+hello_refusal = partial(work_queues.hello_refusal, now=NOON)
 NO_TARGETS = WorkTargets(frozenset(), {}, {})
 
 
@@ -53,3 +58,28 @@ def test_new_pools_are_refused_from_the_maximum_on() -> None:
     assert "that no template names" in (hello_refusal(full, RunnerHello("one-more", "one-more-pool")) or "")
     assert hello_refusal(full, RunnerHello("one-more", "of-a-template")) is None
     assert hello_refusal(full, RunnerHello("one-more", "pool-99")) is None
+
+
+def test_a_runner_keeps_its_name_from_other_pools_while_it_is_there_and_a_while_longer() -> None:
+    """Those of its own pool may have it, for one of them took its place; and the directory decides before that."""
+    stolen = RunnerHello("hello-1", "linux")
+    for age, is_refused in ((0 * NAME_KEPT_FOR, True), (NAME_KEPT_FOR * 0.99, True), (NAME_KEPT_FOR, False)):
+        targets = WorkTargets(frozenset(), {}, {"hello-1": "gpu"}, {"hello-1": NOON - age})
+        assert bool(hello_refusal(targets, stolen)) == is_refused
+        assert hello_refusal(targets, RunnerHello("hello-1", "gpu")) is None
+        assert "of pool gpu is there" in (hello_refusal(targets, stolen, in_use={"hello-1"}) or "")
+        listed = WorkTargets(frozenset(), {"hello-1": "linux"}, targets.said_hello, targets.heard_at)
+        assert hello_refusal(listed, stolen, in_use={"hello-1"}) is None
+
+
+def test_a_sender_has_a_share_of_the_names() -> None:
+    """Only new runners in its own pools count; known and listed ones always may, and a sender of all pools."""
+    full = WorkTargets(frozenset(), {"listed-5": "linux"}, said_hello(MAX_RUNNERS_OF_SENDER))
+    refused_to = partial(hello_refusal, full, sender_pools=frozenset({"linux"}))
+    assert "of this sender" in (refused_to(RunnerHello("one-more", "linux")) or "")
+    assert refused_to(RunnerHello("runner-0", "linux")) is None
+    assert refused_to(RunnerHello("listed-5", "linux")) is None
+    assert hello_refusal(full, RunnerHello("one-more", "linux")) is None
+    assert hello_refusal(full, RunnerHello("one-more", "gpu"), sender_pools=frozenset({"gpu"})) is None
+    almost = WorkTargets(frozenset(), {}, said_hello(MAX_RUNNERS_OF_SENDER - 1))
+    assert hello_refusal(almost, RunnerHello("one-more", "linux"), sender_pools=frozenset({"linux"})) is None

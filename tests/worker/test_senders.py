@@ -18,7 +18,9 @@ from taskherd.broker.command_client import CommandClient
 from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.publisher import Publisher
 from taskherd.dev.services import Services
+from taskherd.worker import work_queues
 from tests.harness import fork_server
+from tests.harness.runner import eventually_async
 from tests.harness.worker import (
     ALICE,
     VERSION,
@@ -216,3 +218,52 @@ async def test_a_runner_puts_no_work_into_queues_of_another_pool(
         assert await requested("task.pause", "workspace.stop", 4) == "workspace.stop.r1"
         assert await outside.queue_counts("work.gpu") == (0, 0)
         assert await outside.queue_counts("work.gpu-1") == (0, 0)
+
+
+async def test_a_sender_neither_takes_names_of_other_pools_nor_uses_up_all(
+    outside: WorkerHarness, users: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name of a runner that consumes or was heard lately is refused to other pools, and one sender has a share."""
+    monkeypatch.setattr(work_queues, "MAX_RUNNERS_OF_SENDER", 3)
+    thief, api = name_of(users["runner"]), name_of(users["api"])
+    victims = {"consuming", "restarting", "gone"}
+    pool_of = "SELECT pool FROM runner_hellos WHERE name = $1"
+    longer_ago = "UPDATE runner_hellos SET hello_at = now() - interval '1 day'"
+
+    async def refused(runner: str) -> str:
+        before = len(outside.dead_letters)
+        hello = {"type": "runner.hello", "runner": runner, "pool": "default"}
+        await publish(users["runner"], f"{outside.prefix}.claims", hello, user_id=thief)
+        found: list[str] = []
+
+        async def decided() -> bool:
+            found[:] = [str(each.headers["x-taskherd-detail"]) for each in outside.dead_letters[before:]]
+            return bool(found) or await outside.database.fetchval(pool_of, runner) == "default"
+
+        await eventually_async(decided, bool)
+        return "".join(found)
+
+    async with running_worker(outside):
+        for victim in victims:
+            await outside.greet(victim, "gpu")
+        await outside.database.execute(longer_ago)
+        queue = await outside.channel.get_queue(f"{outside.prefix}.work.consuming", ensure=False)
+        tag = await queue.consume(outside._on_request)
+        await outside.greet("restarting", "gpu")
+    async with running_worker(outside, report_senders=f"{api}=*,{thief}=default"):
+        await outside.until_row("SELECT count(*) FROM runner_hellos", is_=3)
+        assert "is there" in await refused("consuming")
+        await queue.cancel(tag)
+        assert "is there" in await refused("consuming")  # it was seen just now, and may be restarting
+        assert "is there" in await refused("restarting")
+        assert await refused("gone") == ""  # as a runner that was given another pool
+        for number in (1, 2):
+            assert await refused(f"invented-{number}") == ""
+        assert "of this sender" in await refused("invented-3")
+        assert await refused("invented-1") == ""
+        await outside.until_metric(4, "taskherd_claims_total", type="runner.hello", outcome="refused")
+        honest = {"type": "runner.hello", "runner": "new", "pool": "gpu"}
+        await publish(users["api"], f"{outside.prefix}.claims", honest, user_id=api)
+        await outside.until_row(pool_of, "new", is_="gpu")
+        for victim in ("consuming", "restarting"):
+            assert await outside.database.fetchval(pool_of, victim) == "gpu"

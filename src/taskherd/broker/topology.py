@@ -177,6 +177,19 @@ async def exist(channel: AbstractChannel, exchanges: Iterable[str] = (), queues:
     return True
 
 
+async def has_consumer(channel: AbstractChannel, queue: str) -> bool:
+    """Return whether somebody consumes from a queue; if there is no such queue, the channel is closed.
+
+    Raises:
+        Unavailable: the broker cannot be reached.
+    """
+    with _explain_mismatch(f"checking {queue}"):
+        try:
+            return bool((await channel.queue_declare(queue, passive=True, timeout=REQUEST_TIMEOUT)).consumer_count)
+        except ChannelNotFoundEntity:
+            return False
+
+
 async def check(channel: AbstractChannel, exchanges: Iterable[str] = (), queues: Iterable[str] = ()) -> None:
     """Check that these exchanges and queues exist. Raise ``Unavailable`` naming the first one that does not.
 

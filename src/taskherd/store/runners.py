@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
@@ -13,11 +13,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 @dataclass(frozen=True, slots=True)
 class WorkTargets:
-    """The pools of the directory, its runners with their pools, and the runners that said hello with theirs."""
+    """The pools of the directory, its runners with their pools, and the runners that said hello with theirs.
+
+    ``heard_at`` is when they said it last.
+    """
 
     directory_pools: frozenset[str]
     listed: Mapping[str, str]
     said_hello: Mapping[str, str]
+    heard_at: Mapping[str, datetime] = field(default_factory=dict)
 
     @property
     def pools(self) -> frozenset[str]:
@@ -36,7 +40,7 @@ POOLS: Final = text("SELECT DISTINCT COALESCE(NULLIF(run->>'pool', ''), 'default
 
 LISTED: Final = text("SELECT name, pool FROM runners WHERE active")
 
-HELLOS: Final = text("SELECT name, pool FROM runner_hellos")
+HELLOS: Final = text("SELECT name, pool, hello_at FROM runner_hellos")
 
 RECORD: Final = text("""
 INSERT INTO runner_hellos (name, pool, hello_at)
@@ -59,10 +63,12 @@ async def lock(connection: AsyncConnection) -> None:
 
 async def targets(connection: AsyncConnection) -> WorkTargets:
     """Return all pools and runners."""
+    hellos = (await connection.execute(HELLOS)).all()
     return WorkTargets(
         frozenset(pool for (pool,) in await connection.execute(POOLS)),
         {name: pool for name, pool in await connection.execute(LISTED)},  # noqa: C416 - a row is not a tuple to mypy
-        {name: pool for name, pool in await connection.execute(HELLOS)},  # noqa: C416
+        {name: pool for name, pool, _ in hellos},
+        {name: hello_at for name, _, hello_at in hellos},
     )
 
 

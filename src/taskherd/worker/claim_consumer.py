@@ -176,8 +176,10 @@ class ClaimConsumer:
                 return
 
     async def _answer_hellos(self, batch: Sequence[tuple[Delivery, RunnerHello]]) -> None:
+        senders = self._context.senders
+        pools = [senders.pools_of(delivery) for delivery, _ in batch] if senders.restricted else []
         refusals = await self._context.until_stopped(
-            lambda: self._work_queues.register([hello for _, hello in batch], self._context.now()), "broker"
+            lambda: self._work_queues.register([hello for _, hello in batch], self._context.now(), pools), "broker"
         )
         answers: list[OutgoingReply] = []
         refused: list[Rejected] = []

@@ -34,6 +34,10 @@ class KnownRunners:
             name: pool for name, pool in {**targets.said_hello, **targets.listed}.items() if name not in pools
         }
 
+    def is_of_another_pool(self, name: str, pool: str) -> bool:
+        """Return whether a runner of this name is known, and it is of another pool."""
+        return self._pool_of.get(name, pool) != pool
+
     async def check_targets(self, connection: AsyncConnection, requests: Requests) -> Requests:
         """Return the requests, without the target of those whose runner is none of the task's pool.
 

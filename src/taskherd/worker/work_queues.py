@@ -18,12 +18,14 @@ from taskherd.store.engine import transaction
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Set as AbstractSet
     from datetime import datetime
 
     from taskherd.broker.connection import SupervisedConnection
     from taskherd.messages.claims import RunnerHello
     from taskherd.store.runners import WorkTargets
     from taskherd.worker.context import WorkerContext
+    from taskherd.worker.sender_pools import Pools
 
 log = structlog.get_logger(__name__)
 
@@ -31,10 +33,14 @@ EVERY = 30.0
 """Seconds between two looks at the pools and runners in the database."""
 MAX_RUNNERS = 1_000
 """Maximum number of runners that said hello: each costs the broker a quorum queue, a process with files of its own."""
+MAX_RUNNERS_OF_SENDER = 500
+"""Maximum number of them in the pools of one sender (``TASKHERD_REPORT_SENDERS``), so that it leaves some to others."""
 MAX_POOLS = 100
 """Maximum number of pools that only hellos name; those of templates are the administrator's decision."""
 RUNNER_RETENTION = timedelta(days=7)
 """Time after its last hello from which the queue of a runner without a consumer is deleted."""
+NAME_KEPT_FOR = timedelta(minutes=5)
+"""Time for which a runner that was heard keeps its name from the runners of other pools, as over a restart."""
 MAX_FORGOTTEN = 20
 """Maximum number of runners that are forgotten in one round."""
 
@@ -102,26 +108,34 @@ class WorkQueues:
         if failed is not None:
             raise failed
 
-    async def register(self, hellos: Sequence[RunnerHello], now: datetime) -> list[str | None]:
+    async def register(
+        self, hellos: Sequence[RunnerHello], now: datetime, sender_pools: Sequence[Pools] = ()
+    ) -> list[str | None]:
         """Record runners and declare their missing queues. Return for each hello why it was refused, or None.
+
+        ``sender_pools`` are those of each hello's sender, if senders are checked.
 
         Raises:
             Unavailable: the database or the broker cannot be reached.
         """
         refusals: list[str | None] = []
+        in_use = await self._names_in_use(hellos)
         async with transaction(self._context.engine) as connection:
             await runners.lock(connection)
             targets = await runners.targets(connection)
-            said_hello = dict(targets.said_hello)
+            said_hello, heard_at = dict(targets.said_hello), dict(targets.heard_at)
             accepted: dict[str, str] = {}
-            for hello in hellos:
-                known = runners.WorkTargets(targets.directory_pools, targets.listed, said_hello)
-                refusal = hello_refusal(known, hello)
+            for hello, pools in zip(hellos, sender_pools or [None] * len(hellos), strict=True):
+                known = runners.WorkTargets(targets.directory_pools, targets.listed, said_hello, heard_at)
+                refusal = hello_refusal(known, hello, now=now, in_use=in_use, sender_pools=pools)
                 refusals.append(refusal)
                 if refusal is None:
                     accepted[hello.runner] = said_hello[hello.runner] = hello.pool
+                    heard_at[hello.runner] = now
             if accepted:
                 await runners.record_hellos(connection, accepted, now)
+            for name in in_use - accepted.keys():
+                await runners.touch(connection, name, now)  # so that it keeps its name over its next restart
         self._context.known_runners.replace(replace(targets, said_hello=said_hello))
         for index, hello in enumerate(hellos):
             if refusals[index] is None:
@@ -131,6 +145,17 @@ class WorkQueues:
                 except Misconfigured as error:
                     refusals[index] = str(error)
         return refusals
+
+    async def _names_in_use(self, hellos: Sequence[RunnerHello]) -> set[str]:
+        """Return those of the names that runners of other pools have said before, and now consume with."""
+        known = self._context.known_runners
+        names = {hello.runner for hello in hellos if known.is_of_another_pool(hello.runner, hello.pool)}
+        in_use = set()
+        for name in names:
+            async with self._checking.temporary_channel() as channel:
+                if await topology.has_consumer(channel, self._context.names.work_queue(name)):
+                    in_use.add(name)
+        return in_use
 
     async def forget_idle_once(self, now: datetime) -> None:
         """Delete the queues of some runners that said no hello for ``RUNNER_RETENTION`` and have no consumer."""
@@ -171,17 +196,56 @@ class WorkQueues:
         return deleted
 
 
-def hello_refusal(targets: WorkTargets, hello: RunnerHello) -> str | None:
-    """Return why a hello is refused, or None. Pools and runners share one namespace, that of their queues."""
+def hello_refusal(
+    targets: WorkTargets,
+    hello: RunnerHello,
+    *,
+    now: datetime,
+    in_use: AbstractSet[str] = frozenset(),
+    sender_pools: Pools = None,
+) -> str | None:
+    """Return why a hello is refused, or None. Pools and runners share one namespace, that of their queues.
+
+    ``in_use``: names of runners of other pools that consume. ``sender_pools``: those of the sender; None for all.
+    """
+    return _name_refusal(targets, hello, now, in_use) or _bound_refusal(targets, hello, sender_pools)
+
+
+def _name_refusal(targets: WorkTargets, hello: RunnerHello, now: datetime, in_use: AbstractSet[str]) -> str | None:
+    """Return why a runner or its pool may not have this name, or None."""
     if hello.runner == hello.pool or hello.runner in targets.pools:
         return f"{hello.runner} is the name of a pool; expected another name of the runner (TASKHERD_RUNNER_NAME)."
     if hello.pool in targets.runners:
         return f"{hello.pool} is the name of a runner; expected another name of the pool (TASKHERD_RUNNER_POOL)."
     listed = targets.listed.get(hello.runner)
-    if listed is not None and listed != hello.pool:
-        return f"The directory says that runner {hello.runner} belongs to pool {listed}, not {hello.pool}."
-    if hello.runner not in targets.runners and len(targets.said_hello) >= MAX_RUNNERS:
-        return f"{MAX_RUNNERS} runners have said hello already; list the runner in the directory file."
+    if listed is not None:
+        return (
+            f"The directory says that runner {hello.runner} belongs to pool {listed}, not {hello.pool}."
+            if listed != hello.pool
+            else None
+        )
+    pool = targets.said_hello.get(hello.runner, hello.pool)
+    heard_at = targets.heard_at.get(hello.runner)
+    was_heard = heard_at is not None and now - heard_at < NAME_KEPT_FOR
+    if pool != hello.pool and (was_heard or hello.runner in in_use):
+        return (
+            f"A runner {hello.runner} of pool {pool} is there, or was within {NAME_KEPT_FOR.seconds // 60} minutes; "
+            "expected another name of the runner (TASKHERD_RUNNER_NAME)."
+        )
+    return None
+
+
+def _bound_refusal(targets: WorkTargets, hello: RunnerHello, sender_pools: Pools) -> str | None:
+    """Return which bound a new runner or pool exceeds, or None."""
+    if hello.runner not in targets.runners:
+        if len(targets.said_hello) >= MAX_RUNNERS:
+            return f"{MAX_RUNNERS} runners have said hello already; list the runner in the directory file."
+        of_sender = sum(pool in (sender_pools or ()) for pool in targets.said_hello.values())
+        if of_sender >= MAX_RUNNERS_OF_SENDER:
+            return (
+                f"{MAX_RUNNERS_OF_SENDER} runners have said hello already for the pools of this sender; "
+                "list the runner in the directory file."
+            )
     pools = {*targets.said_hello.values()} - targets.directory_pools - {*targets.listed.values()}
     if hello.pool not in targets.pools and len(pools) >= MAX_POOLS:
         return f"{MAX_POOLS} pools are in use that no template names; name pool {hello.pool} in a template first."
