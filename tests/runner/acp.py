@@ -35,6 +35,7 @@ from taskherd.runner.workspaces import processes
 from taskherd.runner.workspaces.folders import RunFolder, TaskFolder
 from taskherd.runner.workspaces.terminals import TerminalCommand, end_all, make_terminal_spec
 from tests.harness.runner import eventually, json_lines
+from tests.pure.runner.contexts import listens_alone
 
 KILLER = 65_533
 """The user that ends processes of an agent with a user of its own."""
@@ -266,6 +267,7 @@ class AcpRun:
             work=self.task.work,
             workdir=self.task.work,
             start_command=self._start_command,
+            is_port_foreign=listens_alone,
             interrupt_agent=lambda: None if self.session is None or self.exits else self.session.interrupt(),
             stop_agent=self.end,
         )

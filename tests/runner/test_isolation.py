@@ -5,14 +5,16 @@ The table in docs/runner.md (Trust) says the same as ``HELD``, and as the tests 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import signal
 import socket
+import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -208,12 +210,59 @@ def test_the_documentation_says_what_holds() -> None:
     rows = {row[0]: row[1:] for row in table if row[1:] != ("neither", "`bwrap`", "users", "both")}
     outlives = "leaves processes after a pause, a delete or an interrupted start"
     assert rows.pop(outlives) == ("**yes**, unless `TASKHERD_RUNNER_CGROUP`", "no", "no", "no")
+    assert rows.pop(POSES) == ("no", "no", "no", "no")
     assert rows.keys() == ATTACKS.keys()
     for attack, row in rows.items():
         for mode, cell in zip((NONE, BWRAP, USERS, BOTH), row, strict=True):
             if cell != "if it is root":
                 assert (cell == "no") == (attack in HELD[mode.name]), (attack, mode.name)
         assert ("unless `network: none`" in row[1]) == (attack in HELD[NO_NETWORK.name] - HELD[BWRAP.name])
+
+
+POSES = "poses as another agent's AgentAPI, and so gets its prompt"
+SERVER = Path(__file__).parent / "agentapi.py"
+every_mode_of_agentapi = pytest.mark.parametrize(
+    "mode", [each for each in MODES if each not in (NO_NETWORK, CGROUPS)], ids=lambda mode: mode.name
+)
+"""A server needs a network, and a cgroup changes nothing about ports."""
+
+
+@every_mode_of_agentapi
+async def test_a_prompt_goes_to_nobody_who_took_the_port_of_its_agent(
+    harness: RunnerHarness, mode: Mode, start: Callable[[], Any]
+) -> None:
+    """Whoever listens there before the agent does is sent nothing, and the start fails with words that say why."""
+    await start()
+    arrived = bytearray()
+
+    async def pose(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        event = b'event: status_change\ndata: {"status": "stable"}\n\n'
+        with suppress(OSError):
+            while data := await reader.read(65_536):
+                arrived.extend(data)
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + event)
+        writer.close()
+
+    script = 'echo "$TASKHERD_AGENT_PORT" > port; exec sleep 1000'
+    task_id = await shell(harness, mode, script, agent="agentapi")
+    told = harness.work(task_id) / "port"
+    await eventually(lambda: told.exists() and told.read_text().strip())
+    async with await asyncio.start_server(pose, "127.0.0.1", int(told.read_text())):
+        await harness.until_state(task_id, "failed", "Another process than the agent listens on the agent's port")
+        await harness.until_output(task_id, "Another process than the agent listens")
+        await harness.until_status(task_id, "error")
+        await eventually(lambda: not harness.marked(task_id))
+    assert arrived == b""
+
+
+@every_mode_of_agentapi
+async def test_a_prompt_goes_to_the_agent_that_listens(harness: RunnerHarness, mode: Mode) -> None:
+    """Its own user, and its sandbox, are no reason to take it for another."""
+    paths = {"runner_sandbox_paths": f"{SERVER.parent}:{sys.base_prefix}"}
+    await harness.start(prefix=become(harness, mode), **paths, **mode.settings)
+    python = f"{sys.base_prefix}/bin/python3"
+    task_id = await shell(harness, mode, f'{python} {SERVER} "$TASKHERD_AGENT_PORT"', agent="agentapi", idle_after=1)
+    await harness.until_state(task_id, "idle", "Did: Do it")
 
 
 BOMB = """

@@ -42,6 +42,7 @@ def make_context(folder: Path, *, outbox: Outbox | None = None, **run: Any) -> A
         work=folder,
         workdir=folder,
         start_command=lambda *_: pytest.fail("no command is run"),
+        is_port_foreign=listens_alone,
     )
 
 
@@ -57,3 +58,8 @@ async def _save_nothing() -> None:
 
 async def _deliver_nothing(_input_id: UUID, _text: str) -> str | None:
     return None
+
+
+async def listens_alone() -> bool:
+    """Say that the agent's port is its own."""
+    return False

@@ -11,6 +11,7 @@ import pytest
 
 from taskherd.runner.agents import agentapi_client
 from taskherd.runner.agents.agentapi_client import MAX_ANSWER_BYTES
+from tests.pure.runner.contexts import listens_alone
 
 MESSAGE = {"content": "hello", "type": "user"}
 ENCODED = "an answer is encoded"
@@ -35,7 +36,7 @@ async def agentapi(body: Iterable[bytes], *headers: str, pause: float = 0) -> As
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server, agentapi_client.open_client(server.sockets[0].getsockname()[1]) as client:
+    async with server, agentapi_client.open_client(server.sockets[0].getsockname()[1], listens_alone) as client:
         yield client
 
 

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from taskherd.messages.work import WorkRequestOwner, WorkRequestPreset, WorkspaceStart
 from taskherd.runner import journal as journals
+from taskherd.runner import listeners
 from taskherd.runner.agents import output
 from taskherd.runner.agents.context import TAIL_BYTES
 from taskherd.runner.agents.kinds import follower_class
@@ -88,6 +89,11 @@ class Trial:
     def how_it_ended(self) -> ExitRecord | None:
         """Return how the agent has ended, None if it runs."""
         return processes.read_exit(self.files, agent_started=True) if self.files.exit.exists() else None
+
+    async def is_port_foreign(self) -> bool:
+        """Return whether another process than the agent listens on the agent's port."""
+        assert self.port is not None
+        return await listeners.are_foreign(self.port, processes.recorded_shim(self.files), self.spec.uid)
 
     def raise_if_ended(self) -> None:
         """Raise ``AgentEnded`` if the agent has ended."""

@@ -88,7 +88,8 @@ class AgentApiFollower(FollowerWithoutRequests):
     def __init__(self, context: AgentContext, client: httpx.AsyncClient | None = None) -> None:
         self._context = context
         assert context.journal.port is not None
-        self._client = client or agentapi_client.open_client(context.journal.port)
+        self._client = client or agentapi_client.open_client(context.journal.port, context.is_port_foreign)
+        self._has_reported_foreign = False
         checkpoint = context.checkpoint
         self._state: str = checkpoint.get("state", "")
         self._errors: int = checkpoint.get("errors", 0)
@@ -206,12 +207,31 @@ class AgentApiFollower(FollowerWithoutRequests):
 
     async def _listen(self) -> None:
         while True:
-            with suppress(httpx.HTTPError):
+            try:
                 await self._stream()
+            except agentapi_client.ForeignListener as error:
+                self._report_foreign(str(error))
+            except httpx.HTTPError:
+                pass
             self._failures += 1
             await self._poll_status()
             self._report_unreachable()
             await asyncio.sleep(retry.delay(self._failures))
+
+    def _report_foreign(self, problem: str) -> None:
+        """Report, once, that another process has the agent's port; an agent that was not ready has failed to start."""
+        if self._has_reported_foreign:
+            return
+        self._has_reported_foreign = True
+        context = self._context
+        if context.journal.ready_reported:
+            self._report_error(problem)
+            return
+        context.reporter.lifecycle(Lifecycle.START_ERROR)
+        self._state = AgentState.FAILED
+        self._report_error(problem)
+        context.reporter.health(Health.UNHEALTHY)
+        context.stop_agent()
 
     async def _stream(self) -> None:
         """Process events until the stream breaks. Raise ``httpx.HTTPError`` then."""

@@ -1,6 +1,7 @@
 """Requests to the AgentAPI of an agent, which is not trusted: it answers with what, how much and as long as it likes.
 
-No answer is decompressed, each is read up to a limit, and cookies are not kept.
+No answer is decompressed, each is read up to a limit, and cookies are not kept. Before anything is sent over a
+connection, its port's listener must be the agent's own: another agent could listen there before it does.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 REQUEST_TIMEOUT: Final = 5.0
 """Seconds within which AgentAPI must give the whole answer to a status request, and connect a stream or post."""
@@ -43,11 +44,41 @@ class AgentApiResponse:
         return self.body.decode(errors="replace")
 
 
-def open_client(port: int) -> httpx.AsyncClient:
-    """Return a client of the AgentAPI on this port of this machine."""
+class ForeignListener(httpx.ConnectError):
+    """Another process than the agent listens on the agent's port; it was sent nothing."""
+
+
+def open_client(port: int, is_foreign: Callable[[], Awaitable[bool]]) -> httpx.AsyncClient:
+    """Return a client of the AgentAPI on this port of this machine.
+
+    ``is_foreign``: whether another process than the agent listens there; requests raise ``ForeignListener`` then.
+    """
     cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
-    base = f"http://127.0.0.1:{port}"
-    return httpx.AsyncClient(base_url=base, timeout=REQUEST_TIMEOUT, trust_env=False, cookies=cookies)
+    base, transport = f"http://127.0.0.1:{port}", _CheckingTransport(port, is_foreign)
+    return httpx.AsyncClient(
+        base_url=base, timeout=REQUEST_TIMEOUT, trust_env=False, cookies=cookies, transport=transport
+    )
+
+
+class _CheckingTransport(httpx.AsyncHTTPTransport):
+    """A transport that sends nothing over a new connection before its listener was checked."""
+
+    def __init__(self, port: int, is_foreign: Callable[[], Awaitable[bool]]) -> None:
+        super().__init__(trust_env=False)
+        self._port = port
+        self._is_foreign = is_foreign
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request; the trace is httpcore's, see https://www.encode.io/httpcore/extensions/."""
+        request.extensions = {**request.extensions, "trace": self._trace}
+        return await super().handle_async_request(request)
+
+    async def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        if event == "connection.connect_tcp.complete" and await self._is_foreign():
+            await info["return_value"].aclose()
+            raise ForeignListener(
+                f"Another process than the agent listens on the agent's port {self._port}; the runner sends it nothing."
+            )
 
 
 async def fetch_status(client: httpx.AsyncClient) -> AgentApiResponse:

@@ -101,6 +101,8 @@ class AgentContext:
     """The agent's working directory."""
     start_command: Callable[[RunFolder, TerminalCommand], ShimHandle]
     """Start a command beside the agent, in a new run folder, with its user, sandbox and cgroup; ``OSError`` if not."""
+    is_port_foreign: Callable[[], Awaitable[bool]]
+    """Return whether another process than the agent listens on the port that the agent was given."""
     mcp_servers: Sequence[dict[str, Any]] = ()
     """The MCP servers that an agent is given, as ACP describes them."""
     interrupt_agent: Callable[[], None] = _do_nothing

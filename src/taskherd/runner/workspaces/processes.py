@@ -328,6 +328,14 @@ def open_running(folder: RunFolder) -> ShimHandle | None:
     return None
 
 
+def recorded_shim(folder: RunFolder) -> int | None:
+    """Return the pid of the shim of a run whose agent was started, or None; it may have exited."""
+    try:
+        return int(json.loads(folder.started.read_text())["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def read_exit(folder: RunFolder, *, agent_started: bool = False) -> ExitRecord:
     """Return how a finished run ended. If its shim was killed, kill the processes that it left.
 

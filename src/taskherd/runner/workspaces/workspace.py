@@ -13,7 +13,7 @@ import structlog
 
 from taskherd.domain.reports import AgentState, ExitReason, Health, InterruptOutcome, Lifecycle, LogSource
 from taskherd.errors import Malformed, Unavailable
-from taskherd.runner import log_ids, template
+from taskherd.runner import listeners, log_ids, template
 from taskherd.runner.agents.acp.closed_requests import ClosedRequests
 from taskherd.runner.agents.conclusion import conclude
 from taskherd.runner.agents.context import NOT_RUNNING, AgentContext, AnswerOutcome, DeliveryUnknown, NotDelivered
@@ -337,6 +337,12 @@ class TaskWorkspace:
         agent = self._spec(run, start, self._journal.agent_uid)
         return processes.spawn(folder, terminals.make_terminal_spec(agent, command, wrap))
 
+    async def _is_port_foreign(self, folder: RunFolder) -> bool:
+        """Return whether another process than this run's agent listens on the agent's port."""
+        journal = self._journal
+        assert journal.port is not None
+        return await listeners.are_foreign(journal.port, processes.recorded_shim(folder), journal.agent_uid)
+
     def _mcp_servers(self, run: RunConfig) -> list[dict[str, Any]]:
         """Return the MCP servers for an agent that is given some, as ACP describes them."""
         start = self._journal.start
@@ -370,6 +376,7 @@ class TaskWorkspace:
             work=self._folder.work,
             workdir=self._folder.work / run.workdir,
             start_command=self._start_command,
+            is_port_foreign=partial(self._is_port_foreign, self._folder.run(reporter.build_number)),
             mcp_servers=self._mcp_servers(run),
             interrupt_agent=self._interrupt_agent,
             stop_agent=self._stop_agent,
@@ -378,7 +385,7 @@ class TaskWorkspace:
 
 
 def free_port() -> int:
-    """Return a port that is free now; if another process takes it before the agent does, the agent fails to start."""
+    """Return a port that is free now; if another process takes it before the agent does, the agent's start fails."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
