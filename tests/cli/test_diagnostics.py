@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import uuid
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -30,7 +31,7 @@ from taskherd.settings import Settings
 from tests.harness.api import ApiHarness
 from tests.harness.runner import runner_harness
 from tests.harness.tcp_proxy import TcpProxy, through
-from tests.harness.worker import WorkerHarness
+from tests.harness.worker import ORGANIZATION, WorkerHarness
 
 Findings = dict[str, Finding]
 """Findings by the name of their check."""
@@ -213,6 +214,24 @@ async def test_a_waiting_task_without_a_runner_is_an_error_until_a_runner_consum
         assert await running_role(mine) is Role.RUNNER
         findings = await gather(check_processes(mine, (Role.RUNNER,)))
         assert {finding.state for finding in findings.values()} == {FindingState.OK}
+
+
+async def test_pools_whose_runners_may_speak_for_each_other_are_noted(harness: WorkerHarness) -> None:
+    """With one pool there is nothing to keep apart; with several, the senders of reports should be named."""
+    settings = Settings(database_url=harness.urls[0], amqp_url=harness.urls[1], amqp_prefix=harness.prefix)
+    assert "senders of reports" not in await gather(check_pools(settings))
+    template, version = uuid.uuid4(), uuid.uuid4()
+    await harness.database.execute(f"""
+        INSERT INTO templates (id, organization_id, name, display_name, icon, active_version_id)
+        VALUES ('{template}', '{ORGANIZATION}', 'trainer', 'Trainer', '', '{version}');
+        INSERT INTO template_versions (id, template_id, name, run)
+        VALUES ('{version}', '{template}', 'v1', '{{"pool": "gpu"}}');
+    """)
+    finding = (await gather(check_pools(settings)))["senders of reports"]
+    assert (finding.state, "all 2 pools" in finding.found) == (FindingState.NOTE, True)
+    named = settings.model_copy(update={"report_senders": "api=*,cpu=default,gpu=gpu"})
+    finding = (await gather(check_pools(named)))["senders of reports"]
+    assert (finding.state, finding.found) == (FindingState.OK, "api, cpu, gpu")
 
 
 async def test_a_task_whose_runner_is_gone_is_an_error(harness: WorkerHarness) -> None:

@@ -167,7 +167,7 @@ def test_the_paths_for_a_proxy_are_those_of_the_board() -> None:
 def test_the_tests_that_hold_the_trust_table_exist() -> None:
     """Each test that ``SECURITY.md`` names is there: of agents, runners, clients, members, admins and roles."""
     named = [name.split("::") for name in matches(r"`(tests/[^`]+)`", ROOT / "SECURITY.md")]
-    assert len(named) == 7
+    assert len(named) == 8
     for path, test in named:
         assert re.search(rf"(?m)^(async )?def {test}\(", (ROOT / path).read_text(encoding="utf-8")), (path, test)
 

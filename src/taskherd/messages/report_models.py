@@ -120,7 +120,9 @@ class WorkspaceBuildIn(BaseReportIn):
     job_status: domain.JobStatus
     workspace: WorkspaceIn | None = None
     app: AppIn | None = None
-    runner: RunnerName | None = None
+    runner: RunnerName | None = Field(
+        None, description="It gets the task's next requests if it is known in the task's pool; otherwise the pool does."
+    )
     error: StrictText | None = None
     restart: Annotated[bool, Field(strict=True)] | None = Field(
         None, description="Of a stop that the provisioner made of its own accord: start the workspace again."

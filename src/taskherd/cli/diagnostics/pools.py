@@ -55,7 +55,7 @@ async def check_pools(settings: Settings) -> AsyncIterator[Finding]:
         yield note(_WHAT, f"not checked: {problem}", "correct the database or broker first")
         return
     consumers = {target: _consumers(queues, names.work_queue(target)) for target in targets}
-    for finding in (*_pools(demand, consumers, settings), *_runners(demand, consumers)):
+    for finding in (*_senders(demand, settings), *_pools(demand, consumers, settings), *_runners(demand, consumers)):
         yield finding
     if max(len(demand.requests), len(demand.pools)) == MAX_TARGETS:
         yield note(_WHAT, f"only {MAX_TARGETS} pools and targets were checked", "start the missing runners and repeat")
@@ -103,6 +103,17 @@ async def _read_demand(settings: Settings) -> _Demand | None:
 
 def _consumers(queues: Mapping[str, broker.QueueInfo], queue: str) -> int:
     return queues[queue].consumers if queue in queues else 0
+
+
+def _senders(demand: _Demand, settings: Settings) -> Iterable[Finding]:
+    """Yield a finding about which runners may speak of the tasks of which pools, if there are several pools."""
+    what = "senders of reports"
+    if settings.sender_pools:
+        yield ok(what, ", ".join(sorted(settings.sender_pools)))
+    elif len(demand.pools) > 1:
+        found = f"each runner may report on the tasks of all {len(demand.pools)} pools, and claim them"
+        advice = "set TASKHERD_REPORT_SENDERS to the RabbitMQ user of each pool's runners, with its pool"
+        yield note(what, found, advice)
 
 
 def _pools(demand: _Demand, consumers: Mapping[str, int], settings: Settings) -> Iterable[Finding]:
