@@ -43,14 +43,6 @@ INSERT INTO presets (id, template_version_id, name, is_default, parameters)
     VALUES ('{PRESET}', '{VERSION}', 'Default', true, '{{"size": "small"}}');
 """
 
-KNOWN_RUNNER = """
-INSERT INTO runner_hellos (name, pool, hello_at)
-SELECT $2, COALESCE(NULLIF(v.run->>'pool', ''), 'default'), now()
-FROM tasks AS t JOIN template_versions AS v ON v.id = t.template_version_id WHERE t.id = $1
-ON CONFLICT DO NOTHING
-"""
-"""Makes a runner of the task's pool known, as its hello does."""
-
 
 @dataclass
 class WorkerHarness:
@@ -126,9 +118,8 @@ class WorkerHarness:
         return task_id
 
     async def make_active(self, task_id: uuid.UUID | None = None, number: int = 1) -> uuid.UUID:
-        """Make the task active on runner ``r1``, or a new task if no id is given, and return its id."""
+        """Make the task active, or a new task if no id is given, and return its id."""
         task_id = task_id or await self.create()
-        await self.database.execute(KNOWN_RUNNER, task_id, "r1")
         build = {"transition": "start", "job_status": "succeeded", "agent_id": str(uuid.uuid4()), "runner": "r1"}
         await self.report(
             {"type": "workspace.build", "task_id": str(task_id), "build_number": number, **build},

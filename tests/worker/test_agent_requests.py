@@ -275,7 +275,6 @@ async def test_a_request_is_parked_until_its_task_is_created(harness: WorkerHarn
 
 async def test_an_answer_waits_for_the_runner_of_the_build(harness: WorkerHarness) -> None:
     """While the build's runner is not known, nothing is sent, least of all to the pool; then its runner gets it."""
-    await harness.greet("r7")
     task_id = await harness.create()
     await harness.report(build_report(task_id, 1, "start", "running"))
     request_id = await ask(harness, task_id)

@@ -191,7 +191,6 @@ async def test_a_build_number_far_above_the_requested_ones_is_dead_lettered(harn
 
 async def test_a_delete_waits_for_the_active_build(harness: WorkerHarness) -> None:
     """The task is deleted at once. Its delete build is requested when the active build has ended."""
-    await harness.greet("r1")
     task_id = await harness.create(name="doomed")
     await harness.report(build_report(task_id, 1, "start", "running", runner="r1"))
     await harness.until(lambda: harness.document(task_id).get("status") == "initializing")

@@ -121,7 +121,8 @@ class WorkspaceBuildIn(BaseReportIn):
     workspace: WorkspaceIn | None = None
     app: AppIn | None = None
     runner: RunnerName | None = Field(
-        None, description="It gets the task's next requests if it is known in the task's pool; otherwise the pool does."
+        None,
+        description="It gets the task's next requests, but starts only if it is not of another pool.",
     )
     error: StrictText | None = None
     restart: Annotated[bool, Field(strict=True)] | None = Field(

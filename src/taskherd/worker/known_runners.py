@@ -1,17 +1,19 @@
-"""Which runners work requests may go to: a report may name any, but only a known one of the task's own pool counts.
+"""Which runners work requests may go to: a report may name any, but not a pool, and no start leaves the task's pool.
 
-Otherwise a runner could put work into the queue of another pool, or of a runner of it.
+Otherwise a runner could put work into the queue of another pool, or of a runner of it. A provisioner that says no hello
+is not known, and gets the requests of its tasks by the name in its reports.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from taskherd.store import runners
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from taskherd.store import AsyncConnection
     from taskherd.store.runners import WorkTargets
@@ -21,34 +23,42 @@ if TYPE_CHECKING:
     Requests = Sequence[tuple[WorkRequestRow, WorkRequestDetails]]
 
 
+START: Final = "workspace.start"
+
+
 class KnownRunners:
-    """The runners that are listed in the directory or said hello, as far as this worker has read them."""
+    """The pools, and the runners that are listed or said hello, as far as this worker has read them."""
 
     def __init__(self) -> None:
+        self._pools: AbstractSet[str] = frozenset()
         self._pool_of: Mapping[str, str] = {}
 
     def replace(self, targets: WorkTargets) -> None:
         """Replace what was known by what has just been read."""
-        pools = targets.pools
-        self._pool_of = {
-            name: pool for name, pool in {**targets.said_hello, **targets.listed}.items() if name not in pools
-        }
+        self._pools, self._pool_of = targets.pools, {**targets.said_hello, **targets.listed}
 
     def is_of_another_pool(self, name: str, pool: str) -> bool:
-        """Return whether a runner of this name is known, and it is of another pool."""
+        """Return whether the runner of this name is known to be of another pool than ``pool``."""
         return self._pool_of.get(name, pool) != pool
 
     async def check_targets(self, connection: AsyncConnection, requests: Requests) -> Requests:
-        """Return the requests, without the target of those whose runner is none of the task's pool.
+        """Return the requests, without the target of those that may not go there, which are for the task's pool.
 
-        A runner that is not known may have said hello to another worker since, so all are read again then.
+        A runner that is not known, or has moved, may have said hello to another worker, so all are read again then.
         """
-        if any(self._is_foreign(row, details) for row, details in requests):
+        if any(self._is_doubtful(row, details) for row, details in requests):
             self.replace(await runners.targets(connection))
         return [
-            (replace(row, target_runner=None), details) if self._is_foreign(row, details) else (row, details)
+            (replace(row, target_runner=None), details) if self._is_refused(row, details) else (row, details)
             for row, details in requests
         ]
 
-    def _is_foreign(self, row: WorkRequestRow, details: WorkRequestDetails) -> bool:
+    def _is_doubtful(self, row: WorkRequestRow, details: WorkRequestDetails) -> bool:
         return row.target_runner is not None and self._pool_of.get(row.target_runner) != details.pool
+
+    def _is_refused(self, row: WorkRequestRow, details: WorkRequestDetails) -> bool:
+        """Only a start brings work: a stop reaches the agent's runner also after the template moved to another pool."""
+        if row.target_runner is None:
+            return False
+        leaves = row.type == START and self.is_of_another_pool(row.target_runner, details.pool)
+        return leaves or row.target_runner in self._pools
