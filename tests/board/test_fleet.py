@@ -65,7 +65,7 @@ async def test_the_page_says_what_holds_the_fleet_up(board: Board) -> None:
     claim = {"type": "build.claim", "task_id": str(task_id), "build_number": 1, "runner": "runner-3"}
     assert (await worker.ask(claim))["granted"]
     await worker.make_active(task_id)
-    await page.sees("1 agent connected, nothing waits", "h1")
+    await page.sees("1 agent connected, nothing of yours waits", "h1")
     assert await page.tab.evaluate("document.querySelector('.waits')") is None
     assert "Dead letters" not in await page.tab.evaluate("[...document.querySelectorAll('h2')].map((h) => h.innerText)")
     await queue.cancel(tag)

@@ -211,9 +211,7 @@ async def test_a_runner_puts_no_work_into_queues_of_another_pool(
             return [key for key, each in pairs if (each["type"], each["build_number"]) == (kind, number)]
 
         await report(1, "start", named)
-        stopped_by = (
-            "default" if named == "gpu" else named
-        )  # which brings no work, and does nothing to what is not there
+        stopped_by = "default" if named == "gpu" else named  # a stop brings no work
         assert await requested("task.pause", "workspace.stop", 2) == f"workspace.stop.{stopped_by}"
         await report(2, "stop", named)
         assert await requested("task.resume", "workspace.start", 3) == "workspace.start.default"

@@ -94,7 +94,7 @@ function isAway({ queue, last_heard_at: heard }) {
  * What holds the fleet up, in one line.
  * @param {any} known
  */
-function bottleneck({ broker, pools, workers, waiting }) {
+function bottleneck({ broker, pools, workers, waiting, sees_all: all }) {
   const stuck = pools.filter((/** @type {any} */ each) => each.waiting);
   if (workers && !workers.length) return "No worker runs: nothing is processed";
   const alone = broker && stuck.find((/** @type {any} */ each) => each.runners.every(isAway));
@@ -104,5 +104,6 @@ function bottleneck({ broker, pools, workers, waiting }) {
   if (most) return `${plural(most.waiting, "task")} ${most.waiting === 1 ? "waits" : "wait"} for pool ${most.name}`;
   if (waiting.length) return "Nothing waits but what is left of deleted tasks";
   const agents = pools.reduce((/** @type {number} */ sum, /** @type {any} */ each) => sum + each.agents, 0);
-  return agents ? `${plural(agents, "agent")} connected, nothing waits` : "Nothing waits";
+  const nothing = all ? "nothing waits" : "nothing of yours waits"; // others may share its pools
+  return agents ? `${plural(agents, "agent")} connected, ${nothing}` : `${nothing[0].toUpperCase()}${nothing.slice(1)}`;
 }
