@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from tests.api.test_command_line import Shell
 from tests.api.test_mcp import call, mcp_client
 from tests.harness.api import ApiHarness, running_api
 from tests.harness.asking import OPTIONS, active, approval, asked, closed, give, request_report, requests_of
+from tests.harness.runner import eventually_async
 from tests.harness.worker import SECRET
 
 
@@ -193,17 +195,28 @@ def asking_client(harness: ApiHarness, task_id: uuid.UUID) -> Client:
     return Client(harness.base, agent_token(SECRET, task_id, 1))
 
 
-async def test_a_question_that_is_not_accepted(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the worker never takes it, the tool says so after a while instead of waiting for ever."""
+async def test_a_question_that_is_not_accepted(start_api: StartApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If no worker takes it, the tool says so after a while instead of waiting for ever."""
     monkeypatch.setattr(asking, "WAIT", 0.0)
     monkeypatch.setattr(asking, "ACCEPTED_WITHIN", 0.2)
+    async with start_api() as harness:
+        task_id = await active(harness)
+        harness.worker.worker.stop()
+        await eventually_async(partial(harness.worker.queue_counts, "reports"), (0, 0).__eq__)
+        fields = {"kind": "question", "title": "Anybody?"}
+        with pytest.raises(ClientError, match="not accepted"):
+            await asyncio.to_thread(asking.ask, asking_client(harness, task_id), fields, lambda: False)
+
+
+async def test_one_question_too_many(api_harness: ApiHarness) -> None:
+    """An agent that has asked too much is told so at once."""
     task_id = await active(api_harness)
     await api_harness.worker.report(
         *(request_report(task_id, uuid.uuid4(), title=f"Number {number}") for number in range(100))
     )
     await api_harness.worker.until(lambda: api_harness.worker.document(task_id).get("requests_open") == 100)
     fields = {"kind": "question", "title": "One too many"}
-    with pytest.raises(ClientError, match="not accepted"):
+    with pytest.raises(ClientError, match="A task may have 100"):
         await asyncio.to_thread(asking.ask, asking_client(api_harness, task_id), fields, lambda: False)
 
 

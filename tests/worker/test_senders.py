@@ -267,3 +267,20 @@ async def test_a_sender_neither_takes_names_of_other_pools_nor_uses_up_all(
         await outside.until_row(pool_of, "new", is_="gpu")
         for victim in ("consuming", "restarting"):
             assert await outside.database.fetchval(pool_of, victim) == "gpu"
+
+
+async def test_a_runner_is_not_sent_what_agents_of_another_pool_are_told(
+    outside: WorkerHarness, users: dict[str, str]
+) -> None:
+    """Without restricted senders it can report that it has a task of another pool, but gets none of its inputs."""
+    async with running_worker(outside):
+        await outside.greet("thief", "gpu")
+        task_id = await outside.make_active()
+        theirs = build_report(task_id, 1, "start", "succeeded", runner="thief")
+        await publish(users["runner"], f"{outside.prefix}.reports", theirs, user_id=name_of(users["runner"]))
+        await outside.until_row("SELECT strpos(state::text, 'thief') > 0 FROM tasks WHERE id = $1", task_id)
+        assert (await outside.command("task.send", task_id, input="The password is 1234"))["ok"]
+        await outside.until(lambda: any(each["type"] == "agent.input" for each in outside.requests))
+        pairs = zip(outside.targets, outside.requests, strict=True)
+        assert [key for key, each in pairs if each["type"] == "agent.input"] == ["agent.input.default"]
+        assert await outside.queue_counts("work.thief") == (0, 0)

@@ -122,7 +122,7 @@ class WorkspaceBuildIn(BaseReportIn):
     app: AppIn | None = None
     runner: RunnerName | None = Field(
         None,
-        description="It gets the task's next requests, but starts only if it is not of another pool.",
+        description="It gets the task's next requests, if it is of another pool only those that stop.",
     )
     error: StrictText | None = None
     restart: Annotated[bool, Field(strict=True)] | None = Field(

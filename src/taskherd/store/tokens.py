@@ -64,14 +64,17 @@ IS_VALID: Final = f"""k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expire
 """The token ``k`` of the user ``u`` is valid."""
 
 # For ``ReadPool``. ``holds``: the remaining lifetime in seconds, by the database clock, which also set the expiry;
-# ``problem``: why the token is not valid, or null.
-HOLDER: Final = f"""
+# ``problem``: why the token is not valid, or null. For one that was issued from another (``issued``) that is not all:
+# see ``BACKED``. Most were not, and wait for no lock of a table that they have nothing to do with.
+HOLDER: Final = """
 SELECT k.secret_hash, u.id, u.username, extract(epoch FROM k.expires_at - now())::float8 AS holds,
        CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked' WHEN k.expires_at <= now() THEN 'expired'
-            WHEN NOT u.active THEN 'deactivated' WHEN NOT {_IS_BACKED} THEN 'revoked' END AS problem
+            WHEN NOT u.active THEN 'deactivated' END AS problem, k.issued_from IS NOT NULL AS issued
 FROM api_tokens AS k JOIN users AS u ON u.id = k.user_id
 WHERE k.id = $1
 """
+
+BACKED: Final = f"SELECT {_IS_BACKED} AS backed FROM api_tokens AS k WHERE k.id = $1"
 
 VALID_HASHES: Final = f"""
 SELECT k.id, k.secret_hash

@@ -1,7 +1,8 @@
-"""Which runners work requests may go to: a report may name any, but not a pool, and no start leaves the task's pool.
+"""Which runners work requests may go to: a report may name any, but not a pool, and no content leaves the task's pool.
 
-Otherwise a runner could put work into the queue of another pool, or of a runner of it. A provisioner that says no hello
-is not known, and gets the requests of its tasks by the name in its reports.
+Otherwise a runner could put work into the queue of another pool, or of a runner of it, and be sent what agents of other
+pools are told. A provisioner that says no hello is not known, and gets the requests of its tasks by the name in its
+reports.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     Requests = Sequence[tuple[WorkRequestRow, WorkRequestDetails]]
 
 
-START: Final = "workspace.start"
+WITHOUT_CONTENT: Final = frozenset({"workspace.stop", "workspace.delete", "agent.interrupt"})
+"""Types of requests that bring no work and tell nothing: they reach the runner also after a template's pool changed."""
 
 
 class KnownRunners:
@@ -57,8 +59,7 @@ class KnownRunners:
         return row.target_runner is not None and self._pool_of.get(row.target_runner) != details.pool
 
     def _is_refused(self, row: WorkRequestRow, details: WorkRequestDetails) -> bool:
-        """Only a start brings work: a stop reaches the agent's runner also after the template moved to another pool."""
-        if row.target_runner is None:
-            return False
-        leaves = row.type == START and self.is_of_another_pool(row.target_runner, details.pool)
-        return leaves or row.target_runner in self._pools
+        name = row.target_runner
+        if name is None or name in self._pools:
+            return name is not None
+        return row.type not in WITHOUT_CONTENT and self.is_of_another_pool(name, details.pool)

@@ -143,7 +143,10 @@ class Authenticator:
         if row is None:
             self._cache.pop(token_id, None)
             return None
-        secret_hash, user_id, username, expires_in, problem = row
+        secret_hash, user_id, username, expires_in, problem, issued = row
+        if problem is None and issued:
+            backed = await self._reader.fetch_one(tokens.BACKED, token_id)
+            problem = None if backed is not None and backed["backed"] else SignInFailure.REVOKED
         if problem is not None:
             self._cache.pop(token_id, None)
             return _InvalidToken(SignInFailure(problem), secret_hash)
