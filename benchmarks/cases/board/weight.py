@@ -27,11 +27,16 @@ LIST: Final = "/api/v2/tasks?limit=50&include=state_since"
 BLOCKS, REQUESTS = 9, 40
 """Number of blocks of each encoding, in turns, and of the requests in one."""
 
-# The browser lists everything but the icon, which it may load whenever it likes.
+# The browser lists everything but the icon, which it may load whenever it likes. The page loads what it will need for
+# open requests once the browser is idle.
 _LOADED: Final = """(async () => {
   const icon = document.getElementById("favicon").href;
   await (await fetch(icon, {cache: "reload"})).arrayBuffer();
-  await new Promise((done) => setTimeout(done, 100));
+  const count = () => performance.getEntriesByType("resource").length;
+  for (let before = -1; before !== count();) {
+    before = count();
+    await new Promise((done) => setTimeout(done, 1_000));
+  }
   return [...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")].map(
     ({ name, encodedBodySize, decodedBodySize }) => ({ name, encodedBodySize, decodedBodySize }));
 })()"""
