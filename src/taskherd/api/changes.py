@@ -44,7 +44,7 @@ class ChangeFilter:
     label: str | None = None
     """The term of a label, see ``messages.listing``."""
     with_state_since: bool = False
-    """Whether the subscriber is told since when a task is in its state, too; it filters nothing."""
+    """Whether documents for the subscriber have ``state_since``; this selects no changes."""
 
 
 class Change:

@@ -178,7 +178,7 @@ async def exist(channel: AbstractChannel, exchanges: Iterable[str] = (), queues:
 
 
 async def has_consumer(channel: AbstractChannel, queue: str) -> bool:
-    """Return whether somebody consumes from a queue; if there is no such queue, the channel is closed.
+    """Return whether a queue has a consumer. If there is no such queue, the broker closes the channel.
 
     Raises:
         Unavailable: the broker cannot be reached.

@@ -151,7 +151,7 @@ def _queue(queue: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _queued(queue: Mapping[str, Any] | None) -> str:
-    """Return the depth of a queue; "" if it is not known, or only told to admins of all organizations."""
+    """Return the depth of a queue, or "" if it is unknown or hidden from the caller."""
     return "" if queue is None or queue["messages"] is None else _count(queue["messages"])
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from taskherd.client.tasks import Task
 
 _WHY: Final = {"idle": "idle", "stalled": "stalled", "not_running": "ended", "failed": "failed", "lost": "lost"}
-"""Groups of tasks that need a person, and why: of several, the last is told."""
+"""Groups of tasks that need a person, and why; a task in several groups shows the last one."""
 _RUNNING: Final = ("working", "active", "initializing", "pending")
 _COLORS: Final[Mapping[str, str]] = {**COLORS, "asks": "yellow", "lost": "red", "ended": "yellow", "stalled": "yellow"}
 _NEEDS: Final = (

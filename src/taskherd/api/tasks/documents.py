@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from taskherd.store.read_pool import Row
 
 
-STATE_SINCE: Final = "state_since"
+_INCLUDABLE: Final = "state_since"
 
 
 def _include(text: str) -> str:
-    if text not in {"", STATE_SINCE}:
-        message = f"Expected {STATE_SINCE}."
+    if text not in {"", _INCLUDABLE}:
+        message = f"Expected {_INCLUDABLE}."
         raise ValueError(message)
     return text
 
@@ -28,7 +28,7 @@ def _include(text: str) -> str:
 class IncludeQuery(QueryModel):
     """The query parameter that asks for more than the document of a task."""
 
-    include: Annotated[str, TextParameter(_include, {"type": "string", "enum": ["", STATE_SINCE]})] = Field(
+    include: Annotated[str, TextParameter(_include, {"type": "string", "enum": ["", _INCLUDABLE]})] = Field(
         "",
         description="`state_since`: tasks also have this field: since when they are in the state in which they show."
         " Messages of their agents, labels and the like leave it as it is.",
@@ -37,7 +37,7 @@ class IncludeQuery(QueryModel):
     @property
     def has_state_since(self) -> bool:
         """Whether since when a task is in its state is asked for."""
-        return self.include == STATE_SINCE
+        return self.include == _INCLUDABLE
 
 
 def names_of(row: Row) -> DirectoryNames:

@@ -106,7 +106,7 @@ class LabelsRequest(BaseModel):
 
 
 class TaskOut(TaskDocument):
-    """A task, with what a reader may ask for besides its document."""
+    """A task, with the fields that are added on request."""
 
     state_since: datetime | None = Field(
         None,

@@ -61,8 +61,13 @@ export function set(count, others, totals) {
  * The numbers that change whenever one of the tasks does that the totals do not tell.
  * @param {any} totals
  */
-function keyOf({ attention: { failed, lost, stalled }, by_health: { healthy, none, ...unwell } }) {
-  return JSON.stringify([failed, lost, stalled, unwell]);
+function untold({ attention: { failed, lost, stalled }, by_health: { healthy, none, ...unwell } }) {
+  return [failed, lost, stalled, ...Object.values(unwell)];
+}
+
+/** @param {any} totals */
+function keyOf(totals) {
+  return untold(totals).join();
 }
 
 /** @param {number} count */
@@ -77,8 +82,7 @@ function showCount(count) {
  * @param {any} totals
  */
 async function readOthers(totals) {
-  const { attention: { failed, lost, stalled }, by_health: { healthy, none, ...unwell } } = totals;
-  if (![failed, lost, stalled, ...Object.values(unwell)].some(Boolean)) return 0;
+  if (!untold(totals).some(Boolean)) return 0;
   const [{ BADLY, overviewPath }, { isUntold, needOf }] = await Promise.all([import("./pages/home-lists.js"), import("./pages/home-rows.js")]);
   const answer = await api.get(overviewPath(terms));
   if (!answer.ok) return null;

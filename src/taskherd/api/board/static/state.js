@@ -14,7 +14,7 @@ import "./format.js";
  * @property {string} since RFC 3339: since when the word is true; "" if nobody knows
  */
 
-export const LOST = "agent has lost connection";
+const LOST = "agent has lost connection";
 export const NOT_RUNNING = "agent is not running";
 /** @type {Map<string, [string, string]>} the word, and what it says */
 const WORKSPACE = new Map([
