@@ -58,22 +58,29 @@ def shown_state(
 
 def shown_state_of(core: Mapping[str, Any]) -> ShownState:
     """Return what a task with this core document is doing, which may be one of an earlier release."""
-    state, health, agent_exit = core["current_state"], core["workspace_agent_health"], core.get("agent_exit")
-    return shown_state(
-        core["status"],
-        None if state is None else state["state"],
-        None if health is None else health.get("reason"),
-        None if agent_exit is None else agent_exit["why"],
-        is_asking=bool(core.get("requests_open")),
-    )
+    status, state, health, agent_exit, is_asking = _facts(core)
+    return shown_state(status, state, health, agent_exit, is_asking=is_asking)
 
 
 def is_another_state(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     """Return whether a task has come into another state between two core documents.
 
-    That it waits for its start is a state of its own here, and so is that its agent has not said anything yet.
+    That it waits for its start is a state of its own here, and so is that its agent has not said anything yet. Most
+    changes are of a message alone.
     """
-    return _distinguished(before) != _distinguished(after)
+    return _facts(before) != _facts(after) and _distinguished(before) != _distinguished(after)
+
+
+def _facts(core: Mapping[str, Any]) -> tuple[str, str | None, str | None, str | None, bool]:
+    """Return what ``shown_state`` is derived from."""
+    state, health, agent_exit = core["current_state"], core["workspace_agent_health"], core.get("agent_exit")
+    return (
+        core["status"],
+        None if state is None else state["state"],
+        None if health is None else health.get("reason"),
+        None if agent_exit is None else agent_exit["why"],
+        bool(core.get("requests_open")),
+    )
 
 
 def _distinguished(core: Mapping[str, Any]) -> tuple[ShownState, object]:
