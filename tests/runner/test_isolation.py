@@ -221,6 +221,7 @@ def test_the_documentation_says_what_holds() -> None:
 
 POSES = "poses as another agent's AgentAPI, and so gets its prompt"
 SERVER = Path(__file__).parent / "agentapi.py"
+"""The program that agents run gets its text: they may not enter the folder of this file everywhere."""
 every_mode_of_agentapi = pytest.mark.parametrize(
     "mode", [each for each in MODES if each not in (NO_NETWORK, CGROUPS)], ids=lambda mode: mode.name
 )
@@ -258,10 +259,9 @@ async def test_a_prompt_goes_to_nobody_who_took_the_port_of_its_agent(
 @every_mode_of_agentapi
 async def test_a_prompt_goes_to_the_agent_that_listens(harness: RunnerHarness, mode: Mode) -> None:
     """Its own user, and its sandbox, are no reason to take it for another."""
-    paths = {"runner_sandbox_paths": f"{SERVER.parent}:{sys.base_prefix}"}
-    await harness.start(prefix=become(harness, mode), **paths, **mode.settings)
-    python = f"{sys.base_prefix}/bin/python3"
-    task_id = await shell(harness, mode, f'{python} {SERVER} "$TASKHERD_AGENT_PORT"', agent="agentapi", idle_after=1)
+    await harness.start(prefix=become(harness, mode), runner_sandbox_paths=sys.base_prefix, **mode.settings)
+    start = f"{sys.base_prefix}/bin/python3 - \"$TASKHERD_AGENT_PORT\" <<'END'\n{SERVER.read_text()}\nEND"
+    task_id = await shell(harness, mode, start, agent="agentapi", idle_after=1)
     await harness.until_state(task_id, "idle", "Did: Do it")
 
 
