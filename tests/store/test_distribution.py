@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -144,6 +145,11 @@ FROM pg_index AS i JOIN pg_class AS t ON t.oid = i.indrelid JOIN pg_class AS k O
 WHERE t.relnamespace = 'public'::regnamespace AND NOT t.relispartition AND (i.indisunique OR i.indisexclusion)
 """
 
+_ALL_TABLES: Final = """
+SELECT string_agg(oid::regclass::text, ', ') FROM pg_class
+WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
+"""
+
 _TABLES_OF_TASKS: Final = """
 SELECT t.relname FROM pg_class AS t JOIN pg_attribute AS a ON a.attrelid = t.oid
 WHERE t.relnamespace = 'public'::regnamespace AND t.relkind IN ('r', 'p') AND NOT t.relispartition
@@ -268,11 +274,25 @@ async def statements_without_task_id(connection: asyncpg.Connection) -> dict[str
     """Return the hot tables that each hot statement reads without the task's id, by the statement's name."""
     await connection.execute("SET enable_seqscan = off")
     found: dict[str, str] = {}
-    async for name, sql in hot_statements():
-        plan = await plan_of(connection, sql)
-        if without := sorted({table for table, keyed in scans(plan, given_columns(plan)) if not keyed}):
-            found[name] = ", ".join(without)
+    async with as_new(connection):
+        async for name, sql in hot_statements():
+            plan = await plan_of(connection, sql)
+            if without := sorted({table for table, keyed in scans(plan, given_columns(plan)) if not keyed}):
+                found[name] = ", ".join(without)
     return found
+
+
+@asynccontextmanager
+async def as_new(connection: asyncpg.Connection) -> AsyncIterator[None]:
+    """Plan as in a new database during the block: the pages that tests left behind change which joins are chosen."""
+    changes = connection.transaction()
+    await changes.start()
+    try:
+        await connection.execute(f"TRUNCATE {await connection.fetchval(_ALL_TABLES)}")
+        await connection.execute("DELETE FROM pg_statistic")
+        yield
+    finally:
+        await changes.rollback()
 
 
 @pytest.fixture
