@@ -10,10 +10,12 @@ from typing import Any
 import orjson
 import pytest
 from pamqp.commands import Basic
+from pamqp.encode import field_table
 from typer.testing import CliRunner, Result
 
 from taskherd.broker import dead_letters
 from taskherd.broker.connection import SupervisedConnection
+from taskherd.broker.dead_letters import MAX_PRODUCER_HEADERS
 from taskherd.broker.publisher import Publisher
 from taskherd.broker.topology import TopologyNames
 from taskherd.cli import dead as dead_cli
@@ -111,6 +113,16 @@ async def test_oversized_parts_are_truncated(
     assert truncated.detail.endswith("…")
     assert "big" not in truncated.headers
     assert (len(complete.body), complete.truncated) == (1024 * 1024, False)
+
+
+async def test_producer_headers_are_kept_up_to_their_limit(
+    names: TopologyNames, publisher: Publisher, connection: SupervisedConnection
+) -> None:
+    """A table of exactly the limit is kept, one of a byte more is dropped."""
+    fitting = {"big": "x" * (MAX_PRODUCER_HEADERS - len(field_table({"big": ""})))}
+    await publish(publisher, names, headers=fitting)
+    await publish(publisher, names, headers={"big": f"{fitting['big']}x"})
+    assert [letter.headers for letter in await read(connection, names)] == [fitting, {}]
 
 
 async def test_reading_never_uses_up_a_dead_letter(

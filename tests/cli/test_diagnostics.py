@@ -139,10 +139,11 @@ async def test_an_event_that_stays_unpublished_is_an_error(database_url: str) ->
     assert findings["unpublished events"].found.startswith("1, the oldest for 30")
 
 
-async def test_a_database_without_schema_is_an_error(database_url: str) -> None:
-    """For a database without the schema, the advice is ``taskherd db upgrade``."""
+@pytest.mark.parametrize("role", [Role.WORKER, Role.API])
+async def test_a_database_without_schema_is_an_error(database_url: str, role: Role) -> None:
+    """For a database without the schema, the advice is ``taskherd db upgrade``, and no privilege is missing."""
     url = urlunsplit(urlsplit(database_url)._replace(path="/postgres"))
-    findings = await gather(check_database(Settings(database_url=url)))
+    findings = await gather(check_database(Settings(database_url=url), (role,)))
     assert errors(findings) == {"database schema"}
     assert "taskherd db upgrade" in findings["database schema"].advice
 

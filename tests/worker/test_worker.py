@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 
-from tests.harness.worker import ALICE, VERSION, WorkerHarness
+from tests.harness.worker import ALICE, VERSION, WorkerHarness, running_worker
 
 
 async def test_a_create_publishes_an_event_and_a_work_request(harness: WorkerHarness) -> None:
@@ -32,3 +32,19 @@ async def test_reports_make_a_task_active_and_its_agent_healthy(harness: WorkerH
     assert document["workspace_agent_lifecycle"] == "ready"
     versions = harness.versions(task_id)
     assert versions == sorted(set(versions))
+
+
+async def test_deliveries_in_flight_are_those_in_progress_and_those_that_wait(external: WorkerHarness) -> None:
+    """The gauge counts what the worker has taken and not finished: a batch that waits for a lock, and those behind."""
+    async with running_worker(external, probe_every=60):
+        task_id = await external.make_active()
+        report = {"type": "app.status", "task_id": str(task_id), "state": "working"}
+        async with external.database.transaction():
+            await external.database.execute("SELECT FROM tasks WHERE id = $1 FOR UPDATE", task_id)
+            await external.report({**report, "message": "first"})
+            await external.until_metric(1, "taskherd_in_flight_deliveries")
+            await external.report({**report, "message": "second"})
+            await external.report({**report, "message": "third"})
+            await external.until_metric(3, "taskherd_in_flight_deliveries")
+        await external.until_metric(0, "taskherd_in_flight_deliveries")
+        await external.until(lambda: external.state(task_id).get("message") == "third")

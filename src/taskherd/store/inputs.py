@@ -71,7 +71,7 @@ FROM {NEW_ROWS.unnest("n", ordinality="position")}
 """)
 
 LOAD: Final = text(f"""
-SELECT {column_names(inputs.c)} FROM inputs WHERE input_id = ANY(CAST(:ids AS uuid[])) ORDER BY task_id, ordinal
+SELECT {column_names(inputs.c)} FROM inputs WHERE input_id = ANY(CAST(:ids AS uuid[]))
 """)
 
 FIRST_QUEUED: Final = text("""
@@ -114,7 +114,7 @@ async def append(connection: AsyncConnection, new: Sequence[NewInput]) -> None:
 
 
 async def load(connection: AsyncConnection, ids: Sequence[UUID]) -> list[InputRow]:
-    """Return the inputs that exist among ``ids``."""
+    """Return the inputs that exist among ``ids``, in any order."""
     return [InputRow(*row) for row in await connection.execute(LOAD, {"ids": ids})]
 
 
