@@ -71,12 +71,12 @@ async def consume_reports(names: TopologyNames) -> AsyncIterator[ConsumeReports]
     """Yield a function that starts a consumer of the reports queue; all are closed after the test."""
     consumers: list[Consumer] = []
 
-    def make(connection: SupervisedConnection, prefetch: int = 100) -> Consumer:
+    def make(connection: SupervisedConnection, prefetch: int = 100, *, exclusive: bool = False) -> Consumer:
         async def prepare(channel: AbstractChannel) -> list[Source]:
             await topology.declare(channel, names)
             return [Source(names.reports)]
 
-        consumer = Consumer(connection, prepare, prefetch=prefetch)
+        consumer = Consumer(connection, prepare, prefetch=prefetch, exclusive=exclusive)
         consumer.start()
         consumers.append(consumer)
         return consumer

@@ -231,7 +231,7 @@ async def connections_break(stage: Stage) -> list[Recording]:
     before = after = await worker.until_value(1, "taskherd_broker_up")
     for times in range(1, 7):
         proxy.cut()
-        for connection in ("consume", "publish", "unconfirmed", "work", "dead", "declare"):
+        for connection in ("consume", "publish", "reports", "unconfirmed", "work", "dead", "declare"):
             await worker.until_value(times, "taskherd_reconnects_total", connection=connection)
         after = await worker.until_value(1, "taskherd_broker_up")
     return [Recording("worker", before, after)]

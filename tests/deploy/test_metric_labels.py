@@ -22,7 +22,9 @@ BY_TEMPLATE = {
     for name, values in worker.VALUES_PER_TEMPLATE.items()
 }
 RECONNECTS = {"reconnects": (("consume",), ("publish",))}
-WORKER_RECONNECTS = {"reconnects": (("consume",), ("publish",), ("unconfirmed",), ("work",), ("dead",), ("declare",))}
+WORKER_RECONNECTS = {
+    "reconnects": (("consume",), ("publish",), ("reports",), ("unconfirmed",), ("work",), ("dead",), ("declare",))
+}
 DECLARED: Mapping[str, Mapping[str, Sequence[tuple[str, ...]]]] = {
     "worker": {**worker.LABEL_VALUES, **BY_TEMPLATE, **WORKER_RECONNECTS},
     "api": {**api.LABEL_VALUES, **RECONNECTS},

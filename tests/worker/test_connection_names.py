@@ -31,7 +31,7 @@ async def test_connections_have_the_names_of_their_processes(harness: WorkerHarn
         assert all(socket.gethostname() in each for each in apis)
         await harness.until_metric(1, "taskherd_drained")
         named = await asyncio.to_thread(rabbit.ctl, "list_connections", "client_properties", within=90)
-        purposes = ("consume", "publish", "unconfirmed", "work", "dead", "declare")
+        purposes = ("consume", "publish", "reports", "unconfirmed", "work", "dead", "declare")
         for name in (*(f"{worker} {purpose}" for purpose in purposes), *(f"{api} consume" for api in apis)):
             assert f'"{name}"' in named, named
         rows = await harness.database.fetch(

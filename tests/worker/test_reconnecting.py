@@ -58,6 +58,6 @@ async def test_the_connection_for_declarations_may_break(external: WorkerHarness
         await external.until_metric(1, "taskherd_reconnects_total", connection="declare")
         assert (await external.ask({"type": "runner.hello", "runner": "r-late", "pool": "default"}))["ok"]
         assert await external.queue_counts("work.r-late") == (0, 0)
-        for connection in ("consume", "publish"):
+        for connection in ("consume", "publish", "reports"):
             assert external.metric("taskherd_reconnects_total", connection=connection) == 0
     await external.channel.queue_delete(f"{external.prefix}.work.r-late", timeout=10)

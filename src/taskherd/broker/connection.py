@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from aio_pika import Connection
 from aio_pika.connection import make_url
@@ -24,6 +24,7 @@ from taskherd.settings.urls import amqp_hosts, with_host
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from aiormq.abc import AbstractChannel
     from yarl import URL
@@ -144,6 +145,17 @@ class Socket(TransportFactory):
         if self._writer is not None:
             self._writer.transport.abort()
 
+    @contextmanager
+    def unread(self) -> Iterator[None]:
+        """Read nothing in the block: what the broker sends waits in the system's buffers. It may be lost meanwhile."""
+        assert self._writer is not None
+        transport = cast("asyncio.Transport", self._writer.transport)  # a StreamWriter's transport can read, too
+        transport.pause_reading()
+        try:
+            yield
+        finally:
+            transport.resume_reading()
+
 
 class SupervisedConnection:
     """A connection to a host of ``url``; ``name`` states its purpose in the broker's list of connections.
@@ -198,6 +210,11 @@ class SupervisedConnection:
     def is_up(self) -> bool:
         """True while connected, as far as is known."""
         return self._up.is_set()
+
+    @property
+    def is_started(self) -> bool:
+        """True from ``start`` to ``close``."""
+        return self._supervisor is not None
 
     def start(self) -> None:
         """Start connecting in the background."""
@@ -265,6 +282,10 @@ class SupervisedConnection:
         except Unavailable as error:
             if isinstance(error.__cause__, TimeoutError):
                 self.drop()
+
+    def unread(self) -> AbstractContextManager[None]:
+        """Read nothing from the broker in the block, which must be short: no answer and no loss is noticed in it."""
+        return nullcontext() if self._socket is None else self._socket.unread()
 
     def drop(self) -> None:
         """Abort the connection immediately, in whatever state it is; the supervisor makes a new one."""

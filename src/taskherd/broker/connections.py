@@ -33,11 +33,11 @@ def _purpose(name: str) -> str:
 class BrokerConnections:
     """The connections of one process, each for what may not wait for the others.
 
-    ``consume`` and ``publish`` are always connected. The others are connected only if they are used, and the process is
-    ready without them: ``unconfirmed`` for publishing without confirms, ``work`` for work requests, ``dead`` for dead
-    letters, and ``declare``. Work requests and dead letters have their own, because RabbitMQ stops reading from a
-    connection that publishes to a queue without a majority; declarations, because RabbitMQ closes the connection of one
-    that it cannot make while a node hangs.
+    ``consume`` and ``publish`` are always connected, the others only if they are used. The process needs ``reports``,
+    then, and is ready without the rest: ``unconfirmed`` for publishing without confirms, ``work`` for work requests,
+    ``dead`` for dead letters, and ``declare``. Reports have their own, because it is not read while their batch waits;
+    work requests and dead letters, because RabbitMQ stops reading from a connection that publishes to a queue without a
+    majority; declarations, because RabbitMQ closes the connection of one that it cannot make while a node hangs.
     """
 
     def __init__(
@@ -53,18 +53,20 @@ class BrokerConnections:
         Args:
             amqp_url: the URL of the broker.
             process: the process in the broker's list of connections, as ``worker NAME``.
-            metrics: records reconnects, and whether the first two connections are up.
+            metrics: records reconnects, and whether the connections that are needed are up.
             readiness: where the condition "broker" is updated, if the process is not ready without the broker.
             on_disconnect: called when a connection is lost.
         """
         hooks = ConnectionHooks(on_up=self._up, on_down=self._down, on_refused=self._refused)
         self.consume = SupervisedConnection(amqp_url, f"{process} consume", hooks)
         self.publish = SupervisedConnection(amqp_url, f"{process} publish", hooks)
+        self.reports = SupervisedConnection(amqp_url, f"{process} reports", hooks)
         quiet = ConnectionHooks(on_up=self._count_up, on_down=_log_loss)
         self.unconfirmed = SupervisedConnection(amqp_url, f"{process} unconfirmed", quiet)
         self.work = SupervisedConnection(amqp_url, f"{process} work", quiet)
         self.dead = SupervisedConnection(amqp_url, f"{process} dead", quiet)
         self.declare = SupervisedConnection(amqp_url, f"{process} declare", quiet)
+        self._needed = (self.consume, self.publish, self.reports)
         self._metrics = metrics
         self._readiness = readiness
         self._on_down = on_disconnect
@@ -80,7 +82,7 @@ class BrokerConnections:
 
     async def close(self) -> None:
         """Close all connections."""
-        connections = (self.consume, self.publish, self.unconfirmed, self.work, self.dead, self.declare)
+        connections = (*self._needed, self.unconfirmed, self.work, self.dead, self.declare)
         await asyncio.gather(*(connection.close() for connection in connections))
 
     def _count_up(self, name: str) -> None:
@@ -90,7 +92,7 @@ class BrokerConnections:
 
     def _up(self, name: str) -> None:
         self._count_up(name)
-        if self.consume.is_up and self.publish.is_up:
+        if all(connection.is_up for connection in self._needed if connection.is_started):
             self._metrics.broker_up.set(1)
             if self._readiness is not None:
                 self._readiness.set_ok("broker")

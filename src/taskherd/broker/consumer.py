@@ -38,6 +38,9 @@ QUIET = 0.1
 MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
 """Maximum size of a batch, so that its statements end in time; a single delivery may be larger."""
 
+READING_TIME: Final = 0.01
+"""Seconds at the end of a wait in which what has come meanwhile is read."""
+
 MAX_QUIET_ROUNDS = 20
 """Maximum number of times ``QUIET`` that ``stop`` waits."""
 
@@ -55,6 +58,7 @@ class Consumer:
         *,
         prefetch: int,
         max_bytes: int | None = None,
+        exclusive: bool = False,
         on_error: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Create the consumer; it subscribes after ``start``.
@@ -67,12 +71,14 @@ class Consumer:
             max_bytes: maximum size of the unacknowledged deliveries, divided equally over the sources, each of which
                 may have a single larger one; of a body that exceeds ``delivery.MAX_BODY_BYTES`` only the beginning is
                 kept. Only for a caller that acknowledges each delivery without waiting for others.
+            exclusive: True if nothing else uses the connection, so that it need not be read while a batch waits.
             on_error: called with the reason when subscribing fails; the consumer retries by itself.
         """
         self._connection = connection
         self._prepare = prepare
         self._prefetch = prefetch
         self._max_bytes = max_bytes
+        self._exclusive = exclusive
         self._on_error = on_error
         self._buffer: deque[Delivery] = deque()
         self._buffered_bytes = 0
@@ -120,7 +126,8 @@ class Consumer:
 
         It does not wait any longer with ``limit`` deliveries, ``MAX_BATCH_BYTES`` or as many bytes as one source may
         deliver, or with ``enough``, if given, or as many deliveries as one source may deliver, because the others may
-        be empty.
+        be empty. With ``enough``, an exclusive connection is not read while the batch waits, which saves the CPU of
+        reading each delivery by itself, unless that may keep the broker from sending more.
         The result is empty only after ``stop``, when the buffer is empty.
         """
         while True:
@@ -129,9 +136,10 @@ class Consumer:
                     return []
                 await self._wait_buffered(1)
             most = min(limit, self._prefetch)
+            unread = enough is not None and self._may_send(2 * enough)
             enough = most if enough is None else min(enough, most, self._prefetch_of_each)
             if not self.has_batch(enough):
-                await self.wait_buffered(enough, wait)
+                await (self._wait_unread if unread else self.wait_buffered)(enough, wait)
             if self._buffer:  # a lost channel may have cleared it in the meantime
                 return self._take(limit)
 
@@ -141,6 +149,18 @@ class Consumer:
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._wait_buffered(count)
+
+    def _may_send(self, count: int) -> bool:
+        """Return whether the broker may send so many deliveries of each source before any is acknowledged."""
+        return all(each.window.size >= count for each in self._subscriptions.values())
+
+    async def _wait_unread(self, count: int, wait: float) -> None:
+        """Do as ``wait_buffered``, and read an exclusive connection only at the end of the time."""
+        if self._exclusive and self._acks_allowed.is_set() and wait > READING_TIME:
+            with self._connection.unread():
+                await self.wait_buffered(count, wait - READING_TIME)
+            wait = READING_TIME
+        await self.wait_buffered(count, wait)
 
     def _take(self, limit: int) -> list[Delivery]:
         count = min(limit, len(self._buffer))
@@ -202,6 +222,7 @@ class Consumer:
         that is being cancelled never arrives and is redelivered later. Therefore acks wait until the end.
         """
         self._acks_allowed.clear()
+        self._wake()
         try:
             await self._wait_quiet()
             await self.pause()

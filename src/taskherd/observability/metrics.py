@@ -262,12 +262,12 @@ class Metrics:
         )
 
     def _declare_dependencies(self) -> None:
-        self.broker_up = self._gauge("broker_up", "1 while both connections to RabbitMQ are up.")
+        self.broker_up = self._gauge("broker_up", "1 while the connections to RabbitMQ are up that the process needs.")
         self.database_up = self._gauge("database_up", "1 if PostgreSQL took the writes of the last sweep.")
         self.reconnects = self._counter(
             "reconnects",
-            "Connections to RabbitMQ made again after a loss, by connection: consume, publish, unconfirmed, work, dead "
-            "or declare.",
+            "Connections to RabbitMQ made again after a loss, by connection: consume, publish, reports, unconfirmed, "
+            "work, dead or declare.",
             "connection",
         )
         self.pool_in_use = self._gauge(

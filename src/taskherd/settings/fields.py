@@ -257,7 +257,7 @@ class Settings(BaseSettings):
         0.0,
         ge=0,
         le=1,
-        description="How long a batch waits for more deliveries. 0: up to 100 ms from 600 a second on."
+        description="How long a batch waits for more deliveries. 0: up to 200 ms from 600 a second on."
         " Raise it to trade latency for fewer transactions.",
     )
     prefetch: int = Field(

@@ -131,7 +131,14 @@ class Worker:
             settings.report_partitions,
             self._on_declare_error,
         )
-        self._reports = self._make_consumer(self._report_sources, settings.prefetch, MAX_REPORT_BYTES)
+        self._reports = Consumer(
+            self._connections.reports,
+            self._report_sources,
+            prefetch=settings.prefetch,
+            max_bytes=MAX_REPORT_BYTES,
+            exclusive=True,
+            on_error=self._on_error,
+        )
         self._commands = self._make_consumer(self._command_source, MAX_WAITING, MAX_COMMAND_BYTES)
         self._claims = self._make_consumer(self._claim_source, CLAIMS_PREFETCH, MAX_CLAIM_BYTES)
         self._context = self._make_context()
@@ -249,7 +256,9 @@ class Worker:
 
     async def _work(self) -> None:
         connections = self._connections
-        connections.start(connections.unconfirmed, connections.work, connections.dead, connections.declare)
+        connections.start(
+            connections.reports, connections.unconfirmed, connections.work, connections.dead, connections.declare
+        )
         for consumer in (self._commands, self._claims, self._reports):
             consumer.start()
         settings = self._settings
@@ -350,7 +359,7 @@ class Worker:
 
     async def _check_consuming(self) -> None:
         """Find out whether probes are missing because the node that delivers them hangs, sooner than by heartbeats."""
-        await self._connections.consume.drop_if_hung(REQUEST_TIMEOUT)
+        await self._connections.reports.drop_if_hung(REQUEST_TIMEOUT)
 
     def _on_disconnect(self) -> None:
         """Reset ``drained_since``: reports may now wait in the queues."""

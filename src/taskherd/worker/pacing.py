@@ -11,14 +11,16 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-MAX_WAIT: Final = 0.1
+MAX_WAIT: Final = 0.2
 """Seconds for which a batch waits at most."""
 WAITS_FROM, WAITS_LONGEST_FROM = 600.0, 900.0
-"""Deliveries per second from which a batch waits, and from which it waits as long as it may; between, in proportion."""
-ENOUGH: Final = 100
+"""Deliveries per second from which a batch waits, and from which it waits until it is to have enough."""
+ENOUGH: Final = 200
 """The number of deliveries with which a batch does not wait."""
 AVERAGED_OVER: Final = 1.0
 """Seconds after which a delivery has lost most of its weight in the rate."""
+MAX_RATE: Final = 4 * WAITS_LONGEST_FROM
+"""The highest rate that is told from higher ones, so that a burst is soon forgotten."""
 
 
 class Pace:
@@ -30,16 +32,17 @@ class Pace:
         self._at = now()
 
     def note(self, deliveries: int) -> None:
-        """Note a batch with this many deliveries; what is beyond twice the highest rate that matters is forgotten."""
-        self._weight = min(self._decayed() + deliveries, 2 * WAITS_LONGEST_FROM * AVERAGED_OVER)
+        """Note a batch with this many deliveries."""
+        self._weight = min(self._decayed() + deliveries, MAX_RATE * AVERAGED_OVER)
         self._at = self._now()
 
-    @property
-    def wait(self) -> float:
-        """Seconds for which the next batch waits for more deliveries."""
+    def wait(self, buffered: int) -> float:
+        """Return the seconds for which the next batch, of which so many are there, waits for more deliveries."""
         rate = self._decayed() / AVERAGED_OVER
-        share = (rate - WAITS_FROM) / (WAITS_LONGEST_FROM - WAITS_FROM)
-        return MAX_WAIT * min(1.0, max(0.0, share))
+        if rate <= WAITS_FROM:
+            return 0.0
+        share = min(1.0, (rate - WAITS_FROM) / (WAITS_LONGEST_FROM - WAITS_FROM))
+        return share * min(MAX_WAIT, max(0, ENOUGH - buffered) / rate)
 
     def _decayed(self) -> float:
         return self._weight * math.exp((self._at - self._now()) / AVERAGED_OVER)

@@ -122,7 +122,7 @@ class ReportConsumer:
         if wait:
             deliveries = await self._consumer.next_batch(limit, wait)
         else:
-            deliveries = await self._consumer.next_batch(limit, self._pace.wait, pacing.ENOUGH)
+            deliveries = await self._consumer.next_batch(limit, self._pace.wait(self._consumer.buffered), pacing.ENOUGH)
         self._pace.note(len(deliveries))
         for part in isolate_possible_poison(deliveries):
             self._context.failpoint(Failpoint.RECEIVE)
