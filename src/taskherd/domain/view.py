@@ -288,6 +288,22 @@ def is_running(task: Task) -> bool:
     return state.has_active_build or (state.job_status is JobStatus.SUCCEEDED and not is_agent_gone(state))
 
 
+def runs_alike(task: Task, other: Task) -> bool:
+    """Return whether the two have the very same of all that ``is_running`` depends on, as after most reports."""
+    one, two = task.state, other.state
+    return (
+        one.build is two.build
+        and one.last_heartbeat is two.last_heartbeat
+        and one.connection is two.connection
+        and one.lifecycle is two.lifecycle
+        and one.agent is two.agent
+        and one.agent_exit is two.agent_exit
+        and one.silence is two.silence
+        and one.timed_out is two.timed_out
+        and task.deleted_at == other.deleted_at
+    )
+
+
 def ended_agent_of(state: TaskState) -> EndedAgent | None:
     """Return how the agent of the latest build ended, or None if it has not ended."""
     stamped = agent_exit_of(state)

@@ -39,7 +39,7 @@ def parse_instant(text: str) -> datetime:
             time = time.astimezone(UTC)
         except OverflowError as error:
             raise ValueError("out of range") from error
-    return min(max(time, EARLIEST_TIME), LATEST_TIME)
+    return time if EARLIEST_TIME <= time <= LATEST_TIME else min(max(time, EARLIEST_TIME), LATEST_TIME)
 
 
 def _instant_schema(_source: Any, _handler: Any) -> CoreSchema:

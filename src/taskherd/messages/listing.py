@@ -66,14 +66,19 @@ class Listing(NamedTuple):
 
 def listing(core: Mapping[str, Any]) -> Listing:
     """Return the listing of a task with this core document, which may be one of an earlier release."""
-    state = core["current_state"]
     return Listing(
         core["status"],
-        NO_STATE if state is None else state["state"],
+        state(core),
         health(core).value,
         bool(core.get("requests_open")),
         core.get("stalled_since") is not None,
     )
+
+
+def state(core: Mapping[str, Any]) -> str:
+    """Return the state that a task's agent has reported."""
+    current = core["current_state"]
+    return NO_STATE if current is None else str(current["state"])
 
 
 def health(core: Mapping[str, Any]) -> ListedHealth:

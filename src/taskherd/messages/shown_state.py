@@ -65,10 +65,17 @@ def shown_state_of(core: Mapping[str, Any]) -> ShownState:
 def is_another_state(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     """Return whether a task has come into another state between two core documents.
 
-    That it waits for its start is a state of its own here, and so is that its agent has not said anything yet. Most
-    changes are of a message alone.
+    That it waits for its start is a state of its own here, and so is that its agent has not said anything yet.
     """
-    return _facts(before) != _facts(after) and _distinguished(before) != _distinguished(after)
+    return _distinguished(before) != _distinguished(after)
+
+
+def may_be_another(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Return False if everything is as before that a task's state and its ending follow from.
+
+    That is far cheaper than to derive them, and most changes are of a message alone.
+    """
+    return _facts(before) != _facts(after)
 
 
 def _facts(core: Mapping[str, Any]) -> tuple[str, str | None, str | None, str | None, bool]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from taskherd.domain.updates import TaskUpdate
     from taskherd.worker.batch import CommittedChange
     from taskherd.worker.load import LoadedBatch
+
+
+_RESOLUTION: Final = INDEX_RESOLUTION.total_seconds()
 
 
 class Documents(NamedTuple):
@@ -59,11 +63,13 @@ def _is_listed_anew(documents: Documents, change: CommittedChange) -> bool:
         return False
     if "labels" in changed:
         return True
+    if len(changed) == 1 and "current_state" in changed:
+        return listing.state(documents.before) != listing.state(documents.after)
     return listing.listing(documents.before) != listing.listing(documents.after)
 
 
 def _interval(time: datetime) -> int:
-    return int(time.timestamp() // INDEX_RESOLUTION.total_seconds())
+    return int(time.timestamp() // _RESOLUTION)
 
 
 def _runner(task: Task) -> str | None:
@@ -85,6 +91,16 @@ def _indexed(loaded: LoadedBatch, task: Task, document: Mapping[str, Any]) -> In
         *listing.listing(document),
         task.created_at,
         task.updated_at,
-        orjson.dumps(listing.terms(_runner(task), document.get("labels", {}))).decode(),
+        _terms(_runner(task), document.get("labels")),
         deleted=task.deleted_at is not None,
     )
+
+
+def _terms(runner: str | None, labels: Mapping[str, str] | None) -> str:
+    return _encoded_terms(runner) if not labels else orjson.dumps(listing.terms(runner, labels)).decode()
+
+
+@lru_cache(maxsize=256)
+def _encoded_terms(runner: str | None) -> str:
+    """Return the terms of a task without labels; cached, since runners have many tasks."""
+    return orjson.dumps(listing.terms(runner, {})).decode()

@@ -16,7 +16,7 @@ from taskherd.domain.command_results import COMMAND_ID_REUSED, CommandRefused
 from taskherd.domain.task_update import due_at
 from taskherd.domain.updates import Cause
 from taskherd.domain.value import replace
-from taskherd.domain.view import derive_view, is_running
+from taskherd.domain.view import derive_view, is_running, runs_alike
 from taskherd.errors import Retry
 from taskherd.messages import document, events, replies, shown_state
 from taskherd.messages.commands import digest
@@ -101,6 +101,8 @@ def derive_writes(loaded: LoadedBatch, timeouts: Timeouts, now: datetime) -> Wri
 
 def _derive_running(writes: Writes, task: Task, stored: Task | None) -> None:
     """Note whether a task has started or ended to run since it was stored; the delete of one always ends it."""
+    if stored is not None and runs_alike(task, stored):
+        return
     runs = is_running(task)
     if runs and (stored is None or not is_running(stored)):
         writes.started.append((task.id, task.owner_id))
@@ -236,11 +238,14 @@ def _change(update: TaskUpdate, view: TaskView, now: datetime) -> tuple[str, Com
     prompt_version = task.prompt_version
     if task.prompt != before.prompt:
         changed, prompt_version = tuple(sorted({*changed, "initial_prompt"})), version
-    state = replace(task.state, state_since=now) if shown_state.is_another_state(stored, fields) else task.state
+    state, ending = task.state, None
+    if shown_state.may_be_another(stored, fields):
+        if shown_state.is_another_state(stored, fields):
+            state = replace(state, state_since=now)
+        ending = document.ending_of(fields)
+        if ending is document.ending_of(stored):
+            ending = None
     task = replace(task, version=version, updated_at=now, prompt_version=prompt_version, state=state)
-    ending = document.ending_of(fields)
-    if ending is document.ending_of(stored):
-        ending = None
     change = CommittedChange(task, events.EventKind.UPDATED, core, changed, _cause(update), ending)
     return core, change, Documents(stored, fields)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from taskherd.domain.view import LOST_CONNECTION, NOT_RUNNING
-from taskherd.messages.shown_state import ShownState, is_another_state, shown_state_of
+from taskherd.messages.shown_state import ShownState, is_another_state, may_be_another, shown_state_of
 
 
 def core(status: str = "active", state: str | None = "working", reason: str | None = None, **fields: Any) -> Any:
@@ -50,3 +50,21 @@ def test_what_is_another_state(before: Any, after: Any, *, is_another: bool) -> 
 def test_a_document_of_an_earlier_release_has_a_state() -> None:
     """One without the fields that came later."""
     assert shown_state_of(core("paused", None)) is ShownState.PAUSED
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (core(), core(state="idle")),
+        (core(), core(state=None)),
+        (core(), core(requests_open=1)),
+        (core(), core(reason=LOST_CONNECTION)),
+        (core(), core("error")),
+        (core(), core(agent_exit={"why": "exited"})),
+    ],
+)
+def test_each_fact_may_make_another_state(before: Any, after: Any) -> None:
+    """Whatever a state or an ending follows from counts; another message, and the labels, do not."""
+    assert may_be_another(before, after)
+    said = {**before["current_state"], "message": "Writing", "uri": "file:///a", "timestamp": "later"}
+    assert not may_be_another(before, {**before, "current_state": said, "labels": {"team": "blue"}})
