@@ -99,8 +99,8 @@ def cgroup() -> Iterator[Path]:
             (path / "cgroup.kill").write_text("1")
             while "populated 1" in (path / "cgroup.events").read_text():
                 time.sleep(0.02)
-            for child in path.iterdir():
-                if child.is_dir():
+            for child in [each for each in path.iterdir() if each.is_dir()]:
+                with suppress(FileNotFoundError):  # its runner has just removed it
                     child.rmdir()
             path.rmdir()
             if not mounted:

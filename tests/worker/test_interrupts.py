@@ -194,8 +194,9 @@ async def test_the_inbox_of_an_interrupted_agent_waits(harness: WorkerHarness) -
         make_report("app.status", task_id, state="idle", message="ended"),
         make_report("agent.interrupted", task_id, interrupt_id=reply["interrupt_id"], outcome="stopped"),
     )
-    await harness.until(lambda: harness.document(task_id)["interrupt"] is None)
+    await harness.until(lambda: harness.document(task_id)["agent_exit"])
     assert harness.document(task_id)["agent_exit"]["why"] == "interrupted"
+    assert harness.document(task_id)["interrupt"] is None
     assert (await steer(harness, task_id, "later"))["queued"] is True
     assert requested_inputs(harness, task_id) == []
     assert (await harness.command("task.resume", task_id))["ok"]
