@@ -136,10 +136,13 @@ class Consumer:
                     return []
                 await self._wait_buffered(1)
             most = min(limit, self._prefetch)
-            unread = enough is not None and self._may_send(2 * enough)
+            rests = enough is not None and wait > READING_TIME and self._may_rest(2 * enough)
             enough = most if enough is None else min(enough, most, self._prefetch_of_each)
             if not self.has_batch(enough):
-                await (self._wait_unread if unread else self.wait_buffered)(enough, wait)
+                if rests:
+                    with self._connection.unread():
+                        await self.wait_buffered(enough, wait - READING_TIME)
+                await self.wait_buffered(enough, READING_TIME if rests else wait)
             if self._buffer:  # a lost channel may have cleared it in the meantime
                 return self._take(limit)
 
@@ -150,17 +153,10 @@ class Consumer:
                 async with asyncio.timeout(wait):
                     await self._wait_buffered(count)
 
-    def _may_send(self, count: int) -> bool:
-        """Return whether the broker may send so many deliveries of each source before any is acknowledged."""
-        return all(each.window.size >= count for each in self._subscriptions.values())
-
-    async def _wait_unread(self, count: int, wait: float) -> None:
-        """Do as ``wait_buffered``, and read an exclusive connection only at the end of the time."""
-        if self._exclusive and self._acks_allowed.is_set() and wait > READING_TIME:
-            with self._connection.unread():
-                await self.wait_buffered(count, wait - READING_TIME)
-            wait = READING_TIME
-        await self.wait_buffered(count, wait)
+    def _may_rest(self, count: int) -> bool:
+        """Return whether the connection need not be read for a moment: each source may still deliver so many."""
+        may_deliver = all(each.window.size >= count for each in self._subscriptions.values())
+        return self._exclusive and may_deliver and self._acks_allowed.is_set()
 
     def _take(self, limit: int) -> list[Delivery]:
         count = min(limit, len(self._buffer))

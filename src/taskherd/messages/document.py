@@ -196,7 +196,7 @@ def agent_exit(ended: EndedAgent) -> dict[str, Any]:
 
 
 def _rfc3339(instant: datetime) -> str:
-    """Do as ``format_rfc3339``, which is quick only for the times that a batch shares, in a third of its time."""
+    """Format as ``format_rfc3339``, three times as fast; its cache only helps with times that a whole batch shares."""
     text = orjson.dumps(instant, option=orjson.OPT_UTC_Z).decode()
     return text[1:-1] if instant.microsecond else f"{text[1:-2]}.000000Z"
 

@@ -20,7 +20,7 @@ ENOUGH: Final = 200
 AVERAGED_OVER: Final = 1.0
 """Seconds after which a delivery has lost most of its weight in the rate."""
 MAX_RATE: Final = 4 * WAITS_LONGEST_FROM
-"""The highest rate that is told from higher ones, so that a burst is soon forgotten."""
+"""Higher rates count as this one, so that batches soon stop waiting after a burst."""
 
 
 class Pace:
