@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -25,6 +26,12 @@ QUEUES = ("reports", "commands", "claims", "dead", "work.default")
 
 settings.register_profile("taskherd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("taskherd")  # how long an example takes says how busy the machine is
+
+
+def pytest_configure() -> None:
+    """Let processes end when they are interrupted, also if ``nohup`` or a shell has the tests ignore that signal."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
@@ -91,9 +98,9 @@ async def amqp_prefix(amqp_url: str) -> AsyncIterator[str]:
     """Yield a prefix for AMQP names for this test alone; its exchanges and shared queues are deleted afterwards."""
     prefix = f"t{uuid.uuid4().hex[:8]}"
     yield prefix
-    async with await aio_pika.connect(amqp_url, timeout=10) as connection:
+    async with await aio_pika.connect(amqp_url, timeout=30) as connection:
         channel = await connection.channel()
         for queue in QUEUES:
-            await channel.queue_delete(f"{prefix}.{queue}", timeout=10)
+            await channel.queue_delete(f"{prefix}.{queue}", timeout=30)
         for exchange in EXCHANGES:
-            await channel.exchange_delete(f"{prefix}.{exchange}", timeout=10)
+            await channel.exchange_delete(f"{prefix}.{exchange}", timeout=30)

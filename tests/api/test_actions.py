@@ -208,6 +208,19 @@ async def test_too_many_tasks_are_refused(api_harness: ApiHarness, monkeypatch: 
     assert "Narrow the search" in response.json()["detail"]
 
 
+async def test_an_action_has_more_tasks_than_a_list(start_api: StartApi) -> None:
+    """Where a list ends does not matter to it, whatever the tasks are selected by; a dry run shows the first 100."""
+    async with start_api(api_list_most=500) as api_harness:
+        names = [f"nightly-{number}" for number in range(510)]
+        tasks = [{"template_version_id": str(VERSION), "input": f"Run {name}", "name": name} for name in names]
+        created = (await api_harness.alice.post("/task-batches", json={"tasks": tasks})).json()
+        assert created["created"] == 510
+        for query in ("owner:me", "name:nightly", "status:pending"):
+            body = {"action": "delete", "dry_run": True, "q": query}
+            shown = (await api_harness.alice.post("/task-actions", json=body)).json()
+            assert (shown["total"], len(shown["tasks"])) == (510, 100), query
+
+
 async def test_a_dry_run_changes_nothing(api_harness: ApiHarness) -> None:
     """A dry run says which tasks an action would be for, and stores none."""
     tasks = [await api_harness.create(input=f"Would be deleted {number}") for number in range(2)]
@@ -420,7 +433,7 @@ async def test_an_action_that_is_too_old_ends(start_api: StartApi) -> None:
         async with running_worker(api_harness.worker):
             await api_harness.create(input="Waits for twelve hours", template_version_id=str(VERSION))
         made = await act(api_harness.alice, "delete", q="owner:me")
-        await api_harness.worker.database.execute("UPDATE task_actions SET created_at = now() - interval '13 h'")
+        await api_harness.worker.database.execute("UPDATE task_actions SET created_at = now() - interval '12 h'")
         done = await finished(api_harness.alice, made)
         assert (done["state"], done["failure"], done["pending"]) == ("failed", executor.EXPIRED, 1)
 
@@ -506,14 +519,14 @@ async def test_an_action_survives_a_restart_of_the_database(start_api: StartApi,
         made = await act(api_harness.alice, "send", q="owner:me", input="Once in spite of it")
         await worker.until_row("SELECT count(*) > 0 FROM inputs")
         name = await worker.database.fetchval("SELECT current_database()")
-        server = await asyncpg.connect(services.database_url, timeout=5, command_timeout=10)
+        server = await asyncpg.connect(services.database_url, timeout=30, command_timeout=30)
         await rename_database(server, name, f"{name}_away")
-        await asyncio.wait_for(server.fetchval("SELECT 1"), 5)
+        await asyncio.wait_for(server.fetchval("SELECT 1"), TIMEOUT)
         await rename_database(server, f"{name}_away", name)
         await server.close()
         done = await until_finished_after_outage(api_harness, made)
         assert (done["state"], done["succeeded"]) == ("completed", 8)
-        database = await asyncpg.connect(worker.urls[0], timeout=5)
+        database = await asyncpg.connect(worker.urls[0], timeout=30)
         counts = await database.fetch("SELECT task_id, count(*) FROM inputs GROUP BY task_id")
         await database.close()
         assert {str(row[0]): row[1] for row in counts} == {task["id"]: 1 for task in tasks}

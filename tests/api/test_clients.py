@@ -259,3 +259,4 @@ async def test_an_agent(api_harness: ApiHarness) -> None:
         ("input", "Fix the flaky test"),
         ("output", "Fixed"),
     ]
+    assert [each["time"] for each in logs] == ["2026-01-02T03:04:05.000000Z", "2026-01-02T02:04:06.500000Z"]

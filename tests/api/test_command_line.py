@@ -22,6 +22,7 @@ from tests.api.test_interrupts import end as end_interrupt
 from tests.api.test_interrupts import working
 from tests.api.test_sse import until_subscribers
 from tests.harness.api import CAROL, ApiHarness
+from tests.harness.tcp_proxy import TcpProxy
 from tests.harness.worker import build_report, make_report
 
 
@@ -602,6 +603,32 @@ async def test_watch_ends_when_the_task_is_deleted(api_harness: ApiHarness) -> N
     assert (process.returncode, stderr) == (0, b"")
 
 
+async def test_watch_stays_with_its_task_when_another_one_takes_the_name(api_harness: ApiHarness) -> None:
+    """A connection that was lost meanwhile is resumed where it was, so that the watch ends with its own task."""
+    first = await api_harness.active(name="reused", display_name="The first")
+    proxy = await TcpProxy.before(api_harness.base)
+    try:
+        url = f"http://127.0.0.1:{proxy.port}"
+        process = await _start_watch(api_harness, "reused", "-o", "json", url=url)
+        assert process.stdout is not None
+        snapshot = json.loads(await asyncio.wait_for(process.stdout.readline(), 20))
+        assert (snapshot["event"], snapshot["data"]["id"]) == ("task.snapshot", first["id"])
+        report = make_report("app.status", uuid.UUID(first["id"]), state="working", message="At it", uri="")
+        await api_harness.worker.report(report)
+        assert json.loads(await asyncio.wait_for(process.stdout.readline(), 20))["event"] == "task.updated"
+        proxy.freeze()  # until another task has the name
+        proxy.cut()
+        assert (await api_harness.alice.delete("/tasks/me/reused")).status_code == 202
+        second = await api_harness.create(name="reused", display_name="The second")
+        proxy.thaw()
+        stdout, _ = await asyncio.wait_for(process.communicate(), 20)
+    finally:
+        await proxy.stop()
+    shown = [(each["event"], each["data"]["data"]["task"]["id"]) for each in map(json.loads, stdout.splitlines())]
+    assert (process.returncode, shown) == (0, [("task.deleted", first["id"])])
+    assert second["id"] != first["id"]
+
+
 async def test_ctrl_c_ends_watch_cleanly(api_harness: ApiHarness) -> None:
     """On SIGINT watch exits with 130 and prints no error."""
     await api_harness.create(name="here")
@@ -632,12 +659,12 @@ async def test_errors_have_an_exit_code_and_advice(api_harness: ApiHarness) -> N
     assert api_harness.tokens["alice"] not in stderr
 
 
-async def _start_watch(api_harness: ApiHarness, *words: str) -> asyncio.subprocess.Process:
-    return await _start(api_harness, "watch", *words)
+async def _start_watch(api_harness: ApiHarness, *words: str, url: str = "") -> asyncio.subprocess.Process:
+    return await _start(api_harness, "watch", *words, url=url)
 
 
 async def _start(
-    api_harness: ApiHarness, *words: str, stdout: int = asyncio.subprocess.PIPE
+    api_harness: ApiHarness, *words: str, stdout: int = asyncio.subprocess.PIPE, url: str = ""
 ) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
@@ -645,7 +672,7 @@ async def _start(
         "taskherd",
         "task",
         *words,
-        env={**os.environ, **Shell(api_harness).env},
+        env={**os.environ, **Shell(api_harness).env, "TASKHERD_URL": url or api_harness.base},
         stdout=stdout,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -48,7 +48,7 @@ async def bury(
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     content, own = encode(content, reason, "why", origin or Origin(reports, reports, "key"))
     dead = await worker.channel.get_exchange(f"{worker.prefix}.dead", ensure=False)
-    await dead.publish(aio_pika.Message(content, headers={**own, **(headers or {})}), "key", timeout=10)
+    await dead.publish(aio_pika.Message(content, headers={**own, **(headers or {})}), "key", timeout=30)
 
 
 async def letters(harness: ApiHarness, query: str = "") -> list[dict[str, Any]]:
@@ -113,7 +113,7 @@ async def test_a_real_one_names_its_sender_and_time(harness: ApiHarness) -> None
     assert (dead_before["messages"], dead_before["oldest_at"]) == (0, None)
     user = harness.worker.urls[1].partition("//")[2].partition(":")[0]
     reports = await harness.worker.channel.get_exchange(f"{harness.worker.prefix}.reports", ensure=False)
-    await reports.publish(aio_pika.Message(b'{"type": "nonsense"}', user_id=user), "key", timeout=10)
+    await reports.publish(aio_pika.Message(b'{"type": "nonsense"}', user_id=user), "key", timeout=30)
     found: list[dict[str, Any]] = []
     while not found:
         found = await letters(harness)

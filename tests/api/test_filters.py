@@ -211,6 +211,26 @@ async def test_a_beginning_that_too_many_names_have_is_refused(
     assert await found(api_harness.alice, "name:nightly-2 created:>1d", limit="1") == []
 
 
+async def test_a_page_of_named_tasks_is_of_those_that_match(api_harness: ApiHarness) -> None:
+    """Neither another filter nor another order is applied only to the newest tasks with such a name."""
+    await fleet(api_harness)
+    for number in (3, 4):
+        await api_harness.create(name=f"fix-{number}")
+    assert await found(api_harness.alice, "name:fix state:working", limit="1") == ["fix-1"]
+    assert await found(api_harness.alice, "name:fix", limit="1", sort="changed-asc") == ["fix-1"]
+    assert await found(api_harness.alice, "name:fix", limit="1") == ["fix-4"]
+
+
+async def test_a_list_by_age_has_what_was_created_in_that_time(api_harness: ApiHarness) -> None:
+    """To the second, unlike the last change."""
+    for name in ("of-today", "of-an-hour-ago"):
+        await api_harness.create(name=name)
+    earlier = "UPDATE tasks SET created_at = created_at - interval '61 min' WHERE name = 'of-an-hour-ago'"
+    await api_harness.worker.database.execute(earlier)
+    for age, names in (("<60m", ["of-today"]), ("<2h", ["of-today", "of-an-hour-ago"]), (">60m", ["of-an-hour-ago"])):
+        assert await found(api_harness.alice, f"created:{age}") == names
+
+
 @pytest.mark.parametrize("sort", ["changed", "changed-asc"])
 async def test_pages_by_the_last_change_have_every_task_once(api_harness: ApiHarness, sort: str) -> None:
     """The last changed task comes first, or last; pages continue where the one before ended, with a filter too."""

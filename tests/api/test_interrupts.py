@@ -21,10 +21,11 @@ async def working(api_harness: ApiHarness, name: str) -> uuid.UUID:
 
 
 async def end(api_harness: ApiHarness, task_id: uuid.UUID, interrupt_id: str, outcome: str, **fields: Any) -> None:
-    """Report the outcome of an interrupt, and wait until the task shows none."""
+    """Report the outcome of an interrupt, and wait for its event, in which the task shows none."""
     report = make_report("agent.interrupted", task_id, interrupt_id=interrupt_id, outcome=outcome, **fields)
     await api_harness.worker.report(report)
-    await api_harness.worker.until(lambda: api_harness.worker.document(task_id)["interrupt"] is None)
+    await api_harness.worker.until(lambda: interrupt_id in api_harness.worker.causes(task_id, "agent.interrupted"))
+    assert api_harness.worker.document(task_id)["interrupt"] is None
 
 
 async def test_an_interrupt_is_accepted_joined_and_refused(api_harness: ApiHarness) -> None:

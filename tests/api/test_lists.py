@@ -114,6 +114,30 @@ async def test_pages_contain_each_task_once(api_harness: ApiHarness) -> None:
         assert (await api_harness.alice.get("/tasks", params=parameters)).status_code == 400, parameters
 
 
+async def test_no_page_is_larger_than_its_maximum(api_harness: ApiHarness) -> None:
+    """One more entry than a page may have is refused, with the bounds; as many as that are not."""
+    task = (await api_harness.create(name="with-a-log"))["id"]
+    action = await api_harness.alice.post("/task-actions", json={"action": "pause", "q": "owner:me"})
+    for path, parameter, least, most in (
+        ("/task-actions", "limit", 1, 500),
+        (f"/task-actions/{action.json()['id']}/results", "limit", 1, 500),
+        (f"/task-actions/{action.json()['id']}/results", "after", 0, 10_000),
+        ("/task-overview", "limit", 1, 50),
+        ("/deleted-tasks", "limit", 1, 100),
+        (f"/tasks/me/{task}/logs", "limit", 1, 10_000),
+        ("/workspaces", "limit", 0, 100_000),
+        ("/workspaces", "offset", 0, 100_000),
+        (f"/workspaces/{task}/builds", "offset", 0, 100_000),
+    ):
+        for value in (least, most):
+            response = await api_harness.alice.get(path, params={parameter: value})
+            assert response.status_code == 200, (path, value, response.text)
+        for value in (least - 1, most + 1):
+            response = await api_harness.alice.get(path, params={parameter: value})
+            detail = f"Expected a whole number from {least} to {most}."
+            assert response.json()["validations"] == [{"field": parameter, "detail": detail}], (path, value)
+
+
 async def test_a_list_without_a_limit_is_truncated(start_api: StartApi) -> None:
     """A list of more tasks than the configured maximum has the newest ones, and a header that it is truncated."""
     async with start_api(api_list_most=500) as api_harness:

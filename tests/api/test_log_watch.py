@@ -82,6 +82,8 @@ async def test_a_long_log_is_followed_from_its_end_and_read_backwards(start_api:
         page = (await harness.alice.get(path, params={"before": 5, "limit": 15})).json()["logs"]
         assert [entry["content"] for entry in page] == [f"line {number}" for number in range(5)]
         assert (await harness.alice.get(path, params={"limit": 0})).status_code == 400
+        for limit in (0, 1_001):
+            assert (await harness.alice.get(f"{path}/watch", params={"limit": limit})).status_code == 400
         assert (await harness.alice.get(f"{path}/watch", headers={"Last-Event-ID": "x"})).status_code == 400
 
 
@@ -100,6 +102,23 @@ async def test_more_changes_than_one_event_holds_are_said_to_be_missing(
         await stream.until(lambda: stream.events)
         assert stream.events[0].data["truncated"] is True
         assert contents(stream) == [["entry 5", "entry 6", "entry 7"]]
+
+
+async def test_an_answer_has_a_bounded_part_of_a_long_log(api_harness: ApiHarness) -> None:
+    """The newest entries: 8 MiB of them in a response, and 4 MiB in an event."""
+    fill = """
+        INSERT INTO task_logs (task_id, log_id, logged_at, build_number, entry_id, seq, type, content, time, revision)
+        SELECT $1, n, now(), 1, n, n, 'output', CASE n WHEN 1 THEN repeat('x', $2) ELSE 'older' END, now(), 1
+        FROM generate_series(0, 1) AS n"""
+    read, watched = [(await api_harness.create(name=name))["id"] for name in ("read-log", "watched-log")]
+    for task, mebibytes in ((read, 8), (watched, 4)):
+        await api_harness.worker.database.execute(fill, uuid.UUID(task), mebibytes * 1024 * 1024)
+    logs = (await api_harness.alice.get(f"/tasks/me/{read}/logs")).json()["logs"]
+    assert [len(entry["content"]) for entry in logs] == [8 * 1024 * 1024]
+    async with sse_client(api_harness.alice, f"/tasks/me/{watched}/logs/watch") as stream:
+        await stream.until(lambda: stream.events)
+        assert [len(entry["content"]) for entry in stream.events[0].data["logs"]] == [4 * 1024 * 1024]
+        assert stream.events[0].data["truncated"] is True
 
 
 async def test_a_stream_of_a_log_is_only_for_those_who_may_see_the_task_and_ends_with_it(
@@ -152,7 +171,7 @@ async def test_one_stream_has_the_changes_of_a_task_and_its_log(api_harness: Api
         await api_harness.alice.delete(f"/tasks/me/{task}")
         await stream.until(lambda: stream.ended)
         assert stream.types()[-1] == "task.deleted"
-    for wrong in ("12", "x.y", "1.2.3", f"{2**63}.1"):
+    for wrong in ("12", "x.y", "1.2.3", f"{2**63}.1", f"1.{2**63}", f".{2**63}"):
         answer = await api_harness.alice.get(f"{path}?logs=10", headers={"Last-Event-ID": wrong})
         assert answer.status_code == 400, wrong
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Awaitable
 from itertools import pairwise
 from typing import Any
 
+import httpx
 import pytest
 
 from taskherd.store.task_queries import DOCUMENT
 from tests.api.conftest import StartApi
+from tests.api.test_process import shown, until_shown
 from tests.api.test_sse import until_subscribers
 from tests.harness.api import TIMEOUT, ApiHarness
+from tests.harness.asking import OWN, active, as_agent, own
 from tests.harness.tasks import prompt_of
 from tests.harness.worker import STATUSES, bring_to_status, build_report, make_report
 
@@ -115,6 +119,28 @@ async def test_a_token_that_is_revoked_during_the_wait(api_harness: ApiHarness) 
             await api_harness.worker.report(make_report("app.status", uuid.UUID(task["id"]), **fields))
         assert (await asyncio.wait_for(waiting, TIMEOUT)).status_code == 401
         await until_subscribers(api_harness, 0)
+
+
+async def test_the_wait_of_a_long_poll_is_no_response_time(api_harness: ApiHarness) -> None:
+    """Neither that of a task nor that of an agent for its answer; one that is answered at once is counted."""
+
+    async def counted(request: Awaitable[httpx.Response]) -> float:
+        await until_shown(api_harness, "api_requests_in_flight", 0)
+        before = shown(api_harness, "api_seconds_count")
+        assert (await request).status_code == 200
+        await until_shown(api_harness, "api_requests_in_flight", 0)
+        after = shown(api_harness, "api_seconds_count")
+        assert before is not None
+        assert after is not None
+        return after - before
+
+    task_id = await active(api_harness, name="waited-for")
+    request_id = await own(api_harness, task_id)
+    path, params = f"/tasks/me/{task_id}", {"wait": "50ms", "until": "complete"}
+    assert await counted(api_harness.alice.get(path, params=params)) == 0
+    assert await counted(as_agent(api_harness, task_id, "GET", f"{OWN}/{request_id}?wait=50ms")) == 0
+    assert await counted(api_harness.alice.get(path, params={**params, "until": "active"})) == 1
+    assert await counted(as_agent(api_harness, task_id, "GET", f"{OWN}/{request_id}")) == 1
 
 
 async def test_many_long_polls(api_harness: ApiHarness) -> None:

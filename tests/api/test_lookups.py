@@ -109,7 +109,9 @@ async def test_lists_contain_only_the_callers_organizations(api_harness: ApiHarn
     assert ([each["username"] for each in people["users"]], people["count"]) == (["alice", "bob", "carol"], 3)
     assert [each["organization_ids"] for each in people["users"]] == [[str(ORGANIZATION)]] * 3
     assert [each["username"] for each in (await api_harness.alice.get("/users?q=BO")).json()["users"]] == ["bob"]
-    assert (await api_harness.alice.get("/users?q=github_com_user_id:7")).json() == {"users": [], "count": 0}
+    for number in (7, 2**63 - 1):
+        found = await api_harness.alice.get(f"/users?q=github_com_user_id:{number}")
+        assert found.json() == {"users": [], "count": 0}
     assert [each["name"] for each in (await api_harness.alice.get("/templates")).json()] == ["claude"]
     assert [each["name"] for each in (await api_harness.mallory.get("/templates")).json()] == ["codex"]
     assert (await api_harness.alice.get(f"/templateversions/{OTHER_VERSION}")).status_code == 404
@@ -119,14 +121,32 @@ async def test_lists_contain_only_the_callers_organizations(api_harness: ApiHarn
         (f"organization:{ORGANIZATION}", ["claude"]),
         (f"organization:{OTHER}", []),
         (f"organization:{NOTHING}", []),
-        ("has-ai-task:false", []),
-        ("deprecated:true", []),
+        *((f"has-ai-task:{no}", []) for no in ("false", "0", "f")),
+        *(
+            (f"has-ai-task:{yes} deprecated:{no}", ["claude"])
+            for yes, no in (("true", "false"), ("1", "0"), ("t", "f"))
+        ),
+        *((f"deprecated:{yes}", []) for yes in ("true", "1", "t")),
         ("exact_name:Claude", ["claude"]),
         ("exact_name:clau", []),
         ("clau", ["claude"]),
     ):
         response = await api_harness.alice.get("/templates", params={"q": query})
         assert [each["name"] for each in response.json()] == names, query
+    await api_harness.worker.database.execute(
+        "INSERT INTO memberships (user_id, organization_id, role) VALUES ($1, $2, 'member')", MALLORY, ORGANIZATION
+    )
+    for path, names in (
+        ("/templates", ["claude", "codex"]),
+        ("/templates?q=organization:other", ["codex"]),
+        ("/organizations/acme/templates", ["claude"]),
+        ("/organizations/acme/templates?q=organization:acme", ["claude"]),
+        ("/organizations/acme/templates?q=organization:other", []),
+    ):
+        assert [each["name"] for each in (await api_harness.mallory.get(path)).json()] == names, path
+    await api_harness.worker.database.execute(
+        "DELETE FROM memberships WHERE user_id = $1 AND organization_id = $2", MALLORY, ORGANIZATION
+    )
     default = (await api_harness.mallory.get("/organizations/default")).json()
     assert (default["id"], default["is_default"]) == (str(OTHER), True)
     await api_harness.worker.database.execute("UPDATE templates SET active = false WHERE name = 'claude'")
@@ -143,6 +163,9 @@ async def test_lists_contain_only_the_callers_organizations(api_harness: ApiHarn
     [
         ("/users?q=github_com_user_id:x", "Invalid user search query."),
         ("/users?q=github_com_user_id:99999999999999999999", "Invalid user search query."),
+        ("/users?q=github_com_user_id:9223372036854775808", "Invalid user search query."),
+        ("/users?q=github_com_user_id:-1", "Invalid user search query."),
+        ("/users?q=github_com_user_id:%C2%B2", "Invalid user search query."),
         ("/users?q=colour:red", "Invalid user search query."),
         ("/users?q=a%00b", "Invalid user search query."),
         ("/templates?q=has-ai-task:perhaps", "Invalid template search query."),

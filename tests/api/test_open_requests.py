@@ -311,9 +311,9 @@ async def test_an_outage_of_the_database(
         async with sse_client(api_harness.alice, f"/tasks/me/{task['id']}/watch") as stream:
             await stream.ready()
             name = await api_harness.worker.database.fetchval("SELECT current_database()")
-            server = await asyncpg.connect(services.database_url, timeout=5, command_timeout=10)
-            await rename_database(server, name, f"{name}_away")
+            server = await asyncpg.connect(services.database_url, timeout=30, command_timeout=30)
             away_at = asyncio.get_running_loop().time()
+            await rename_database(server, name, f"{name}_away")  # may itself take longer than the grace time
             await stream.until(lambda: stream.ended)
             await rename_database(server, f"{name}_away", name)
             await server.close()

@@ -70,7 +70,7 @@ async def test_without_the_database(start_api: StartApi, services: Services) -> 
     async with start_api(worker=False) as api_harness:
         assert (await api_harness.alice.get("/tasks")).status_code == 200
         name = await api_harness.worker.database.fetchval("SELECT current_database()")
-        server = await asyncpg.connect(services.database_url, timeout=5, command_timeout=10)
+        server = await asyncpg.connect(services.database_url, timeout=30, command_timeout=10)
         await rename_database(server, name, f"{name}_away")
         refused = [await api_harness.alice.get("/tasks") for _ in range(10)]
         assert {each.status_code for each in refused} == {503}

@@ -132,7 +132,7 @@ async def test_without_the_database(start_api: StartApi, services: Services, mon
         async with sse_client(api_harness.alice, "/tasks/watch") as stream:
             await stream.ready()
             name = await api_harness.worker.database.fetchval("SELECT current_database()")
-            server = await asyncpg.connect(services.database_url, timeout=5, command_timeout=10)
+            server = await asyncpg.connect(services.database_url, timeout=30, command_timeout=30)
             await rename_database(server, name, f"{name}_away")
             assert (await api_harness.alice.get("/tasks")).status_code == 503
             comments = stream.comments

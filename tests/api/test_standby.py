@@ -26,9 +26,12 @@ from taskherd.observability.metrics import Metrics
 from taskherd.settings import Settings
 from taskherd.store import migrate
 from taskherd.store.read_pool import ReadPool
+from tests.api.test_clients import expected_build_id, frames, socket
+from tests.api.test_sse import until_subscribers
 from tests.harness.api import TIMEOUT, VERSION, ApiHarness, open_api_harness, running_api
 from tests.harness.replication import StandbyNode, execute, running_pair
 from tests.harness.sse import sse_client
+from tests.harness.worker import build_report
 
 pytestmark = pytest.mark.slow
 
@@ -211,6 +214,23 @@ async def test_a_follower_never_reads_an_older_version(opened: OpenHarness, pair
         polled = await api.alice.get(path, params={"until": "idle", "wait": "30s"})
         assert polled.json()["current_state"]["state"] == "idle"
         assert (await api.alice.get(path)).json()["current_state"]["state"] == "idle"
+
+
+async def test_a_followed_log_has_the_newest_state_of_its_build(opened: OpenHarness, pair: Pair) -> None:
+    """The reason of a failure is told with it: entries are sent once, and the standby may lack it then."""
+    async with opened(read_lag_most=60) as api:
+        task = await api.create(api.alice)
+        await _standby_serves(api, api.carol, f"/tasks/alice/{task['id']}")
+        await _caught_up(pair)
+        path = f"/workspacebuilds/{expected_build_id(task['id'], 1)}/logs?follow"
+        async with socket(api, path, "carol") as following:
+            await until_subscribers(api, 1)
+            await _replay(pair[1], paused=True)
+            await api.worker.report(
+                build_report(uuid.UUID(task["id"]), 1, "start", "failed", error="No space left on the standby's watch")
+            )
+            last = (await frames(following))[-1]
+        assert (last["log_level"], last["output"]) == ("error", "No space left on the standby's watch")
 
 
 async def test_a_lagging_standby_is_not_read(opened: OpenHarness, pair: Pair) -> None:

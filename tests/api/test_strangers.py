@@ -151,6 +151,28 @@ async def test_failed_sign_ins_are_counted_by_reason_and_logged(api_harness: Api
     assert (failures(api_harness, "unknown"), failures(api_harness, "revoked")) == (2, 1)
 
 
+async def test_failed_sign_ins_of_agents_are_counted_and_logged(api_harness: ApiHarness) -> None:
+    """A forged token and one whose task is deleted are told apart, with the client; no line has a token."""
+    task_id = uuid.UUID((await api_harness.active())["id"])
+    tokens = {"unknown": agent_token("of another key" * 3, task_id, 1), "revoked": agent_token(SECRET, task_id, 1)}
+    assert (await api_harness.alice.delete(f"/tasks/me/{task_id}")).status_code == 202
+    path = f"{OWN}/{uuid.uuid4()}"
+    with capture_logs() as lines:
+        assert (await api_harness.anonymous.get(path)).status_code == 401
+        for address, token in zip((MALLORY, NEIGHBOR), tokens.values(), strict=True):
+            async with client_at(api_harness, address, token) as client:
+                assert (await client.get(path)).status_code == 401
+    failed = {"event": "sign-in failed", "log_level": "warning"}
+    assert [line for line in lines if line["event"] == failed["event"]] == [
+        {**failed, "client": MALLORY, "reason": "unknown"},
+        {**failed, "client": NEIGHBOR, "reason": "revoked"},
+    ]
+    assert {reason: failures(api_harness, reason) for reason in ("missing", *tokens)} == dict.fromkeys(
+        ("missing", *tokens), 1
+    )
+    assert not any(token.rpartition(".")[2] in str(lines) for token in tokens.values())
+
+
 @asynccontextmanager
 async def silent_connections(port: int, count: int, address: str) -> AsyncIterator[list[socket.socket]]:
     """Hold connections open that send nothing, from one address, while the block runs."""

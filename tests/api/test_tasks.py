@@ -83,11 +83,11 @@ async def test_a_name_that_looks_like_an_id(api_harness: ApiHarness) -> None:
 async def test_optional_fields_of_a_create(api_harness: ApiHarness) -> None:
     """A nil preset means none, null an absent field; missing names are generated."""
     nil = str(uuid.UUID(int=0))
-    body: dict[str, Any] = {"template_version_id": str(VERSION), "template_version_preset_id": nil, "input": "!"}
-    for fields in ({}, {"name": None, "display_name": None}, {"name": "", "unknown": [1]}):
-        response = await api_harness.alice.post("/tasks/me", json={**body, **fields})
+    body: dict[str, Any] = {"template_version_id": str(VERSION), "template_version_preset_id": nil}
+    for prompt, fields in (("!", {}), ("?", {"name": None, "display_name": None}), (";", {"name": "", "unknown": [1]})):
+        response = await api_harness.alice.post("/tasks/me", json={**body, "input": prompt, **fields})
         assert response.status_code == 201, response.text
-        assert response.json()["initial_prompt"] == "!"
+        assert response.json()["initial_prompt"] == prompt
         assert response.json()["name"]
         assert response.json()["display_name"]
     task = await api_harness.create(template_version_preset_id=str(PRESET), input="Fix it\x00\x01 now\n")

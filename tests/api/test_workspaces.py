@@ -113,9 +113,16 @@ async def test_creating_and_deleting_a_workspace(api_harness: ApiHarness) -> Non
 
 async def test_the_parameters_of_a_version(api_harness: ApiHarness) -> None:
     """The prompt is a parameter, and so is each that a preset sets, with the default preset's value."""
-    await api_harness.worker.database.execute("""UPDATE presets SET parameters = '{"cpu": 8}'""")
+    await api_harness.worker.database.execute("""UPDATE presets SET parameters = '{"cpu": 8, "AI Prompt": "Go"}'""")
+    await api_harness.worker.database.execute(
+        """INSERT INTO presets (id, template_version_id, name, is_default, parameters)
+        VALUES (gen_random_uuid(), $1, 'A large one', false, '{"cpu": 64, "disk": "big"}')""",
+        VERSION,
+    )
     parameters = json_of(await api_harness.alice.get(f"/templateversions/{VERSION}/rich-parameters"))
-    assert [(each["name"], each["default_value"]) for each in parameters] == [("AI Prompt", ""), ("cpu", "8")]
+    assert [(each["name"], each["default_value"]) for each in parameters] == [
+        ("AI Prompt", ""), ("cpu", "8"), ("disk", ""),
+    ]  # fmt: skip
     for path in (f"/templateversions/{VERSION}/rich-parameters", f"/templates/{TEMPLATE}"):
         assert (await api_harness.alice.get(path)).status_code == 200
         assert (await api_harness.mallory.get(path)).status_code == 404

@@ -35,9 +35,9 @@ async def board(services: Services, databases: Databases, announce: Callable[[st
         run_browser(find_chromium(announce)) as browser,
     ):
         yield Board(harness, browser)
-    async with await aio_pika.connect(services.amqp_url, timeout=10) as connection:
+    async with await aio_pika.connect(services.amqp_url, timeout=30) as connection:
         channel = await connection.channel()
         for queue in QUEUES:
-            await channel.queue_delete(f"{prefix}.{queue}", timeout=10)
+            await channel.queue_delete(f"{prefix}.{queue}", timeout=30)
         for exchange in EXCHANGES:
-            await channel.exchange_delete(f"{prefix}.{exchange}", timeout=10)
+            await channel.exchange_delete(f"{prefix}.{exchange}", timeout=30)

@@ -98,6 +98,10 @@ class Page:
         """Have the page follow no changes until it is told to."""
         await self.tab.evaluate("dispatchEvent(new PageTransitionEvent('pagehide')), 0")
 
+    async def follow_again(self) -> None:
+        """Have the page follow from where it stopped."""
+        await self.tab.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true })), 0")
+
     async def follow_after_the_history_was_pruned(self) -> None:
         """Have the page follow again, from a position that the API does not know."""
         await self.tab.evaluate(_TOO_LATE)

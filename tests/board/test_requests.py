@@ -11,6 +11,7 @@ import pytest
 from tests.board.pages import Board, Page
 from tests.board.test_task import READY, open_task, prefer, status
 from tests.harness.asking import OPTIONS, active, approval, asked, closed, give, requests_of, shows
+from tests.harness.worker import ALICE
 
 pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time to start
 HOSTILE = "<img src=x onerror=alert(1)> `code` </script>"
@@ -259,7 +260,7 @@ async def test_a_field_stays_for_who_writes_in_it(board: Board, kind: str) -> No
     kept = "(({value, readOnly}) => [value, readOnly])(document.activeElement)"
     assert await page.tab.evaluate(kept) == ["Half of what", True]
     assert await page.tab.evaluate("document.querySelectorAll('.agent-asks button, dialog, .toast').length") == 0
-    assert await page.reads(f"/tasks/alice/{name}/interrupt") == []
+    assert await page.reads(f"/tasks/{ALICE}/{task_id}/interrupt") == []
     assert await page.violations() == []
     await page.tab.evaluate("document.activeElement.blur()")
     await page.tab.until("!document.querySelector('.agent-asks')")

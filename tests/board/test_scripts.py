@@ -40,6 +40,44 @@ async def test_an_event_that_was_cut_off_leaves_no_position_behind(board: Board)
     assert torn == [[]] * len(torn)
 
 
+_ANSWERED = """
+    const real = window.fetch, path = "/an/answer/of/this/test", found = []; // the page reads other things meanwhile
+    const answering = (its, text, status) => {
+        window.fetch = (url, options) => String(url).endsWith(its)
+            ? Promise.resolve(new Response(text, { status })) : real(url, options);
+    };
+    for (const [status, text] of ANSWERS) {
+        answering(path, text, status);
+        const { ok, value = null, message = "", ...rest } = await module.get(path, { cached: false });
+        found.push([ok, rest.status, value, message]);
+    }
+    answering("/users/me", "<h1>Sign in</h1>", 200);
+    found.push(await module.check("a-token"));
+    window.fetch = real;
+    return found;
+"""
+
+
+async def test_a_page_of_a_proxy_is_no_success(board: Board) -> None:
+    """With status 200 it is as no answer, also at the sign-in; an answer without content is one, and errors are."""
+    page = await board.open("/new")
+    foreign = "The answer is not from taskherd."
+    answers: dict[tuple[int, str | None], list[Any]] = {
+        (200, "<!doctype html><h1>Sign in</h1>"): [False, 0, None, foreign],
+        (200, '{"username": "al'): [False, 0, None, foreign],
+        (200, '{"username": "alice"}'): [True, 200, {"username": "alice"}, ""],
+        (200, "null"): [True, 200, None, ""],
+        (204, None): [True, 204, None, ""],
+        (502, "<h1>Bad gateway</h1>"): [False, 502, None, "The server answered 502."],
+        (409, '{"message": "It is taken."}'): [False, 409, None, "It is taken."],
+    }
+    script = f"const ANSWERS = {json.dumps(list(answers))};" + _ANSWERED
+    *found, checked = await run(page, "api.js", script)
+    assert found == list(answers.values())
+    assert checked == {"user": "", "problem": f"{foreign} Check the connection, then try again."}
+    assert page.tab.errors == []
+
+
 _HIDDEN = """
     const timers = [], fetched = [], states = [];
     const real = { fetch: window.fetch, setTimeout: window.setTimeout };
@@ -51,7 +89,7 @@ _HIDDEN = """
     const failed = new TypeError("Failed to fetch");
     window.fetch = (url) => (String(url).includes(path) && fetched.push(url), Promise.reject(failed));
     const leaving = new AbortController();
-    module.follow({ path, signal: leaving.signal, onChanges() {}, onState: (state) => states.push(state) });
+    module.follow({ path: () => path, signal: leaving.signal, onChanges() {}, onState: (state) => states.push(state) });
     while (!states.includes("offline")) await settled();
     isHidden = true;
     document.dispatchEvent(new Event("visibilitychange"));

@@ -174,6 +174,27 @@ async def test_a_task_that_is_gone_stays_so(board: Board) -> None:
     assert page.tab.errors == []
 
 
+async def test_a_page_stays_with_its_task_when_another_one_takes_the_name(board: Board) -> None:
+    """It says that its own was deleted, also if it followed nothing meanwhile, and the other one gets no message."""
+    harness = board.harness
+    first = await harness.active(name="reused", display_name="The first")
+    await status(board, first["id"], "idle", "Ready")
+    page = await open_task(board, "reused")
+    await page.stop_following()
+    assert (await harness.alice.delete("/tasks/me/reused")).status_code == 202
+    second = await harness.active(name="reused", display_name="The second")
+    await page.tab.press("m")
+    await page.tab.until("document.activeElement.name === 'input'")
+    await page.tab.type("For the first one")
+    await page.sees("Resource not found", ".toast.bad")
+    await page.follow_again()
+    await page.sees("The task was deleted.")
+    assert await page.tab.evaluate("document.querySelector('.composer')") is None
+    assert (await harness.alice.get(f"/tasks/me/{second['id']}/events")).json()["actions"] == []
+    assert "The second" not in await page.text()
+    assert page.tab.errors == []
+
+
 async def test_what_the_page_shows_can_be_had_elsewhere(board: Board) -> None:
     """Each part has its raw JSON, its curl and its command: what is asked, the time, builds and their logs."""
     task_id = uuid.UUID((await board.harness.active(name="sources", display_name="Sources"))["id"])
@@ -262,11 +283,12 @@ window.fetch = async (...given) => {
 async def test_the_time_in_each_state_is_read_when_the_state_changes(board: Board) -> None:
     """For it the API goes through thousands of changes: what an agent says meanwhile does not make a page read it."""
     task = await board.harness.active(name="chatty", display_name="Chatty")
+    path = f"/tasks/{task['owner_id']}/{task['id']}/durations"
     await status(board, task["id"], "working", "Step 0")
     page = await open_task(board, "chatty")
-    path = "/tasks/alice/chatty/durations"
     await page.sees("working", ".legend")
     read = await page.reads(path)
+    assert read
     for step in range(1, 4):
         await status(board, task["id"], "working", f"Step {step}")
         await page.sees(f"Step {step}", ".timeline")

@@ -175,6 +175,39 @@ async def test_a_message_is_sent_once(board: Board) -> None:
     assert page.tab.errors == []
 
 
+PORTAL = """window.keys = [], window.real = fetch, window.between = true;
+window.fetch = (path, options) => {
+    const isMessage = String(path).endsWith('/send');
+    if (isMessage) keys.push(options.headers['Idempotency-Key']);
+    if (!isMessage || !between) return real(path, options);
+    return Promise.resolve(new Response('<h1>Sign in</h1>', { headers: { 'Content-Type': 'text/html' } }));
+}, 0"""
+"""Answers messages with a proxy's page and status 200 while ``between`` is true, and keeps their keys in ``keys``."""
+
+
+async def test_a_message_that_a_proxy_has_answered_is_not_lost(board: Board) -> None:
+    """A page with status 200 that is not from the API is no success: what was written stays, and is sent once later."""
+    task_id = (await board.harness.active(name="portal", display_name="Behind a portal"))["id"]
+    await status(board, task_id, "idle", "Ready")
+    page = await open_task(board, "portal")
+    await page.tab.evaluate(PORTAL)
+    await page.tab.press("m")
+    await page.tab.until("document.activeElement.name === 'input'")
+    await page.tab.type("Through the portal")
+    await page.sees("The answer is not from taskherd.", ".toast.bad")
+    assert await page.tab.evaluate("document.querySelector('.composer textarea').value") == "Through the portal"
+    draft = f"sessionStorage.getItem('taskherd-draft:alice:to/{task_id}')"
+    assert await page.tab.evaluate(draft) == "Through the portal"
+    await page.tab.evaluate("between = false")
+    await page.tab.press("Enter")
+    await page.tab.until("document.querySelector('.composer textarea').value === ''")
+    keys = await page.tab.evaluate("keys")
+    assert (len(keys), len(set(keys))) == (3, 1)  # each attempt without an answer of the API is repeated once
+    actions = (await board.harness.alice.get("/tasks/me/portal/events")).json()["actions"]
+    assert [each["input"] for each in actions] == ["Through the portal"]
+    assert page.tab.errors == []
+
+
 POSITIONS = """window.real = fetch, window.named = [];
 window.fetch = async (path, options) => {
     named.push([options.method, options.headers['X-Taskherd-LSN'] || '']);

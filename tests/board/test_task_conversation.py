@@ -45,7 +45,8 @@ async def test_a_long_conversation_keeps_a_bounded_part(board: Board) -> None:
 
 async def test_going_to_the_top_reads_older_entries_once(board: Board) -> None:
     """Who goes to the top of a long conversation reads the next page, and stays where the first entry was."""
-    task_id = uuid.UUID((await board.harness.active(name="at-the-top", display_name="At the top"))["id"])
+    task = await board.harness.active(name="at-the-top", display_name="At the top")
+    task_id, older = uuid.UUID(task["id"]), f"/tasks/{task['owner_id']}/{task['id']}/logs?before"
     await converse(board.harness, task_id, tuple(said(f"Line {number} at the top") for number in range(2_000)))
     page = await open_task(board, "at-the-top")
     await page.sees("Line 1999 at the top", ".log")
@@ -53,12 +54,13 @@ async def test_going_to_the_top_reads_older_entries_once(board: Board) -> None:
     while (kept := await page.tab.evaluate(entries)) < MAX_KEPT:
         await page.click(".log-more button", "Earlier entries")
         await page.tab.until(f"{entries} > {kept}")
-    reads = len(await page.reads("/tasks/alice/at-the-top/logs?before"))
+    reads = len(await page.reads(older))
+    assert reads
     await page.tab.evaluate("window.first = document.querySelector('.log .entry'), scrollTo(0, 0)")
     await page.tab.until("first !== document.querySelector('.log .entry')")
     # a while after entries were added last:
     await page.tab.until("document.querySelector('.log').ariaLive === 'polite'")
-    assert len(await page.reads("/tasks/alice/at-the-top/logs?before")) == reads + 1
+    assert len(await page.reads(older)) == reads + 1
     assert await page.tab.evaluate("first.isConnected && 0 <= first.getBoundingClientRect().y")
     assert await page.tab.evaluate("first.getBoundingClientRect().bottom <= innerHeight")
     assert await page.tab.evaluate(entries) == MAX_KEPT
@@ -196,7 +198,7 @@ async def test_what_is_not_shown_is_counted_once(board: Board) -> None:
     assert await with_module(page, "task/log.js", few) == [7, 8, 9]
     gap = f"""(() => {{ {entry}; const root = document.createElement('div'); document.body.append(root);
         const {{ signal }} = new AbortController();
-        const shown = new module.Conversation(root, {{path: '/none', signal, onRead() {{}}}});
+        const shown = new module.Conversation(root, {{path: () => '/none', signal, onRead() {{}}}});
         shown.receive({{logs: {many}, truncated: false}}); scrollTo(0, 0);
         shown.receive({{logs: [entry(1800)], truncated: true}});
         return [shown.arrived, root.querySelector('.newer')?.innerText, root.innerText.includes('1800')]; }})()"""

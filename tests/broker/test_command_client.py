@@ -18,7 +18,7 @@ from tests.harness.tcp_proxy import TcpProxy
 
 async def _take(amqp_url: str, queue: str) -> aio_pika.abc.AbstractIncomingMessage:
     """Take the next message of a queue, which must arrive."""
-    async with await aio_pika.connect(amqp_url, timeout=10) as connection:
+    async with await aio_pika.connect(amqp_url, timeout=30) as connection:
         source = await (await connection.channel()).get_queue(queue, ensure=False)
         async with asyncio.timeout(20):
             while (message := await source.get(no_ack=True, fail=False, timeout=5)) is None:  # noqa: ASYNC110 - polls
@@ -27,10 +27,10 @@ async def _take(amqp_url: str, queue: str) -> aio_pika.abc.AbstractIncomingMessa
 
 
 async def _reply(amqp_url: str, message: aio_pika.abc.AbstractIncomingMessage, body: bytes, **headers: str) -> None:
-    async with await aio_pika.connect(amqp_url, timeout=10) as connection:
+    async with await aio_pika.connect(amqp_url, timeout=30) as connection:
         exchange = (await connection.channel()).default_exchange
         reply = aio_pika.Message(body, headers=dict(headers), correlation_id=message.correlation_id)
-        await exchange.publish(reply, message.reply_to or "", mandatory=False, timeout=5)
+        await exchange.publish(reply, message.reply_to or "", mandatory=False, timeout=30)
 
 
 async def test_each_call_gets_its_own_reply(names: TopologyNames, amqp_url: str, connect_to: ConnectTo) -> None:

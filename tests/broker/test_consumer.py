@@ -37,7 +37,7 @@ async def _publish(publisher: Publisher, names: TopologyNames, count: int) -> No
 async def _drain(channel: Channel, queue: str) -> int:
     """Remove all messages from a queue that has no consumer, and return their number."""
     count = 0
-    while (await channel.basic_get(queue, no_ack=True, timeout=5)).delivery.name == "Basic.GetOk":
+    while (await channel.basic_get(queue, no_ack=True, timeout=30)).delivery.name == "Basic.GetOk":
         count += 1
     return count
 

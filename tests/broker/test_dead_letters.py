@@ -225,7 +225,7 @@ async def test_a_message_dead_lettered_by_the_broker_is_listed_and_replayed(
     """A message that the broker dead-lettered has its reason and origin from ``x-death``, and can be replayed."""
     await publisher.publish(names.reports, routing_key, b"body", headers={"mine": 1})
     channel = await connection.channel()
-    message = await channel.basic_get(names.reports, timeout=5)
+    message = await channel.basic_get(names.reports, timeout=30)
     await channel.basic_reject(message.delivery_tag or 0, requeue=False)
     await channel.close()
     letters: list[DeadLetter] = []
@@ -238,7 +238,7 @@ async def test_a_message_dead_lettered_by_the_broker_is_listed_and_replayed(
     assert abs(datetime.now(UTC) - letter.time) < timedelta(minutes=5)  # RabbitMQ's clock, in whole seconds
     assert orjson.loads((await run_command("replay", letter.id, "-o", "json")).stdout)["replayed"] == 1
     channel = await connection.channel()
-    replayed = await channel.basic_get(names.reports, no_ack=True, timeout=5)
+    replayed = await channel.basic_get(names.reports, no_ack=True, timeout=30)
     assert (replayed.body, replayed.header.properties.headers) == (b"body", {"mine": 1})
 
 
@@ -278,8 +278,8 @@ async def test_a_forged_origin_does_not_count(
     assert (letter.reason, letter.index, letter.length, letter.headers) == ("expired", None, len(deletion), {})
     assert orjson.loads((await run_command("replay", letter.id, "-o", "json")).stdout)["replayed"] == 1
     channel = await connection.channel()
-    assert isinstance((await channel.basic_get(names.commands, no_ack=True, timeout=5)).delivery, Basic.GetEmpty)
-    assert (await channel.basic_get(names.claims, no_ack=True, timeout=5)).body == deletion
+    assert isinstance((await channel.basic_get(names.commands, no_ack=True, timeout=30)).delivery, Basic.GetEmpty)
+    assert (await channel.basic_get(names.claims, no_ack=True, timeout=30)).body == deletion
 
 
 async def test_purge_removes_the_selected_or_all(

@@ -202,7 +202,7 @@ async def test_replies_that_wait_are_sent_together_in_order(amqp_url: str, conne
     received: list[int] = []
     async with asyncio.timeout(20):
         while len(received) < 2 * MAX_TOGETHER:
-            message = await reader.basic_get(queue, no_ack=True, timeout=5)
+            message = await reader.basic_get(queue, no_ack=True, timeout=30)
             received += [int(message.body)] if message.delivery.name == "Basic.GetOk" else []
     assert received == list(range(2 * MAX_TOGETHER))
     assert len([each for each in writes if len(each.payload) > 1_000]) == 2

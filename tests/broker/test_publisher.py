@@ -58,7 +58,7 @@ async def test_an_expired_message_is_dropped(
     await publisher.publish(names.events, "k", b"long", expiration=60)
 
     async def first() -> bytes:
-        message = await channel.basic_get(queue, timeout=5)
+        message = await channel.basic_get(queue, timeout=30)
         await channel.basic_reject(message.delivery_tag or 0)
         return message.body
 

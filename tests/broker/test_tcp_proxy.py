@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from contextlib import suppress
 
 import pytest
 
@@ -32,3 +34,18 @@ async def test_a_stopped_proxy_has_closed_connections_that_were_being_accepted(t
     writer.transport.abort()
     server.close()
     await asyncio.wait_for(server.wait_closed(), 5)
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_proxy_stops_while_it_accepts(turns: int) -> None:
+    """Whichever turn of the loop a connection is accepted in, it is closed, and not only when it is garbage."""
+    proxy = TcpProxy("127.0.0.1", 1)
+    await proxy.start()
+    with socket.create_connection(("127.0.0.1", proxy.port)) as client:
+        client.settimeout(0)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await proxy.stop()
+        async with asyncio.timeout(30):
+            with suppress(ConnectionError):
+                assert await asyncio.get_running_loop().sock_recv(client, 1) == b""

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from aiormq.abc import AbstractChannel
+from pamqp.common import FieldTable
 
 from taskherd.broker import topology
 from taskherd.broker.consumer import Consumer
@@ -10,7 +13,7 @@ from taskherd.broker.publisher import OutgoingMessage, Publisher, PublishOutcome
 from taskherd.broker.subscription import Source
 from taskherd.broker.topology import TopologyNames
 from taskherd.errors import Misconfigured, Unavailable
-from tests.broker.conftest import ConnectTo
+from tests.broker.conftest import ConnectTo, ConsumeReports, until
 
 
 async def test_declaring_is_idempotent(
@@ -25,8 +28,66 @@ async def test_declaring_is_idempotent(
     await topology.check(channel, names.exchanges, names.queues)
     for queue in queues:
         assert await publisher.publish(queue, "after", b"2", mandatory=True) is PublishOutcome.CONFIRMED
-        received = [(await channel.basic_get(queue, no_ack=True, timeout=5)).body for _ in range(3)]
+        received = [(await channel.basic_get(queue, no_ack=True, timeout=30)).body for _ in range(3)]
         assert received == [b"1", b"2", b""]
+
+
+async def test_other_versions_declare_the_same(names: TopologyNames, amqp_url: str, connect_to: ConnectTo) -> None:
+    """They cannot start with what this one has declared in another way, or what it lacks."""
+    channel = await connect_to(amqp_url, "test").channel()
+    await topology.declare(channel, names, 2)
+    await topology.declare_work_queue(channel, names, "pool")
+    limited: FieldTable = {"x-delivery-limit": 200}
+    dead_lettered: FieldTable = {**limited, "x-dead-letter-exchange": names.dead}
+    partition: FieldTable = {**dead_lettered, "x-single-active-consumer": True}
+    queues: dict[str, FieldTable] = {
+        names.dead: {"x-delivery-limit": -1},
+        names.reports: dead_lettered,
+        names.commands: dead_lettered,
+        names.claims: dead_lettered,
+        f"{names.reports}.0": partition,
+        f"{names.reports}.1": partition,
+        f"{names.work}.pool": limited,
+    }
+    try:
+        for queue, arguments in queues.items():
+            quorum: FieldTable = {"x-queue-type": "quorum", **arguments}
+            await channel.queue_declare(queue, durable=True, arguments=quorum, timeout=10)
+        for name in ("dead", "reports", "commands", "claims", "events", "wakeups", "work"):
+            exchange = f"{names.prefix}.{name}"
+            await channel.exchange_declare(exchange, exchange_type="topic", durable=True, timeout=10)
+        await channel.exchange_declare(
+            f"{names.reports}.hash", exchange_type="x-consistent-hash", durable=True, timeout=10
+        )
+        assert not channel.is_closed, "the broker closes it when they differ"
+    finally:
+        channel = await connect_to(amqp_url, "cleaning up").channel()
+        for queue in queues:
+            await channel.queue_delete(queue)
+        await channel.exchange_delete(f"{names.reports}.hash")
+
+
+async def test_what_exists_and_who_consumes_is_known(
+    names: TopologyNames, amqp_url: str, connect_to: ConnectTo, consume_reports: ConsumeReports
+) -> None:
+    """Also of queues that are not there, without an error."""
+    connection = connect_to(amqp_url, "test")
+    consumer = consume_reports(connect_to(amqp_url, "consume"))
+    channel = await connection.channel()
+    await until(partial(topology.has_consumer, channel, names.reports), bool)
+    assert await topology.consumer_count(channel, names.reports) == await consumer.consumer_count() == 1
+    assert not await topology.has_consumer(channel, names.commands)
+    assert await topology.consumer_count(channel, names.commands) == 0
+    assert not await topology.has_consumer(channel, "no such queue")
+    with pytest.raises(Unavailable):
+        await topology.consumer_count(await connection.channel(), "no such queue")
+    for exchanges, queues, exist in (
+        (names.exchanges, names.queues, True),
+        ((), (), True),
+        ((names.events, "no such exchange"), (), False),
+        ((), (names.claims, "no such queue"), False),
+    ):
+        assert await topology.exist(await connection.channel(), exchanges, queues) is exist
 
 
 async def test_the_check_names_what_is_missing(amqp_url: str, amqp_prefix: str, connect_to: ConnectTo) -> None:
@@ -86,7 +147,7 @@ async def test_an_exclusive_queue_drops_the_oldest(
         assert (
             await publisher.publish(names.events, "task.updated", b"%d" % n, mandatory=True) is PublishOutcome.CONFIRMED
         )
-    kept = [(await channel.basic_get(queue, no_ack=True, timeout=5)).body for _ in range(3)]
+    kept = [(await channel.basic_get(queue, no_ack=True, timeout=30)).body for _ in range(3)]
     assert kept == [b"3", b"4", b""]
 
 

@@ -34,7 +34,7 @@ async def test_waiting_messages_are_bounded_and_sent_before_the_end(
     async with asyncio.timeout(20):
         received: list[bytes] = []
         while len(received) < 2:
-            message = await reader.basic_get(queue, no_ack=True, timeout=5)
+            message = await reader.basic_get(queue, no_ack=True, timeout=30)
             received += [message.body] if message.delivery.name == "Basic.GetOk" else []
     assert received == [b"first", b"second"]
 
@@ -53,7 +53,7 @@ async def test_sending_goes_on_after_an_outage(
         async with asyncio.timeout(30):
             while True:
                 publisher.offer(OutgoingMessage("", queue, body))
-                if (await reader.basic_get(queue, no_ack=True, timeout=5)).body == body:
+                if (await reader.basic_get(queue, no_ack=True, timeout=30)).body == body:
                     return
                 await asyncio.sleep(0.02)
 
@@ -90,7 +90,7 @@ async def test_without_a_connection_the_oldest_message_is_dropped(
     received: list[bytes] = []
     async with asyncio.timeout(20):
         while len(received) < 2:
-            message = await reader.basic_get(queue, no_ack=True, timeout=5)
+            message = await reader.basic_get(queue, no_ack=True, timeout=30)
             received += [message.body] if message.delivery.name == "Basic.GetOk" else []
     assert received == [b"third", b"fourth"]
     assert told == ["no broker", "still no broker"]

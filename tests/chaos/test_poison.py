@@ -53,5 +53,6 @@ async def test_poison_takes_no_other_message_with_it(harness: ChaosHarness) -> N
         worker = await harness.start()
         assert await worker.exit_code(60) == -signal.SIGKILL, harness.log_tail(worker)
     worker = await harness.start()
+    await worker.until_ready()  # all may be settled before it handles the signal that stops it
     await harness.until_settled(60)
     await harness.finish(work, worker)

@@ -131,9 +131,9 @@ async def test_a_migrated_database_lacks_only_a_directory(database_url: str) -> 
 
 async def test_an_event_that_stays_unpublished_is_an_error(database_url: str) -> None:
     """An event that is unpublished for over a minute is an error: no worker publishes."""
-    connection = await asyncpg.connect(database_url, timeout=10)
+    connection = await asyncpg.connect(database_url, timeout=30)
     await connection.execute("INSERT INTO outbox VALUES (gen_random_uuid(), 1, now() - interval '5 minutes')")
-    await connection.close(timeout=5)
+    await connection.close(timeout=30)
     findings = await gather(check_database(Settings(database_url=database_url)))
     assert errors(findings) == {"directory", "unpublished events"}
     assert findings["unpublished events"].found.startswith("1, the oldest for 30")
@@ -151,7 +151,7 @@ async def test_a_database_without_schema_is_an_error(database_url: str, role: Ro
 async def test_missing_privileges_are_named(database_url: str) -> None:
     """For a user without the right to write a table, the finding names the table and the missing privileges."""
     role = f"reader_{urlsplit(database_url).path.rpartition('_')[2]}"
-    connection = await asyncpg.connect(database_url, timeout=10)
+    connection = await asyncpg.connect(database_url, timeout=30)
     await connection.execute(
         f"CREATE ROLE {role} LOGIN PASSWORD 'reader'; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}"
     )
@@ -161,7 +161,7 @@ async def test_missing_privileges_are_named(database_url: str) -> None:
         findings = await gather(check_database(Settings(database_url=urlunsplit(parts._replace(netloc=netloc)))))
     finally:
         await connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
-        await connection.close(timeout=5)
+        await connection.close(timeout=30)
     assert errors(findings) == {"database privileges"}
     assert "tasks (DELETE, INSERT, UPDATE)" in findings["database privileges"].found
 

@@ -87,7 +87,7 @@ async def test_a_dry_run_shows_old_and_new_values(run: Run, database_url: str) -
     """On one line for each entry, cut and without control characters, and never those of `run` or of URLs."""
     example = EXAMPLE.read_bytes()
     applied(run, example)
-    connection = await asyncpg.connect(database_url, timeout=10, command_timeout=30)
+    connection = await asyncpg.connect(database_url, timeout=30, command_timeout=30)
     try:
         await connection.execute(
             "UPDATE users SET name = $1, avatar_url = 'https://x/?token=s3cr3t' WHERE username = 'alice'",
@@ -97,7 +97,7 @@ async def test_a_dry_run_shows_old_and_new_values(run: Run, database_url: str) -
             "UPDATE template_versions SET run = jsonb_set(run, '{env}', $1)", '{"set": {"A": "s3cr3t"}}'
         )
     finally:
-        await connection.close(timeout=5)
+        await connection.close(timeout=30)
     code, shown, _ = applied(run, example, "--dry-run")
     assert code == 0
     assert "s3cr3t" not in shown
@@ -117,7 +117,7 @@ async def test_tokens_expire_unless_asked_otherwise(run: Run, database_url: str)
     """A token is valid for 90 days by default, and without end only with ``--expires never``."""
     applied(run, EXAMPLE.read_bytes())
     lifetimes: list[timedelta | None] = []
-    connection = await asyncpg.connect(database_url, timeout=10, command_timeout=30)
+    connection = await asyncpg.connect(database_url, timeout=30, command_timeout=30)
     try:
         for options in ((), ("--expires", "12h"), ("--expires", "never")):
             ended = run("token", "create", "--user", "alice", *options)
@@ -127,7 +127,7 @@ async def test_tokens_expire_unless_asked_otherwise(run: Run, database_url: str)
                 await connection.fetchval("SELECT expires_at - created_at FROM api_tokens WHERE id = $1", token_id)
             )
     finally:
-        await connection.close(timeout=5)
+        await connection.close(timeout=30)
     assert lifetimes == [timedelta(days=90), timedelta(hours=12), None]
     for wrong in ("soon", "-1d", "999999w"):
         refused = run("token", "create", "--user", "alice", "--expires", wrong)

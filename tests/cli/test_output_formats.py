@@ -106,7 +106,7 @@ async def _publish_dead_letter(amqp_url: str, prefix: str, content: bytes) -> No
     """Publish a dead letter that can be replayed."""
     origin = Origin(f"{prefix}.reports", f"{prefix}.reports", "key")
     body, headers = encode(content, DeadLetterReason.NOT_JSON, "not JSON", origin)
-    connection = await aio_pika.connect(amqp_url, timeout=10)
+    connection = await aio_pika.connect(amqp_url, timeout=30)
     channel = await connection.channel()
-    await channel.default_exchange.publish(aio_pika.Message(body, headers=headers), f"{prefix}.dead", timeout=10)
+    await channel.default_exchange.publish(aio_pika.Message(body, headers=headers), f"{prefix}.dead", timeout=30)
     await connection.close()

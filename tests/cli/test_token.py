@@ -46,9 +46,9 @@ async def test_a_list_has_every_token_with_its_user_and_state(run: Run, database
     none = run("token", "list", "--user", "nobody")
     assert (none.returncode, none.stdout) == (0, b"")
     assert none.stderr.decode().startswith("No tokens of user 'nobody'.\n")
-    connection = await asyncpg.connect(database_url, timeout=10)
+    connection = await asyncpg.connect(database_url, timeout=30)
     await connection.execute("UPDATE api_tokens SET expires_at = now() WHERE id = $1", second)
-    await connection.close(timeout=5)
+    await connection.close(timeout=30)
     assert listed(run)[second] == ("bob", "expired")
     shown = run("token", "list").stdout.decode()
     for token in (alices, bobs):

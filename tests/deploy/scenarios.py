@@ -199,7 +199,7 @@ async def partition_is_locked(stage: Stage) -> list[Recording]:
     harness = stage.worker_harness
     worker = await stage.start("worker")
     before = await worker.until(bool)
-    backup = await asyncpg.connect(harness.urls[0], timeout=5, command_timeout=10)
+    backup = await asyncpg.connect(harness.urls[0], timeout=30, command_timeout=10)
     try:
         is_there = False
         while not is_there:  # unless the worker has dropped it in between
@@ -208,7 +208,7 @@ async def partition_is_locked(stage: Stage) -> list[Recording]:
             is_there = await backup.fetchval("SELECT to_regclass('task_events_p20200106') IS NOT NULL")
         after = await worker.until_value(1, "taskherd_maintenance_failures_total", step="drop_partitions")
     finally:
-        await backup.close(timeout=5)
+        await backup.close(timeout=30)
     return [Recording("worker", before, after)]
 
 

@@ -127,8 +127,8 @@ async def test_agents_at_work_go_on_after_an_upgrade(
     await project("up", "-d", "--no-build", "--wait", "--wait-timeout", "240", *PROCESSES, within=300)
     await load_directory(project, WORKING_AGENT)
     async with connect(project) as client:
-        body = {"template_version_id": CLAUDE, "input": "Count"}
-        for _ in range(AGENTS):
+        for number in range(AGENTS):
+            body = {"template_version_id": CLAUDE, "input": f"Count from {number}"}
             (await client.post("/tasks/me", json=body)).raise_for_status()
         await until(lambda: _states(client), lambda states: states == {("active", 1, "run 1"): AGENTS}, 120)
         before = await project("ps", "-q", "runner")

@@ -176,7 +176,7 @@ def test_operators_replay_as_a_user_that_the_worker_accepts() -> None:
 
 
 def test_images_are_pinned_as_documented(tmp_path: Path) -> None:
-    """The documented loop writes a digest for every image of others that the compose file uses, and nothing else."""
+    """The documented loop writes a digest for every image of others that the compose files use, and nothing else."""
     (loop,) = re.findall(r"(?ms)^```sh\n(for image in BASE=.*?)^```$", (ROOT / "docs" / "operations.md").read_text())
     docker = tmp_path / "bin" / "docker"
     for folder in (docker.parent, tmp_path / "deploy"):
@@ -186,8 +186,9 @@ def test_images_are_pinned_as_documented(tmp_path: Path) -> None:
     env = {"PATH": f"{docker.parent}:/usr/bin:/bin"}
     subprocess.run(["sh", "-euc", loop], cwd=tmp_path, env=env, check=True, timeout=30)
     written = dict(line.split("=", 1) for line in (tmp_path / "deploy" / ".env").read_text().splitlines())
-    compose = (ROOT / "deploy" / "compose.yaml").read_text()
-    defaults = dict(re.findall(r"\$\{((?!TASKHERD_)[A-Z]+_IMAGE):-([^}]+)\}", compose))
+    files = "".join((ROOT / "deploy" / name).read_text() for name in ("compose.yaml", "compose.cluster.yaml"))
+    named = dict(re.findall(r"\$\{((?!TASKHERD_)[A-Z_]+_IMAGE):-([^}]+)\}", files))
+    defaults = {name: image for name, image in named.items() if not image.endswith(":dev")}  # but for our own
     assert {name: image.partition("@sha256:")[0] for name, image in written.items()} == defaults
     assert all(re.fullmatch(r".+@sha256:[0-9a-f]{64}", image) for image in written.values())
 
@@ -251,7 +252,7 @@ async def test_rabbitmq_listens_with_tls_for_other_machines(tmp_path: Path) -> N
         await asyncio.to_thread(node.ctl, "await_startup")  # the TLS listener starts after the plain one
         address = urlsplit(node.url)._replace(scheme="amqps")
         url = address._replace(netloc=address.netloc.replace(str(address.port), str(port)))
-        async with await aio_pika.connect(f"{url.geturl()}?cafile={certificates[0]}", timeout=10) as connection:
+        async with await aio_pika.connect(f"{url.geturl()}?cafile={certificates[0]}", timeout=30) as connection:
             assert not connection.is_closed
     finally:
         await asyncio.to_thread(node.stop)
@@ -324,7 +325,7 @@ async def test_rabbitmq_starts_with_the_users_of_compose(tmp_path: Path) -> None
         for user in ("worker", "api", "operator", "runner"):
             url = urlsplit((definitions.parent / f"{user}_amqp_url").read_text().strip())
             netloc = f"{url.username}:{url.password}@{address.hostname}:{address.port}"
-            async with await aio_pika.connect(url._replace(netloc=netloc).geturl(), timeout=10) as connection:
+            async with await aio_pika.connect(url._replace(netloc=netloc).geturl(), timeout=30) as connection:
                 declaring = (await connection.channel()).declare_exchange("taskherd.commands", "topic", durable=True)
                 if user == "worker":
                     await declaring

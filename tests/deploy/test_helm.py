@@ -59,8 +59,10 @@ def pods(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
 
 
 def environment(pod: Manifest) -> dict[str, str]:
-    """Return the environment of a pod's container."""
-    return {each["name"]: each["value"] for each in pod["containers"][0]["env"]}
+    """Return the environment of a pod's container, in which no name is twice: the last value would count."""
+    variables = [(each["name"], each["value"]) for each in pod["containers"][0]["env"]]
+    assert len(dict(variables)) == len(variables), sorted(variables)
+    return dict(variables)
 
 
 def runners(manifests: list[Manifest]) -> dict[str, Manifest]:
@@ -286,6 +288,16 @@ def test_settings_of_one_process_override_common_settings() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "common", "own"), [("API_CREATE_RATE", 60, 0), ("API_TRUSTED_PROXIES", "10.0.0.0/8", "")]
+)
+def test_an_empty_setting_of_one_process_overrides_a_common_setting(name: str, common: object, own: object) -> None:
+    """0 and an empty text are values like any other."""
+    seen = dict(pods(render({"settings": {name: common}, "api": {"settings": {name: own}}})))
+    found = [environment(seen[f"taskherd-{process}"])[f"TASKHERD_{name}"] for process in ("worker", "api")]
+    assert found == [str(common), str(own)]
+
+
+@pytest.mark.parametrize(
     ("values", "senders"),
     [
         ({}, {"COMMAND_SENDERS": "taskherd-api,taskherd-operator"}),
@@ -295,8 +307,13 @@ def test_settings_of_one_process_override_common_settings() -> None:
         ),
         ({"worker": {"settings": {"COMMAND_SENDERS": "b,c"}}}, {"COMMAND_SENDERS": "b,c"}),
         ({"settings": {"AMQP_PREFIX": "team.a"}}, {"COMMAND_SENDERS": "team.a-api,team.a-operator"}),
+        ({"settings": {"COMMAND_SENDERS": ""}}, {"COMMAND_SENDERS": ""}),
+        (
+            {"settings": {"COMMAND_SENDERS": "d"}, "worker": {"settings": {"COMMAND_SENDERS": ""}}},
+            {"COMMAND_SENDERS": ""},
+        ),
     ],
-    ids=["default", "all", "worker", "prefix"],
+    ids=["default", "all", "worker", "prefix", "none", "worker none"],
 )
 def test_operators_can_replay_what_workers_accept(values: Manifest, senders: dict[str, str]) -> None:
     """The operator's pod knows the senders that workers accept, has the URLs that commands need, and reaches both."""
@@ -375,6 +392,24 @@ def test_each_pool_of_runners_is_a_workload_of_its_own() -> None:
         selector = each["spec"]["selector"]["matchLabels"].items()
         assert selector <= each["spec"]["template"]["metadata"]["labels"].items()
         assert not any(selector <= other["spec"]["template"]["metadata"]["labels"].items() for other in others)
+
+
+@pytest.mark.parametrize("everywhere", [True, False], ids=["all processes", "runners"])
+def test_a_pool_is_named_by_itself_alone(*, everywhere: bool) -> None:
+    """A ``RUNNER_POOL`` that is left from the time before pools puts no runner of another pool into its own."""
+    pools: Manifest = {"pools": [{"name": "own"}, {"name": "gpu"}]}
+    left = {"settings": {"RUNNER_POOL": "own"}}
+    manifests = render({**left, "runner": pools} if everywhere else {"runner": {**left, **pools}})
+    found = {pool: each["metadata"]["name"] for pool, each in runners(manifests).items()}
+    assert found == {"own": "taskherd-runner-own", "gpu": "taskherd-runner-gpu"}
+
+
+@pytest.mark.parametrize("everywhere", [True, False], ids=["all processes", "runners"])
+def test_agents_reach_the_api_at_another_address(*, everywhere: bool) -> None:
+    """The setting replaces the address of the Service, whether it is that of all processes or of runners."""
+    own = {"settings": {"AGENT_API_URL": "https://tasks.example.com"}}
+    (runner,) = runners(render(own if everywhere else {"runner": own})).values()
+    assert environment(pod_of(runner))["TASKHERD_AGENT_API_URL"] == "https://tasks.example.com"
 
 
 def test_all_pools_are_scraped_and_have_network_access() -> None:

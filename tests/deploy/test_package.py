@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import venv
 import zipfile
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ import pytest
 
 from taskherd.directory_file.example import EXAMPLE
 from tests.harness.api import ApiHarness
+from tests.harness.databases import execute
+from tests.harness.dev_session import READY, alarming, session
 
 ROOT = Path(__file__).parents[2]
 MAX_CLIENT_BYTES = 40_000_000
@@ -86,6 +89,25 @@ def client(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Client:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(str(file.locate()), target)
     return client
+
+
+@pytest.fixture(scope="session")
+def local(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Client:
+    """Return an environment with the same wheel and what its extra ``local`` requires.
+
+    That is taken from this environment, in which taskherd itself is installed in another way: a path in a ``.pth`` file
+    leads to its packages, but not to what their own ``.pth`` files name.
+    """
+    local = Client(tmp_path_factory.mktemp("local"))
+    venv.create(local.folder, symlinks=True)
+    (local.packages / "packages.pth").write_text(f"{client.packages}\n{sysconfig.get_path('purelib')}\n")
+    script = (client.folder / "bin" / "taskherd").read_text()
+    (local.folder / "bin" / "taskherd").write_text(script.replace(str(client.folder), str(local.folder)))
+    (local.folder / "bin" / "taskherd").chmod(0o755)
+    show = [str(local.folder / "bin" / "python"), "-I", "-c", "import taskherd; print(taskherd.__file__)"]
+    imported = subprocess.run(show, capture_output=True, text=True, timeout=COMMAND_TIMEOUT, check=True)
+    assert imported.stdout.strip() == str(client.packages / "taskherd" / "__init__.py")
+    return local
 
 
 def closure(requirements: list[str] | tuple[()]) -> set[str]:
@@ -191,3 +213,20 @@ def test_the_wheel_has_the_board(wheel: Path) -> None:
         }
     assert packed == files
     assert {"index.html", "app.js", "style.css", "vendor/lit-html/LICENSE"} <= set(packed)
+
+
+@pytest.mark.timeout(180)
+async def test_dev_starts_quietly(
+    local: Client, tmp_path: Path, database_url: str, amqp_url: str, amqp_prefix: str
+) -> None:
+    """From the wheel, in an empty folder and with an empty database, nothing alarming is printed until all runs.
+
+    Only RabbitMQ and PostgreSQL run already; the tests in ``tests/dev`` let it start them.
+    """
+    await execute(database_url, "DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    env = {"PATH": os.defpath, "HOME": str(tmp_path), "TASKHERD_AMQP_PREFIX": amqp_prefix}
+    env |= {"TASKHERD_DATABASE_URL": database_url, "TASKHERD_AMQP_URL": amqp_url}
+    started = ("worker starting", "api serving", "runner starting", READY)
+    async with session(tmp_path, env, taskherd=[local.folder / "bin" / "taskherd"], until=started) as lines:
+        assert alarming(lines) == []
+        assert any("API token for alice" in line for line in lines), lines  # the example's user

@@ -18,12 +18,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 async def _execute(services: Services, *statements: str) -> None:
-    connection = await asyncpg.connect(services.database_url, timeout=10, command_timeout=60)
+    connection = await asyncpg.connect(services.database_url, timeout=30, command_timeout=60)
     try:
         for statement in statements:
             await connection.execute(statement)
     finally:
-        await connection.close(timeout=5)
+        await connection.close(timeout=30)
 
 
 async def _report_status(harness: WorkerHarness, task: uuid.UUID, seq: int, message: str) -> None:
@@ -39,17 +39,17 @@ async def test_reports_after_a_restore_bring_tasks_up_to_date(external: WorkerHa
         task = await external.make_active()
         await _report_status(external, task, 10, "before the backup")
         await external.until(lambda: external.state(task).get("message") == "before the backup")
-    await external.database.close(timeout=5)
+    await external.database.close(timeout=30)
     await _execute(services, f'CREATE DATABASE "{backup}" TEMPLATE "{name}"')
 
-    external.database = await asyncpg.connect(url, timeout=5, command_timeout=10)
+    external.database = await asyncpg.connect(url, timeout=30, command_timeout=10)
     async with running_worker(external):
         await _report_status(external, task, 20, "after the backup")
         lost = await external.create()
         await external.until(lambda: external.state(task).get("message") == "after the backup")
     max_version = max(external.versions(task))
     await _report_status(external, task, 15, "queued, and older than the lost report")
-    await external.database.close(timeout=5)
+    await external.database.close(timeout=30)
     await _execute(services, f'DROP DATABASE "{name}" WITH (FORCE)', f'ALTER DATABASE "{backup}" RENAME TO "{name}"')
 
     command = [sys.executable, "-m", "taskherd", "db", "check"]
@@ -57,7 +57,7 @@ async def test_reports_after_a_restore_bring_tasks_up_to_date(external: WorkerHa
         subprocess.run(command, env={**os.environ, "TASKHERD_DATABASE_URL": url}, timeout=60, check=False).returncode
         == 0
     )
-    external.database = await asyncpg.connect(url, timeout=5, command_timeout=10)
+    external.database = await asyncpg.connect(url, timeout=30, command_timeout=10)
     external.events.clear()
     async with running_worker(external):
         await external.until(lambda: external.state(task).get("message", "").startswith("queued"))

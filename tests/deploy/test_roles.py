@@ -83,12 +83,12 @@ def _as(url: str, user: str) -> str:
 
 
 async def _run(url: str, *scripts: str) -> None:
-    connection = await asyncpg.connect(url, timeout=10, command_timeout=30)
+    connection = await asyncpg.connect(url, timeout=30, command_timeout=30)
     try:
         for script in scripts:
             await connection.execute(script)
     finally:
-        await connection.close(timeout=5)
+        await connection.close(timeout=30)
 
 
 @pytest.fixture
@@ -141,11 +141,11 @@ async def harness(
 async def test_each_role_has_the_settings_of_sessions(installation: Installation, role: str) -> None:
     """A session of a role has all settings of taskherd without asking for them, as behind a PgBouncer."""
     settings = session_settings("")
-    connection = await asyncpg.connect(installation.database_as(role), timeout=10)
+    connection = await asyncpg.connect(installation.database_as(role), timeout=30)
     try:
         assert deviations(settings, await settings_in_force(connection, settings)) == ()
     finally:
-        await connection.close(timeout=5)
+        await connection.close(timeout=30)
 
 
 async def test_a_worker_works_with_its_privileges(installation: Installation, harness: WorkerHarness) -> None:
@@ -299,7 +299,7 @@ async def test_a_role_has_no_other_privileges(installation: Installation) -> Non
         ),
     }
     for role, statements in forbidden.items():
-        connection = await asyncpg.connect(installation.database_as(role), timeout=10)
+        connection = await asyncpg.connect(installation.database_as(role), timeout=30)
         await connection.fetch("SELECT count(*) FROM tasks")
         for statement in statements:
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
@@ -310,10 +310,10 @@ async def test_a_role_has_no_other_privileges(installation: Installation) -> Non
 async def test_a_provisioner_may_only_publish_reports(installation: Installation, harness: WorkerHarness) -> None:
     """Publishing reports is permitted; commands, reading reports and declaring are refused."""
     prefix = harness.prefix
-    async with await aio_pika.connect(installation.amqp_as("provisioner"), timeout=10) as connection:
+    async with await aio_pika.connect(installation.amqp_as("provisioner"), timeout=30) as connection:
         channel = await connection.channel()
         reports = await channel.get_exchange(f"{prefix}.reports", ensure=False)
-        await reports.publish(aio_pika.Message(b"{}"), "any", timeout=10)
+        await reports.publish(aio_pika.Message(b"{}"), "any", timeout=30)
         forbidden = (
             lambda channel: channel.declare_queue(f"{prefix}.mine"),
             lambda channel: channel.declare_exchange(f"{prefix}.mine"),
@@ -336,11 +336,11 @@ async def test_a_migration_applies_the_grants(installation: Installation, tmp_pa
         return done.returncode, done.stderr.decode()
 
     assert await upgrade(POSTGRES / "grants.sql") == (0, "")
-    connection = await asyncpg.connect(installation.database_as("taskherd_worker"), timeout=10)
+    connection = await asyncpg.connect(installation.database_as("taskherd_worker"), timeout=30)
     try:
         assert not await connection.fetchval("SELECT has_table_privilege('users', 'INSERT')")
     finally:
-        await connection.close(timeout=5)
+        await connection.close(timeout=30)
     (tmp_path / "wrong.sql").write_text("GRANT SELECT ON users TO taskherd_nobody")
     code, output = await upgrade(tmp_path / "wrong.sql")
     assert code == 2
@@ -359,9 +359,9 @@ async def test_an_operator_replays_dead_letters_and_no_more(installation: Instal
     await harness.stop_dead_letters()
     command = make_command("task.create", task_id, owner_id=str(ALICE), template_version_id=str(VERSION), input="Hi")
     async with running_worker(harness, migrate="never", command_senders=f"{prefix}-api,{prefix}-operator"):
-        async with await aio_pika.connect(installation.amqp, timeout=10) as connection:
+        async with await aio_pika.connect(installation.amqp, timeout=30) as connection:
             commands = await (await connection.channel()).get_exchange(f"{prefix}.commands", ensure=False)
-            await commands.publish(aio_pika.Message(json.dumps(command).encode()), "any", timeout=10)
+            await commands.publish(aio_pika.Message(json.dumps(command).encode()), "any", timeout=30)
         listed = await until(
             lambda: _dead(installation, prefix, "list", "-o", "json"), lambda found: bool(json.loads(found))
         )
@@ -370,7 +370,7 @@ async def test_an_operator_replays_dead_letters_and_no_more(installation: Instal
         assert await _dead(installation, prefix, "replay", letter["id"]) == "1 replayed\n"
         await harness.until_row("SELECT count(*) FROM tasks WHERE id = $1", task_id, is_=1)
     harness.urls = owner_urls
-    async with await aio_pika.connect(installation.amqp_as("operator"), timeout=10) as connection:
+    async with await aio_pika.connect(installation.amqp_as("operator"), timeout=30) as connection:
         forbidden: list[Operation] = [
             *(partial(_get, queue=f"{prefix}.{queue}") for queue in ("commands", "reports", "claims")),
             *(partial(_publish, exchange=f"{prefix}.{exchange}") for exchange in ("work", "events", "dead", "wakeups")),
@@ -397,7 +397,7 @@ async def test_a_runner_may_neither_command_nor_declare(installation: Installati
     for target in ("default", "default-2", "r1", "r1-2"):
         queue = await harness.channel.declare_queue(f"{prefix}.work.{target}", durable=True, arguments=QUORUM)
         await queue.bind(f"{prefix}.work", f"*.*.{target}")
-    async with await aio_pika.connect(installation.amqp_as("runner"), timeout=10) as connection:
+    async with await aio_pika.connect(installation.amqp_as("runner"), timeout=30) as connection:
         await _publish(await connection.channel(), f"{prefix}.claims")
         await _publish(await connection.channel(), f"{prefix}.reports")
         for target in ("default", "r1"):
@@ -438,7 +438,7 @@ async def test_an_api_cannot_read_work_requests(installation: Installation, harn
     """The API's user reads wakeups and dead letters, but no events and no other queue, and cannot bind to work."""
     prefix = harness.prefix
     await harness.channel.declare_queue(f"{prefix}.work.default", durable=True, arguments=QUORUM)
-    async with await aio_pika.connect(installation.amqp_as("api"), timeout=10) as connection:
+    async with await aio_pika.connect(installation.amqp_as("api"), timeout=30) as connection:
         own = await (await connection.channel()).declare_queue(exclusive=True)
         await _bind(await connection.channel(), own.name, f"{prefix}.wakeups")
         queues = ("work.default", "commands", "reports", "claims")
@@ -471,23 +471,23 @@ NOW = "2026-01-01T00:00:00Z"
 
 
 async def _get(channel: aio_pika.abc.AbstractChannel, queue: str) -> None:
-    await (await channel.get_queue(queue, ensure=False)).get(timeout=10)
+    await (await channel.get_queue(queue, ensure=False)).get(timeout=30)
 
 
 async def _consume(channel: aio_pika.abc.AbstractChannel, queue: str) -> None:
     async def ignore(_message: aio_pika.abc.AbstractIncomingMessage) -> None:
         """Leave it unacknowledged."""
 
-    await (await channel.get_queue(queue, ensure=False)).consume(ignore, timeout=10)
+    await (await channel.get_queue(queue, ensure=False)).consume(ignore, timeout=30)
 
 
 async def _bind(channel: aio_pika.abc.AbstractChannel, queue: str, exchange: str) -> None:
-    await (await channel.get_queue(queue, ensure=False)).bind(exchange, "#", timeout=10)
+    await (await channel.get_queue(queue, ensure=False)).bind(exchange, "#", timeout=30)
 
 
 async def _publish(channel: aio_pika.abc.AbstractChannel, exchange: str, user_id: str | None = None) -> None:
     target = await channel.get_exchange(exchange, ensure=False)
-    await target.publish(aio_pika.Message(b"{}", user_id=user_id), "any", timeout=10)
+    await target.publish(aio_pika.Message(b"{}", user_id=user_id), "any", timeout=30)
 
 
 async def test_a_backup_is_restored_on_a_new_server(installation: Installation, tmp_path: Path) -> None:
@@ -540,8 +540,8 @@ async def _privileges(installation: Installation) -> set[tuple[str, str, str]]:
         SELECT proname::text, proowner::regrole::text, {acl.format("proacl")}
         FROM pg_proc WHERE pronamespace = 'public'::regnamespace
     """
-    connection = await asyncpg.connect(installation.database, timeout=10)
+    connection = await asyncpg.connect(installation.database, timeout=30)
     try:
         return {tuple(row) for row in await connection.fetch(query)}
     finally:
-        await connection.close(timeout=5)
+        await connection.close(timeout=30)

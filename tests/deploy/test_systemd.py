@@ -21,11 +21,14 @@ from taskherd.settings import Settings, unknown_variables
 ROOT = Path(__file__).parents[2]
 UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+RUNNER = (ROOT / "docs" / "runner.md").read_text(encoding="utf-8")
 INSTALLED = "/opt/taskherd/bin/taskherd"
 COMMANDS = "taskherd.commands"
 """The exchange of commands."""
 MAX_EXPOSURE = 4.0
 """Maximum exposure level, of 10; systemd calls up to 4 "OK"."""
+COVERS_PROC = ("ProtectKernelTunables", "ProtectKernelLogs", "ProtectHostname", "ProtectProc", "ProcSubset")
+"""What mounts something over a part of /proc, so that the kernel refuses a user namespace a new one."""
 
 every_unit = pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
 
@@ -133,23 +136,47 @@ def test_the_example_templates_find_their_programs_under_the_unit() -> None:
     assert {"/usr/local/bin", "/usr/bin", "/bin"} <= set(path.split(":"))
 
 
-def test_systemd_accepts_the_documented_cgroup(tmp_path: Path) -> None:
-    """With the drop-in of docs/operations.md, the runner owns the unit's cgroup and is itself in one below it."""
-    (dropin,) = re.findall(r"(?ms)^ *```ini\n(.*?)^ *```$", OPERATIONS)
+def _documented_dropin(text: str, tmp_path: Path) -> str:
+    """Return the only drop-in of a text, which systemd accepts over the runner's unit."""
+    (dropin,) = re.findall(r"(?ms)^ *```ini\n(.*?)^ *```$", text)
     dropin = re.sub(r"(?m)^ +", "", dropin)
     unit = tmp_path / "taskherd-runner.service"
     unit.write_text(_runner().replace(INSTALLED, sys.executable))
     folder = tmp_path / "taskherd-runner.service.d"
     folder.mkdir()
-    (folder / "cgroup.conf").write_text(dropin)
+    (folder / "documented.conf").write_text(dropin)
     command = ["systemd-analyze", "verify", "--man=no", str(unit)]
     process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (process.returncode, process.stdout + process.stderr) == (0, "")
-    options = dict(line.split("=", 1) for line in dropin.splitlines() if "=" in line)
+    return dropin
+
+
+def _options(text: str) -> dict[str, str]:
+    """Return the last value of each option of a unit."""
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
+
+
+def test_systemd_accepts_the_documented_cgroup(tmp_path: Path) -> None:
+    """With the drop-in of docs/operations.md, the runner owns the unit's cgroup and is itself in one below it."""
+    options = _options(_documented_dropin(OPERATIONS, tmp_path))
     assert options["ProtectControlGroups"] == "no"
     assert options["DelegateSubgroup"]
     assert set(options["Delegate"].split()) >= CONTROLLERS
-    assert options["Environment"] == f"TASKHERD_RUNNER_CGROUP=/sys/fs/cgroup/system.slice/{unit.name}"
+    assert options["Environment"] == "TASKHERD_RUNNER_CGROUP=/sys/fs/cgroup/system.slice/taskherd-runner.service"
+
+
+def test_the_documented_drop_in_for_sandboxes_suffices(tmp_path: Path) -> None:
+    """With that of docs/runner.md, bubblewrap may make namespaces and mounts, and nothing covers a part of /proc."""
+    dropin = _documented_dropin(RUNNER, tmp_path)
+    assert _options(dropin)["SystemCallFilter"] == "@mount"
+    merged = _options(f"{_runner()}\n{dropin}")
+    assert merged["RestrictNamespaces"] == "no"
+    assert {name: merged[name] for name in COVERS_PROC if merged.get(name, "no") != "no"} == {}
+
+
+def test_agents_and_sandboxes_may_ask_for_network_interfaces() -> None:
+    """Over netlink, as ``os.networkInterfaces()`` of Node and bubblewrap do: it starts a new network's loopback."""
+    assert "AF_NETLINK" in _options(_runner())["RestrictAddressFamilies"].split()
 
 
 def test_the_secrets_of_the_units_are_made(tmp_path: Path) -> None:

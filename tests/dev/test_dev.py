@@ -7,11 +7,10 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,8 +18,8 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from taskherd.dev import agent_users, broker_users, dev, processes
-from taskherd.runner.workspaces.processes import MARKER_VARIABLE
+from taskherd.dev import agent_users, broker_users, dev
+from tests.harness.dev_session import alarming, session
 from tests.harness.isolation import open_folder
 from tests.harness.programs import find_program
 from tests.harness.templates import EXAMPLE
@@ -29,7 +28,6 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HEADING = "## A task's life, in curl\n"
 """The section of the README whose commands are run."""
-TIMEOUT = 120.0
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
@@ -42,48 +40,6 @@ def make_folder(folder: Path) -> dict[str, str]:
     path = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TASKHERD_")}
     return {**inherited, "PYTHONPATH": path, "TASKHERD_LOG_LEVEL": "warning"}
-
-
-@asynccontextmanager
-async def session(folder: Path, env: dict[str, str]) -> AsyncIterator[list[str]]:
-    """Run ``taskherd dev`` and yield the lines it prints; check that Ctrl-C ends it with 0 and leaves no process.
-
-    The list begins with what was printed and logged until everything ran, and grows until everything has ended.
-    """
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "taskherd",
-        "dev",
-        cwd=folder,
-        env=env,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    lines: list[str] = []
-    is_up = asyncio.Event()
-
-    async def collect() -> None:
-        assert process.stdout is not None
-        async for line in process.stdout:
-            lines.append(line.decode().rstrip())
-            if lines[-1].endswith("Ctrl-C stops everything"):
-                is_up.set()
-        is_up.set()  # or it has ended
-
-    collecting = asyncio.create_task(collect())
-    try:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(is_up.wait(), TIMEOUT)
-        assert any(line.endswith("Ctrl-C stops everything") for line in lines), lines
-        yield lines
-    finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGINT)
-        await asyncio.wait_for(asyncio.gather(process.wait(), collecting), TIMEOUT)
-    assert process.returncode == 0
-    assert not processes.belonging_to(folder / ".taskherd" / "worker")
-    assert not processes.with_variable(MARKER_VARIABLE, f"{folder}/")
 
 
 async def shell(script: str, folder: Path, env: dict[str, str]) -> str:
@@ -120,6 +76,7 @@ async def test_the_printed_commands_and_those_of_the_readme_work(
     find_program("curl", "curl", announce)
     env = make_folder(tmp_path)
     async with session(tmp_path, env) as lines:
+        assert alarming(lines) == []
         curls = [line.partition(": ")[2].strip() for line in lines if "curl " in line]
         created, listed = [json_objects(await shell(line, tmp_path, env))[0] for line in curls]
         assert created["initial_prompt"] == "How large is this program?"
@@ -142,7 +99,7 @@ async def test_the_printed_commands_and_those_of_the_readme_work(
             await shell(". .taskherd/env; .venv/bin/python -m taskherd task list -o json", tmp_path, env)
         )
         assert [each["id"] for each in listed_by_cli] == [created["id"]]
-    assert not [line for line in lines if re.search("warning|error|Traceback", line, re.IGNORECASE)]
+    assert alarming(lines) == []
 
 
 def environment(pid: str) -> dict[str, str]:
@@ -161,6 +118,7 @@ async def test_the_runner_gets_no_secret_of_the_servers(tmp_path: Path) -> None:
     env |= {"ANTHROPIC_API_KEY": "inherited", "OTEL_SERVICE_NAME": "mine", "TASKHERD_RUNNER_HEARTBEAT_EVERY": "7s"}
     is_root = os.geteuid() == 0
     async with session(tmp_path, env) as lines:
+        assert set(alarming(lines)) == {"warning: unknown setting TASKHERD_SOMETHING_NEW"}
         (pids,) = re.findall(r"running as processes (\d+), (\d+) and (\d+);", "\n".join(lines))
         worker, api = environment(pids[0]), environment(pids[1])
         with nullcontext() if is_root else pytest.raises(PermissionError):
@@ -221,6 +179,7 @@ async def test_agents_without_isolation_can_read_the_developers_files(
     env = make_folder(tmp_path)
     tmp_path.chmod(0o700)
     async with session(tmp_path, env) as lines:
+        assert alarming(lines) == []
         (told,) = [line for line in lines if "they can read your files, also .taskherd/env" in line]
         assert "`run.sandbox: bwrap`" in told
         assert ("TASKHERD_RUNNER_AGENT_UIDS=200000-265535" in told) == (os.geteuid() == 0)
@@ -239,6 +198,7 @@ if os.geteuid() == 0:
         with open_folder() as folder:
             env = {**make_folder(folder), "PATH": os.defpath}
             async with session(folder, env) as lines:
+                assert alarming(lines) == []
                 told = [line for line in lines if "can read your files" in line]
                 outcome = await attack(folder, env, {})
                 if closed is None:

@@ -76,22 +76,22 @@ def freeze_orphan(home: Path) -> None:
 
 async def write_data(running: services.Services) -> None:
     """Commit a row, and publish a persistent message to a durable queue."""
-    connection = await asyncpg.connect(running.database_url, timeout=10)
+    connection = await asyncpg.connect(running.database_url, timeout=30)
     await connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
     await connection.close()
-    async with await aio_pika.connect(running.amqp_url, timeout=10) as amqp:
+    async with await aio_pika.connect(running.amqp_url, timeout=30) as amqp:
         channel = await amqp.channel()
         queue = await channel.declare_queue("kept", durable=True)
         message = aio_pika.Message(b"42", delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
-        await channel.default_exchange.publish(message, queue.name, timeout=10)
+        await channel.default_exchange.publish(message, queue.name, timeout=30)
 
 
 async def read_data(running: services.Services) -> tuple[int, bytes]:
     """Return the row and the message of ``write_data``."""
-    connection = await asyncpg.connect(running.database_url, timeout=10)
+    connection = await asyncpg.connect(running.database_url, timeout=30)
     row = await connection.fetchval("SELECT answer FROM kept")
     await connection.close()
-    async with await aio_pika.connect(running.amqp_url, timeout=10) as amqp:
+    async with await aio_pika.connect(running.amqp_url, timeout=30) as amqp:
         queue = await (await amqp.channel()).get_queue("kept")
         message = await queue.get(timeout=10)
         await message.reject(requeue=True)
@@ -163,7 +163,7 @@ async def test_a_frozen_server_answers_again_after_thaw(tmp_path: Path) -> None:
         with pytest.raises(TimeoutError):
             await asyncpg.connect(running.database_url, timeout=1)
         running.postgres.unfreeze()
-        connection = await asyncpg.connect(running.database_url, timeout=10)
+        connection = await asyncpg.connect(running.database_url, timeout=30)
         assert await connection.fetchval("SELECT 1") == 1
         await connection.close()
 

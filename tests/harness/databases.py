@@ -68,11 +68,11 @@ _COUNTED: Final = "SELECT sequencename FROM pg_sequences WHERE schemaname = 'pub
 @asynccontextmanager
 async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
     """Connect until the end of the block."""
-    connection = await asyncpg.connect(url, timeout=10, command_timeout=30)
+    connection = await asyncpg.connect(url, timeout=30, command_timeout=30)
     try:
         yield connection
     finally:
-        await connection.close(timeout=5)
+        await connection.close(timeout=30)
 
 
 class Databases:
@@ -115,7 +115,7 @@ class Databases:
     async def _emptied(self, name: str) -> bool:
         """Empty the database; return False if it cannot be used again."""
         try:
-            connection = await asyncpg.connect(with_database(self._server_url, name), timeout=10, command_timeout=30)
+            connection = await asyncpg.connect(with_database(self._server_url, name), timeout=30, command_timeout=30)
         except (OSError, asyncpg.PostgresError):
             return False  # the test removed it, or admits nobody
         try:
@@ -130,7 +130,7 @@ class Databases:
         else:
             return True
         finally:
-            await connection.close(timeout=5)
+            await connection.close(timeout=30)
 
     def _emptying(self, tables: dict[str, int], sequences: list[str]) -> str:
         truncated = [table for table, size in tables.items() if size > _LARGE or table in _READ_BY_BLOCKS]
@@ -152,7 +152,7 @@ async def open_databases(server_url: str) -> AsyncIterator[Databases]:
     await execute(server_url, f'CREATE DATABASE "{name}"')
     url = with_database(server_url, name)
     await asyncio.to_thread(migrate.upgrade, url)
-    connection = await asyncpg.connect(url, timeout=10, command_timeout=30)
+    connection = await asyncpg.connect(url, timeout=30, command_timeout=30)
     try:
         fingerprint = await connection.fetchval(_FINGERPRINT)
         seeds = {
@@ -160,7 +160,7 @@ async def open_databases(server_url: str) -> AsyncIterator[Databases]:
             for table, _ in await connection.fetch(_WRITTEN)
         }
     finally:
-        await connection.close(timeout=5)
+        await connection.close(timeout=30)
     databases = Databases(server_url, name, fingerprint, seeds)
     yield databases
     for unused in (name, *databases.empty):
@@ -174,8 +174,8 @@ def with_database(url: str, name: str) -> str:
 
 async def execute(url: str, statement: str) -> None:
     """Run one statement on a connection of its own."""
-    connection = await asyncpg.connect(url, timeout=10, command_timeout=30)
+    connection = await asyncpg.connect(url, timeout=30, command_timeout=30)
     try:
         await connection.execute(statement)
     finally:
-        await connection.close(timeout=5)
+        await connection.close(timeout=30)

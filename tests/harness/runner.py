@@ -136,7 +136,7 @@ class RunnerHarness:
         """Publish another copy of a start request to the queue of a pool or runner."""
         body = json.dumps({**start, **changed}).encode()
         exchange = await self.worker.channel.get_exchange(f"{self.worker.prefix}.work", ensure=False)
-        await exchange.publish(aio_pika.Message(body), f"workspace.start.{target}", timeout=5)
+        await exchange.publish(aio_pika.Message(body), f"workspace.start.{target}", timeout=30)
 
     async def template(self, run: dict[str, Any]) -> None:
         """Replace the ``run`` of the template version, as applying a directory does."""
@@ -257,7 +257,7 @@ async def runner_harness(worker: WorkerHarness, folder: Path) -> AsyncIterator[R
             await runner.kill()
         _kill_all(folder)
         for name in harness.names:
-            await worker.channel.queue_delete(f"{worker.prefix}.work.{name}", timeout=10)
+            await worker.channel.queue_delete(f"{worker.prefix}.work.{name}", timeout=30)
 
 
 def _kill_all(folder: Path) -> None:

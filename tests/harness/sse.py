@@ -17,6 +17,8 @@ from tests.harness.api import TIMEOUT
 
 VALID_LINE = re.compile(rb"$|:|(event|data|id): ")
 """The lines that the server may write: none that a parser would ignore."""
+MAX_EVENT_BYTES = 16 * 1024 * 1024
+"""More than the server may put into one event."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class SseClient:
 
     async def read(self, response: httpx.Response) -> None:
         """Read events until the stream ends."""
-        parser = sse.Parser()
+        parser = sse.Parser(max_event_bytes=MAX_EVENT_BYTES)
         async for chunk in response.aiter_bytes():
             self.raw += chunk
             self.events += [ReceivedEvent(event.type, json.loads(event.data), event.id) for event in parser.feed(chunk)]

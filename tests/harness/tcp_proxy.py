@@ -10,12 +10,24 @@ from urllib.parse import urlsplit, urlunsplit
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+_BEGINNING = 4_096
+"""Bytes of what a client sends in which the name of its connection is."""
+
 
 def through(url: str, *proxies: TcpProxy, query: str = "") -> str:
     """Return ``url`` with the proxies as its hosts, in order."""
     parts = urlsplit(url)
     hosts = ",".join(f"127.0.0.1:{proxy.port}" for proxy in proxies)
     return urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@{hosts}", query=query))
+
+
+class _Connection:
+    """What the client has sent at the beginning of a connection, and whether what comes is forwarded."""
+
+    def __init__(self) -> None:
+        self.beginning = bytearray()
+        self.flowing = asyncio.Event()
+        self.flowing.set()
 
 
 class TcpProxy:
@@ -29,6 +41,7 @@ class TcpProxy:
         """Number of responses, or parts of one, that a connection forwards before it hangs; None: all."""
         self.delay = 0.0
         """Seconds by which each response, or part of one, is delayed."""
+        self._connections: list[_Connection] = []
         self._server: asyncio.Server | None = None
         self._requests = asyncio.Event()
         self._responses = asyncio.Event()
@@ -63,12 +76,20 @@ class TcpProxy:
         self._requests.clear()
         self._responses.clear()
 
+    def freeze_those(self, words: bytes) -> None:
+        """Freeze the present connections at whose beginning the client has sent these words, such as their name."""
+        for connection in self._connections:
+            if words in connection.beginning:
+                connection.flowing.clear()
+
     def freeze_responses(self) -> None:
         """Forward what clients send, but nothing that the server sends."""
         self._responses.clear()
 
     def thaw(self) -> None:
         """Forward again."""
+        for connection in self._connections:
+            connection.flowing.set()
         self._requests.set()
         self._responses.set()
 
@@ -76,6 +97,10 @@ class TcpProxy:
         """Reset every connection, also one that is just being accepted, and stop listening."""
         assert self._server is not None
         self._stopped = True
+        # A connection that is accepted when its server closes is lost unclosed: asyncio fails to attach it.
+        for listener in self._server.sockets:
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+        await asyncio.sleep(0)
         self._server.close()
         for task in self._tasks:
             task.cancel()
@@ -97,20 +122,30 @@ class TcpProxy:
             writer.transport.abort()
             return
         self._open.add(server_writer.transport)
-        self._start(self._pump(reader, server_writer, self._requests, None))
-        self._start(self._pump(server_reader, writer, self._responses, self.max_responses))
+        connection = _Connection()
+        self._connections.append(connection)
+        self._start(self._pump(reader, server_writer, self._requests, None, connection))
+        self._start(self._pump(server_reader, writer, self._responses, self.max_responses, connection))
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         self._tasks.add(asyncio.create_task(work))
 
     async def _pump(
-        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, flowing: asyncio.Event, most: int | None
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        flowing: asyncio.Event,
+        most: int | None,
+        connection: _Connection,
     ) -> None:
         forwarded = 0
         with suppress(OSError):
             while chunk := await source.read(65536):
+                if flowing is self._requests and len(connection.beginning) < _BEGINNING:
+                    connection.beginning += chunk
                 if forwarded != most:
                     await flowing.wait()
+                    await connection.flowing.wait()
                     if flowing is self._responses and self.delay:
                         await asyncio.sleep(self.delay)
                     sink.write(chunk)

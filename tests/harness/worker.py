@@ -67,7 +67,7 @@ class WorkerHarness:
         """Publish one report, or several as an array, or raw bytes."""
         body = raw if raw is not None else json.dumps(reports[0] if len(reports) == 1 else reports).encode()
         exchange = await self.channel.get_exchange(f"{self.prefix}.reports", ensure=False)
-        await exchange.publish(aio_pika.Message(body), "any", timeout=5)
+        await exchange.publish(aio_pika.Message(body), "any", timeout=30)
 
     async def command(self, kind: str, task_id: uuid.UUID, **fields: Any) -> dict[str, Any]:
         """Send a command and return the reply."""
@@ -76,14 +76,15 @@ class WorkerHarness:
     async def post_command(self, command: dict[str, Any], exchange: str = "commands") -> None:
         """Send a command, or a message of a runner, without reply_to."""
         target = await self.channel.get_exchange(f"{self.prefix}.{exchange}", ensure=False)
-        await target.publish(aio_pika.Message(json.dumps(command).encode()), command["type"], timeout=5)
+        await target.publish(aio_pika.Message(json.dumps(command).encode()), command["type"], timeout=30)
 
     async def refused_command(self, kind: str, task_id: uuid.UUID, **fields: Any) -> dict[str, Any]:
         """Send a command, check that it is refused, and return the error."""
-        reply = await self.command(kind, task_id, **fields)
-        assert reply["ok"] is False, reply
-        error: dict[str, Any] = reply["error"]
-        return error
+        return error_of(await self.command(kind, task_id, **fields))
+
+    async def refused_create(self, task_id: uuid.UUID | None = None, **fields: Any) -> dict[str, Any]:
+        """Send a create as ``create`` does, check that it is refused, and return the error."""
+        return error_of(await self.send(make_create(task_id, **fields)))
 
     async def send(self, command: dict[str, Any] | bytes, exchange: str = "commands") -> dict[str, Any]:
         """Send a command, or any bytes, and return the reply."""
@@ -98,7 +99,7 @@ class WorkerHarness:
         body = command if isinstance(command, bytes) else json.dumps(command).encode()
         message = aio_pika.Message(body, reply_to=self.replies, correlation_id=correlation)
         target = await self.channel.get_exchange(f"{self.prefix}.{exchange}", ensure=False)
-        await target.publish(message, "any", timeout=5)
+        await target.publish(message, "any", timeout=30)
         return reply
 
     async def ask(self, message: dict[str, Any] | bytes) -> dict[str, Any]:
@@ -112,8 +113,7 @@ class WorkerHarness:
     async def create(self, task_id: uuid.UUID | None = None, **fields: Any) -> uuid.UUID:
         """Create a task, whose prompt is ``prompt_of`` its id unless ``input`` is given, and return its id."""
         task_id = task_id or uuid.uuid4()
-        defaults = {"owner_id": str(ALICE), "template_version_id": str(VERSION), "input": prompt_of(task_id)}
-        reply = await self.command("task.create", task_id, **{**defaults, **fields})
+        reply = await self.send(make_create(task_id, **fields))
         assert reply["ok"], reply
         return task_id
 
@@ -144,6 +144,11 @@ class WorkerHarness:
         events = {event["data"]["version"]: event["data"] for event in self.events if event["subject"] == str(task_id)}
         return [events[version] for version in sorted(events)]
 
+    def causes(self, task_id: uuid.UUID, kind: str) -> set[str]:
+        """Return the ids of the causes of this type that the task's events name."""
+        causes = [data["cause"] for data in self.events_of(task_id)]
+        return {cause["id"] for cause in causes if cause["type"] == kind and "id" in cause}
+
     def requests_of(self, task_id: uuid.UUID, kind: str = "") -> list[dict[str, Any]]:
         """Return the work requests received for a task, of all types or of those that start with ``kind``."""
         return [each for each in self.requests if each["task_id"] == str(task_id) and each["type"].startswith(kind)]
@@ -162,7 +167,8 @@ class WorkerHarness:
 
     async def queue_counts(self, name: str) -> tuple[int, int]:
         """Return the number of messages and of consumers of a queue."""
-        counts = (await self.channel.declare_queue(f"{self.prefix}.{name}", passive=True, timeout=5)).declaration_result
+        queue = await self.channel.declare_queue(f"{self.prefix}.{name}", passive=True, timeout=30)
+        counts = queue.declaration_result
         return counts.message_count or 0, counts.consumer_count or 0
 
     async def block_writes(self, table: str) -> asyncpg.transaction.Transaction:
@@ -272,6 +278,20 @@ def make_command(kind: str, task_id: uuid.UUID, **fields: Any) -> dict[str, Any]
     return {**command, **fields}
 
 
+def make_create(task_id: uuid.UUID | None = None, **fields: Any) -> dict[str, Any]:
+    """Return a create of a task of alice, whose prompt is ``prompt_of`` its id unless ``input`` is given."""
+    task_id = task_id or uuid.uuid4()
+    defaults = {"owner_id": str(ALICE), "template_version_id": str(VERSION), "input": prompt_of(task_id)}
+    return make_command("task.create", task_id, **{**defaults, **fields})
+
+
+def error_of(reply: dict[str, Any]) -> dict[str, Any]:
+    """Check that a reply is a refusal, and return its error."""
+    assert reply["ok"] is False, reply
+    error: dict[str, Any] = reply["error"]
+    return error
+
+
 def make_report(kind: str, task_id: uuid.UUID, /, **fields: Any) -> dict[str, Any]:
     """Return a report."""
     return {"type": kind, "task_id": str(task_id), **fields}
@@ -306,9 +326,9 @@ async def bring_to_status(harness: WorkerHarness, status: str, of: uuid.UUID | N
 @asynccontextmanager
 async def external_harness(database_url: str, amqp_url: str, prefix: str) -> AsyncIterator[WorkerHarness]:
     """Provide everything except a worker: the topology, a directory, and a harness that consumes."""
-    database = await asyncpg.connect(database_url, timeout=5, command_timeout=10)
+    database = await asyncpg.connect(database_url, timeout=30, command_timeout=30)
     await database.execute(DIRECTORY)
-    connection = await aio_pika.connect(amqp_url, timeout=5)
+    connection = await aio_pika.connect(amqp_url, timeout=30)
     channel = await connection.channel()
     await declare(await channel.get_underlay_channel(), TopologyNames(prefix))
     harness = WorkerHarness(channel, database, prefix, (database_url, amqp_url))
@@ -317,7 +337,7 @@ async def external_harness(database_url: str, amqp_url: str, prefix: str) -> Asy
         yield harness
     finally:
         await connection.close()
-        await database.close(timeout=5)
+        await database.close(timeout=30)
 
 
 @asynccontextmanager

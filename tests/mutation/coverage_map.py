@@ -10,8 +10,9 @@ import hashlib
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -122,12 +123,14 @@ def _measure_folder(room: Room, folder: str, environment: Mapping[str, str]) -> 
     if ended.status not in (0, 1):  # all tests ran, and all passed or some failed
         raise SystemExit(f"the tests of {folder} did not run:\n{ended.output[-3_000:]}")
     for part in measured.glob(f"*{SUFFIX}"):
-        coverage.CoverageData(str(measured / f".coverage.{part.stem}")).loads(part.read_bytes())
+        with _opened(measured / f".coverage.{part.stem}") as written:
+            written.loads(part.read_bytes())
     data = sorted(str(path) for path in measured.glob(".coverage.*"))
     data_kept.parent.mkdir(parents=True, exist_ok=True)
     combined = coverage.Coverage(data_file=str(data_kept), config_file=str(measured / "rc"))
     combined.combine(data, strict=True)
     combined.save()
+    combined.get_data().close(force=True)
     shutil.copy2(outcomes, outcomes_kept)
 
 
@@ -139,12 +142,22 @@ def _load(folder: str, into: TestMap) -> None:
             into.broken.add(record["failed"])
         else:
             into.seconds[record["test"]] = record["seconds"]
-    data = coverage.CoverageData(str(_data(folder)))
+    with _opened(_data(folder)) as data:
+        for file in data.measured_files():
+            path = file.partition("/src/taskherd/")[2]
+            for number, tests in data.contexts_by_lineno(file).items():
+                into.lines[path][number].update(test for test in tests if test)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[coverage.CoverageData]:
+    """Yield what the file has, if it exists, and close it: nothing else does."""
+    data = coverage.CoverageData(str(path))
     data.read()
-    for file in data.measured_files():
-        path = file.partition("/src/taskherd/")[2]
-        for number, tests in data.contexts_by_lineno(file).items():
-            into.lines[path][number].update(test for test in tests if test)
+    try:
+        yield data
+    finally:
+        data.close(force=True)
 
 
 def branch_coverage(folders: Sequence[str], packages: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -154,8 +167,11 @@ def branch_coverage(folders: Sequence[str], packages: Sequence[str]) -> dict[str
     merged = coverage.Coverage(data_file=str(WORK / "merged.coverage"), config_file=str(config))
     merged.erase()
     merged.combine([str(_data(folder)) for folder in folders], strict=True, keep=True)
+    data = merged.get_data()
     report = WORK / "report.json"
-    merged.json_report(outfile=str(report))
+    merged.json_report(outfile=str(report))  # of a copy of the data
+    for each in (data, merged.get_data()):
+        each.close(force=True)
     counts = dict.fromkeys(packages, (0, 0))
     for file, measured in json.loads(report.read_text())["files"].items():
         package = file.partition("src/taskherd/")[2].split("/")[0]

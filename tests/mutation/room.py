@@ -77,8 +77,9 @@ class Room:
 
     def _copy_scripts(self, programs: Path) -> None:
         """Copy the installed commands, which name their Python in their first line."""
-        for program in programs.iterdir():
-            head = program.open("rb").read(200) if program.is_file() else b""
+        for program in filter(Path.is_file, programs.iterdir()):
+            with program.open("rb") as file:
+                head = file.read(200)
             if head.startswith(b"#!") and str(programs).encode() in head:
                 target = self.path / ".venv" / "bin" / program.name
                 target.write_bytes(program.read_bytes().replace(str(programs).encode(), str(target.parent).encode()))

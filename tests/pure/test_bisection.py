@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import chain, repeat
@@ -20,6 +21,7 @@ from taskherd.worker.batch import BatchResult
 from taskherd.worker.bisection import MAX_TIMEOUTS, Bisection
 from tests.harness.contexts import Waits, partial_context
 
+BUGS = bisection.BUGS
 RESULT = BatchResult(datetime(2026, 1, 1, tzinfo=UTC), [])
 
 
@@ -125,3 +127,20 @@ async def test_a_worker_that_stops_gives_up_no_message(monkeypatch: pytest.Monke
     with pytest.raises(Unavailable, match="stopping"):
         await messages.run(0, 1)
     assert messages.attempts == [range(1)]
+
+
+async def test_how_long_a_message_that_fails_by_a_bug_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to a tenth of a second at first, and up to half a minute at last."""
+    waits: list[float] = []
+
+    async def wait(_: asyncio.Event, seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr(retry, "wait", wait)
+    monkeypatch.setattr(bisection, "BUGS", BUGS)
+    monkeypatch.setattr(random, "random", lambda: 0.0)
+    messages = Messages(lambda _: SQLAlchemyError("a bug"))
+    await messages.run(0, 1)
+    messages._bisection._bugs_in_a_row = 100
+    await messages.run(0, 1)
+    assert waits == [0.1, 30.0]

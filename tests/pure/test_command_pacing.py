@@ -10,7 +10,7 @@ import pytest
 
 from taskherd.broker.consumer import Consumer
 from taskherd.observability.metrics import Metrics
-from taskherd.worker.command_consumer import FEW, MAX_GROW, CommandConsumer
+from taskherd.worker.command_consumer import CommandConsumer
 from tests.harness.contexts import partial_context
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def make_consumer(buffer: Buffer, *, in_progress: int, waiting: int = 0) -> Comm
 
 @pytest.mark.parametrize(
     ("in_progress", "buffered", "waiting", "ready"),
-    [(4, 2, 1, 0), (4, 2, 2, 4), (FEW, FEW - 1, 0, 0), (FEW + 1, 2, 1, 3), (0, 3, 0, 3)],
+    [(4, 2, 1, 0), (4, 2, 2, 4), (8, 7, 0, 0), (9, 2, 1, 3), (0, 3, 0, 3)],
 )
 async def test_a_few_commands_wait_for_as_many_as_were_in_progress(
     in_progress: int, buffered: int, waiting: int, ready: int
@@ -67,21 +67,44 @@ async def test_a_few_commands_wait_for_as_many_as_were_in_progress(
     assert make_consumer(Buffer(buffered), in_progress=in_progress, waiting=waiting)._ready() == ready
 
 
-async def test_the_wait_for_a_few_ends_soon_after_the_latest_replies() -> None:
+async def test_few_commands_after_many_wait_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For half a second, in which a small batch is no sign of few callers, nor are those who still wait for a reply."""
+    now = 1000.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+    buffer = Buffer(2)
+    consumer = make_consumer(buffer, in_progress=9)
+    consumer._note_in_progress(4)
+
+    def ready_at(time: float) -> int:
+        nonlocal now
+        now = time
+        return consumer._ready()
+
+    assert [ready_at(time) for time in (1000.25, 1000.499, 1000.5, 1001.0)] == [2, 2, 0, 0]
+    many = make_consumer(buffer, in_progress=9)
+    now = 1002.0
+    assert many._ready() == 2
+    await many._wait_for_few()
+    assert buffer.waits == []
+
+
+async def test_the_wait_for_a_few_ends_soon_after_the_latest_replies(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is for as many as are missing of those who have got their replies; several actors wait for nobody."""
+    now = 1000.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
     buffer = Buffer(1)
     consumer = make_consumer(buffer, in_progress=4, waiting=1)
-    consumer._answered_at = asyncio.get_running_loop().time() + 60
+    consumer._answered_at = now - 0.005
     await consumer._wait_for_few()
     ((count, seconds),) = buffer.waits
     assert count == 3
-    assert 59 < seconds <= 60 + MAX_GROW
+    assert seconds == pytest.approx(0.015)
     consumer._note_actor(ALICE)
     consumer._note_actor(ALICE)
     await consumer._wait_for_few()
     assert len(buffer.waits) == 2
     consumer._note_actor(BOB)
     await consumer._wait_for_few()
-    many = make_consumer(buffer, in_progress=FEW + 1)
+    many = make_consumer(buffer, in_progress=9)
     await many._wait_for_few()
     assert len(buffer.waits) == 2

@@ -211,8 +211,8 @@ def test_the_pages_name_the_limits_of_alerts() -> None:
 
 def test_the_number_of_parallel_tests_is_documented() -> None:
     """``CONTRIBUTING.md`` says in how many processes ``make test`` runs."""
-    (processes,) = matches(r"pytest .* -n (\d+) --dist loadfile", ROOT / "Makefile")
-    number = {"2": "two", "3": "three", "4": "four"}[processes]
+    (processes,) = matches(r"\nPARALLEL = -n (\d+) --dist loadfile", ROOT / "Makefile")
+    number = {"4": "four", "5": "five", "6": "six"}[processes]
     assert f"runs {number} files in parallel, in {number} processes" in (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 
 

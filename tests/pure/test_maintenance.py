@@ -16,21 +16,13 @@ from taskherd.store.engine import DataError
 from taskherd.store.parked_reports import ParkedReport
 from taskherd.worker import maintenance as maintenance_module
 from taskherd.worker.context import Retention
-from taskherd.worker.maintenance import (
-    EVERY,
-    EXPIRE_TIME,
-    MAX_ERASED,
-    MAX_ROUNDS,
-    PARTITIONS_RETRY,
-    PRUNE_TOTALS_EVERY,
-    SETTLED_AFTER,
-    Maintenance,
-)
+from taskherd.worker.maintenance import EVERY, MAX_ROUNDS, PRUNE_TOTALS_EVERY, SETTLED_AFTER, Maintenance
 from taskherd.worker.timer_checks import TimerChecks
 from tests.harness.contexts import partial_context
 from tests.harness.histories import NOON
 
 HOUR = timedelta(hours=1)
+EXPIRE_TIME, PARTITIONS_RETRY, MAX_ERASED = 2.0, 300.0, 100
 RETENTION = Retention(HOUR, 0, HOUR, HOUR, HOUR, HOUR, HOUR)
 
 
@@ -203,6 +195,14 @@ async def test_a_partition_that_is_locked_is_dropped_minutes_later() -> None:
     await maintenance.run_at(0, EVERY, PARTITIONS_RETRY - 0.01, PARTITIONS_RETRY + EVERY)
     assert maintenance.created == maintenance.dropped == [0, PARTITIONS_RETRY + EVERY]
     assert maintenance.counted == [0, EVERY, PARTITIONS_RETRY - 0.01, PARTITIONS_RETRY + EVERY]
+
+
+async def test_a_partition_that_was_locked_is_tried_again_after_five_minutes() -> None:
+    """Not a moment later."""
+    maintenance = RecordingMaintenance()
+    maintenance.locked = True
+    await maintenance.run_at(0, PARTITIONS_RETRY - EVERY, PARTITIONS_RETRY)
+    assert maintenance.dropped == [0, PARTITIONS_RETRY]
 
 
 async def test_rows_are_deleted_again_an_hour_after_a_jump() -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from taskherd.worker.pacing import AVERAGED_OVER, ENOUGH, MAX_RATE, MAX_WAIT, WAITS_FROM, WAITS_LONGEST_FROM, Pace
-
-BETWEEN = (WAITS_FROM + WAITS_LONGEST_FROM) / 2
+from taskherd.worker.pacing import Pace
 
 
 class Stream:
@@ -28,7 +28,7 @@ def test_nothing_waits_at_first() -> None:
     """The first batch of a worker does not wait, however many deliveries it has to expect."""
     stream = Stream()
     assert stream.pace.wait(0) == 0
-    stream.pace.note(int(WAITS_FROM * AVERAGED_OVER))
+    stream.pace.note(600)
     assert stream.pace.wait(0) == 0, "nothing came before the first batch"
     stream.pace.note(1)
     assert stream.pace.wait(0) > 0
@@ -39,10 +39,10 @@ def test_nothing_waits_at_first() -> None:
     [
         (100, 0),
         (500, 0),
-        (BETWEEN, pytest.approx(MAX_WAIT / 2, rel=0.35)),
-        (WAITS_LONGEST_FROM, pytest.approx(MAX_WAIT, rel=0.15)),
-        (2_000, pytest.approx(ENOUGH / 2_000, rel=0.15)),
-        (20_000, ENOUGH / MAX_RATE),
+        (750, pytest.approx(0.1, rel=0.35)),
+        (900, pytest.approx(0.2, rel=0.15)),
+        (2_000, pytest.approx(200 / 2_000, rel=0.15)),
+        (20_000, 200 / 3_600),
     ],
 )
 @pytest.mark.parametrize("every", [0.01, 0.04, 0.1])
@@ -50,14 +50,14 @@ def test_batches_wait_until_they_are_to_have_enough(rate: float, wait: float, ev
     """Whatever the size of batches is, they wait by the rate: not at all at first, never longer than is allowed."""
     measured = Stream().run(rate, 10, every)
     assert measured == wait
-    assert measured <= MAX_WAIT
+    assert measured <= 0.2
 
 
 def test_what_is_there_already_shortens_the_wait() -> None:
     """A batch waits for what is missing, at the rate at which it comes."""
-    half = Stream().run(2_000, 10, buffered=ENOUGH // 2)
+    half = Stream().run(2_000, 10, buffered=100)
     assert half == pytest.approx(Stream().run(2_000, 10) / 2)
-    assert Stream().run(2_000, 10, buffered=ENOUGH) == Stream().run(2_000, 10, buffered=2 * ENOUGH) == 0
+    assert Stream().run(2_000, 10, buffered=200) == Stream().run(2_000, 10, buffered=400) == 0
 
 
 def test_a_burst_is_forgotten() -> None:
@@ -72,5 +72,34 @@ def test_a_single_large_batch_is_no_rate_for_long() -> None:
     """A backlog that was taken at once makes only the batches of the next second wait."""
     stream = Stream()
     stream.pace.note(1_000)
-    assert stream.pace.wait(0) == MAX_WAIT
+    assert stream.pace.wait(0) == 0.2
     assert stream.run(100, 2) == 0
+
+
+@pytest.mark.parametrize(
+    ("rate", "buffered", "wait"),
+    [
+        (600, 0, 0),
+        (750, 0, 0.1),
+        (900, 0, 0.2),
+        (1_000, 0, 0.2),
+        (2_000, 100, 0.05),
+        (2_000, 199, 0.0005),
+        (5_000, 0, 1 / 18),
+    ],
+)
+def test_how_long_a_batch_waits_at_a_rate(rate: int, buffered: int, wait: float) -> None:
+    """A part of the wait from 600 deliveries a second on, and all of it from 900 on, until there are to be 200."""
+    stream = Stream()
+    stream.pace.note(rate)
+    assert stream.pace.wait(buffered) == pytest.approx(wait, rel=1e-9)
+
+
+def test_a_delivery_loses_most_of_its_weight_in_a_second() -> None:
+    """As much of what is left in each further one."""
+    stream = Stream()
+    stream.pace.note(2_000)
+    for decayed in (2_000 / math.e, 2_000 / math.e**2):
+        stream.time += 1
+        expected = min(1.0, max(0.0, decayed - 600) / 300) * min(0.2, 200 / decayed)
+        assert stream.pace.wait(0) == pytest.approx(expected, rel=1e-9)

@@ -14,6 +14,7 @@ import pytest
 
 from taskherd import retry
 from taskherd.broker.publisher import Unconfirmed
+from taskherd.domain.value import replace
 from taskherd.errors import Retry, Unavailable
 from taskherd.messages.events import ChangeEvent, EventKind
 from taskherd.observability.metrics import Metrics
@@ -22,10 +23,13 @@ from taskherd.store.outbox import OutboxEvent
 from taskherd.worker import relay, work_requests
 from taskherd.worker.batch import CommittedChange
 from taskherd.worker.context import WorkerContext
-from taskherd.worker.relay import MAX_EVENTS_PER_ROUND, MAX_PUBLISHING, Relay
+from taskherd.worker.relay import ConfirmedEvent, Relay
 from tests.harness.contexts import Waits, partial_context
 from tests.harness.histories import NOON
 from tests.harness.tasks import make_task
+
+MAX_EVENTS_PER_ROUND, MAX_PUBLISHING = 1_000, 4
+MOMENT = 60.0
 
 
 def changes(first: int, last: int) -> list[CommittedChange]:
@@ -35,9 +39,13 @@ def changes(first: int, last: int) -> list[CommittedChange]:
     ]
 
 
-def numbers(events: Sequence[ChangeEvent]) -> list[int]:
+def numbers(events: Sequence[ChangeEvent] | Sequence[ConfirmedEvent]) -> list[int]:
     """Return the numbers of the tasks of events."""
     return [event.task_id.int for event in events]
+
+
+OUTBOX_EVENT = relay._outbox_event(changes(0, 1)[0])
+CONFIRMED = ConfirmedEvent(OUTBOX_EVENT.task_id, OUTBOX_EVENT.version, NOON)
 
 
 class Outside:
@@ -50,6 +58,9 @@ class Outside:
         self.unreadable: list[Exception] = []
         self.unconfirmed: list[Unavailable] = []
         self.unmarked: list[Exception] = []
+        self.waiting: set[int] = set()
+        """The tasks of which another worker has not removed an earlier event from the outbox."""
+        self.now = NOON
         self.stale: list[bool | Exception] = []
         self.published: list[list[int]] = []
         self.marked: list[list[int]] = []
@@ -59,7 +70,7 @@ class Outside:
         self.told_unconfirmed: list[str] = []
         self.waits = Waits()
         context = partial_context(
-            metrics=Metrics(), tracing=Tracing(), stopping=asyncio.Event(), now=lambda: NOON,
+            metrics=Metrics(), tracing=Tracing(), stopping=asyncio.Event(), now=lambda: self.now,
             on_error=self.told.append, on_unconfirmed=self.told_unconfirmed.append,
         )  # fmt: skip
         self.relay = Relay(context, every=600)
@@ -90,12 +101,12 @@ class Outside:
         error = self.unconfirmed.pop(0) if self.unconfirmed else None
         return list(events if error is None else events[:-1]), error
 
-    async def mark_published(self, _: WorkerContext, events: Sequence[ChangeEvent]) -> int:
-        """Remove events from the outbox."""
+    async def mark_published(self, _: WorkerContext, events: Sequence[ConfirmedEvent]) -> list[ConfirmedEvent]:
+        """Remove events from the outbox, but for those that wait for others."""
         if self.unmarked:
             raise self.unmarked.pop(0)
         self.marked.append(numbers(events))
-        return len(events)
+        return [event for event in events if event.task_id.int in self.waiting]
 
     async def republish_stale(self, _: WorkerContext, limit: int) -> bool:
         """Publish what is in the outbox."""
@@ -300,3 +311,123 @@ async def test_work_requests_are_sent_beside_the_changes(outside: Outside, monke
     await asyncio.wait_for(looked.wait(), 20)
     await finish(outside, running)
     assert (sent, outside.published) == ([request], [[0]])
+
+
+async def test_how_much_waits_in_memory(outside: Outside) -> None:
+    """20,000 changes, or 32 MiB of them, and one more if they are a byte less."""
+    [change] = changes(0, 1)
+    outside.relay.offer([change] * 20_001, has_due_requests=False)
+    await finish(outside)
+    assert sum(map(len, outside.published)) == 20_000
+
+
+@pytest.mark.parametrize(("size", "kept"), [(1024 * 1024, 32), (1024 * 1024 - 1, 33)])
+async def test_how_many_bytes_wait_in_memory(outside: Outside, size: int, kept: int) -> None:
+    """Of documents and prompts."""
+    [change] = changes(0, 1)
+    document = "x" * (size - len(change.task.prompt))
+    outside.relay.offer([replace(change, core_document=document)] * 40, has_due_requests=False)
+    await finish(outside)
+    assert sum(map(len, outside.published)) == kept
+
+
+async def test_how_much_one_statement_removes_from_the_outbox(outside: Outside) -> None:
+    """More might take longer than a statement may."""
+    outside.relay._confirmed = [CONFIRMED] * 4_001
+    await outside.relay._mark_once()
+    assert [len(part) for part in outside.marked] == [4_000, 1]
+
+
+async def test_an_event_that_waits_for_an_earlier_one_of_its_task_is_tried_again(outside: Outside) -> None:
+    """With the next events, until the other worker has removed that one."""
+    outside.waiting = {1}
+    running = asyncio.create_task(outside.relay.run())
+    outside.relay.offer(changes(0, 3), has_due_requests=False)
+    await until(lambda: len(outside.marked) == 3)
+    outside.relay.offer(changes(3, 4), has_due_requests=False)
+    await until(lambda: outside.marked[-1] != [1])
+    outside.waiting.clear()
+    await until(lambda: not outside.relay._confirmed)
+    await finish(outside, running)
+    assert outside.marked[:3] == [[0, 1, 2], [1], [1]]
+    assert (sorted(outside.marked[-1]), outside.published) in [([1], [[0, 1, 2], [3]]), ([1, 3], [[0, 1, 2], [3]])]
+    assert sum(3 in each for each in outside.marked) == 1
+
+
+async def test_what_waits_for_longer_than_three_seconds_is_left_to_the_outbox(outside: Outside) -> None:
+    """It is published from there after the event that it waits for; so is what waits when the worker stops."""
+    outside.waiting = {1}
+    outside.now = NOON + relay.STALE_AFTER
+    running = asyncio.create_task(outside.relay.run())
+    outside.relay.offer(changes(1, 2), has_due_requests=False)
+    await until(lambda: outside.marked)
+    outside.now = NOON
+    outside.relay.offer(changes(2, 3), has_due_requests=False)
+    await until(lambda: len(outside.marked) == 2)
+    outside.relay.offer(changes(1, 2), has_due_requests=False)
+    await until(lambda: len(outside.marked) == 4)
+    await finish(outside, running)
+    assert outside.marked[:4] == [[1], [2], [1], [1]]
+    assert outside.waiting == {1}
+
+
+async def test_how_many_events_wait_for_earlier_ones(outside: Outside) -> None:
+    """At most 20,000 are remembered."""
+    outside.waiting = {0}
+    outside.relay._confirmed = [CONFIRMED] * 20_001
+    await outside.relay._mark_once()
+    assert len(outside.relay._confirmed) == 20_000
+
+
+async def test_what_is_confirmed_while_the_last_events_are_removed_is_removed_too(
+    outside: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The relay does not end before that, although nothing is left to publish."""
+    removing, removed = asyncio.Event(), asyncio.Event()
+
+    async def mark_published(context: WorkerContext, events: Sequence[ConfirmedEvent]) -> list[ConfirmedEvent]:
+        removing.set()
+        await removed.wait()
+        return await outside.mark_published(context, events)
+
+    monkeypatch.setattr(relay, "mark_published", mark_published)
+    running = asyncio.create_task(outside.relay.run())
+    outside.relay.offer(changes(0, 1), has_due_requests=False)
+    await asyncio.wait_for(removing.wait(), 20)
+    outside.relay.offer(changes(1, 2), has_due_requests=False)
+    await until(lambda: len(outside.published) == 2)
+    asyncio.get_running_loop().call_later(0.05, removed.set)
+    await finish(outside, running)
+    assert outside.marked == [[0], [1]]
+
+
+async def test_what_is_confirmed_in_a_moment_leaves_the_outbox_together(
+    outside: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which saves commits."""
+    passed, sleep = asyncio.Event(), asyncio.sleep
+
+    async def sleep_for(seconds: float) -> None:
+        await (passed.wait() if seconds == MOMENT else sleep(seconds))
+
+    monkeypatch.setattr(relay, "MARK_AFTER", MOMENT)
+    monkeypatch.setattr(asyncio, "sleep", sleep_for)
+    running = asyncio.create_task(outside.relay.run())
+    for number in range(2):
+        outside.relay.offer(changes(number, number + 1), has_due_requests=False)
+        await until(lambda: len(outside.published) > number)  # noqa: B023 - waits for this one
+    assert outside.marked == []
+    passed.set()
+    await until(lambda: outside.marked)
+    await finish(outside, running)
+    assert outside.marked == [[0, 1]]
+
+
+async def test_a_worker_that_stops_does_not_wait_for_more_confirms(
+    outside: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is confirmed leaves the outbox at once."""
+    monkeypatch.setattr(relay, "MARK_AFTER", 3_600)
+    outside.relay.offer(changes(0, 1), has_due_requests=False)
+    await finish(outside)
+    assert outside.marked == [[0]]

@@ -24,8 +24,14 @@ class Connection:
     def __init__(self, name: str) -> None:
         self.name = name
 
+        self.checks = 0
+        self.answers = asyncio.Event()
+        self.answers.set()
+
     async def drop_if_hung(self) -> None:
-        """Find that it answers."""
+        """Find that it answers, once it does."""
+        self.checks += 1
+        await self.answers.wait()
 
 
 class Path:
@@ -79,9 +85,13 @@ class Calls:
 
     def __init__(self) -> None:
         self.first, self.second = Path(), Path()
-        clients = [(Connection("first"), self.first), (Connection("second"), self.second)]
+        self.connections = [Connection("first"), Connection("second")]
+        self.counts: list[int] = []
+        clients = [*zip(self.connections, (self.first, self.second), strict=True)]
         self.client = RepeatingClient(
-            cast("list[tuple[SupervisedConnection, CommandClient]]", clients), timeout=2 * WITHIN
+            cast("list[tuple[SupervisedConnection, CommandClient]]", clients),
+            timeout=2 * WITHIN,
+            on_waiting=self.counts.append,
         )
 
     def start(self, count: int, prefix: str = "") -> list[asyncio.Task[Reply]]:
@@ -142,6 +152,91 @@ async def test_a_call_waits_for_its_turn_until_its_deadline(calls: Calls) -> Non
     assert b"late" not in calls.second.seen
     calls.second.open.set()
     await answered([*tasks, *calls.start(MAX_REPEATING, "again ")])
+    await calls.client.close()
+
+
+async def test_the_calls_that_wait_are_counted(calls: Calls) -> None:
+    """Also one that fails."""
+    calls.first.open.set()
+    await answered(calls.start(2))
+    assert calls.counts == [1, 2, 1, 0]
+    calls.first.open.clear()
+    calls.counts.clear()
+    with pytest.raises(Unavailable):
+        await calls.client.call("type", b"late", deadline=asyncio.get_running_loop().time() + 0.01)
+    assert calls.counts == [1, 0]
+    await calls.client.close()
+
+
+async def test_a_connection_is_checked_once_while_no_reply_comes(calls: Calls) -> None:
+    """By one call at a time; the reply to a message that was sent again says so, and the connections take turns."""
+    for connection in calls.connections:
+        connection.answers.clear()
+    tasks = calls.start(2)
+    await calls.second.until_seen(2)
+    async with asyncio.timeout(WITHIN):
+        while [connection.checks for connection in calls.connections] != [1, 1]:  # noqa: ASYNC110 - nobody notifies
+            await asyncio.sleep(0.001)
+        while calls.first.waiting.count(b"0") < 2:  # noqa: ASYNC110 - nobody notifies
+            await asyncio.sleep(0.001)
+    calls.second.open.set()
+    assert [reply.sent_again for reply in await asyncio.gather(*tasks)] == [True, True]
+    assert [connection.checks for connection in calls.connections] == [1, 1]
+    for connection in calls.connections:
+        connection.answers.set()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    calls.second.open.clear()
+    tasks = calls.start(1, "later ")
+    await calls.second.until_seen(3)
+    assert calls.connections[0].checks == 2
+    calls.first.open.set()
+    await answered(tasks)
+    await calls.client.close()
+
+
+async def test_an_unanswered_check_ends_with_the_client(calls: Calls) -> None:
+    """Nobody else would end it."""
+    calls.connections[0].answers.clear()
+    tasks = calls.start(1)
+    await calls.second.until_seen(1)
+    calls.second.open.set()
+    await answered(tasks)
+    (check,) = calls.client._checks.values()
+    await calls.client.close()
+    assert check.cancelled()
+    assert calls.client._checks == {}
+
+
+async def test_no_attempt_is_made_shortly_before_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reply would come too late."""
+    monkeypatch.setattr(repeating_client, "REPEAT_AFTER", 0.2)
+    for left, attempts in ((0.29, 1), (600, 2)):
+        calls = Calls()
+        calling = asyncio.create_task(
+            calls.client.call("type", b"?", deadline=asyncio.get_running_loop().time() + left)
+        )
+        if attempts == 1:
+            with pytest.raises(Unavailable):
+                await calling
+        else:
+            await calls.second.until_seen(1)
+            calls.first.open.set()
+            await calling
+        assert len(calls.first.seen) + len(calls.second.seen) == attempts
+        await calls.client.close()
+
+
+async def test_an_error_of_an_attempt_ends_the_call_if_it_is_a_bug(calls: Calls) -> None:
+    """An outage does not; when all attempts have failed, the call has."""
+    for error, kind in ((ValueError("bug"), ValueError), (Unavailable("reset"), Unavailable)):
+
+        async def fail(*_: Any, error: Exception = error, **__: Any) -> Reply:
+            raise error
+
+        calls.first.call = fail  # type: ignore[method-assign]
+        with pytest.raises(kind, match=str(error)):
+            await calls.client.call("type", b"?")
     await calls.client.close()
 
 

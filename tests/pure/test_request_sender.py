@@ -17,11 +17,11 @@ from taskherd.store.work_request_details import WorkRequestDetails
 from taskherd.store.work_requests import WorkRequestRow
 from taskherd.worker import request_sender, work_requests
 from taskherd.worker.context import WorkerContext
-from taskherd.worker.request_sender import MAX_SENDING, RequestSender
+from taskherd.worker.request_sender import RequestSender
 from tests.harness.contexts import Waits, partial_context
 from tests.harness.histories import NOON
 
-MAX_REQUESTS = 3
+MAX_REQUESTS, MAX_SENDING = 3, 4
 ROW = WorkRequestRow(UUID(int=1), UUID(int=2), 1, "workspace.stop", None, "r1", 1, NOON, NOON, NOON)
 DETAILS = WorkRequestDetails(ROW.task_id, "name", UUID(int=3), "alice", UUID(int=4), "prompt", {}, None, None, None)
 Started = tuple[WorkRequestRow, WorkRequestDetails]
@@ -163,3 +163,22 @@ async def test_a_failure_to_send_due_requests_is_told_and_tried_again(sending: S
     await finish(running, sending)
     assert sending.told == ["the database restarts", "too many conflicts", "again"]
     assert sending.waits.after == [1, 2, 1]
+
+
+async def test_how_much_waits_in_memory(sending: Sending) -> None:
+    """20,000 requests, or 32 MiB of prompts, and one more if they are a byte less."""
+    (row, details) = started(1)[0]
+    sending.sender.send([(row, details)] * 20_001)
+    running = asyncio.create_task(sending.sender.run())
+    await finish(running, sending)
+    assert sum(map(len, sending.batches)) == 20_000
+
+
+@pytest.mark.parametrize(("size", "kept"), [(1024 * 1024, 32), (1024 * 1024 - 1, 33)])
+async def test_how_many_bytes_wait_in_memory(sending: Sending, size: int, kept: int) -> None:
+    """Of prompts."""
+    (row, details) = started(1)[0]
+    sending.sender.send([(row, replace(details, prompt="x" * size))] * 40)
+    running = asyncio.create_task(sending.sender.run())
+    await finish(running, sending)
+    assert sum(map(len, sending.batches)) == kept

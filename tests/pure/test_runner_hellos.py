@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from functools import partial
 
 from taskherd.messages.claims import RunnerHello
 from taskherd.store.runners import WorkTargets
 from taskherd.worker import work_queues
-from taskherd.worker.work_queues import MAX_POOLS, MAX_RUNNERS, MAX_RUNNERS_OF_SENDER, NAME_KEPT_FOR
 from tests.harness.histories import NOON
 
 hello_refusal = partial(work_queues.hello_refusal, now=NOON)
+MAX_RUNNERS, MAX_RUNNERS_OF_SENDER, MAX_POOLS = 1_000, 500, 100
+NAME_KEPT_FOR = timedelta(minutes=5)
 NO_TARGETS = WorkTargets(frozenset(), {}, {})
 
 
@@ -67,7 +69,9 @@ def test_a_runner_keeps_its_name_from_other_pools_while_it_is_there_and_a_while_
         targets = WorkTargets(frozenset(), {}, {"hello-1": "gpu"}, {"hello-1": NOON - age})
         assert bool(hello_refusal(targets, stolen)) == is_refused
         assert hello_refusal(targets, RunnerHello("hello-1", "gpu")) is None
-        assert "of pool gpu is there" in (hello_refusal(targets, stolen, in_use={"hello-1"}) or "")
+        assert "of pool gpu is there, or was within 5 minutes" in (
+            hello_refusal(targets, stolen, in_use={"hello-1"}) or ""
+        )
         listed = WorkTargets(frozenset(), {"hello-1": "linux"}, targets.said_hello, targets.heard_at)
         assert hello_refusal(listed, stolen, in_use={"hello-1"}) is None
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from rich.cells import cell_len
@@ -69,18 +71,107 @@ def test_a_pipe_gets_whole_texts_without_colors(
 
 
 @pytest.mark.parametrize(
-    ("env", "is_colored"),
-    [({"TERM": "xterm"}, True), ({"TERM": "dumb"}, False), ({"TERM": "xterm", "NO_COLOR": "1"}, False)],
+    ("env", "is_terminal", "is_colored"),
+    [
+        ({"TERM": "xterm"}, True, True),
+        ({"TERM": "xterm"}, False, False),
+        ({"TERM": "dumb"}, True, False),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, True, False),
+    ],
 )
 def test_colors_are_for_terminals_that_show_them(
-    monkeypatch: pytest.MonkeyPatch, env: dict[str, str], *, is_colored: bool
+    monkeypatch: pytest.MonkeyPatch, env: dict[str, str], *, is_terminal: bool, is_colored: bool
 ) -> None:
-    """``NO_COLOR`` and ``TERM=dumb`` turn colors off."""
+    """A pipe gets none; ``NO_COLOR`` and ``TERM=dumb`` turn them off."""
     monkeypatch.delenv("NO_COLOR", raising=False)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
     assert ("\x1b" in tables.colored("active", "green")) is is_colored
+
+
+def task_document(name: str, status: str, state: str, message: str, **fields: Any) -> dict[str, Any]:
+    """Return what a list shows of a task of alice that was made three days ago and updated five minutes ago."""
+    now = datetime.now(UTC)
+    return {
+        "owner_name": "alice",
+        "name": name,
+        "status": status,
+        "template_name": "claude",
+        "created_at": (now - timedelta(days=3)).isoformat(),
+        "updated_at": (now - timedelta(minutes=5)).isoformat(),
+        "workspace_agent_health": None,
+        "current_state": {"state": state, "message": message},
+        **fields,
+    }
+
+
+STATES = {
+    ("active", "working"): ("\x1b[32mactive\x1b[0m", "\x1b[32mworking\x1b[0m"),
+    ("active", "idle"): ("\x1b[32mactive\x1b[0m", "\x1b[36midle\x1b[0m"),
+    ("paused", "complete"): ("\x1b[34mpaused\x1b[0m", "\x1b[32mcomplete\x1b[0m"),
+    ("error", "failed"): ("\x1b[31merror\x1b[0m", "\x1b[31mfailed\x1b[0m"),
+    ("initializing", "later"): ("\x1b[33minitializing\x1b[0m", "later"),
+}
+"""Statuses and states of tasks, and how a terminal gets them: green, cyan, blue, red, yellow, or without a color."""
+
+
+def test_states_of_tasks_are_colored_on_a_terminal_and_columns_are_aligned(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only statuses, states and headings have a style, which has no width: the rest is the table without colors."""
+    documents = [task_document(f"t{at}", *each, "error") for at, each in enumerate(STATES)]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    task_output.tasks(documents)
+    plain = capsys.readouterr().out
+    monkeypatch.delenv("NO_COLOR")
+    task_output.tasks(documents)
+    styled = capsys.readouterr().out
+    assert re.sub(r"\x1b\[\d+m", "", styled) == plain
+    headings, *rows = styled.splitlines()
+    assert headings.startswith("\x1b[1mTASK\x1b[0m")
+    assert [tuple(row.split()[1:3]) for row in rows] == list(STATES.values())
+    assert not any("\x1b" in word for row in rows for word in row.split()[3:])
+    assert len({line.index("  claude") for line in plain.splitlines()[1:]}) == 1
+
+
+@pytest.mark.parametrize(
+    ("stem", "headings", "labels"),
+    [
+        ("login", "TASK STATUS STATE UPDATED MESSAGE", {}),
+        ("login", "TASK STATUS STATE UPDATED LABELS", {"repository": "acme/application", "team": "blue"}),
+        ("n" * 30, "TASK STATUS STATE", {}),
+    ],
+    ids=["message", "labels", "long names"],
+)
+def test_a_list_of_tasks_can_be_read_at_60_columns(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    stem: str,
+    headings: str,
+    labels: dict[str, str],
+) -> None:
+    """Messages and labels are cut, and columns left out for which there is no room; names and states are complete."""
+    monkeypatch.setenv("COLUMNS", "60")
+    texts = {
+        "MESSAGE": "Running the tests of everything that there is",
+        "LABELS": "repository=acme/application, team=blue",
+    }
+    working = task_document(f"{stem}-1", "active", "working", texts["MESSAGE"], labels=labels)
+    paused = task_document(f"{stem}-2", "paused", "idle", "Waiting for what people say about the tests")
+    task_output.tasks([working, paused])
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert max(map(cell_len, (first, second, third))) <= 60
+    assert first.split() == headings.split()
+    assert second.split()[:3] == [f"alice/{stem}-1", "active", "working"]
+    assert third.split()[:3] == [f"alice/{stem}-2", "paused", "idle"]
+    last = headings.rsplit(maxsplit=1)[-1]
+    if last in texts:
+        cell = second[first.index(last) :]
+        assert (cell[-1], texts[last].startswith(cell[:-1]), len(cell) >= 15) == ("…", True, True)
 
 
 def test_fields_continue_below_their_beginning(
@@ -112,23 +203,13 @@ def test_a_list_shows_the_last_words_of_an_agent_that_failed(
 ) -> None:
     """Its last line, instead of a message that repeats how it ended; a message that says what it did is kept."""
     monkeypatch.setenv("COLUMNS", "200")
-    now = "2026-11-26T12:00:00Z"
-    agent_exit = {"why": "exited", "status": 3, "signal": None, "words": "Reading\nquota exceeded", "at": now}
-    document = {
-        "owner_name": "alice",
-        "name": "login",
-        "status": "error",
-        "template_name": "mine",
-        "created_at": now,
-        "updated_at": now,
-        "workspace_agent_health": None,
-        "agent_exit": agent_exit,
-    }
+    words, at = "Reading\nquota exceeded", "2026-11-26T12:00:00Z"
+    agent_exit = {"why": "exited", "status": 3, "signal": None, "words": words, "at": at}
     for state, message, expected in (
         ("failed", "The agent ended with exit status 3.", "agent exited with status 3; quota exceeded"),
         ("working", "Running the tests", "agent exited with status 3; Running the tests"),
     ):
-        task_output.tasks([{**document, "current_state": {"state": state, "message": message}}])
+        task_output.tasks([task_document("login", "error", state, message, agent_exit=agent_exit)])
         assert capsys.readouterr().out.splitlines()[1].endswith(f"  {expected}")
 
 

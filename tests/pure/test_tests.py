@@ -1,8 +1,12 @@
-"""Every test can fail: the mechanical ways to write one that cannot are forbidden, with a list of exceptions."""
+"""Every test can fail: the mechanical ways to write one that cannot are forbidden, with a list of exceptions.
+
+One of these ways is to give several tasks the same text: such a test passes when one is taken for another.
+"""
 
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,12 +14,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 TESTS = Path(__file__).parents[1]
 
 CHECKING_PREFIXES = ("until", "eventually", "check", "verify", "expect", "assert")
 """How the names of functions begin that fail a test themselves; anything else that a test calls only does something."""
+
+CREATING = frozenset({"create", "active", "make_create", "task", "acp_task", "working"})
+"""The names of the functions that create a task with the text in ``input`` or ``prompt``."""
 
 ANY_ERROR = frozenset({"Exception", "BaseException"})
 HIDING_NOQA = ("B017", "PT011", "PT012", "PT017", "F631", "B015", "B018")
@@ -38,6 +45,14 @@ ALLOWED: dict[str, dict[str, str]] = {
     "early return": {
         "test_scenario": "records the scenario instead, if a variable asks for it; `make test` does not set it",
     },
+    "tasks with the same text": dict.fromkeys(
+        (
+            "test_the_users_that_tasks_can_be_created_for",
+            "test_an_invalid_create_is_rejected",
+            "test_an_idempotency_key_creates_one_task",
+        ),
+        "the creates that are repeated are refused",
+    ),
 }
 """Tests that break a rule, with the reason why they can fail all the same."""
 
@@ -130,8 +145,62 @@ def _is_checked(statement: ast.stmt) -> bool:
             return any(map(is_check, [statement, *body_of(statement)]))
 
 
-def problems_of(test: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
-    """Return the kinds of problems of a test."""
+def text_of(node: ast.AST) -> str:
+    """Return the constant text of the task that a call, or a request with these fields, creates, "" without one."""
+    fields: dict[object, ast.expr] = {}
+    match node:
+        case ast.Call():
+            fields = {each.arg: each.value for each in node.keywords}
+        case ast.Dict():
+            pairs = zip(node.keys, node.values, strict=True)
+            fields = {key.value: value for key, value in pairs if isinstance(key, ast.Constant)}
+        case _:
+            pass
+    text = fields.get("input") or fields.get("prompt")
+    creates = "template_version_id" in fields or called_name(node) in CREATING
+    return str(text.value) if creates and isinstance(text, ast.Constant) else ""
+
+
+def texts_by_name(nodes: Iterable[ast.AST]) -> dict[str, str]:
+    """Return the texts of tasks in the requests to which these nodes give names, by name."""
+    found = {}
+    for node in nodes:
+        match node:
+            case (
+                ast.Assign(targets=[ast.Name(id=name)], value=ast.Dict() as request)
+                | ast.AnnAssign(target=ast.Name(id=name), value=ast.Dict() as request)
+            ):
+                found[name] = text_of(request)
+            case _:
+                pass
+    return found
+
+
+def parts_repeated_by(node: ast.AST) -> list[ast.AST]:
+    """Return the nodes that a loop or a comprehension carries out again and again."""
+    match node:
+        case ast.For() | ast.AsyncFor() | ast.While():
+            return list(node.body)
+        case ast.ListComp(elt=part) | ast.SetComp(elt=part) | ast.GeneratorExp(elt=part) | ast.DictComp(value=part):
+            return [part]
+        case _:
+            return []
+
+
+def tasks_share_a_text(test: ast.AST, shared: Mapping[str, str]) -> bool:
+    """Return whether a test creates a task in a loop with a constant text, or two tasks with the same.
+
+    ``shared`` are the texts of tasks in the requests of its module, by name.
+    """
+    names = {**shared, **texts_by_name(ast.walk(test))}
+    repeated = (each for node in ast.walk(test) for part in parts_repeated_by(node) for each in ast.walk(part))
+    in_loops = any(text_of(each) or names.get(getattr(each, "id", "")) for each in repeated)
+    counts = Counter(filter(None, map(text_of, ast.walk(test))))
+    return in_loops or any(count > 1 for count in counts.values())
+
+
+def problems_of(test: ast.FunctionDef | ast.AsyncFunctionDef, shared: Mapping[str, str]) -> set[str]:
+    """Return the kinds of problems of a test; ``shared`` are the texts of tasks in the requests of its module."""
     nodes = list(body_of(test))
     found = {problem for node in ast.walk(test) if (problem := problem_of(node))}
     if not any(map(is_check, nodes)):
@@ -140,6 +209,8 @@ def problems_of(test: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
         found.add("checks only in a branch")
     if any(isinstance(node, ast.Return) for node in nodes):
         found.add("early return")
+    if tasks_share_a_text(test, shared):
+        found.add("tasks with the same text")
     return found
 
 
@@ -185,23 +256,44 @@ def sources() -> dict[str, str]:
     return {str(path.relative_to(TESTS)): path.read_text(encoding="utf-8") for path in sorted(TESTS.rglob("*.py"))}
 
 
-def functions_of(source: str) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+parsed = cache(ast.parse)
+"""Returns the syntax tree of a source."""
+
+
+def functions_of(module: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
     """Return the test functions of a module."""
-    functions = (each for each in ast.parse(source).body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef))
+    functions = (each for each in module.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef))
     return [each for each in functions if each.name.startswith("test_")]
+
+
+def problems_in(module: ast.Module) -> list[tuple[str, set[str]]]:
+    """Return the name and the kinds of problems of each test of a module."""
+    shared = texts_by_name(module.body)
+    return [(test.name, problems_of(test, shared)) for test in functions_of(module)]
 
 
 def test_every_test_can_fail() -> None:
     """No test breaks a rule, except for those that ``ALLOWED`` names, and each of those does."""
     found: dict[str, set[str]] = {kind: set() for kind in ALLOWED}
-    tests = [test for source in sources().values() for test in functions_of(source)]
+    tests = [test for source in sources().values() for test in problems_in(parsed(source))]
     assert len(tests) > 800
-    for test in tests:
-        for kind in problems_of(test):
-            found.setdefault(kind, set()).add(test.name)
+    for name, problems in tests:
+        for kind in problems:
+            found.setdefault(kind, set()).add(name)
     assert {kind: names for kind, names in found.items() if names} == {
         kind: set(reasons) for kind, reasons in ALLOWED.items() if reasons
     }
+
+
+def test_no_helper_accepts_any_error() -> None:
+    """What a test leaves to a function that it calls expects a certain error, too."""
+    lax = [
+        f"{path}:{node.lineno}"
+        for path, source in sources().items()
+        for node in ast.walk(parsed(source))
+        if isinstance(node, ast.Call) and problem_of(node) == "any error will do"
+    ]
+    assert lax == []
 
 
 def test_no_rule_of_ruff_about_tests_is_switched_off() -> None:
@@ -222,13 +314,17 @@ def test_nothing_is_mocked_by_a_library() -> None:
 
 
 def _imports(source: str) -> set[str]:
-    nodes = list(ast.walk(ast.parse(source)))
+    nodes = list(ast.walk(parsed(source)))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     modules = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
     members = {
         f"{node.module}.{alias.name}" for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names
     }
     return names | modules | members
+
+
+MODULE = "BODY = {'template_version_id': ID, 'input': 'Do that'}\n\ndef test_it():\n    "
+"""A module up to the body of its only test."""
 
 
 @pytest.mark.parametrize(
@@ -258,12 +354,20 @@ def _imports(source: str) -> set[str]:
         ),
         ("with suppress(AssertionError):\n        assert do()", "failures are suppressed"),
         ("try:\n        assert do()\n    except Exception:\n        pass", "failures are suppressed"),
+        ("create(input='Do it')\n    assert active(input='Do it')", "tasks with the same text"),
+        ("for _ in range(3):\n        assert create(input='Do it')", "tasks with the same text"),
+        ("assert all(create(input='Do it') for _ in range(3))", "tasks with the same text"),
+        (
+            "body = {'template_version_id': ID, 'input': 'Do it'}\n    for _ in do():\n        assert post(body)",
+            "tasks with the same text",
+        ),
+        ("assert [post(BODY) for _ in range(3)] == them", "tasks with the same text"),
     ],
 )
 def test_each_rule_finds_what_it_forbids(body: str, problem: str) -> None:
     """A test that breaks a rule is found, and with the problem's name."""
-    (test,) = functions_of(f"def test_it():\n    {body}\n")
-    assert problem in problems_of(test)
+    [(_, problems)] = problems_in(ast.parse(MODULE + body))
+    assert problem in problems
 
 
 @pytest.mark.parametrize(
@@ -278,9 +382,13 @@ def test_each_rule_finds_what_it_forbids(body: str, problem: str) -> None:
         "for each in (1, 2):\n        assert each",
         "try:\n        assert do()\n    finally:\n        close()",
         "def inner():\n        return 1\n    assert run(inner)",
+        "create(input='Do it')\n    assert create(input='Do that')",
+        "for number in range(3):\n        assert create(input=f'Do it {number}')",
+        "for task in do():\n        assert send(task, input='Go on')",
+        "assert post(BODY) == post(BODY)",
     ],
 )
 def test_a_test_that_can_fail_is_no_problem(body: str) -> None:
     """What the rules allow has no problem."""
-    (test,) = functions_of(f"def test_it():\n    {body}\n")
-    assert problems_of(test) == set()
+    [(_, problems)] = problems_in(ast.parse(MODULE + body))
+    assert problems == set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from pydantic import ValidationError
 
 from taskherd.endpoints import Host
 from taskherd.settings import Settings, urls
@@ -87,6 +88,22 @@ def test_options_that_cannot_work_are_rejected_at_start(query: str, problem: str
     """What asyncpg would refuse at each attempt to connect, or what leads to servers without writes, is an error."""
     with pytest.raises(ValueError, match=re.escape(problem)):
         urls.check_database(f"postgresql://u:p@h1/db?{query}")
+
+
+def test_reads_are_served_from_one_standby() -> None:
+    """Its URL may say that it is one. Of several, one could show an older state after the other's newer one."""
+    for target in ("standby", "read-only", "any"):
+        url = f"postgresql://u:p@standby/db?target_session_attrs={target}"
+        assert Settings(database_read_url=url).database_read_url == url
+        assert urls.database_target(url) == target
+    for url, problem in (
+        ("postgresql://u:p@s1,s2/db", "there are several hosts: reads are served from one standby"),
+        ("postgresql://u:p@s1/db?host=s1,s2", "there are several hosts"),
+        ("postgresql://u:p@s1/db?target_session_attrs=primary", "(possible: standby, read-only, any)"),
+        ("postgresql://u:p@s1", "there is no database name"),
+    ):
+        with pytest.raises(ValidationError, match=re.escape(problem)):
+            Settings(database_read_url=url)
 
 
 def test_of_several_hosts_a_writable_one_is_wanted() -> None:

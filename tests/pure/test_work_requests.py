@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import chain, repeat
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -16,15 +18,21 @@ from taskherd.broker.topology import TopologyNames
 from taskherd.domain.liveness import Timeouts
 from taskherd.errors import Unavailable
 from taskherd.messages import work
+from taskherd.observability.failpoints import Failpoint
 from taskherd.observability.metrics import Metrics
+from taskherd.store import agent_requests, work_request_details
+from taskherd.store import work_requests as store
+from taskherd.store.agent_requests import StoredAnswer
 from taskherd.store.work_request_details import WorkRequestDetails
 from taskherd.store.work_requests import WorkRequestRow
+from taskherd.worker import work_requests
 from taskherd.worker.context import RequestRetryPolicy
-from taskherd.worker.work_requests import MAX_OF_TARGET, send, targets
+from taskherd.worker.work_requests import send, send_due, targets
 from tests.harness.contexts import partial_context
 from tests.harness.histories import NOON
 
 TIMEOUT = timedelta(seconds=30)
+MAX_OF_TARGET = 64
 BEFORE = TIMEOUT - timedelta(microseconds=1)
 START, STOP, DELETE = "workspace.start", "workspace.stop", "workspace.delete"
 
@@ -97,6 +105,7 @@ class Broker:
         self.groups: list[list[OutgoingMessage]] = []
         self.metrics = Metrics()
         self.told: list[str] = []
+        self.details = DETAILS
 
     async def publish_many(self, messages: Sequence[OutgoingMessage]) -> list[PublishOutcome | Unavailable]:
         """Take a group of messages."""
@@ -110,10 +119,11 @@ class Broker:
             names=TopologyNames("test"),
             metrics=self.metrics,
             on_unconfirmed=self.told.append,
+            make_agent_token=lambda task_id, number: f"token of {task_id.int} and {number}",
             timeouts=Timeouts(HOUR, HOUR, HOUR, HOUR, HOUR, MINUTE),
             request_retry=RequestRetryPolicy(MINUTE, MINUTE, HOUR, TIMEOUT),
         )
-        await send(context, [(each, DETAILS) for each in rows], NOON)
+        await send(context, [(each, self.details) for each in rows], NOON)
         return [message for group in self.groups for message in group]
 
     def sent(self, kind: str) -> float:
@@ -134,6 +144,43 @@ async def test_an_interrupt_does_not_outlive_its_timeout(age: timedelta, seconds
     interrupt = replace(row(work.AGENT_INTERRUPT, "r1", None), created_at=NOON - age, interrupt_id=UUID(int=5))
     first, second = await Broker(confirm).send(interrupt, row(STOP, "r1", None))
     assert (first.expiration, second.expiration) == (seconds, HOUR.total_seconds())
+
+
+@pytest.mark.parametrize(
+    ("sent_before", "seconds"),
+    [
+        (None, 3600.0),
+        (timedelta(0), 3600.0),
+        (50 * MINUTE, 600.0),
+        (HOUR - timedelta(seconds=0.5), 1.0),
+        (2 * HOUR, 1.0),
+    ],
+)
+async def test_an_input_does_not_outlive_its_time(sent_before: timedelta | None, seconds: float) -> None:
+    """It counts from the first attempt, after which the input fails: no agent gets one that was told to have failed."""
+    given = replace(row("agent.input", "r1", sent_before), input_id=UUID(int=5))
+    first, second = await Broker(confirm).send(given, row(STOP, "r1", sent_before))
+    assert (first.expiration, second.expiration) == (seconds, HOUR.total_seconds())
+
+
+async def test_a_start_brings_what_its_agent_needs() -> None:
+    """Its prompt, its preset, if there is one, and a token of the task and the build; other requests bring none."""
+    broker = Broker(confirm)
+    start = replace(row(START, None, None), build_number=3)
+    (bare,) = await broker.send(start)
+    broker.groups.clear()
+    broker.details = replace(DETAILS, preset_id=UUID(int=6), preset_name="Small", preset_parameters={"size": "s"})
+    first, stop = await broker.send(start, row(STOP, "r1", None))
+    bodies = [json.loads(message.body) for message in (bare, first, stop)]
+    assert [body.get("prompt") for body in bodies] == ["A prompt", "A prompt", None]
+    assert [body.get("agent_token") for body in bodies] == ["token of 2 and 3"] * 2 + [None]
+    preset = {"id": str(UUID(int=6)), "name": "Small", "parameters": {"size": "s"}}
+    assert [body.get("preset") for body in bodies] == [None, preset, None]
+    assert bodies[0]["build_id"] == str(work.build_id(UUID(int=2), 3))
+    broker.groups.clear()
+    broker.details = replace(broker.details, preset_name=None, preset_parameters=None)
+    (unnamed,) = await broker.send(start)
+    assert json.loads(unnamed.body)["preset"] == {"id": str(UUID(int=6)), "name": "", "parameters": {}}
 
 
 async def test_a_request_to_two_targets_has_a_message_for_each() -> None:
@@ -170,3 +217,98 @@ async def test_one_request_that_is_not_confirmed_holds_up_none_to_its_target() -
     await broker.send(*[row(STOP, "r1", None)] * (MAX_OF_TARGET + 1))
     assert [len(group) for group in broker.groups] == [MAX_OF_TARGET, 1]
     assert broker.told == ["requests to r1: late"]
+
+
+@asynccontextmanager
+async def _no_transaction(_: object) -> AsyncIterator[None]:
+    yield
+
+
+class Due:
+    """Requests that are due, of which some deliver inputs and answers, and some are of tasks that are gone."""
+
+    def __init__(self, *rows: WorkRequestRow) -> None:
+        self.rows = list(rows)
+        self.asked: list[tuple[Any, ...]] = []
+        self.gone: set[UUID] = set()
+        self.broker = Broker(confirm)
+        self.failpoints: list[Failpoint] = []
+
+    async def pick_due(
+        self, _: object, now: datetime, limit: int, *, first_delay: float, max_delay: float
+    ) -> list[WorkRequestRow]:
+        """Return the requests."""
+        self.asked.append(("due", now, limit, first_delay, max_delay))
+        return self.rows
+
+    async def read(self, _: object, task_ids: Sequence[UUID]) -> dict[UUID, WorkRequestDetails]:
+        """Return the details of those tasks that exist."""
+        return {task_id: replace(DETAILS, task_id=task_id) for task_id in task_ids if task_id not in self.gone}
+
+    async def input_contents(self, _: object, input_ids: Sequence[UUID]) -> dict[UUID, str]:
+        """Return the texts of inputs."""
+        self.asked.append(("inputs", *input_ids))
+        return {each: f"input {each.int}" for each in input_ids}
+
+    async def answers(self, _: object, keys: Sequence[tuple[UUID, UUID]]) -> dict[tuple[UUID, UUID], StoredAnswer]:
+        """Return answers."""
+        self.asked.append(("answers", *keys))
+        return {key: StoredAnswer(option_id=None, text=f"answer {key[1].int}") for key in keys if key[1].int != 404}
+
+    async def check_targets(self, _: object, requests: Sequence[Any]) -> Sequence[Any]:
+        """Check no target."""
+        return requests
+
+    async def send(self, monkeypatch: pytest.MonkeyPatch) -> int:
+        """Send what is due, and return the number."""
+        monkeypatch.setattr(store, "pick_due", self.pick_due)
+        monkeypatch.setattr(work_request_details, "read", self.read)
+        monkeypatch.setattr(work_request_details, "input_contents", self.input_contents)
+        monkeypatch.setattr(agent_requests, "answers", self.answers)
+        monkeypatch.setattr(work_requests, "transaction", _no_transaction)
+        context = partial_context(
+            engine="engine",
+            work_publisher=self.broker,
+            names=TopologyNames("test"),
+            metrics=self.broker.metrics,
+            known_runners=self,
+            failpoint=self.failpoints.append,
+            request_retry=RequestRetryPolicy(MINUTE, HOUR, HOUR, TIMEOUT),
+            timeouts=Timeouts(HOUR, HOUR, HOUR, HOUR, HOUR, MINUTE),
+        )
+        return await send_due(context, NOON)
+
+    @property
+    def bodies(self) -> list[dict[str, Any]]:
+        """What was sent."""
+        return [json.loads(message.body) for group in self.broker.groups for message in group]
+
+
+async def test_nothing_is_sent_if_nothing_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to 500 requests are looked for, with their waits."""
+    due = Due()
+    assert await due.send(monkeypatch) == 0
+    assert (due.asked, due.bodies, due.failpoints) == ([("due", NOON, 500, 60.0, 3600.0)], [], [])
+
+
+async def test_what_is_due_is_sent_with_what_it_delivers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs and answers are read if there are some; a request of a task that is gone only counts."""
+    stop = row(STOP, "r1", None)
+    due = Due(stop, replace(stop, task_id=UUID(int=9)))
+    due.gone = {UUID(int=9)}
+    assert await due.send(monkeypatch) == 2
+    assert [body["type"] for body in due.bodies] == [STOP]
+    assert due.failpoints == [Failpoint.REQUEST_SEND]
+    assert len(due.asked) == 1
+    given = replace(row("agent.input", "r1", None), input_id=UUID(int=5))
+    answered, missing = (
+        replace(row(work.AGENT_ANSWER, "r1", None), agent_request_id=UUID(int=number)) for number in (6, 404)
+    )
+    due = Due(given, answered, missing, stop)
+    assert await due.send(monkeypatch) == 4
+    assert [body.get("input", body.get("text")) for body in due.bodies] == ["input 5", "answer 6", None]
+    assert [body["request_id"] for body in due.bodies] == [str(UUID(int=number)) for number in (1, 6, 1)]
+    assert due.asked[1:] == [
+        ("inputs", UUID(int=5)), ("answers", (UUID(int=2), UUID(int=6)), (UUID(int=2), UUID(int=404)))
+    ]  # fmt: skip
+    assert due.failpoints == [Failpoint.REQUEST_SEND, Failpoint.ANSWER_SEND, Failpoint.ANSWER_SENT]

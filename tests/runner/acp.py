@@ -22,8 +22,16 @@ from taskherd.messages.work import WorkspaceStart
 from taskherd.observability.metrics import Metrics
 from taskherd.runner import journal as journals
 from taskherd.runner.activity import ProcessMonitor
+from taskherd.runner.agents import output
 from taskherd.runner.agents.acp.follower import AcpFollower
-from taskherd.runner.agents.context import AgentContext, DeliveryUnknown, Follower, NotDelivered, RecordAttempt
+from taskherd.runner.agents.context import (
+    TAIL_BYTES,
+    AgentContext,
+    DeliveryUnknown,
+    Follower,
+    NotDelivered,
+    RecordAttempt,
+)
 from taskherd.runner.agents.kinds import follower_class
 from taskherd.runner.agents.log_budget import LogBudget, LogRates
 from taskherd.runner.agents.session import AgentSession
@@ -55,6 +63,7 @@ class AcpRun:
         self.run = RunConfig.model_validate({"command": ["agent"], "agent": "acp", "grace": 1, **run})
         self.session: AgentSession | None = None
         self.exits: list[processes.ExitRecord] = []
+        """How the agent of the latest build has ended, once that was reported."""
         self.build = 0
         self.prompt = ""
         self.log_rates = LogRates(2**30, 2**20)
@@ -70,6 +79,7 @@ class AcpRun:
         """Start the next build's agent with a prompt."""
         self.build += 1
         self.prompt = prompt
+        self.exits.clear()
         request = {
             "type": "workspace.start", "request_id": str(uuid4()), "attempt": 1, "task_id": str(self.task.task_id),
             "task_name": "t", "owner": {"id": str(uuid4()), "username": "u"}, "build_number": self.build,
@@ -226,8 +236,15 @@ class AcpRun:
         return [message["method"] for message in self.received() if "method" in message]
 
     async def until_state(self, state: str, words: str = "") -> None:
-        """Wait until this is the state that was reported last."""
-        await eventually(lambda: self.state[0] == state and words in self.state[1], 60)
+        """Wait until this is the state that was reported last; if the agent ends in another one, fail at once."""
+
+        def is_reached() -> bool:
+            return self.state[0] == state and words in self.state[1]
+
+        await eventually(lambda: self.exits or is_reached(), 60)
+        if not is_reached():
+            log = output.tail(self.task.run(self.build).log, TAIL_BYTES)
+            pytest.fail(f"{self.state} instead of {(state, words)}: {self.exits}\n{log}")
 
     async def until_ended(self) -> processes.ExitRecord:
         """Wait until the exit was reported."""

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import signal
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from taskherd.runner.agents import session
 from taskherd.runner.agents.acp import cancelling, connection, files
 from taskherd.runner.agents.acp.connection import Connection
 from taskherd.runner.agents.acp.conversation import Conversation
@@ -94,6 +97,19 @@ async def test_a_start_that_fails_says_what_to_do(tmp_path: Path, trait: str, wo
         run.end()
         await run.until_ended()
         assert run.state[0] == "failed"
+
+
+async def test_a_test_does_not_wait_for_an_agent_that_has_ended(tmp_path: Path) -> None:
+    """It fails at once, with the agent's last words; the agent of the next build can be ended, too."""
+    async with acp_run(tmp_path, "die") as run:
+        await run.start("line: hello")
+        with pytest.raises(pytest.fail.Exception, match="it cannot start"):
+            await run.until_state("idle")
+        run.argv.remove("die")
+        await run.start("line: again")
+        await run.until_state("idle", "again")
+        run.end()
+        assert (await run.until_ended()).reason == "stopped"
 
 
 async def test_a_sign_in_that_is_wanted_at_a_prompt_says_what_to_do(tmp_path: Path) -> None:
@@ -278,6 +294,26 @@ async def test_an_interrupt_ends_a_prompt_that_is_just_given(tmp_path: Path, mon
         assert await interrupt == "stopped"
         await run.until_state("idle", "interrupted")
         await eventually(lambda: not run.follower.is_at_work)  # once what gives the prompt knows that its turn is over
+
+
+async def test_an_input_that_is_recorded_while_the_agent_ends_begins_no_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not delivered, and the state after the agent's end stands."""
+    monkeypatch.setattr(session, "SETTLE_TIMEOUT", TIMEOUT)
+    async with acp_run(tmp_path) as run:
+        await run.start("line: one")
+        await run.until_state("idle", "one")
+        await eventually(lambda: run.journal.was_given("line: one"))
+        is_recorded = hold_prompt(monkeypatch)
+        sending = asyncio.create_task(run.send("line: two"))
+        await eventually(lambda: InputDelivery.DELIVERING in run.journal.inputs.values())
+        os.kill(json.loads(run.task.run(1).started.read_text())["agent"], signal.SIGKILL)
+        await run.until_ended()
+        is_recorded.set()
+        assert await sending == "The agent is not running."
+        assert run.state[0] == "failed"
+        assert run.outbox.checkpoint["turn"] is None
 
 
 @pytest.mark.parametrize("traits", [(), ("ignore-sigint",), ("ignore-sigint", "ignore-sigterm")])

@@ -55,6 +55,20 @@ async def test_an_agent_that_wants_a_sign_in_fails_the_build(harness: RunnerHarn
     await eventually(lambda: not harness.marked(task_id))
 
 
+async def test_an_agent_that_ended_without_a_runner_is_not_starting(harness: RunnerHarness) -> None:
+    """If it ended before its session was open, the runner that resumes the start has it end in an error."""
+    first = await harness.start()
+    task_id = await acp_task(harness, "hang-initialize", prompt="line: hello")
+    await eventually((harness.state(task_id) / "run-1/started.json").exists)
+    await first.kill()
+    harness.kill(harness.agent(task_id)["agent"])
+    await eventually((harness.state(task_id) / "run-1/exit.json").exists)
+    await harness.start()
+    await harness.until(lambda: harness.worker.document(task_id).get("workspace_status") == "running")
+    assert harness.worker.document(task_id)["status"] == "error"
+    assert harness.worker.state(task_id)["state"] == "failed"
+
+
 async def test_a_resumed_task_continues_its_session(harness: RunnerHarness) -> None:
     """After a pause the agent continues its session, and the prompt that it had finished is not given again."""
     await harness.start()

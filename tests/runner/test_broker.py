@@ -86,7 +86,7 @@ async def test_nothing_is_lost_when_the_broker_is_killed(broker: Broker, databas
         assert runner.process.returncode is None
         await asyncio.to_thread(broker.restart)
         await harness.until_output(task_id, "line 49")
-        async with await aio_pika.connect(broker.url, timeout=10) as connection:
+        async with await aio_pika.connect(broker.url, timeout=30) as connection:
             worker.channel = await connection.channel()
             await worker.listen()
             assert (await worker.command("task.send", task_id, input="are you there?"))["ok"]
@@ -97,5 +97,5 @@ async def test_nothing_is_lost_when_the_broker_is_killed(broker: Broker, databas
             assert numbers == [*range(10), *range(50)]
             assert harness.agent(task_id)["agent"] == agent
             await runner.kill()
-            await worker.channel.queue_delete(f"{prefix}.work.r1", timeout=10)
+            await worker.channel.queue_delete(f"{prefix}.work.r1", timeout=30)
             harness.names.clear()

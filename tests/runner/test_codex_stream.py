@@ -50,7 +50,6 @@ async def test_the_recorded_codex_is_followed(tmp_path: Path) -> None:
     async with acp_run(tmp_path, **STREAM) as run:
         run.argv = [sys.executable, str(HARNESS / "replay_events.py"), str(TRANSCRIPT), str(tmp_path / "position")]
         for number, (prompt, state) in enumerate(zip(prompts(), states, strict=True), 1):
-            run.exits.clear()
             await run.start(prompt)
             if state == "idle":
                 await run.until_state("working", "sleep 60")
@@ -164,7 +163,6 @@ async def test_usage_is_what_the_session_has_risen_by(tmp_path: Path) -> None:
     """A build counts what its turn added to the session's tokens; in a new session it counts from zero."""
     async with acp_run(tmp_path, **STREAM) as run:
         for session, used in (("s1", 0), ("s1", 100), ("s2", 0)):
-            run.exits.clear()
             drive(run, session, used)
             await run.start(f"say: {session} {used}")
             await run.until_ended()

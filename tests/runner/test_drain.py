@@ -283,4 +283,4 @@ async def publish_request(harness: RunnerHarness, task_id: uuid.UUID, **fields: 
     common = {key: value for key, value in start.items() if key not in {"prompt", "preset", "agent_token"}}
     request = {**common, "request_id": str(uuid.uuid4()), **fields}
     exchange = await harness.worker.channel.get_exchange(f"{harness.worker.prefix}.work", ensure=False)
-    await exchange.publish(aio_pika.Message(json.dumps(request).encode()), f"{request['type']}.r1", timeout=5)
+    await exchange.publish(aio_pika.Message(json.dumps(request).encode()), f"{request['type']}.r1", timeout=30)

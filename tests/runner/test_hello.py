@@ -28,4 +28,4 @@ async def test_a_runner_waits_until_a_worker_declares_its_queues(
             task_id = await harness.task("say:up", "sleep")
             await harness.until_output(task_id, "up")
             assert worker.reasons() == []
-        await worker.channel.queue_delete(f"{amqp_prefix}.work.default", timeout=5)
+        await worker.channel.queue_delete(f"{amqp_prefix}.work.default", timeout=30)

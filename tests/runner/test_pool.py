@@ -123,9 +123,8 @@ async def test_a_refused_claim_starts_nothing(harness: RunnerHarness) -> None:
     await eventually_async(partial(harness.worker.queue_counts, "claims"), (0, 0).__eq__)
     async with running_worker(harness.worker, report_senders="another=*", request_backoff_first=0.5):
         task_id = await harness.task("say:up", "sleep")
-        await eventually_async(partial(_start_requests, runner), (1).__le__)
+        await eventually_async(partial(_start_requests, runner, "refused"), (2).__le__)
         assert not harness.marked(task_id)
-        assert await _start_requests(runner, "refused") == await _start_requests(runner)
         await harness.until(lambda: "untrusted_sender" in harness.worker.reasons())
     refusals = [line["reason"] for line in runner.lines() if line["event"] == "claim refused"]
     assert refusals
@@ -143,7 +142,7 @@ async def move_to_another_runner(harness: RunnerHarness, task_id: uuid.UUID) -> 
     await harness.until(lambda: harness.worker.document(task_id).get("workspace_agent_health") == {"healthy": True})
     assert harness.marked(task_id)
     own_queue = await harness.worker.channel.get_queue(f"{harness.worker.prefix}.work.r1", ensure=False)
-    await own_queue.purge(timeout=5)
+    await own_queue.purge(timeout=30)
 
 
 async def until_only_the_new_agent_runs(harness: RunnerHarness, task_id: uuid.UUID) -> None:

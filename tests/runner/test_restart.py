@@ -134,6 +134,25 @@ async def test_the_next_runner_executes_accepted_requests(harness: RunnerHarness
     await harness.until_status(task_id, "active")
 
 
+async def test_a_start_that_is_resumed_does_not_begin_again(harness: RunnerHarness) -> None:
+    """If a runner dies after its agent was ready and before it has recorded that, the task is active, takes inputs."""
+    first = await harness.start()
+    task_id = await harness.task("say:up", "await:go", "say:on we go", "echo")
+    await harness.until_output(task_id, "up")
+    await first.kill()
+    journal = harness.state(task_id) / "journal.json"
+    record = json.loads(journal.read_text())
+    assert record["ready_reported"]
+    journal.write_text(json.dumps({**record, "phase": "accepted"}))
+    await harness.start()
+    await eventually(lambda: json.loads(journal.read_text())["phase"] == "done")
+    (harness.work(task_id) / "go").touch()
+    await harness.until_output(task_id, "on we go")  # all that was reported before that has been processed
+    assert (await harness.worker.command("task.send", task_id, input="still there?"))["ok"]
+    await harness.until_output(task_id, "got still there?")
+    await harness.until_status(task_id, "active")
+
+
 async def test_the_next_runner_finishes_a_stop(harness: RunnerHarness) -> None:
     """If a runner dies while it stops an agent, the next one finishes the stop."""
     first = await harness.start()
@@ -153,6 +172,6 @@ async def test_an_undecodable_request_is_dropped(harness: RunnerHarness) -> None
     """An undecodable request is acknowledged, and the next request is executed."""
     await harness.start()
     exchange = await harness.worker.channel.get_exchange(f"{harness.worker.prefix}.work", ensure=False)
-    await exchange.publish(aio_pika.Message(b"\x89PNG"), "workspace.start.default", timeout=5)
+    await exchange.publish(aio_pika.Message(b"\x89PNG"), "workspace.start.default", timeout=30)
     task_id = await harness.task("say:up", "sleep")
     await harness.until_output(task_id, "up")

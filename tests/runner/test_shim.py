@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
 import resource
+import signal
+import stat
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -45,9 +49,9 @@ class ShimRun:
         """Start the program."""
         spec = processes.RunSpec(
             argv=[sys.executable, "-u", "-c", program], cwd=self.folder.path.parent, env={"PATH": os.environ["PATH"]},
-            grace=1, timeout=None, memory=None, cpu=None, cgroup=None, stdin=None, protocol=True, **changed,  # type: ignore[arg-type]
+            grace=1, timeout=None, memory=None, cpu=None, cgroup=None, stdin=None, protocol=True,
         )  # fmt: skip
-        handle = await processes.start(self.folder, spec)
+        handle = await processes.start(self.folder, replace(spec, **changed))  # type: ignore[arg-type]
         self.handles.append(handle)
         return handle
 
@@ -58,6 +62,25 @@ class ShimRun:
         descriptor = os.open(self.folder.input, os.O_WRONLY | os.O_NONBLOCK)
         os.write(descriptor, b"\n")
         os.close(descriptor)
+
+    async def until_up(self) -> None:
+        """Wait until the program has printed that it is up, and nothing else."""
+        await eventually(lambda: output.tail(self.folder.output, 100) == "up\n")
+
+    @property
+    def shim(self) -> int:
+        """The pid of the shim."""
+        return int(self.started["pid"])
+
+    @property
+    def started(self) -> dict[str, Any]:
+        """The record of the start."""
+        return dict(json.loads(self.folder.started.read_text()))
+
+    @property
+    def exit(self) -> dict[str, Any]:
+        """The record of the exit."""
+        return dict(json.loads(self.folder.exit.read_text()))
 
     def lines(self) -> list[str]:
         """Return the names of the files of submitted lines."""
@@ -154,16 +177,25 @@ async def test_an_interrupt_reaches_the_process_group(run: ShimRun) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "message"),
-    [(["no-such-program"], "No such file or directory: 'no-such-program'"), (["\0"], "embedded null")],
+    ("argv", "stdin", "message"),
+    [
+        (["no-such-program"], None, "No such file or directory: 'no-such-program'"),
+        (["\0"], None, "embedded null"),
+        (["true"], Path("/no/such/prompt"), "No such file or directory: '/no/such/prompt'"),
+    ],
 )
-async def test_a_program_that_cannot_be_started_is_named(tmp_path: Path, argv: list[str], message: str) -> None:
-    """The error says which program, and why."""
+async def test_a_program_that_cannot_be_started_is_named(
+    tmp_path: Path, argv: list[str], stdin: Path | None, message: str
+) -> None:
+    """The error says which program, and why; or which file that it was to read. It leaves nothing."""
     spec = processes.RunSpec(
-        argv=argv, cwd=tmp_path, env={}, grace=1, timeout=None, memory=None, cpu=None, cgroup=None, stdin=None
+        argv=argv, cwd=tmp_path, env={}, grace=1, timeout=None, memory=None, cpu=None, cgroup=None, stdin=stdin
     )
+    folder = RunFolder(tmp_path / "run-1")
     with pytest.raises(Unavailable, match=message):
-        await processes.start(RunFolder(tmp_path / "run-1"), spec)
+        await processes.start(folder, spec)
+    record = json.loads(folder.exit.read_text())
+    assert (record["reason"], record["leftover"], record["output"]) == ("not started", 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -203,11 +235,142 @@ def own_memory(pid: int) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))
 
 
+PAUSE = "import signal\nprint('up')\nsignal.pause()"
+
+
+async def test_an_agent_that_has_not_read_a_line_can_be_stopped(run: ShimRun) -> None:
+    """The shim does not wait for it meanwhile, and an agent that ends at once needs none of its grace time."""
+    handle = await run.start(PAUSE, grace=600)
+    await run.until_up()
+    run.write(1, b"x" * 300_000 + b"\n")
+    await eventually(lambda: run.lines() == ["1.open"])
+    handle.stop()
+    async with asyncio.timeout(25):
+        agent_exit = await handle.wait()
+    assert (agent_exit.reason, agent_exit.signal, agent_exit.leftover) == ("stopped", signal.SIGTERM, 0)
+
+
+async def test_what_an_agent_leaves_has_the_grace_time_to_end(run: ShimRun) -> None:
+    """SIGTERM is sent also to processes in a session of their own, and SIGKILL to none that ends in time."""
+    left = (
+        "import signal, sys, time\n"
+        "def end(*_):\n    time.sleep(0.5)\n    open('ended', 'w').close()\n    sys.exit()\n"
+        "signal.signal(signal.SIGTERM, end)\nprint('up', flush=True)\nsignal.pause()"
+    )
+    program = (
+        "import subprocess, sys\n"
+        f"left = subprocess.Popen([sys.executable, '-c', {left!r}], start_new_session=True, stdout=subprocess.PIPE)\n"
+        "left.stdout.readline()\n"
+    )
+    handle = await run.start(program, grace=600)
+    async with asyncio.timeout(60):
+        agent_exit = await handle.wait()
+    assert (agent_exit.reason, agent_exit.code, agent_exit.leftover) == ("exited", 0, 0)
+    assert (run.folder.path.parent / "ended").exists()
+
+
+async def test_a_second_request_to_stop_ends_the_grace_time(run: ShimRun) -> None:
+    """The first one alone kills nothing."""
+    program = f"import signal\nsignal.signal(signal.SIGTERM, lambda *_: print('no'))\n{PAUSE}\nsignal.pause()"
+    handle = await run.start(program, grace=600)
+    await run.until_up()
+    handle.stop()
+    await eventually(lambda: output.tail(run.folder.output, 100) == "up\nno\n")
+    assert not handle.has_exited
+    handle.stop()
+    async with asyncio.timeout(25):
+        assert (await handle.wait()).signal == signal.SIGKILL
+
+
+async def test_a_hangup_ends_neither_shim_nor_agent(run: ShimRun) -> None:
+    """As when the terminal of the runner is closed."""
+    await run.start(COUNT_AFTER_GO)
+    os.kill(run.shim, signal.SIGHUP)
+    (run.folder.path.parent / "go").touch()
+    run.write(1, b"still here\n")
+    await eventually(lambda: run.lines() == ["1.done"])
+
+
+async def test_what_an_agent_writes_to_its_stderr_is_kept_apart(run: ShimRun) -> None:
+    """It is recorded at once, also if nothing else happens."""
+    await run.start("import signal, sys\nprint('an error', file=sys.stderr)\nsignal.pause()")
+    await eventually(lambda: output.tail(run.folder.log, 100) == "an error\n", 30)
+    assert output.size(run.folder.output) == 0
+
+
+async def test_a_time_limit_is_not_cut_short(run: ShimRun) -> None:
+    """An agent has all of it, and after that as long as its grace time to end."""
+    handle = await run.start(PAUSE, timeout=0.9, grace=600)
+    async with asyncio.timeout(25):
+        agent_exit = await handle.wait()
+    assert (agent_exit.reason, agent_exit.signal) == ("timeout", signal.SIGTERM)
+    assert run.exit["at"] - run.started["at"] >= 0.9
+
+
+def open_pipes(process: str) -> set[str]:
+    """Return the pipes that a process has open."""
+    names = {str(path.readlink()) for path in Path(f"/proc/{process}/fd").iterdir() if path.is_symlink()}
+    return {name for name in names if name.startswith("pipe:")}
+
+
+async def test_a_shim_that_waits_does_nothing(run: ShimRun) -> None:
+    """However its agent has closed its streams, read lines and ended processes: it uses no CPU, nor many files."""
+    program = (
+        "import os, subprocess, sys, time\n"
+        "sys.stdin.readline()\n"
+        "subprocess.run(['sh', '-c', 'true & exit'])\n"
+        "print('read')\n"
+        "os.close(1), os.close(2)\n"
+        "while time.process_time() < 1.5: pass\n"
+        "open('done', 'w').close()\n"
+        "sys.stdin.readline()\n"
+    )
+    await run.start(program)
+    run.write(1, b"go\n")
+    await eventually((run.folder.path.parent / "done").exists)
+    fields = Path(f"/proc/{run.shim}/stat").read_text().rpartition(")")[2].split()
+    assert sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK") < 0.75
+    pipes = open_pipes(str(run.shim)) - open_pipes("self")
+    assert len(pipes) == 2, "to wake up itself, and to feed the agent's stdin"
+    assert output.tail(run.folder.output, 100) == "read\n"
+
+
+async def test_the_files_of_a_run_are_its_owners(run: ShimRun) -> None:
+    """Other users read and change none of them. Room for the exit record was kept from the start."""
+    handle = await run.start("import sys\nprint('up')\nprint('up', file=sys.stderr)")
+    await handle.wait()
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in run.folder.path.iterdir()}
+    folders = dict.fromkeys(("output", "log", "stdin"), 0o700)
+    files = dict.fromkeys(("lock", "input", "shim.log", "exit.json"), 0o600)
+    assert modes == {**folders, **files, **{name: modes[name] for name in ("spec", "started.json")}}
+    for segments in (run.folder.output, run.folder.log):
+        assert [stat.S_IMODE(path.stat().st_mode) for path in segments.iterdir()] == [0o600]
+    assert stat.S_IMODE(run.folder.path.stat().st_mode) == 0o700
+    assert run.folder.exit.stat().st_size == 4096
+
+
+async def test_the_limits_of_an_agent(run: ShimRun) -> None:
+    """Its memory and cores; the kernel ends it before the runner; it ignores no signal that ends programs."""
+    program = (
+        "import os, resource\n"
+        "print(*resource.getrlimit(resource.RLIMIT_AS), len(os.sched_getaffinity(0)))\n"
+        "print(open('/proc/self/oom_score_adj').read(), end='')\n"
+    )
+    handle = await run.start(program, memory=2**36, cpu=0.5)
+    await handle.wait()
+    assert output.tail(run.folder.output, 100) == f"{2**36} {2**36} 1\n500\n"
+    handle = await run.start("", argv=["grep", "SigIgn", "/proc/self/status"])
+    await handle.wait()
+    ignored = int(output.tail(run.folder.output, 100).split()[1], 16)
+    reset = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ)
+    assert [number for number in reset if ignored >> (number - 1) & 1] == []
+
+
 async def test_a_shim_is_small(run: ShimRun) -> None:
     """A shim has at most 4.5 MiB of memory of its own: there is one for each agent."""
-    await run.start("import signal\nprint('up')\nsignal.pause()")
-    await eventually(lambda: output.tail(run.folder.output, 100) == "up\n")
-    assert own_memory(json.loads(run.folder.started.read_text())["pid"]) < 4.5 * 1024
+    await run.start(PAUSE)
+    await run.until_up()
+    assert own_memory(run.shim) < 4.5 * 1024
 
 
 async def test_an_agent_keeps_the_limit_of_open_files_that_its_runner_was_started_with(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from taskherd.domain import builds
 from taskherd.domain.value import replace
 from taskherd.store.engine import dispose, open_engine, transaction
+from taskherd.store.read_pool import ReadPool
 from taskherd.store.tasks import StoredTask, TaskEventRow
 from tests.harness.tasks import make_task
 
@@ -47,10 +49,25 @@ async def execute_script(engine: AsyncEngine, script: str) -> None:
             await connection.exec_driver_sql(statement)
 
 
+_INDEX_SCANS = ("indexscan", "indexonlyscan", "bitmapscan")
+
+
 async def ignore_indexes(connection: AsyncConnection) -> None:
     """Have this transaction read whole tables: the order of an index would hide that a statement asks for none."""
-    for kind in ("indexscan", "indexonlyscan", "bitmapscan"):
+    await connection.execute(text("SET LOCAL enable_seqscan = on"))
+    for kind in _INDEX_SCANS:
         await connection.execute(text(f"SET LOCAL enable_{kind} = off"))
+
+
+@asynccontextmanager
+async def reading_whole_tables(database_url: str) -> AsyncIterator[ReadPool]:
+    """Return a pool for readers whose only connection joins whole tables without indexes, until the block ends."""
+    pool = ReadPool(database_url, size=1, application_name="taskherd-tests")
+    await pool.fetch("SET enable_seqscan = on")
+    for kind in (*_INDEX_SCANS, "nestloop", "mergejoin"):
+        await pool.fetch(f"SET enable_{kind} = off")
+    yield pool
+    await pool.close()
 
 
 def document_of(task_id: UUID, version: int, status: str) -> str:

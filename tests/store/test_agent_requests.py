@@ -139,9 +139,9 @@ async def test_the_requests_of_an_erased_task_are_deleted(engine: AsyncEngine) -
     rows = [*(row(erased, number) for number in range(1, 4)), row(kept)]
     async with transaction(engine) as connection:
         await agent_requests.save(connection, rows)
-        assert await erasure.delete_contents(connection, [erased], 2) == 2
-        assert await erasure.delete_contents(connection, [erased], 2) == 1
-        assert await erasure.delete_contents(connection, [erased], 2) == 0
+        assert await erasure.delete_contents(connection, [erased], 2, NOW) == 2
+        assert await erasure.delete_contents(connection, [erased], 2, NOW) == 1
+        assert await erasure.delete_contents(connection, [erased], 2, NOW) == 0
     assert set(await load(engine, *rows)) == {(kept, UUID(int=1))}
 
 

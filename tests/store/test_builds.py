@@ -70,14 +70,14 @@ async def test_the_last_saved_row_of_a_build_wins(engine: AsyncEngine) -> None:
 )
 async def test_no_lookup_scans_a_table(database_url: str, statement: str, values: list[str]) -> None:
     """The generic plan reads builds, tasks and history by index."""
-    connection = await asyncpg.connect(database_url, timeout=5, command_timeout=30)
+    connection = await asyncpg.connect(database_url, timeout=30, command_timeout=30)
     try:
         await connection.execute(FILL)
         await connection.execute("SET plan_cache_mode = force_generic_plan")
         await connection.execute(f"PREPARE lookup AS {statement}")
         explained = await connection.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE lookup({', '.join(values)})")
     finally:
-        await connection.close(timeout=5)
+        await connection.close(timeout=30)
     assert scanned_tables(json.loads(explained)[0]["Plan"]) == []
 
 

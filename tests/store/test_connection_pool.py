@@ -16,7 +16,7 @@ from tests.harness.tcp_proxy import TcpProxy, through
 @pytest.fixture
 async def connection_pool(database_url: str) -> AsyncIterator[ConnectionPool]:
     """Yield a pool of two connections."""
-    pool = ConnectionPool(lambda: asyncpg.connect(database_url, timeout=10), 2)
+    pool = ConnectionPool(lambda: asyncpg.connect(database_url, timeout=30), 2)
     yield pool
     await pool.close(5)
 
@@ -93,7 +93,7 @@ async def test_a_server_that_does_not_close_a_connection_is_not_waited_for(
     """After a while the connection is aborted, which is no error."""
     monkeypatch.setattr(pools, "_CLOSE_TIMEOUT", 0.05)
     proxy = await TcpProxy.before(database_url)
-    connection = await asyncpg.connect(through(database_url, proxy), timeout=10)
+    connection = await asyncpg.connect(through(database_url, proxy), timeout=30)
     proxy.freeze()
     async with asyncio.timeout(30):
         await pools._close(connection)

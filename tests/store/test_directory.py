@@ -113,6 +113,22 @@ async def test_missing_entries_are_deactivated_and_can_return(engine: AsyncEngin
     assert version.usable
 
 
+@pytest.mark.parametrize("table", ["organizations", "templates", "template_versions", "presets", "memberships"])
+async def test_whatever_is_deactivated_takes_what_belongs_to_it_along(engine: AsyncEngine, table: str) -> None:
+    """A version is usable with its template and organization only, and a user belongs to active organizations."""
+    await apply(engine, file())
+    async with transaction(engine) as connection:
+        await connection.execute(text(f"UPDATE {table} SET active = false"))
+        (version,) = (await directory.template_versions(connection, [UUID(int=32)])).values()
+        (owner,) = (await directory.owners(connection, [UUID(int=11)])).values()
+    assert version.usable is (table in {"presets", "memberships"})
+    assert set(version.presets) == (set() if table == "presets" else {UUID(int=41)})
+    assert (owner.active, owner.organizations) == (
+        True,
+        frozenset() if table in {"organizations", "memberships"} else frozenset({UUID(int=1)}),
+    )
+
+
 async def test_two_can_swap_their_names(engine: AsyncEngine) -> None:
     """Two users can swap their usernames: only the result must be unique."""
     await apply(engine, file())

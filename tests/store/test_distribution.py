@@ -118,6 +118,7 @@ STATEMENTS: Final = {
     "task_queries.task 3": "tasks",
     "task_queries.tasks": "tasks",
     "task_queries.tasks, by index": "task_index, task_index_changes",
+    "task_queries.tasks, of ids": "task_index_changes",
     "task_totals.totals": "task_index_changes",
     "tasks.DUE": "task_deadlines",
     "work_request_details.INPUTS": "inputs",
@@ -298,9 +299,9 @@ async def as_new(connection: asyncpg.Connection) -> AsyncIterator[None]:
 @pytest.fixture
 async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
     """Yield a connection to a migrated database."""
-    connection = await asyncpg.connect(database_url, timeout=10, command_timeout=60)
+    connection = await asyncpg.connect(database_url, timeout=30, command_timeout=60)
     yield connection
-    await connection.close(timeout=5)
+    await connection.close(timeout=30)
 
 
 def test_the_decision_says_what_would_have_to_change() -> None:

@@ -16,6 +16,7 @@ from taskherd.store.connecting import sqlalchemy_url
 from taskherd.store.direct import DirectStatement
 from taskherd.store.engine import DataError, ReadOnly, classify, dispose, open_engine, transaction
 from taskherd.store.task_creation import insert_tasks
+from tests.harness.databases import connected
 from tests.harness.tcp_proxy import TcpProxy, through
 from tests.store.conftest import task_row
 
@@ -74,24 +75,37 @@ async def test_a_connection_that_asyncpg_gives_up_is_an_outage(engine: AsyncEngi
         assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
 
 
-async def test_a_plan_from_before_a_migration_is_retried(engine: AsyncEngine) -> None:
-    """A statement prepared before a migration raises ``Retry`` at most once, and then works."""
-    async with transaction(engine) as connection:
-        await connection.execute(text("CREATE TABLE changing (a integer)"))
-    async with engine.connect() as prepared:
-        await prepared.execute(text("SELECT * FROM changing"))
-        await prepared.rollback()
+@pytest.mark.parametrize("direct", [False, True])
+async def test_a_plan_from_before_a_migration_is_retried(
+    database_url: str,
+    direct: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    """A statement prepared before another process migrated raises ``Retry`` once, and its transaction takes no effect.
+
+    Run again, the same transaction works in the same session, with the new columns.
+    """
+    engine = open_engine(database_url, size=1, application_name="taskherd-tests")
+    statement = "SELECT pg_backend_pid(), changing.* FROM changing ORDER BY attempt"
+
+    async def add_attempt() -> list[tuple[int, ...]]:
         async with transaction(engine) as connection:
-            await connection.execute(text("ALTER TABLE changing ADD COLUMN b integer"))
-    outcomes = []
-    for _ in range(3):
-        try:
-            async with transaction(engine) as connection:
-                await connection.execute(text("SELECT * FROM changing"))
-            outcomes.append("done")
-        except Retry:
-            outcomes.append("retry")
-    assert outcomes in (["retry", "done", "done"], ["done", "done", "done"])
+            await connection.execute(text("INSERT INTO changing DEFAULT VALUES"))
+            if direct:
+                rows = await DirectStatement(statement).fetch(connection, {})
+            else:
+                rows = (await connection.execute(text(statement))).all()
+            return [tuple(row) for row in rows]
+
+    async with connected(database_url) as other_process:
+        await other_process.execute("CREATE TABLE changing (attempt serial)")
+        ((session, *values),) = await add_attempt()
+        assert values == [1]
+        await other_process.execute("ALTER TABLE changing ADD COLUMN later integer DEFAULT 7")
+    stale = r"^InvalidCachedStatementError: cached statement plan is invalid .* \[0A000\]$"
+    with pytest.raises(Retry, match=stale):
+        await add_attempt()
+    assert await add_attempt() == [(session, 1, 7), (session, 3, 7)]  # the second attempt was rolled back
+    await dispose(engine)
 
 
 async def test_a_refused_connection_is_unavailable() -> None:

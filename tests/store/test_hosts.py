@@ -159,7 +159,7 @@ async def share(database_url: str, second: Database) -> str:
     """Create a role and a database of the same names on both servers, and return a URL of both, the second first."""
     name, password = f"r{uuid.uuid4().hex[:8]}", uuid.uuid4().hex
     for url in (second.url, database_url):
-        connection = await asyncpg.connect(url, timeout=10, command_timeout=30)
+        connection = await asyncpg.connect(url, timeout=30, command_timeout=30)
         await connection.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
         await connection.execute(f"CREATE DATABASE {name} OWNER {name}")
         await connection.close()
@@ -178,7 +178,7 @@ async def test_a_server_that_becomes_read_only_is_left(database_url: str, second
         assert await _port(connection) == port
     assert (await reader.fetch("SELECT inet_server_port()"))[0][0] == port
     role = urlsplit(url).username
-    admin = await asyncpg.connect(second_server.url, timeout=10, command_timeout=30)
+    admin = await asyncpg.connect(second_server.url, timeout=30, command_timeout=30)
     await admin.execute("ALTER SYSTEM SET default_transaction_read_only = on")
     await admin.execute("SELECT pg_reload_conf()")
     async with asyncio.timeout(20):
@@ -240,7 +240,7 @@ async def test_a_standby_is_not_chosen(database_url: str, standby: tuple[Databas
 async def standby(services: Services, second_server: Database) -> tuple[Database, str]:
     """Return the second server as a standby, and a URL of it and the first server."""
     url = await share(services.database_url, second_server)
-    admin = await asyncpg.connect(second_server.url, timeout=10, command_timeout=30)
+    admin = await asyncpg.connect(second_server.url, timeout=30, command_timeout=30)
     folder = await admin.fetchval("SHOW data_directory")
     await admin.execute(f"COPY (SELECT '') TO '{folder}/standby.signal'")
     await admin.close()

@@ -33,7 +33,7 @@ async def test_a_database_is_emptied_and_lent_again(databases: Databases, rows: 
 async def test_connections_that_a_test_left_are_closed(databases: Databases) -> None:
     """A statement of an earlier test cannot write into the next one's database."""
     async with databases.lend() as url:
-        left_open = await asyncpg.connect(url, timeout=10, command_timeout=30)
+        left_open = await asyncpg.connect(url, timeout=30, command_timeout=30)
     with pytest.raises((asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, asyncpg.InterfaceError)):
         await left_open.execute(ORGANIZATIONS.format(1))
     left_open.terminate()

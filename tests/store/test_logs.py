@@ -99,6 +99,10 @@ async def test_replacing_entries_does_not_pass_the_limit(engine: AsyncEngine) ->
         assert not (await logs.append(connection, [entry(task_id, 1, 3, "1")], NOW, limits)).full
         assert await contents() == ["1234", "1"]
         assert not (await logs.append(connection, [entry(task_id, 0, 1, "stale and too long")], NOW, limits)).full
+        both = [entry(task_id, 0, 3, "123"), entry(task_id, 1, 4, "much too long")]
+        (full,) = (await logs.append(connection, both, NOW, limits)).full
+        assert (full.omitted_entries, full.omitted_bytes) == (2, 18)
+        assert await contents() == ["123", "1"]
 
 
 async def test_entries_fit_up_to_the_last_byte(engine: AsyncEngine) -> None:

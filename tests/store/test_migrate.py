@@ -13,6 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.domain.builds import initial_state
@@ -34,11 +35,11 @@ from tests.store.conftest import NOW, task_row
 async def empty_url(database_url: str) -> AsyncIterator[str]:
     """Yield the URL of a database without a schema."""
     name = f"taskherd_empty_{uuid.uuid4().hex[:8]}"
-    connection = await asyncpg.connect(database_url, timeout=10)
+    connection = await asyncpg.connect(database_url, timeout=30)
     await connection.execute(f'CREATE DATABASE "{name}"')
     yield urlunsplit(urlsplit(database_url)._replace(path=f"/{name}"))
     await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-    await connection.close(timeout=5)
+    await connection.close(timeout=30)
 
 
 async def test_concurrent_workers_migrate_once(empty_url: str) -> None:
@@ -127,6 +128,15 @@ async def test_a_process_that_may_not_migrate_rejects_an_old_schema(empty_url: s
     assert (await migrate.ensure_async(empty_url, upgrading=True)).status is migrate.SchemaStatus.CURRENT
 
 
+async def test_a_schema_that_is_not_taskherds_is_an_error(empty_url: str) -> None:
+    """Other tables of the same name are neither taken for its own nor for a lack of privileges."""
+    connection = await asyncpg.connect(empty_url, timeout=30)
+    await connection.execute("CREATE TABLE organizations (id int); CREATE TABLE tasks (id int)")
+    await connection.close(timeout=30)
+    with pytest.raises(DBAPIError, match="already exists"):
+        await migrate.ensure_async(empty_url, upgrading=True)
+
+
 def insert_task(revision: str) -> str:
     """Return the statement that a release with the schema ``revision`` inserts a task (id, name, state) with."""
     return f"""
@@ -156,12 +166,12 @@ async def test_renamed_columns_keep_their_values(empty_url: str) -> None:
     await migrate.upgrade_async(empty_url, "0002")
     row = task_row()
     encoded = row.encoded_state
-    connection = await asyncpg.connect(empty_url, timeout=10)
+    connection = await asyncpg.connect(empty_url, timeout=30)
     task = row.task.id
     await connection.execute(insert_task("0002"), task, "kept", encoded)
     await connection.execute("INSERT INTO task_prompts (task_id, version, prompt) VALUES ($1, 1, 'Do it.')", task)
     await connection.execute("INSERT INTO leases VALUES ($1, 1, NULL, 5, NULL, $2)", task, NOW)
-    await connection.close(timeout=5)
+    await connection.close(timeout=30)
     await migrate.upgrade_async(empty_url)
     engine = open_engine(empty_url, size=1, application_name="taskherd-tests")
     async with transaction(engine) as connection:
@@ -186,7 +196,7 @@ async def test_tasks_of_earlier_releases_are_listed_and_counted(empty_url: str) 
     One whose agent ended without a record of how is lost.
     """
     await migrate.upgrade_async(empty_url, "0010")
-    connection = await asyncpg.connect(empty_url, timeout=10)
+    connection = await asyncpg.connect(empty_url, timeout=30)
     template = uuid.uuid4()
     await connection.execute(FIRST_TEMPLATE.replace("$1", f"'{template}'"))
     base = replace(task_row().task, template_version_id=template, template_id=template, organization_id=template)
@@ -223,7 +233,7 @@ async def test_tasks_of_earlier_releases_are_listed_and_counted(empty_url: str) 
             (lost, "lost", '["runner:rack-2"]')
         ]
     finally:
-        await connection.close(timeout=5)
+        await connection.close(timeout=30)
 
 
 def test_the_revisions_are_those_of_alembic() -> None:

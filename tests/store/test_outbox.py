@@ -14,7 +14,7 @@ from taskherd.store import outbox, tasks
 from taskherd.store.engine import transaction
 from taskherd.store.task_creation import insert_tasks
 from tests.harness.tasks import prompt_of
-from tests.store.conftest import NOW, event, task_row, waits_for_lock
+from tests.store.conftest import NOW, event, ignore_indexes, task_row, waits_for_lock
 
 LATER = NOW + timedelta(seconds=30)
 
@@ -38,6 +38,12 @@ async def test_due_events_contain_everything_to_publish(engine: AsyncEngine) -> 
     """An event is returned completely until it is marked as published; marking it again has no effect."""
     ((task_id, _),) = await _store_events(engine, 1, 1)
     async with transaction(engine) as connection:
+        await connection.execute(  # the time is a part of an event's key
+            text(
+                "INSERT INTO task_events SELECT task_id, version, occurred_at - interval '1 s', kind, document,"
+                " changes, cause, prompt_version FROM task_events"
+            )
+        )
         assert await outbox.stale(connection, NOW - timedelta(seconds=1), LATER, 10) == []
         (due,) = await outbox.stale(connection, NOW, LATER, 10)
         assert (due.task_id, due.version, due.kind, due.prompt) == (task_id, 1, "created", prompt_of(task_id))
@@ -65,6 +71,8 @@ async def test_after_the_clock_was_set_back_first_versions_come_first(engine: As
     async with transaction(engine) as connection:
         await insert_tasks(connection, rows)
         await tasks.save(connection, [], [event(*key, when) for key, when in at.items()])
+        await connection.execute(text("UPDATE outbox SET version = version WHERE version = 1"))  # now last in the table
+        await ignore_indexes(connection)
         found: list[list[tuple[UUID, int]]] = []
         while due := await outbox.stale(connection, NOW - timedelta(seconds=3), LATER, 2):
             found.append([(row.task_id, row.version) for row in due])
@@ -112,6 +120,15 @@ async def test_a_later_version_waits_for_an_earlier_one(engine: AsyncEngine) -> 
     async with transaction(engine) as connection:
         assert await outbox.mark_published(connection, [(task_id, 3), (task_id, 2)]) == 2
     assert [version for _, _, version in await _feed(engine)] == [1, 2, 3]
+
+
+async def test_what_is_still_in_the_outbox_is_found(engine: AsyncEngine) -> None:
+    """Of the events that are asked for."""
+    (task_id, _), _, _, (other, _), *_ = await _store_events(engine, 2, 3)
+    async with transaction(engine) as connection:
+        await outbox.mark_published(connection, [(task_id, 1), (task_id, 3)])
+        asked = [(task_id, 1), (task_id, 3), (other, 2), (other, 7)]
+        assert await outbox.unpublished(connection, asked) == {(task_id, 3), (other, 2)}
 
 
 async def test_a_later_version_waits_for_the_transaction_with_an_earlier_one(engine: AsyncEngine) -> None:

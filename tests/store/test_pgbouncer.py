@@ -9,9 +9,10 @@ import asyncpg
 import pytest
 from sqlalchemy import text
 
-from taskherd.errors import Misconfigured, Unavailable
+from taskherd.api.read_routing import STANDBY_TIMEOUT
+from taskherd.errors import Misconfigured, Retry, Unavailable
 from taskherd.store import role_settings
-from taskherd.store.engine import dispose, open_engine, session_settings, transaction
+from taskherd.store.engine import StatementTimeout, dispose, open_engine, session_settings, transaction
 from taskherd.store.read_pool import ReadPool
 from tests.harness.pgbouncer import IGNORED, PgBouncer, StartPgBouncer
 
@@ -114,6 +115,18 @@ async def test_transaction_mode_takes_the_guards_from_the_role(
             await _check_guards(url, database_url)
 
 
+async def test_a_pool_with_less_time_works_with_the_guards_of_the_role(start_pgbouncer: StartPgBouncer) -> None:
+    """As that for a standby, whose statements have a second."""
+    async with start_pgbouncer(pool_mode="transaction", default_pool_size="3") as bouncer:
+        url = bouncer.url(pgbouncer="transaction")
+        await _apply(url, bouncer)
+        pool = ReadPool(url, size=1, application_name="test", command_timeout=STANDBY_TIMEOUT)
+        assert await pool.fetch_one("SELECT 5") == (5,)
+        with pytest.raises(Unavailable):
+            await pool.fetch("SELECT pg_sleep(600)")
+        await pool.close()
+
+
 async def test_the_wrong_mode_is_a_misconfiguration(start_pgbouncer: StartPgBouncer) -> None:
     """Prepared statements that vanish between transactions raise an error that names the right option."""
     async with start_pgbouncer(pool_mode="transaction", default_pool_size="3", max_prepared_statements="0") as bouncer:
@@ -129,14 +142,14 @@ async def _apply(url: str, bouncer: PgBouncer) -> None:
 
 async def _check_guards(url: str, database_url: str) -> None:
     """Check that statements, waits for locks and idle transactions end, by the server's own timeouts."""
-    with pytest.raises(Unavailable, match="57014"):
+    with pytest.raises(StatementTimeout, match=r"^QueryCanceledError: .* statement timeout \[57014\]$"):
         await _hold(url, "SELECT pg_sleep(30)")
     owner = await asyncpg.connect(database_url, timeout=10)
     try:
         await owner.execute("CREATE TABLE held (a integer)")
         async with owner.transaction():
             await owner.execute("LOCK TABLE held")
-            with pytest.raises(Exception, match="55P03"):
+            with pytest.raises(Retry, match=r"^LockNotAvailableError: .* lock timeout \[55P03\]$"):
                 await _hold(url, "SELECT * FROM held")
         idle = asyncio.create_task(_hold(url, "LOCK TABLE held", seconds=120))
         await asyncio.wait_for(_until_ended(owner), 60)

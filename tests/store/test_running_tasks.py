@@ -60,7 +60,7 @@ async def test_a_count_waits_for_the_transaction_that_counted_before(engine: Asy
 
 async def test_the_count_reads_an_index(database_url: str) -> None:
     """With many running tasks of many owners, a count reads only as many index entries as the limit."""
-    connection = await asyncpg.connect(database_url, timeout=5)
+    connection = await asyncpg.connect(database_url, timeout=30)
     try:
         await connection.execute(
             "INSERT INTO running_tasks (task_id, owner_id)"

@@ -138,22 +138,30 @@ async def test_the_unfinished_actions_of_a_user_are_limited(engine: AsyncEngine)
     assert await add(engine, user_id, 1, 2) is not None
 
 
+@pytest.mark.parametrize("hours", [23, 25])
 @pytest.mark.parametrize(("before", "kept", "left"), [(-1, 20, 3), (-1, 1, 2), (1, 20, 1)])
-async def test_old_finished_actions_are_deleted(engine: AsyncEngine, before: int, kept: int, left: int) -> None:
-    """Those are deleted that finished before a time, and all but the newest of a user; unfinished ones never are."""
+async def test_old_finished_actions_are_deleted(
+    engine: AsyncEngine, before: int, kept: int, left: int, hours: int
+) -> None:
+    """Those are deleted that finished before a time, and all but the newest of a user; unfinished ones never are.
+
+    For a day after it was made, an action is remembered without what became of its tasks.
+    """
     user_id = await add_user(engine, "one")
     ids = [await add(engine, user_id, 5) for _ in range(3)]
     for action_id in ids[:2]:
         assert action_id is not None
         async with transaction(engine) as connection:
             await task_actions.finish(connection, action_id, "ended")
+    async with transaction(engine) as connection:
+        await connection.execute(text(f"UPDATE task_actions SET created_at = created_at - interval '{hours} hours'"))
     limit, rounds = 4, 0
     while True:
         rounds += 1
         async with transaction(engine) as connection:
             if await task_actions.prune(connection, datetime.now(UTC) + timedelta(hours=before), kept, limit) < limit:
                 break
-    assert await count(engine, "task_actions") == left
+    assert await count(engine, "task_actions") == (left if hours > 24 else 3)
     assert await count(engine, "task_action_tasks") == 5 * left
     assert rounds == 1 + 5 * (3 - left) // limit
     assert ids[2] is not None

@@ -334,7 +334,7 @@ async def test_a_task_that_changes_while_its_changes_are_applied_is_not_forgotte
             await fleet.change(second, delete=False)
 
     async with transaction(engine) as connection:
-        assert await task_index.apply(connection, 10) == 1
+        assert len(await task_index.apply(connection, 10)) == 1
         waiting = asyncio.create_task(change())
         assert await waits_for_lock(engine, waiting)
     await waiting
@@ -342,7 +342,7 @@ async def test_a_task_that_changes_while_its_changes_are_applied_is_not_forgotte
         await check_list(reader, fleet)
         await check_totals(reader, fleet)
     async with transaction(engine) as connection:
-        assert await task_index.apply(connection, 10) == 1
+        assert len(await task_index.apply(connection, 10)) == 1
     assert await stored_totals(engine) == await counted(engine)
 
 
@@ -352,7 +352,69 @@ async def test_only_one_transaction_applies_changes(engine: AsyncEngine, reader:
     async with transaction(engine) as connection:
         await fleet.create(connection, 2)
     async with transaction(engine) as first:
-        assert await task_index.apply(first, 1) == 1
+        assert len(await task_index.apply(first, 1)) == 1
         async with transaction(engine) as second:
-            assert await task_index.apply(second, 10) == 0
+            assert await task_index.apply(second, 10) == []
     await check_totals(reader, fleet)
+
+
+async def test_changes_are_applied_in_the_order_of_the_tasks(engine: AsyncEngine, reader: ReadPool) -> None:
+    """Each transaction takes those after the last one of the transaction before, and only so many."""
+    fleet = Fleet(Random(9))
+    async with transaction(engine) as connection:
+        await fleet.create(connection, 7)
+        ids = list((await connection.execute(text("SELECT task_id FROM task_index_changes ORDER BY 1"))).scalars())
+    after, applied = task_index.FIRST, []
+    for expected in (3, 3, 1, 0):
+        async with transaction(engine) as connection:
+            applied += (taken := await task_index.apply(connection, 3, after))
+        assert len(taken) == expected
+        after = applied[-1]
+        await check_totals(reader, fleet)
+    assert applied == ids
+
+
+async def test_readers_of_an_index_that_is_far_behind_find_the_tasks_as_indexed(
+    engine: AsyncEngine, reader: ReadPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If more changes wait than readers can look at, lists and totals are those of before, without deleted tasks."""
+    fleet = Fleet(Random(10))
+    async with transaction(engine) as connection:
+        await fleet.create(connection, 9)
+    async with transaction(engine) as connection:
+        assert len(await task_index.apply(connection, 10)) == 9
+    indexed = dict(fleet.listed)
+    async with transaction(engine) as connection:
+        await fleet.change(connection, delete=True)
+    async with transaction(engine) as connection:
+        await fleet.change(connection, delete=False)
+        await fleet.create(connection, 2)
+    deleted = indexed.keys() - fleet.listed.keys()
+    waiting = await pending(engine)
+    assert len(deleted) > 0
+    assert waiting > len(deleted) + 2
+    now = dict(fleet.listed)
+    for limit in (waiting, waiting - 1):
+        monkeypatch.setattr(task_index, "MAX_CORRECTED", limit)
+        is_behind = limit < waiting
+        fleet.listed = {key: row for key, row in indexed.items() if key not in deleted} if is_behind else now
+        for _ in range(40):
+            await check_indexed_list(reader, fleet)
+        fleet.listed = indexed if is_behind else now
+        for _ in range(20):
+            await check_totals(reader, fleet)
+
+
+async def pending(engine: AsyncEngine) -> int:
+    """Return the number of recorded changes."""
+    async with transaction(engine) as connection:
+        return int((await connection.execute(text("SELECT count(*) FROM task_index_changes"))).scalar_one())
+
+
+async def check_indexed_list(reader: ReadPool, fleet: Fleet) -> None:
+    """Compare a random list that the index serves, whole, with what a look at the tasks finds."""
+    wanted, _ = random_filter(fleet.random)
+    wanted = with_fields(wanted, by_change=True, created=Between(), limit=1000)
+    matching = [task for task in fleet.listed.values() if matches(task, "", wanted, "")]
+    expected = sorted(((task.changed_at, task.task_id) for task in matching), reverse=not wanted.oldest_first)
+    assert list(await task_queries.task_ids(reader, wanted)) == [task_id for _, task_id in expected], wanted

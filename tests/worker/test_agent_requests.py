@@ -199,6 +199,34 @@ async def test_an_input_answers_the_only_question(harness: WorkerHarness) -> Non
     await harness.until(lambda: requested_inputs(harness, task_id) == ["and more"])
 
 
+async def forget_replies(harness: WorkerHarness) -> None:
+    """Forget every reply that is pruned by its age, as if all were old."""
+    await harness.database.execute("DELETE FROM command_log WHERE NOT kept_until_erased")
+
+
+async def test_an_input_answers_once_however_late_it_is_repeated(harness: WorkerHarness) -> None:
+    """After the other replies were pruned, it is neither sent to the agent nor the answer to its next question."""
+    task_id = await harness.make_active()
+    await report_state(harness, task_id, "idle")
+    first = await ask(harness, task_id)
+    command = make_command("task.send", task_id, input="core")
+    answered = await harness.send(command)
+    assert answered["answered"] == first
+    await close(harness, task_id, first, "answered", text="core")
+    await harness.until(lambda: shown_open(harness, task_id) == [])
+    await forget_replies(harness)
+    assert await harness.send(command) == answered
+    second = await ask(harness, task_id, title="Which branch?")
+    await forget_replies(harness)
+    assert await harness.send(command) == answered
+    assert shown_open(harness, task_id) == [second]
+    for changed in ({"input": "main"}, {"actor_id": str(uuid.uuid4())}):
+        reply = await harness.send({**command, **changed})
+        assert reply["error"] == {"status": 409, "message": "command_id was used for another command."}
+    assert (await harness.command("task.send", task_id, input="main"))["answered"] == second
+    assert await harness.database.fetchval("SELECT count(*) FROM inputs") == 0
+
+
 async def test_a_text_to_an_option_steers(harness: WorkerHarness) -> None:
     """In one transaction the answer is accepted, the agent interrupted, the text queued; the answer is sent first."""
     task_id = await harness.make_active()

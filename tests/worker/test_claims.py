@@ -123,7 +123,7 @@ async def test_hello_declares_both_queues_once_named_apart(harness: WorkerHarnes
         assert await harness.ask(hello) == {"ok": True}
         for name in ("work.r9", "work.gpu"):
             assert await harness.queue_counts(name) == (0, 0)
-            await harness.channel.queue_delete(f"{harness.prefix}.{name}", timeout=5)
+            await harness.channel.queue_delete(f"{harness.prefix}.{name}", timeout=30)
     for runner, pool in (("gpu", "other"), ("r8", "r9"), ("same", "same"), ("default", "gpu")):
         reply = await harness.ask({"type": "runner.hello", "runner": runner, "pool": pool})
         assert "is the name of a" in reply["error"]["message"]
@@ -191,7 +191,7 @@ async def test_waiting_claims_are_decided_together(database_url: str, amqp_url: 
             tasks = [await harness.create() for _ in range(200)]
         exchange = await harness.channel.get_exchange(f"{harness.prefix}.claims", ensure=False)
         for task in tasks:
-            await exchange.publish(aio_pika.Message(json.dumps(claim(task, "r1")).encode()), "build.claim", timeout=5)
+            await exchange.publish(aio_pika.Message(json.dumps(claim(task, "r1")).encode()), "build.claim", timeout=30)
         blocked = await harness.block_writes("build_claims")
         async with running_worker(harness):
             await harness.until_delivered("claims")
@@ -216,7 +216,7 @@ async def test_queues_of_the_directory_exist_without_a_hello(
             await harness.worker._work_queues.declare_missing_once()
             for name in ("gpu", "r1", "r2"):
                 assert await harness.queue_counts(f"work.{name}") == (0, 0)
-                await harness.channel.queue_delete(f"{harness.prefix}.work.{name}", timeout=5)
+                await harness.channel.queue_delete(f"{harness.prefix}.work.{name}", timeout=30)
 
 
 async def test_a_queue_that_cannot_be_declared_delays_no_other(
@@ -226,14 +226,14 @@ async def test_a_queue_that_cannot_be_declared_delays_no_other(
     async with external_harness(database_url, amqp_url, amqp_prefix) as harness:
         await harness.database.execute('UPDATE template_versions SET run = \'{"pool": "last"}\'')
         await harness.database.execute("INSERT INTO runners (name, pool) VALUES ('first', 'last')")
-        await harness.channel.declare_queue(f"{harness.prefix}.work.first", durable=True, timeout=5)
+        await harness.channel.declare_queue(f"{harness.prefix}.work.first", durable=True, timeout=30)
         async with running_worker(harness):
             await harness.until_metric(1, "taskherd_drained")
             with pytest.raises(Misconfigured, match=r"work\.first"):
                 await harness.worker._work_queues.declare_missing_once()
             for name in ("first", "last"):
                 assert await harness.queue_counts(f"work.{name}") == (0, 0)
-                await harness.channel.queue_delete(f"{harness.prefix}.work.{name}", timeout=5)
+                await harness.channel.queue_delete(f"{harness.prefix}.work.{name}", timeout=30)
 
 
 def work_queues_of(harness: WorkerHarness) -> WorkQueues:
@@ -246,7 +246,7 @@ def work_queues_of(harness: WorkerHarness) -> WorkQueues:
 async def test_work_queues_bring_their_exchange_along(harness: WorkerHarness) -> None:
     """The first worker of an installation declares both at once, in any order, and has nothing to complain about."""
     await harness.until_metric(1, "taskherd_drained")
-    await harness.channel.exchange_delete(f"{harness.prefix}.work", timeout=5)
+    await harness.channel.exchange_delete(f"{harness.prefix}.work", timeout=30)
     await work_queues_of(harness).declare_missing_once()
     await harness.channel.get_exchange(f"{harness.prefix}.work", ensure=True)
 
@@ -289,9 +289,9 @@ async def test_an_idle_runner_is_forgotten(harness: WorkerHarness) -> None:
     assert [row["name"] for row in names] == ["busy"]
     assert await harness.database.fetchval("SELECT count(*) FROM runner_hellos") == 1
     for name in ("idle", "old"):
-        async with await aio_pika.connect(harness.urls[1], timeout=5) as connection:
+        async with await aio_pika.connect(harness.urls[1], timeout=30) as connection:
             channel = await connection.channel()
             with pytest.raises(ChannelNotFoundEntity):
-                await channel.declare_queue(f"{harness.prefix}.work.{name}", passive=True, timeout=5)
+                await channel.declare_queue(f"{harness.prefix}.work.{name}", passive=True, timeout=30)
     for name in ("busy", "new"):
-        await harness.channel.queue_delete(f"{harness.prefix}.work.{name}", timeout=5)
+        await harness.channel.queue_delete(f"{harness.prefix}.work.{name}", timeout=30)

@@ -31,11 +31,11 @@ async def shadowed_clock(harness: WorkerHarness) -> DatabaseClock:
 @asynccontextmanager
 async def other_session(harness: WorkerHarness) -> AsyncIterator[asyncpg.Connection]:
     """Open a connection to the worker's database until the end of the block."""
-    connection = await asyncpg.connect(harness.urls[0], timeout=5, command_timeout=10)
+    connection = await asyncpg.connect(harness.urls[0], timeout=30, command_timeout=30)
     try:
         yield connection
     finally:
-        await connection.close(timeout=5)
+        await connection.close(timeout=30)
 
 
 async def test_a_worker_that_starts_beside_another_sees_no_jump(

@@ -173,3 +173,24 @@ async def test_a_command_that_comes_alone_is_executed_at_once(external: WorkerHa
         began = asyncio.get_running_loop().time()
         await create_in_turn(external, 30)
         assert asyncio.get_running_loop().time() - began < 15
+
+
+async def test_what_commands_change_is_published_and_requested_at_once(external: WorkerHarness) -> None:
+    """Executed alone or together: events and work requests wait for no look at what is stale or due."""
+    futures = [await external.post(create(ALICE, f"Together {number}")) for number in range(5)]
+    blocked = await external.block_writes("command_log")
+    async with running_worker(external, relay_every=60, sweep_every=60, request_backoff_first=60):
+        await external.until_delivered("commands")
+        await blocked.rollback()
+        created = [uuid.UUID(reply["task"]["id"]) for reply in await replies_of(futures)]
+        created.append(await external.create())
+        await external.until(lambda: all(map(external.document, created)))
+        await external.until(lambda: all(external.requests_of(task_id, "workspace.start") for task_id in created))
+        for task_id in created[:3]:
+            await external.make_active(task_id)
+        blocked = await external.block_writes("command_log")
+        pauses = [await external.post(make_command("task.pause", task_id)) for task_id in created[:3]]
+        await external.until_delivered("commands")
+        await blocked.rollback()
+        assert all(reply["ok"] for reply in await replies_of(pauses))
+        await external.until(lambda: all(external.requests_of(task_id, "workspace.stop") for task_id in created[:3]))

@@ -14,21 +14,19 @@ import pytest
 from taskherd.domain import names as task_names
 from tests.harness.tasks import prompt_of
 from tests.harness.worker import (
-    ALICE,
     ORGANIZATION,
     PRESET,
     STATUSES,
     TEMPLATE,
-    VERSION,
     WorkerHarness,
     bring_to_status,
     make_command,
+    make_create,
     make_report,
     running_worker,
 )
 from tests.worker.conftest import StartWorker
 
-WANTED: dict[str, Any] = {"owner_id": str(ALICE), "template_version_id": str(VERSION), "input": "Fix the flaky test"}
 IN_USE = {"field": "name", "detail": "This value is already in use and should be unique."}
 NOT_FOUND = {"status": 404, "message": "Resource not found or you do not have access to this resource"}
 NO_VERSION = {"status": 400, "message": "Template version not found or you do not have access to this resource"}
@@ -54,12 +52,9 @@ async def test_a_create_is_refused_by_its_first_violated_precondition(harness: W
     """Owner, version, preset, prompt, name and display name are checked in this order, each with its own error."""
     await harness.database.execute(OTHER_DIRECTORY)
 
-    async def refused(**fields: Any) -> dict[str, Any]:
-        return await harness.refused_command("task.create", uuid.uuid4(), **{**WANTED, **fields})
-
-    unknown = str(uuid.uuid4())
-    all_wrong = {"owner_id": unknown, "template_version_id": unknown, "name": "new", "display_name": "x" * 65}
-    assert await refused(**all_wrong) == {"status": 400, "message": "Owner not found."}
+    refused, unknown = harness.refused_create, str(uuid.uuid4())
+    all_wrong: dict[str, Any] = {"owner_id": unknown, "template_version_id": unknown, "name": "new"}
+    assert await refused(**all_wrong, display_name="x" * 65) == {"status": 400, "message": "Owner not found."}
     assert await refused(owner_id=str(STRANGER)) == {"status": 400, "message": "Owner not found."}
     for version in (unknown, str(INACTIVE), str(ELSEWHERE)):
         assert await refused(template_version_id=version, template_version_preset_id=unknown) == NO_VERSION
@@ -81,7 +76,7 @@ async def test_a_create_is_refused_by_its_first_violated_precondition(harness: W
 async def test_a_refused_create_gets_the_same_reply_again_and_the_name_is_not_kept(harness: WorkerHarness) -> None:
     """The record of the refusal may outlive the task that has the name, so only the repeated command names it."""
     await harness.create(name="Taken")
-    create = make_command("task.create", uuid.uuid4(), **WANTED, name="tAKEN")
+    create = make_create(name="tAKEN")
     replies = [await harness.send(create) for _ in range(2)]
     error = {"status": 409, "message": 'Workspace "tAKEN" already exists.', "validations": [IN_USE]}
     assert replies == [{"ok": False, "error": error}] * 2
@@ -94,20 +89,18 @@ async def test_a_create_names_the_task_and_selects_its_preset(harness: WorkerHar
     """Names are used as given or generated from the prompt; the nil preset means none; a delete frees the name."""
     task_id = uuid.uuid4()
     nil = str(uuid.UUID(int=0))
-    fields = {**WANTED, "template_version_preset_id": nil, "name": "My-Task", "display_name": " My own task "}
-    reply = await harness.command("task.create", task_id, **fields)
-    document = reply["task"]
+    fields = {"template_version_preset_id": nil, "name": "My-Task", "display_name": " My own task "}
+    document = (await harness.send(make_create(task_id, **fields)))["task"]
     assert (document["id"], document["name"], document["display_name"]) == (str(task_id), "My-Task", "My own task")
     assert (document["organization_id"], document["template_id"]) == (str(ORGANIZATION), str(TEMPLATE))
-    assert (document["workspace_name"], document["initial_prompt"]) == ("My-Task", "Fix the flaky test")
+    assert (document["workspace_name"], document["initial_prompt"]) == ("My-Task", prompt_of(task_id))
     assert (document["owner_name"], document["template_name"]) == ("alice", "claude")
     assert document["workspace_build_number"] == 1
-    generated = (await harness.command("task.create", uuid.uuid4(), **WANTED, template_version_preset_id=str(PRESET)))[
-        "task"
-    ]
+    create = make_create(input="Fix the flaky test", template_version_preset_id=str(PRESET))
+    generated = (await harness.send(create))["task"]
     stem, _, digits = generated["name"].rpartition("-")
     assert (stem, len(digits), generated["display_name"]) == ("fix-the-flaky-test", 4, "Fix the flaky test")
-    symbols = (await harness.command("task.create", uuid.uuid4(), **{**WANTED, "input": "?!", "name": ""}))["task"]
+    symbols = (await harness.send(make_create(input="?!", name="")))["task"]
     assert symbols["name"]
     assert symbols["display_name"]
     await harness.until(lambda: len(harness.requests) == 3)
@@ -115,22 +108,22 @@ async def test_a_create_names_the_task_and_selects_its_preset(harness: WorkerHar
     assert presets[str(task_id)] is None
     assert presets[generated["id"]] == {"id": str(PRESET), "name": "Default", "parameters": {"size": "small"}}
     assert (await harness.command("task.delete", task_id))["ok"]
-    assert (await harness.command("task.create", uuid.uuid4(), **WANTED, name="my-task"))["ok"]
+    assert (await harness.send(make_create(name="my-task")))["ok"]
 
 
 async def test_a_task_id_is_never_reused(harness: WorkerHarness) -> None:
     """A create with the id of another task, even a deleted one, is refused before any other check."""
     task_id = await harness.create()
     taken = {"status": 409, "message": "A task with this ID already exists."}
-    assert await harness.refused_command("task.create", task_id, **{**WANTED, "owner_id": str(uuid.uuid4())}) == taken
+    assert await harness.refused_create(task_id, owner_id=str(uuid.uuid4())) == taken
     await harness.command("task.delete", task_id)
-    assert await harness.refused_command("task.create", task_id, **WANTED) == taken
+    assert await harness.refused_create(task_id) == taken
 
 
 async def test_a_repeated_command_gets_the_same_reply(harness: WorkerHarness) -> None:
     """A repeated command_id changes nothing and gets the recorded reply; with another body it is refused."""
     task_id = uuid.uuid4()
-    command = make_command("task.create", task_id, **WANTED)
+    command = make_create(task_id)
     first = await harness.send(command)
     await harness.make_active(task_id)
     assert await harness.send({**command, "unknown": "field"}) == first
@@ -141,7 +134,7 @@ async def test_a_repeated_command_gets_the_same_reply(harness: WorkerHarness) ->
     ] == clash
     for refused in (
         make_command("task.delete", uuid.uuid4()),
-        make_command("task.create", uuid.uuid4(), **WANTED, name="new"),
+        make_create(name="new"),
     ):
         await harness.report(make_report("app.status", uuid.UUID(refused["task_id"]), state="idle"))
         await harness.until_row("SELECT count(*) > 0 FROM parked WHERE task_id = $1", uuid.UUID(refused["task_id"]))
@@ -174,7 +167,7 @@ async def test_a_refused_command_without_reply_to_is_dead_lettered(harness: Work
     assert letter.headers["x-taskherd-reason"] == "command_refused"
     assert letter.headers["x-taskherd-detail"] == f"404 {NOT_FOUND['message']}"
     task_id = uuid.uuid4()
-    await harness.post_command(make_command("task.create", task_id, **WANTED))
+    await harness.post_command(make_create(task_id))
     await harness.until(lambda: harness.document(task_id))
     assert len(harness.dead_letters) == 1
 
@@ -267,10 +260,10 @@ async def test_a_drawn_name_that_is_in_use_costs_no_transaction(
 async def test_concurrent_creates_never_share_a_name(start_worker: StartWorker) -> None:
     """Of concurrent creates with the same name exactly one succeeds; generated names never collide."""
     async with start_worker() as harness:
-        creates = [make_command("task.create", uuid.uuid4(), **WANTED, name="Same") for _ in range(10)]
+        creates = [make_create(name="Same") for _ in range(10)]
         replies = await asyncio.gather(*map(harness.send, creates))
         assert [reply["ok"] for reply in replies].count(True) == 1
-        creates = [make_command("task.create", uuid.uuid4(), **WANTED) for _ in range(40)]
+        creates = [make_create(input=f"Fix it{'!' * number}") for number in range(40)]
         assert all(reply["ok"] for reply in await asyncio.gather(*map(harness.send, creates)))
 
 
@@ -282,7 +275,7 @@ async def test_a_command_does_not_wait_behind_reports(external: WorkerHarness) -
     ).encode()
     exchange = await external.channel.get_exchange(queue, ensure=False)
     for _ in range(10):
-        await asyncio.gather(*(exchange.publish(aio_pika.Message(body), "any", timeout=5) for _ in range(100)))
+        await asyncio.gather(*(exchange.publish(aio_pika.Message(body), "any", timeout=30) for _ in range(100)))
     async with running_worker(external, prefetch=20, batch_most=10):
         await external.create()
         queue_state = await external.channel.declare_queue(queue, passive=True)

@@ -13,11 +13,24 @@ import pytest
 
 from taskherd import retry
 from taskherd.broker.dead_letters import publish_dead_letters
-from taskherd.domain.reports import AgentHeartbeat, AgentLifecycle, Lifecycle
+from taskherd.domain.commands import Pause, Resume
+from taskherd.domain.outcome import ReportOutcome
+from taskherd.domain.reports import AgentHeartbeat, AgentLifecycle, AgentState, AppStatus, Lifecycle
+from taskherd.store import command_preconditions
+from taskherd.store.parked_reports import LOCK_CLASS
 from taskherd.worker import maintenance, reconcile
 from taskherd.worker.batch import Batch, BatchResult
 from taskherd.worker.save import save_batch
-from tests.harness.worker import TIMEOUT, WorkerHarness, make_report, running_worker
+from tests.harness.worker import (
+    ALICE,
+    TIMEOUT,
+    WorkerHarness,
+    bring_to_status,
+    make_create,
+    make_report,
+    running_worker,
+)
+from tests.worker.conftest import StartWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -145,4 +158,69 @@ async def test_a_conflict_that_does_not_end_ends_no_worker(
     async with asyncio.timeout(TIMEOUT):
         assert (await hello)["ok"]
     await harness.until(lambda: harness.state(task_id).get("message") == "Reading")
-    await harness.channel.queue_delete(f"{harness.prefix}.work.r1", timeout=5)
+    await harness.channel.queue_delete(f"{harness.prefix}.work.r1", timeout=30)
+
+
+async def hold_save(harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch, task_id: uuid.UUID) -> Hold:
+    """Create a task up to where its transaction has locked everything and saves nothing yet."""
+    hold = Hold(save_batch)
+    monkeypatch.setattr(reconcile, "save_batch", hold)
+    await harness.post(make_create(task_id))
+    await hold.reached.wait()
+    return hold
+
+
+async def test_a_report_that_comes_while_its_task_is_created_waits_for_it(
+    harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then it finds the task, and is not parked where nobody looks for it any more."""
+    task_id, context = uuid.uuid4(), harness.worker._context
+    hold = await hold_save(harness, monkeypatch, task_id)
+    report = AppStatus(task_id=task_id, build_number=1, seq=1, state=AgentState.IDLE, message="As early as that")
+    reporting = asyncio.create_task(reconciled(context, Batch([report]), context.now()))
+    assert await waits_for_lock(harness, reporting)
+    hold.release.set()
+    assert (await reporting).outcomes == [ReportOutcome.APPLIED]
+    assert await harness.database.fetchval("SELECT count(*) FROM parked") == 0
+
+
+ID_LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = $1"
+
+
+async def test_only_ids_of_tasks_that_do_not_exist_are_locked(
+    harness: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report and a command of a task that exists lock its row alone, and so hold up no other with the same key."""
+    task_id, context = await harness.make_active(), harness.worker._context
+    status = AppStatus(task_id=task_id, build_number=1, seq=1, state=AgentState.IDLE, message="One of many")
+    pause = Pause(command_id=uuid.uuid4(), task_id=task_id, actor_id=ALICE)
+    for batch, locks in ((Batch([status]), 0), (Batch(commands=[pause]), 0)):
+        hold = Hold(save_batch)
+        monkeypatch.setattr(reconcile, "save_batch", hold)
+        saving = asyncio.create_task(reconciled(context, batch, context.now()))
+        await hold.reached.wait()
+        assert await harness.database.fetchval(ID_LOCKS, LOCK_CLASS) == locks
+        hold.release.set()
+        await saving
+    hold = await hold_save(harness, monkeypatch, uuid.uuid4())
+    assert await harness.database.fetchval(ID_LOCKS, LOCK_CLASS) == 1
+    hold.release.set()
+
+
+async def test_a_resume_counts_what_its_owner_runs_although_its_task_is_new(
+    start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task is created, and another one started, while the resume looks for it: the maximum holds all the same."""
+    async with start_worker(tasks_running_most=1) as harness:
+        task_id, context = uuid.uuid4(), harness.worker._context
+        hold = Hold(command_preconditions.lock_and_read)
+        monkeypatch.setattr(command_preconditions, "lock_and_read", hold)
+        resume = Resume(command_id=uuid.uuid4(), task_id=task_id, actor_id=ALICE)
+        resuming = asyncio.create_task(reconciled(context, Batch(commands=[resume]), context.now()))
+        await hold.reached.wait()
+        await bring_to_status(harness, "paused", await harness.create(task_id))
+        await harness.create()
+        hold.release.set()
+        (reply,) = (await resuming).replies
+        assert reply.refusal is not None
+        assert reply.refusal.message == "Too many tasks are running."

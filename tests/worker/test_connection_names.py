@@ -7,6 +7,7 @@ import socket
 
 import pytest
 
+from taskherd.broker import diagnostics
 from taskherd.dev.services import Services
 from tests.harness.api import running_api
 from tests.harness.worker import WorkerHarness
@@ -15,13 +16,14 @@ pytestmark = [pytest.mark.timeout(120)]
 
 
 async def test_connections_have_the_names_of_their_processes(harness: WorkerHarness, services: Services) -> None:
-    """Each connection of a worker and an API says which process on which host it belongs to, also of several on one."""
+    """Those of a worker and an API say which process on which host they belong to, also of several on one."""
     rabbit = services.rabbit
     assert rabbit is not None
     worker = f"taskherd worker {harness.worker._id}"
     async with (
         running_api(*harness.urls, harness.prefix) as first,
         running_api(*harness.urls, harness.prefix) as second,
+        diagnostics.connect(harness.urls[1]),
     ):
         await harness.create()
         for process in (first, second):
@@ -32,7 +34,8 @@ async def test_connections_have_the_names_of_their_processes(harness: WorkerHarn
         await harness.until_metric(1, "taskherd_drained")
         named = await asyncio.to_thread(rabbit.ctl, "list_connections", "client_properties", within=90)
         purposes = ("consume", "publish", "reports", "unconfirmed", "work", "dead", "declare")
-        for name in (*(f"{worker} {purpose}" for purpose in purposes), *(f"{api} consume" for api in apis)):
+        of_apis = (f"{api} {purpose}" for api in apis for purpose in ("consume", "publish"))
+        for name in (*(f"{worker} {purpose}" for purpose in purposes), *of_apis, diagnostics.CONNECTION_NAME):
             assert f'"{name}"' in named, named
         rows = await harness.database.fetch(
             "SELECT application_name FROM pg_stat_activity WHERE datname = current_database()"

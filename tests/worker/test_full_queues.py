@@ -33,7 +33,7 @@ async def fill(harness: WorkerHarness, queue: str) -> None:
     async with asyncio.timeout(TIMEOUT):
         while True:
             try:
-                await harness.channel.default_exchange.publish(filler, queue, timeout=5)
+                await harness.channel.default_exchange.publish(filler, queue, timeout=30)
             except DeliveryError:
                 return
 
@@ -113,7 +113,7 @@ async def test_a_dead_letter_queue_that_rejects_them_stops_nothing(
             for exchange in ("reports", "claims"):
                 target = await harness.channel.get_exchange(f"{harness.prefix}.{exchange}", ensure=False)
                 for _ in range(MAX_CONCURRENT_BATCHES + 1):
-                    await target.publish(aio_pika.Message(f"not a message of {exchange}".encode()), "any", timeout=5)
+                    await target.publish(aio_pika.Message(f"not a message of {exchange}".encode()), "any", timeout=30)
                     await harness.until_delivered(exchange)
             refused = make_command("task.pause", uuid.uuid4())
             await harness.post_command(refused)

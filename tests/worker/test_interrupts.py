@@ -35,11 +35,12 @@ async def interrupt(harness: WorkerHarness, task_id: uuid.UUID) -> str:
 
 
 async def end(harness: WorkerHarness, task_id: uuid.UUID, interrupt_id: str, outcome: str, **fields: Any) -> None:
-    """Report the outcome of an interrupt, and wait until the task shows none."""
+    """Report the outcome of an interrupt, and wait for its event, in which the task shows none."""
     await harness.report(
         make_report("agent.interrupted", task_id, interrupt_id=interrupt_id, outcome=outcome, **fields)
     )
-    await harness.until(lambda: harness.document(task_id)["interrupt"] is None)
+    await harness.until(lambda: interrupt_id in harness.causes(task_id, "agent.interrupted"))
+    assert harness.document(task_id)["interrupt"] is None
 
 
 async def steer(harness: WorkerHarness, task_id: uuid.UUID, text: str, *, interrupts: bool = True) -> dict[str, Any]:

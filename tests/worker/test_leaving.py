@@ -6,10 +6,14 @@ import asyncio
 import os
 import sys
 
+import pytest
+
 from taskherd.broker.publisher import OutgoingMessage
 from taskherd.dev import ports
+from taskherd.worker import rates
+from taskherd.worker.maintenance import Maintenance
 from tests.harness.tcp_proxy import TcpProxy, through
-from tests.harness.worker import SECRET, TIMEOUT, external_harness, running_worker
+from tests.harness.worker import SECRET, TIMEOUT, WorkerHarness, external_harness, make_report, running_worker
 
 
 async def test_a_worker_that_waits_for_its_database_exits_with_0_on_sigterm(amqp_url: str) -> None:
@@ -47,3 +51,66 @@ async def test_a_worker_deregisters_although_its_replies_cannot_be_sent(
             for number in range(10):
                 worker._replies.offer(OutgoingMessage("", "a caller that has gone", str(number).encode()))
         assert await harness.database.fetchval(count) == 0
+
+
+async def test_a_worker_that_has_nothing_to_do_leaves_at_once(
+    external: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long before its grace time is over; what it has counted is written, and nothing of it stays open."""
+    monkeypatch.setattr(rates, "INTERVAL", 3_600.0)
+    loop = asyncio.get_running_loop()
+    async with running_worker(external, grace=40) as worker:
+        await external.create()
+        await external.until_metric(1, "taskherd_drained")
+        worker.stop()
+        stopped_at = loop.time()
+    assert loop.time() - stopped_at < 20
+    assert await external.database.fetchval("SELECT sum(created) FROM task_rates") == 1
+    assert await external.database.fetchval("SELECT count(*) FROM workers") == 0
+    await external.until_row(CONNECTIONS, f"taskherd worker {worker._id}"[:63], is_=0)
+    connections = worker._connections
+    assert not any(each.is_up for each in (connections.consume, connections.publish, connections.reports))
+    with pytest.raises(OSError, match=r"refused|failed"):
+        await asyncio.open_connection("127.0.0.1", worker.ops_port)
+
+
+CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1"
+IS_WAITED_FOR = "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+
+
+async def test_a_worker_leaves_although_its_database_is_gone(external: WorkerHarness) -> None:
+    """What it cannot tell the database, others find out; that is no failure."""
+    proxy = await TcpProxy.before(external.urls[0])
+    database_url = through(external.urls[0], proxy)
+    external.urls = (database_url, external.urls[1])
+    async with running_worker(external, grace=5):
+        await external.until_row("SELECT count(*) FROM workers", is_=1)
+        await proxy.stop()
+    assert await external.database.fetchval("SELECT count(*) FROM workers") == 1
+
+
+async def test_a_worker_leaves_although_a_batch_is_held_up(external: WorkerHarness) -> None:
+    """It waits no longer than its grace time, and the broker delivers the reports again."""
+    async with running_worker(external):
+        task_id = await external.make_active()
+    async with external.database.transaction():
+        await external.database.execute("SELECT FROM tasks WHERE id = $1 FOR UPDATE", task_id)
+        async with running_worker(external, grace=1):
+            await external.report(make_report("app.status", task_id, state="idle", message="Held up"))
+            await external.until_row(IS_WAITED_FOR)
+    async with running_worker(external):
+        await external.until(lambda: external.state(task_id).get("message") == "Held up")
+
+
+async def test_a_worker_of_which_a_part_fails_ends_with_the_error(
+    external: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rather than to work on without that part, so that it is started again."""
+
+    async def fail(_: Maintenance) -> None:
+        raise RuntimeError("a bug in maintenance")
+
+    monkeypatch.setattr(Maintenance, "run", fail)
+    with pytest.raises(RuntimeError, match="a bug in maintenance"):
+        async with running_worker(external) as worker:
+            await asyncio.wait_for(worker._stopping.wait(), TIMEOUT)

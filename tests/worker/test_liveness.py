@@ -238,7 +238,7 @@ async def test_time_without_a_worker_is_no_silence(external: WorkerHarness) -> N
 
 async def test_time_with_a_stuck_queue_is_no_silence(start_worker: StartWorker) -> None:
     """No agent is lost while reports wait in the queue, because their heartbeats may be among them."""
-    async with start_worker(agent_lost_after=5, probe_timeout=0.3) as harness:
+    async with start_worker(agent_lost_after=5, probe_timeout=2) as harness:
         task_id, other = await harness.make_active(), await harness.create()
         await drained_since(harness)
         async with harness.database.transaction():

@@ -37,7 +37,7 @@ async def test_log_ids_count_from_zero_and_never_change(harness: WorkerHarness) 
     assert await lines(harness, task_id) == [(0, "a"), (1, "b"), (2, "c"), (3, "second build")]
     assert await lines(harness, other) == [(0, "x")]
     await harness.until(lambda: harness.versions(task_id))
-    assert harness.versions(task_id) == [1]
+    assert set(harness.versions(task_id)) == {1}
 
 
 async def test_an_entry_is_replaced_only_by_a_greater_seq(harness: WorkerHarness) -> None:

@@ -15,7 +15,7 @@ async def test_a_partition_that_cannot_be_dropped_delays_nothing_else(external: 
     A metric counts the failure.
     """
     await external.database.execute("SELECT taskherd_add_partition('task_events', '2020-01-06')")
-    backup = await asyncpg.connect(external.urls[0], timeout=5, command_timeout=10)
+    backup = await asyncpg.connect(external.urls[0], timeout=30, command_timeout=30)
     try:
         async with backup.transaction():
             await backup.execute("LOCK TABLE task_events IN ACCESS SHARE MODE")
@@ -33,6 +33,6 @@ async def test_a_partition_that_cannot_be_dropped_delays_nothing_else(external: 
         partition = "SELECT to_regclass('task_events_p20200106') IS NULL"
         assert await external.database.fetchval(partition) is False
     finally:
-        await backup.close(timeout=5)
+        await backup.close(timeout=30)
     async with running_worker(external, sweep_every=0.1):
         await external.until_row(partition)

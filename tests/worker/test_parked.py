@@ -26,7 +26,7 @@ async def test_parked_reports_are_folded_with_the_create(harness: WorkerHarness)
     await harness.create(task_id)
     await harness.until(lambda: harness.document(task_id))
     document = harness.document(task_id)
-    assert harness.versions(task_id) == [1]
+    assert set(harness.versions(task_id)) == {1}
     cause = harness.events_of(task_id)[0]["cause"]
     assert (cause["kind"], cause["type"], cause["actor_id"]) == ("command", "task.create", str(ALICE))
     assert (document["status"], document["current_state"]["message"]) == ("active", "Early")

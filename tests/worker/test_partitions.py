@@ -80,7 +80,7 @@ class WorkerGroup:
         for index in range(PARTITIONS):
             body = json.dumps({"type": "agent.heartbeat", "task_id": str(task_id), "build_number": 1}).encode()
             queue = TopologyNames(self.harness.prefix).partition(index)
-            await self.harness.channel.default_exchange.publish(aio_pika.Message(body), queue, timeout=5)
+            await self.harness.channel.default_exchange.publish(aio_pika.Message(body), queue, timeout=30)
         after = await until(self.processed, lambda counts: (counts - before).total() >= PARTITIONS)
         return after - before
 
@@ -146,7 +146,7 @@ async def test_partitions_are_shared_and_lose_neither_order_nor_reports(workers:
             await workers.kill(names[0])
         if number == ENTRIES // 2:
             joining = asyncio.create_task(workers.start(names[3]))
-        sends = [reports.publish(aio_pika.Message(log_report(task, number)), str(task), timeout=10) for task in tasks]
+        sends = [reports.publish(aio_pika.Message(log_report(task, number)), str(task), timeout=30) for task in tasks]
         await asyncio.gather(*sends)
     assert joining is not None
     await joining

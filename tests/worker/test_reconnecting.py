@@ -43,7 +43,7 @@ async def test_a_worker_declares_only_what_is_missing(external: WorkerHarness, u
         await external.until(lambda: external.document(task_id).get("status") == "error")
         assert (await external.ask(hello))["ok"]
         await external.until_metric(1, "taskherd_drained")
-    await external.channel.queue_delete(f"{external.prefix}.work.r-one", timeout=10)
+    await external.channel.queue_delete(f"{external.prefix}.work.r-one", timeout=30)
 
 
 async def test_the_connection_for_declarations_may_break(external: WorkerHarness, services: Services) -> None:
@@ -60,4 +60,4 @@ async def test_the_connection_for_declarations_may_break(external: WorkerHarness
         assert await external.queue_counts("work.r-late") == (0, 0)
         for connection in ("consume", "publish", "reports"):
             assert external.metric("taskherd_reconnects_total", connection=connection) == 0
-    await external.channel.queue_delete(f"{external.prefix}.work.r-late", timeout=10)
+    await external.channel.queue_delete(f"{external.prefix}.work.r-late", timeout=30)

@@ -29,7 +29,7 @@ UNDECODABLE = f"{DIRECT}.g1h3AAA.yyy=="
 
 async def _send(harness: WorkerHarness, exchange: str, body: dict[str, Any], reply_to: str) -> None:
     target = await harness.channel.get_exchange(f"{harness.prefix}.{exchange}", ensure=False)
-    await target.publish(aio_pika.Message(json.dumps(body).encode(), reply_to=reply_to), "any", timeout=5)
+    await target.publish(aio_pika.Message(json.dumps(body).encode(), reply_to=reply_to), "any", timeout=30)
 
 
 async def test_a_reply_cannot_become_a_request_or_a_command(harness: WorkerHarness) -> None:
@@ -56,16 +56,16 @@ async def test_direct_replies_arrive_and_forged_ones_do_no_harm(amqp_url: str, a
     connection = SupervisedConnection(amqp_url, "replies")
     connection.start()
     try:
-        async with await aio_pika.connect(amqp_url, timeout=10) as client:
+        async with await aio_pika.connect(amqp_url, timeout=30) as client:
             channel = await (await client.channel()).get_underlay_channel()
-            queue = (await channel.queue_declare(exclusive=True, timeout=5)).queue or ""
+            queue = (await channel.queue_declare(exclusive=True, timeout=30)).queue or ""
 
             async def receive(message: DeliveredMessage) -> None:
                 received.put_nowait(message)
 
-            await channel.basic_consume(DIRECT, receive, no_ack=True, timeout=5)
+            await channel.basic_consume(DIRECT, receive, no_ack=True, timeout=30)
             await channel.basic_publish(b"?", routing_key=queue, properties=Basic.Properties(reply_to=DIRECT))
-            question = await channel.basic_get(queue, no_ack=True, timeout=5)
+            question = await channel.basic_get(queue, no_ack=True, timeout=30)
             direct = question.header.properties.reply_to or ""
             publisher = Publisher(connection)
             for name in (*_altered(direct), direct):

@@ -10,11 +10,11 @@ import pytest
 
 from tests.harness.worker import (
     ALICE,
-    VERSION,
     WorkerHarness,
     bring_to_status,
     build_report,
     make_command,
+    make_create,
     make_report,
     running_worker,
 )
@@ -35,12 +35,6 @@ def refusal(most: int) -> dict[str, Any]:
     return {"status": 409, "message": "Too many tasks are running.", "detail": f"{detail} again."}
 
 
-async def refused_create(harness: WorkerHarness, **fields: Any) -> dict[str, Any]:
-    """Send a create that is refused, and return the error."""
-    wanted = {"owner_id": str(ALICE), "template_version_id": str(VERSION), "input": "One too many"}
-    return await harness.refused_command("task.create", uuid.uuid4(), **{**wanted, **fields})
-
-
 @pytest.mark.parametrize("ends_by", ["pause", "delete", "failed build", "exit"])
 async def test_a_task_that_ends_makes_room(start_worker: StartWorker, ends_by: str) -> None:
     """A pause, a delete, a failed start and an agent that ended make room for a create; a resume needs room too."""
@@ -48,7 +42,7 @@ async def test_a_task_that_ends_makes_room(start_worker: StartWorker, ends_by: s
         first = await harness.create(input="First of two")
         second = await harness.create(input="Second of two")
         await harness.make_active(second)
-        assert await refused_create(harness) == refusal(2)
+        assert await harness.refused_create() == refusal(2)
         if ends_by in {"pause", "delete"}:
             assert (await harness.command(f"task.{ends_by}", second))["ok"]
         elif ends_by == "failed build":
@@ -58,12 +52,12 @@ async def test_a_task_that_ends_makes_room(start_worker: StartWorker, ends_by: s
             await harness.report(make_report("agent.exit", second, build_number=1, why="exited", status=0))
             await harness.until(lambda: harness.document(second).get("agent_exit"))
         third = await harness.create(input="In the place of another")
-        assert await refused_create(harness) == refusal(2)
+        assert await harness.refused_create() == refusal(2)
         if ends_by == "exit":
             assert await harness.refused_command("task.resume", second) == refusal(2)
             assert (await harness.command("task.delete", third))["ok"]
             assert (await harness.command("task.resume", second))["ok"]
-            assert await refused_create(harness) == refusal(2)
+            assert await harness.refused_create() == refusal(2)
 
 
 async def test_the_maximum_is_checked_last_and_by_owner(start_worker: StartWorker) -> None:
@@ -71,16 +65,16 @@ async def test_the_maximum_is_checked_last_and_by_owner(start_worker: StartWorke
     async with start_worker(tasks_running_most=1) as harness:
         await harness.database.execute(BOB_JOINS)
         task_id = await harness.create(name="only-one")
-        assert (await refused_create(harness, name="only-one"))["message"] == 'Workspace "only-one" already exists.'
-        assert (await refused_create(harness, input=" "))["message"] == "Task input is required."
+        assert (await harness.refused_create(name="only-one"))["message"] == 'Workspace "only-one" already exists.'
+        assert (await harness.refused_create(input=" "))["message"] == "Task input is required."
         build_active = "A workspace build is already active."
         assert (await harness.refused_command("task.resume", task_id))["message"] == build_active
         await harness.make_active(task_id)
         running = "Task workspace is already running."
         assert (await harness.refused_command("task.resume", task_id))["message"] == running
-        assert await refused_create(harness) == refusal(1)
+        assert await harness.refused_create() == refusal(1)
         await harness.create(owner_id=str(BOB))
-        assert await refused_create(harness, owner_id=str(BOB)) == refusal(1)
+        assert await harness.refused_create(owner_id=str(BOB)) == refusal(1)
 
 
 async def test_concurrent_starts_cannot_pass_the_maximum(external: WorkerHarness) -> None:
@@ -88,11 +82,8 @@ async def test_concurrent_starts_cannot_pass_the_maximum(external: WorkerHarness
     settings = {"tasks_running_most": 5}
     async with running_worker(external, **settings), running_worker(external, **settings):
         paused = [await bring_to_status(external, "paused") for _ in range(4)]
-        wanted = {"owner_id": str(ALICE), "template_version_id": str(VERSION)}
         commands = [make_command("task.resume", task_id) for task_id in paused]
-        commands += [
-            make_command("task.create", uuid.uuid4(), **wanted, input=f"Racing {number}") for number in range(26)
-        ]
+        commands += [make_create() for _ in range(26)]
         replies = await asyncio.gather(*(external.send(each) for each in commands))
         assert sum(reply["ok"] for reply in replies) == 5
         assert all(reply["error"] == refusal(5) for reply in replies if not reply["ok"])

@@ -73,10 +73,10 @@ async def outside(database_url: str, amqp_url: str, amqp_prefix: str) -> AsyncIt
 
 async def publish(url: str, exchange: str, body: Any, **properties: Any) -> None:
     """Publish a message as this user. Raise ``AMQPError`` if the broker refuses it."""
-    async with await aio_pika.connect(url, timeout=10) as connection:
+    async with await aio_pika.connect(url, timeout=30) as connection:
         channel = await connection.channel()
         target = await channel.get_exchange(exchange, ensure=False)
-        await target.publish(aio_pika.Message(json.dumps(body).encode(), **properties), "any", timeout=10)
+        await target.publish(aio_pika.Message(json.dumps(body).encode(), **properties), "any", timeout=30)
 
 
 def create_command(task_id: uuid.UUID, prompt: str) -> dict[str, Any]:
@@ -130,7 +130,7 @@ async def test_an_operator_replays_a_command(outside: WorkerHarness, users: dict
         letter = outside.dead_letters[0]
         await outside.stop_dead_letters()
         taken = aio_pika.Message(letter.body, headers=letter.headers, message_id="m")
-        await outside.channel.default_exchange.publish(taken, f"{outside.prefix}.dead", timeout=5)
+        await outside.channel.default_exchange.publish(taken, f"{outside.prefix}.dead", timeout=30)
 
         async def dead(*arguments: str, **settings: str) -> tuple[int, str]:
             environment = {

@@ -18,8 +18,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from tests.harness.tasks import prompt_of
-from tests.harness.worker import ALICE, TIMEOUT, VERSION, WorkerHarness, make_command, make_report, running_worker
+from tests.harness.worker import TIMEOUT, WorkerHarness, make_create, make_report, running_worker
 from tests.worker.conftest import StartWorker
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -75,13 +74,7 @@ async def publish(harness: WorkerHarness, kind: str, key: str, body: dict[str, A
     """Publish a message that belongs to the trace."""
     exchange = await harness.channel.get_exchange(f"{harness.prefix}.{kind}", ensure=False)
     message = aio_pika.Message(json.dumps(body).encode(), headers={"traceparent": PARENT})
-    await exchange.publish(message, key, timeout=5)
-
-
-def create(task_id: uuid.UUID) -> dict[str, Any]:
-    """Return a create without reply_to."""
-    fields = {"owner_id": str(ALICE), "template_version_id": str(VERSION), "input": prompt_of(task_id)}
-    return make_command("task.create", task_id, **fields)
+    await exchange.publish(message, key, timeout=30)
 
 
 async def test_a_trace_is_passed_on_without_opentelemetry(harness: WorkerHarness) -> None:
@@ -89,7 +82,7 @@ async def test_a_trace_is_passed_on_without_opentelemetry(harness: WorkerHarness
     await harness.create()
     await harness.until(lambda: len(harness.messages) == 1)
     assert "traceparent" not in (harness.messages[0].headers or {})
-    await publish(harness, "commands", "task.create", create(uuid.uuid4()))
+    await publish(harness, "commands", "task.create", make_create())
     await harness.until(lambda: len(harness.messages) == 2)
     assert harness.messages[1].headers["traceparent"] == PARENT
 
@@ -100,14 +93,14 @@ async def test_spans_cover_a_command_and_a_report_up_to_their_events(
     """Command, commit and publish are spans of the caller's trace; a batch is linked to the reports' traces."""
     task_id = uuid.uuid4()
     async with start_worker(tracing="otlp") as harness:
-        await publish(harness, "commands", "task.create", create(task_id))
+        await publish(harness, "commands", "task.create", make_create(task_id))
         await harness.until(lambda: harness.document(task_id))
         await publish(
             harness, "reports", str(task_id), make_report("app.status", task_id, state="working", message="Reading")
         )
         await harness.until(lambda: harness.state(task_id).get("message") == "Reading")
         traceparents = [str((message.headers or {})["traceparent"]) for message in harness.messages]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not collector.named("publish"):  # noqa: ASYNC110 - the collector runs in another thread
             await asyncio.sleep(0.02)
 
@@ -141,7 +134,7 @@ async def test_an_unreachable_collector_costs_only_spans(
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.getsockname()[1]}")
         task_id = uuid.uuid4()
         async with running_worker(external, tracing="otlp", grace=GRACE) as worker:
-            await publish(external, "commands", "task.create", create(task_id))
+            await publish(external, "commands", "task.create", make_create(task_id))
             await external.until(lambda: external.document(task_id))
             assert external.messages[0].headers["traceparent"]
             await external.make_active(task_id)

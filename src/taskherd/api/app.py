@@ -96,9 +96,9 @@ class ApiProcess:
         """Build everything that needs no running event loop. Nothing connects before ``run``."""
         self._settings = settings
         self._stopping = asyncio.Event()
-        self.port = 0
+        self.port: int
         """The port of the API, once it is open."""
-        self.ops_port = 0
+        self.ops_port: int
         self.listening = asyncio.Event()
         self.metrics = Metrics()
         self.metrics.initialize(LABEL_VALUES)

@@ -112,6 +112,8 @@ class RequestContext:
     """The task and build number of an agent's token."""
     follows: bool = False
     """True for a request that follows changes: it reads only from the primary, like the change feed."""
+    waits: bool = False
+    """True for a long poll that has begun to wait for a change; its duration is no response time."""
     log_fields: dict[str, Any] = field(default_factory=dict)
     """Additional fields of the log line, next to method, route and status."""
 

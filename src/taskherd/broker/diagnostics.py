@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import aiormq
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from taskherd.endpoints import Endpoint
 
+CONNECTION_NAME: Final = "taskherd doctor"
 _NO_SUCH_KEY = "taskherd.doctor.binds.nothing"
 
 
@@ -53,7 +54,7 @@ async def connect(url: str) -> AsyncIterator[AbstractConnection]:
         socket = Socket(endpoint)
         connection = aiormq.Connection(with_host(url, endpoint.host), transport_factory=socket)
         with socket.connecting():
-            await connection.connect()
+            await connection.connect({"connection_name": CONNECTION_NAME})
         return connection
 
     connection, _ = await endpoints_of(url).connect(connect_to, (Unavailable,))

@@ -75,7 +75,7 @@ def watch(
     Runs until Ctrl-C, or until the given task is deleted. Reconnects if the connection is lost.
     """
     client = http.from_environment()
-    path = (*tasks.path_of(task), "watch") if task else ("tasks", "watch")
+    path = (*tasks.path_by_id(client, task), "watch") if task else ("tasks", "watch")
     query = None if task or all_owners else {"q": f'owner:"{owner}"'}
     for event in events.stream_events(client, *path, query=query, notice=_notice):
         if output is OutputFormat.JSON:

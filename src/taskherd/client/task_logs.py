@@ -36,8 +36,7 @@ def follow(
     Raises:
         ClientError: if there is no such task, or the server fails ``MAX_FAILURES`` times in a row.
     """
-    document = tasks.show(client, task)
-    path = ("tasks", str(document["owner_id"]), str(document["id"]))
+    path = tasks.path_by_id(client, task)
     after, failures, is_over = -1, 0, False
     while True:
         try:

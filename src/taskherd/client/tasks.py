@@ -49,6 +49,12 @@ def path_of(task: str) -> tuple[str, str, str]:
     return ("tasks", *segments)
 
 
+def path_by_id(client: Client, task: str) -> tuple[str, str, str]:
+    """Return the path of a task by its ids, which stays its own when it is deleted and another task takes its name."""
+    document = show(client, task)
+    return ("tasks", str(UUID(document["owner_id"])), str(UUID(document["id"])))
+
+
 def show(client: Client, task: str) -> Task:
     """Return the task document."""
     body: Task = client.request("GET", *path_of(task)).body
@@ -190,8 +196,7 @@ def wait(
     Returns:
         The latest task document, and whether the wait ended before the time was up.
     """
-    document = show(client, task)
-    path = ("tasks", str(UUID(document["owner_id"])), str(UUID(document["id"])))
+    path = path_by_id(client, task)
     awaited = set(until)
     deadline = now() + within
     while True:

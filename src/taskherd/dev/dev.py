@@ -20,6 +20,7 @@ from typing import Final
 from taskherd.dev import agent_users, broker_users, first_steps, ports, processes, runner_environment, services
 from taskherd.directory_file.example import EXAMPLE
 from taskherd.errors import Unavailable
+from taskherd.observability import health
 from taskherd.runner.workspaces.processes import MARKER_VARIABLE
 from taskherd.settings import load
 from taskherd.store import migrate
@@ -34,9 +35,9 @@ _RUNNER_OPS_PORT: Final = 9592
 _GRACE: Final = 30.0
 """Seconds from SIGTERM to SIGKILL of a process."""
 _START_TIMEOUT: Final = 60.0
-"""Seconds within which the API must accept connections."""
+"""Seconds within which the worker must be ready, and the API accept connections."""
 _POLL_INTERVAL: Final = 0.2
-"""Seconds between two checks of the processes or the port."""
+"""Seconds between two checks of a process or a port."""
 
 
 def run(*, services_only: bool, data: Path = DATA) -> int:
@@ -138,7 +139,9 @@ def _serve(
     ops_port: int,
     inherited: Collection[str],
 ) -> int:
-    """Run a worker, the API and a runner until one of them exits unexpectedly; return its exit code, at least 1.
+    """Run a worker, and once it is ready the API and a runner, until one exits unexpectedly. Return its code, or 1.
+
+    Before, what the API and the runner need of the broker may be missing, of which they would warn.
 
     ``users`` are the variables that each of them gets in addition, ``inherited`` the names that templates inherit.
     """
@@ -152,12 +155,14 @@ def _serve(
     with worker(data, own["worker"], ops_port) as worker_process:
         token = _first_token({**os.environ, **environment})
         _write_env_file(data, {**environment, "TASKHERD_URL": url, **({"TASKHERD_TOKEN": token} if token else {})})
+        _await(worker_process, lambda: health.request(ops_port, "/readyz")[0], "the worker is not ready")
         with (
             _process(data, "api", api_environment) as api,
             _ending_agents(data),
             _process(data, "runner", runner_settings, inherited) as runner,
         ):
-            _await_port(api, api_port)
+            what = f"the API does not accept connections on port {api_port}"
+            _await(api, lambda: ports.is_open(api_port), what)
             for line in first_steps.lines(url, token):
                 _say(line)
             _say_env(data)
@@ -207,11 +212,12 @@ def _wait_for_exit(running: Mapping[str, subprocess.Popen[bytes]]) -> int:
         time.sleep(_POLL_INTERVAL)
 
 
-def _await_port(process: subprocess.Popen[bytes], port: int) -> None:
+def _await(process: subprocess.Popen[bytes], is_up: Callable[[], bool], problem: str) -> None:
+    """Wait until a process is up. Raise ``Unavailable`` with the problem if it has exited, or takes too long."""
     deadline = time.monotonic() + _START_TIMEOUT
-    while not ports.is_open(port):
+    while not is_up():
         if process.poll() is not None or time.monotonic() > deadline:
-            raise Unavailable(f"the API does not accept connections on port {port}; its log above says why")
+            raise Unavailable(f"{problem}; its log above says why")
         time.sleep(_POLL_INTERVAL)
 
 

@@ -253,8 +253,21 @@ class PostgresNode:
             raise Unavailable(f"{name} took longer than {within:.0f} s") from error
         return process.stdout
 
-    def _as_user(self) -> list[str]:
+    def _user(self) -> pwd.struct_passwd | None:
+        """Return the user to run as, None for this process's: the owner of existing data, which it has to be.
+
+        A package that was installed since may have added the user that a new server would run as.
+        """
         user = _other_user()
+        if user is None or not (self._cluster / "PG_VERSION").exists():
+            return user
+        try:
+            return pwd.getpwuid(self._cluster.stat().st_uid)
+        except KeyError:
+            return user
+
+    def _as_user(self) -> list[str]:
+        user = self._user()
         if user is None:
             return []
         become = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]

@@ -138,7 +138,7 @@ class Metrics:
         self.maintenance_failures = self._counter(
             "maintenance_failures",
             "Steps of the maintenance of tables that failed and are tried again, by step: expire_parked, "
-            "create_partitions, drop_partitions, update_tables, prune, erase or count.",
+            "create_partitions, drop_partitions, update_tables, prune, erase, count or index.",
             "step",
         )
 
@@ -152,7 +152,7 @@ class Metrics:
         )
         self.api_seconds = self._histogram(
             "api_seconds",
-            "Seconds from the head of an HTTP request to its response; streams are not counted.",
+            "Seconds from the head of an HTTP request to its response; streams and waiting long polls are not counted.",
             _SECONDS,
         )
         self.api_in_flight = self._gauge("api_requests_in_flight", "HTTP requests in progress.")
@@ -252,6 +252,11 @@ class Metrics:
         )
         self.mass_silence_held = self._gauge(
             "mass_silence_held", "1 while the mass-loss guard waits before it marks most agents as lost."
+        )
+        self.index_lag = self._gauge(
+            "index_lag_seconds",
+            "Time in seconds for which changes of tasks have waited, without interruption, until they are in the index "
+            "of lists and totals, which look at all that wait.",
         )
         self.drained = self._gauge("drained", "1 while this worker knows the report queues to be drained.")
         self.probe_seconds = self._histogram(

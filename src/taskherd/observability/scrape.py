@@ -33,6 +33,7 @@ ALERT_INPUTS: Final[Mapping[str, frozenset[str]]] = {
         "taskherd_deletes_retried_total",
         "taskherd_drained",
         "taskherd_events_published_total",
+        "taskherd_index_lag_seconds",
         "taskherd_maintenance_failures_total",
         "taskherd_mass_silence_held",
         "taskherd_outbox_oldest_seconds",

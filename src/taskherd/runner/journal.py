@@ -74,6 +74,8 @@ class Journal(BaseModel):
     ready_reported: bool = Field(default=False, description="Whether this build's agent was reported as ready.")
     start: WorkspaceStart | None = Field(None, description="The latest start request.")
     gives_prompt: bool = Field(default=True, description="Whether this build's agent is given the prompt.")
+    planned_build: int = Field(0, description="The build whose launch was planned last; what was before is gone then.")
+    resumes: bool = Field(default=False, description="Whether that plan has the agent started by `resume_command`.")
     given_prompt: str = Field("", description="Digest of the prompt that an agent here was given last; empty if none.")
     agent_uid: int | None = Field(None, description="The user that the task's agents run as; null: the runner's.")
     acp_session: str | None = Field(None, description="The session of the agent that speaks ACP, to be continued.")

@@ -33,7 +33,7 @@ from taskherd.runner.shim import main
 main(*sys.argv[2:])
 """
 """The program that runs the shim, so that it comes from its compiled file; without site-packages, its path is given."""
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # see prctl(2)
+PR_SET_CHILD_SUBREAPER = 36  # see prctl(2)
 READ_BYTES = 65_536
 """Maximum number of bytes of output that one read returns."""
 EXIT_RECORD_BYTES = 4_096

@@ -23,6 +23,7 @@ from taskherd.settings.types import (
     SecretKeys,
     SenderPools,
     Senders,
+    StandbyUrl,
     UidRange,
     parse_networks,
     parse_sender_pools,
@@ -51,7 +52,7 @@ class Settings(BaseSettings):
             "expected": "postgresql://user:password@host:5432/database, or several hosts as in host1:5432,host2:5432",
         },
     )
-    database_read_url: DatabaseUrl = Field(
+    database_read_url: StandbyUrl = Field(
         "",
         repr=False,
         description="URL of a standby of that database, from which the API serves reads; empty: all reads go to the "
@@ -330,8 +331,8 @@ class Settings(BaseSettings):
     api_trusted_proxies: Networks = Field(
         "",
         description="Networks of the proxies in front of the API, separated by commas. Behind them the client of a "
-        "request is taken from X-Forwarded-For; from others that header is ignored. Rates and connections are counted "
-        "by client.",
+        "request is taken from X-Forwarded-For; from others that header is ignored. Rates are counted by client, and "
+        "so are connections but those of these proxies.",
         json_schema_extra={"expected": "networks such as 10.0.0.0/8, 192.0.2.7 or 2001:db8::/32, separated by commas"},
     )
     api_command_timeout: Seconds = Field(

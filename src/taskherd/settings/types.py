@@ -86,6 +86,7 @@ def _check_drain(drain: str) -> str:
 Seconds = Annotated[float, BeforeValidator(parse)]
 """A duration in seconds; settings accept every form that ``durations.parse`` reads."""
 DatabaseUrl = Annotated[str, AfterValidator(lambda url: urls.check_database(url) if url else url)]
+StandbyUrl = Annotated[str, AfterValidator(lambda url: urls.check_standby(url) if url else url)]
 AmqpUrl = Annotated[str, AfterValidator(lambda url: urls.check_amqp(url) if url else url)]
 SecretKeys = Annotated[str, AfterValidator(_check_keys)]
 Networks = Annotated[str, AfterValidator(_check_networks)]

@@ -7,6 +7,7 @@ Both may name several hosts, separated by commas: PostgreSQL's as libpq reads th
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlencode
 
@@ -14,15 +15,16 @@ from taskherd.endpoints import MAX_HOSTS, Host
 
 HIDDEN = "********"
 READ_WRITE: Final = "read-write"
-TARGETS: Final = (READ_WRITE, "primary", "any")
+PRIMARY: Final = "primary"
+TARGETS: Final = (READ_WRITE, PRIMARY, "any")
 """Values of ``target_session_attrs``; the others are servers to which taskherd cannot write."""
+STANDBY_TARGETS: Final = ("standby", "read-only", "any")
+"""Its values in the URL of a standby; with the others it would never be used."""
 
 _SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _POOL_MODES: Final = ("session", "transaction")
 """The modes of a PgBouncer, in the option ``pgbouncer`` of a database URL."""
-_CHOICES: Final = {
-    "sslmode": _SSL_MODES, "ssl": _SSL_MODES, "target_session_attrs": TARGETS, "pgbouncer": _POOL_MODES
-}  # fmt: skip
+_CHOICES: Final = {"sslmode": _SSL_MODES, "ssl": _SSL_MODES, "pgbouncer": _POOL_MODES}
 _POSTGRES = frozenset({"postgresql", "postgres", "postgresql+asyncpg"})
 _POSTGRES_OPTIONS = frozenset({"sslmode", "ssl", "host", "port", "passfile", "target_session_attrs", "pgbouncer"})
 _AMQP_PORTS: Final = {"amqp": 5672, "amqps": 5671}
@@ -46,22 +48,37 @@ class _Url(NamedTuple):
         return f"{self.scheme}://{netloc}{self.path}{'?' if self.query else ''}{self.query}"
 
 
-def check_database(url: str) -> str:
-    """Return ``url``; raise ``ValueError`` unless it is a PostgreSQL URL that taskherd can connect to."""
+def check_database(url: str, targets: Sequence[str] = TARGETS) -> str:
+    """Return ``url``; raise ``ValueError`` unless it is a PostgreSQL URL that taskherd can connect to.
+
+    ``targets`` are the possible values of ``target_session_attrs``.
+    """
     parts = _split(url)
+    choices = {**_CHOICES, "target_session_attrs": targets}
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     if parts.scheme not in _POSTGRES:
         problem = f"the scheme is {parts.scheme or 'missing'}"
     elif database_hosts(url) and (unknown := sorted(options.keys() - _POSTGRES_OPTIONS)):
         name = unknown[0] if unknown[0].isidentifier() else ""  # else perhaps a part of a password
         problem = f"unknown option {name} (known: {', '.join(sorted(_POSTGRES_OPTIONS))})"
-    elif wrong := [each for each in _CHOICES if options.get(each, _CHOICES[each][0]) not in _CHOICES[each]]:
-        problem = f"{wrong[0]} is {options[wrong[0]][:64]!r} (possible: {', '.join(_CHOICES[wrong[0]])})"
+    elif wrong := [each for each in choices if options.get(each, choices[each][0]) not in choices[each]]:
+        problem = f"{wrong[0]} is {options[wrong[0]][:64]!r} (possible: {', '.join(choices[wrong[0]])})"
     elif len(parts.path) < len("/x"):
         problem = "there is no database name"
     else:
         return url
     raise ValueError(problem)
+
+
+def check_standby(url: str) -> str:
+    """Return ``url``; raise ``ValueError`` unless it is the PostgreSQL URL of one standby.
+
+    Several standbys have not replayed equally far, so that a caller would see an older state after a newer one.
+    """
+    if len(database_hosts(check_database(url, STANDBY_TARGETS))) > 1:
+        message = "there are several hosts: reads are served from one standby"
+        raise ValueError(message)
+    return url
 
 
 def check_amqp(url: str) -> str:

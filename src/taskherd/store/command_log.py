@@ -25,13 +25,17 @@ class RecordedCommand:
 
 
 class ExecutedCommand(NamedTuple):
-    """A command to record, with the digest of its body and its reply as JSON text."""
+    """A command to record, with the digest of its body and its reply as JSON text.
+
+    It is recorded until it is pruned by age, or with ``kept_until_erased`` until after its task is erased.
+    """
 
     command_id: UUID
     task_id: UUID
     digest: bytes
     reply: str
     created_at: datetime
+    kept_until_erased: bool = False
 
 
 _ROWS: Final = ColumnArrays(command_log.c, prefix="c_")
@@ -59,7 +63,8 @@ FROM command_log WHERE command_id = $1 AND reply IS NOT NULL
 
 PRUNE: Final = text("""
 DELETE FROM command_log WHERE command_id IN (
-    SELECT command_id FROM command_log WHERE created_at < :before ORDER BY created_at LIMIT :limit
+    SELECT command_id FROM command_log WHERE created_at < :before AND NOT kept_until_erased
+    ORDER BY created_at LIMIT :limit
     FOR UPDATE SKIP LOCKED)
 """)
 
@@ -89,5 +94,8 @@ def parameters(commands: Sequence[ExecutedCommand]) -> dict[str, Any]:
 
 
 async def prune(connection: AsyncConnection, before: datetime, limit: int) -> int:
-    """Delete up to ``limit`` commands executed before ``before`` and return the number deleted."""
+    """Delete up to ``limit`` commands executed before ``before``, but none of ``kept_until_erased``.
+
+    Return the number deleted.
+    """
     return (await connection.execute(PRUNE, {"before": before, "limit": limit})).rowcount

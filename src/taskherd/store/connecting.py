@@ -131,12 +131,12 @@ class Connector:
                 self._to_close.add(each)
 
     def is_demoted(self, connection: Any) -> bool:
-        """Return whether the server of ``connection`` said since that it no longer matches ``target_session_attrs``.
+        """Return whether the URL wants a primary, and the server of ``connection`` has said that it is none any more.
 
         PostgreSQL reports changes of both settings without being asked
         (https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-ASYNC).
         """
-        if self._target in {None, "any"}:
+        if self._target not in {urls.READ_WRITE, urls.PRIMARY}:
             return False
         settings = connection.get_settings()
         if getattr(settings, "in_hot_standby", "off") == "on":

@@ -104,19 +104,22 @@ class ConnectionPool:
 
     async def _wait_for_release(self, max_wait: float) -> Any:
         """Return the next released connection, or None if there is room for a new one."""
-        waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[Any] = loop.create_future()
         self._waiters.append(waiter)
+        timer = loop.call_later(max_wait, _time_out, waiter)  # `asyncio.timeout` costs three times as much
         try:
-            async with asyncio.timeout(max_wait):
-                return await waiter
-        except BaseException:
-            if waiter.done() and not waiter.cancelled():  # the connection arrived together with the exception
+            return await waiter
+        except asyncio.CancelledError:
+            if not waiter.cancelled() and waiter.exception() is None:  # the connection arrived at the same time
                 connection = waiter.result()
                 if connection is None:
                     self._pass_to_waiter(None)
                 else:
                     self.release(connection)
             raise
+        finally:
+            timer.cancel()
 
     def _pass_to_waiter(self, connection: Any) -> bool:
         """Wake the longest waiter with a connection, or with None if it may open one; return whether one waited."""
@@ -126,6 +129,11 @@ class ConnectionPool:
                 waiter.set_result(connection)
                 return True
         return False
+
+
+def _time_out(waiter: asyncio.Future[Any]) -> None:
+    if not waiter.done():
+        waiter.set_exception(TimeoutError())
 
 
 async def _close(connection: Any) -> None:

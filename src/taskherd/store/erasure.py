@@ -34,6 +34,15 @@ STEPS: Final = (
     text(_STEP.format(table="agent_requests", key="task_id, request_id", condition="")),
 )
 
+# A command of a deleted task is refused without a record, too, so only those stay whose replies are promised.
+FORGET: Final = text(
+    _STEP.format(
+        table="command_log",
+        key="command_id",
+        condition="AND kept_until_erased AND created_at < CAST(:forgotten AS timestamptz)",
+    )
+)
+
 FINISH: Final = tuple(
     text(statement)
     for statement in (
@@ -53,10 +62,11 @@ FINISH: Final = tuple(
     )
 )
 
-# A repeated command still gets a reply of the same form. The details of refusals quote answers, and options of agents.
+# A repeated command still gets a reply of the same form, until it is pruned by age like all others. The details of
+# refusals quote answers, and options of agents.
 REPLACE_REPLIES: Final = text("""
 UPDATE command_log AS c
-SET reply = CAST(
+SET kept_until_erased = false, reply = CAST(
     CASE WHEN c.reply -> 'task' IS NOT NULL
         THEN jsonb_set(CAST(c.reply AS jsonb), '{task}', CAST(e.document AS jsonb))
         ELSE CAST(c.reply AS jsonb) #- '{error,detail}' #- '{error,validations}' END AS json)
@@ -70,12 +80,17 @@ async def due(connection: AsyncConnection, before: datetime, limit: int) -> list
     return list((await connection.execute(DUE, {"before": before, "limit": limit})).scalars())
 
 
-async def delete_contents(connection: AsyncConnection, task_ids: Sequence[UUID], limit: int) -> int:
+async def delete_contents(
+    connection: AsyncConnection, task_ids: Sequence[UUID], limit: int, forgotten: datetime
+) -> int:
     """Delete up to ``limit`` rows each of the logs, the history, the inputs and the agents' requests of deleted tasks.
 
+    Delete also the commands executed before ``forgotten`` that were recorded for as long as the tasks had contents.
     Return the greatest number deleted of one table; call it until that is less than ``limit``.
     """
-    deleted = [(await connection.execute(step, {"ids": task_ids, "limit": limit})).rowcount for step in STEPS]
+    values = {"ids": task_ids, "limit": limit}
+    deleted = [(await connection.execute(step, values)).rowcount for step in STEPS]
+    deleted.append((await connection.execute(FORGET, {**values, "forgotten": forgotten})).rowcount)
     return max(deleted)
 
 

@@ -172,8 +172,7 @@ WITH incoming AS (
            COALESCE(b.omitted_since, CASE WHEN c.omitted > 0 THEN CAST(:logged_at AS timestamptz) END),
            COALESCE(b.notice_log_id, CASE WHEN c.omitted > 0 THEN b.next_log_id + c.entries END)
     FROM before AS b LEFT JOIN counted AS c USING (task_id)
-    WHERE c.entries > 0 OR c.omitted > 0 OR (b.may_grow AND b.growth <> 0)
-       OR b.task_id IN (SELECT task_id FROM replaced)
+    WHERE c.entries > 0 OR c.omitted > 0 OR b.task_id IN (SELECT task_id FROM replaced)
     ORDER BY b.task_id
     ON CONFLICT (task_id) DO UPDATE SET
         revision = excluded.revision, next_log_id = excluded.next_log_id, content_bytes = excluded.content_bytes,

@@ -113,6 +113,11 @@ WITH runs AS (
 SELECT count(*) FROM appended
 """)
 
+_UNPUBLISHED: Final = text("""
+SELECT task_id, version FROM outbox
+WHERE (task_id, version) IN (SELECT * FROM unnest(CAST(:task_id AS uuid[]), CAST(:version AS bigint[])))
+""")
+
 
 async def stale(connection: AsyncConnection, before: datetime, until: datetime, limit: int) -> list[OutboxEvent]:
     """Return up to ``limit`` events that occurred at or before ``before``, oldest first, without locking.
@@ -145,6 +150,13 @@ async def mark_published(connection: AsyncConnection, keys: Sequence[tuple[UUID,
     if not keys:
         return 0
     return int((await MARK_PUBLISHED.fetch(connection, _runs(keys)))[0][0])
+
+
+async def unpublished(connection: AsyncConnection, keys: Sequence[tuple[UUID, int]]) -> set[tuple[UUID, int]]:
+    """Return which of these (task id, version) pairs are in the outbox."""
+    task_ids, versions = [task_id for task_id, _ in keys], [version for _, version in keys]
+    rows = await connection.execute(_UNPUBLISHED, {"task_id": task_ids, "version": versions})
+    return {(task_id, version) for task_id, version in rows}
 
 
 def _runs(keys: Sequence[tuple[UUID, int]]) -> dict[str, list[Any]]:

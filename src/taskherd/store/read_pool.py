@@ -51,7 +51,9 @@ class ReadPool:
         """Create the pool, unconnected; ``Misconfigured`` names the ``setting`` that the URL comes from."""
         self._command_timeout = command_timeout
         self._setting = setting
-        settings = session_settings(application_name, command_timeout)
+        # The same settings whatever the time limit, because behind PgBouncer the role has them, for all pools.
+        # A statement that takes longer than ``command_timeout`` is canceled from here.
+        settings = session_settings(application_name)
         try:
             self._connector = Connector(database_url, command_timeout=command_timeout, server_settings=settings)
         except Misconfigured as error:

@@ -59,7 +59,14 @@ LEFT JOIN unnest(CAST(:templates AS text[]), CAST(:pools AS text[])) AS named(te
 GROUP BY 1, 2, c.status, c.health
 """)
 
-ESTIMATE: Final = text("SELECT CAST(reltuples AS float8) FROM pg_class WHERE oid = CAST('tasks' AS regclass)")
+TASKS_PER_PAGE: Final = 5
+"""About how many tasks are on a page of a table that was never analyzed."""
+
+ESTIMATE: Final = text(f"""
+SELECT CAST(CASE WHEN reltuples > 0 THEN reltuples
+            ELSE {TASKS_PER_PAGE} * pg_relation_size(oid) / CAST(current_setting('block_size') AS bigint) END AS float8)
+FROM pg_class WHERE oid = CAST('tasks' AS regclass)
+""")
 
 MAX_WAITING: Final = 100_000
 """Number of waiting rows up to which they are counted, and among which the oldest is looked for."""

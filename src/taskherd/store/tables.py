@@ -619,7 +619,13 @@ command_log = Table(
     Column("reply", JSON, comment="null only inside the transaction that executes the command"),
     _column("created_at", Time),
     Column("task_id", Uuid, comment="null for commands of releases that did not record it"),
-    Index("command_log_created_at_idx", "created_at"),
+    _column(
+        "kept_until_erased",
+        Boolean,
+        server_default=text("false"),
+        comment="a send that answered a request: no input recognizes it later",
+    ),
+    Index("command_log_created_at_idx", "created_at", postgresql_where=text("NOT kept_until_erased")),
     Index("command_log_task_id_idx", "task_id"),
     comment="Executed commands with their replies",
 )

@@ -135,20 +135,28 @@ WHERE id = :id AND finished_at IS NULL
 
 _PRUNED: Final = """
 SELECT id FROM (
-    SELECT id, finished_at, row_number() OVER (PARTITION BY user_id ORDER BY created_at DESC, id DESC) AS age
+    SELECT id, created_at, finished_at,
+           row_number() OVER (PARTITION BY user_id ORDER BY created_at DESC, id DESC) AS age
     FROM task_actions WHERE finished_at IS NOT NULL) AS finished
-WHERE finished_at < :before OR age > :kept"""
+WHERE (finished_at < :before OR age > :kept)"""
+
+_HAS_TASKS: Final = "EXISTS (SELECT FROM task_action_tasks AS r WHERE r.action_id = finished.id)"
 
 PRUNE_TASKS: Final = text(f"""
 DELETE FROM task_action_tasks WHERE (action_id, ordinal) IN (
-    SELECT r.action_id, r.ordinal FROM ({_PRUNED} ORDER BY id LIMIT 100) AS p
+    SELECT r.action_id, r.ordinal FROM ({_PRUNED} AND {_HAS_TASKS} ORDER BY id LIMIT 100) AS p
     CROSS JOIN LATERAL (SELECT action_id, ordinal FROM task_action_tasks WHERE action_id = p.id LIMIT :limit) AS r
     LIMIT :limit)
 """)
 
+MAX_KEYS: Final = 1_000
+"""Maximum number of finished actions of a user whose keys are remembered."""
+
+# An action's row is also the memory of its Idempotency-Key: without it a repeated request acts on other tasks.
 PRUNE: Final = text(f"""
-DELETE FROM task_actions AS a WHERE a.id IN (SELECT id FROM ({_PRUNED} ORDER BY id LIMIT 100) AS p)
-AND NOT EXISTS (SELECT FROM task_action_tasks AS r WHERE r.action_id = a.id)
+DELETE FROM task_actions WHERE id IN (
+    {_PRUNED} AND NOT {_HAS_TASKS} AND (created_at < now() - interval '1 day' OR age > {MAX_KEYS})
+    ORDER BY id LIMIT 100)
 """)
 
 
@@ -292,6 +300,8 @@ async def finish(connection: AsyncConnection, action_id: UUID, failure: str | No
 async def prune(connection: AsyncConnection, before: datetime, kept: int, limit: int) -> int:
     """Delete finished actions: those that finished before ``before``, and of each user all but the newest ``kept``.
 
+    Of those created within a day only the results of the tasks are deleted: their keys are remembered,
+    but no more than the newest ``MAX_KEYS`` of a user.
     Return the number of deleted rows of tasks, at most ``limit``; call it until that is less.
     """
     values = {"before": before, "kept": kept}

@@ -2,8 +2,9 @@
 
 Keeping an index of several columns up to date costs more than saving the task. So the transaction that changes a task
 only records what its rows should be, over what is recorded of it already, and no two transactions write the same row.
-Readers take a task with recorded changes from there (``task_lists``, ``task_totals``), so they never see less than what
-is committed.
+Readers take a task with recorded changes from there (``task_lists``, ``task_totals``), so they see what is committed.
+If more than ``MAX_CORRECTED`` wait, they see the tasks as indexed, without those that are deleted: to look at all that
+wait would take longer than a statement may.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ LOCK_CLASS: Final = 7_745_503
 
 INDEX_RESOLUTION: Final = timedelta(minutes=1)
 """The index has the time of the last change to this resolution: otherwise every report of an agent would change it."""
+
+MAX_CORRECTED = 100_000
+"""Maximum number of recorded changes by which readers correct what they find in the index and the totals."""
 
 ALL_OWNERS: Final = "CAST('00000000-0000-0000-0000-000000000000' AS uuid)"
 """The owner of the totals over all owners of an organization."""
@@ -68,9 +72,13 @@ _REINDEXED: Final = [column for column in task_index.c if not column.primary_key
 
 LOCK: Final = text("SELECT pg_try_advisory_xact_lock(:lock_class)")
 
+FIRST: Final = UUID(int=0)
+"""An id before those of all tasks."""
+
 TAKE: Final = text("""
-SELECT task_id FROM task_index_changes LIMIT :limit FOR UPDATE SKIP LOCKED
+SELECT task_id FROM task_index_changes WHERE task_id > :after ORDER BY task_id LIMIT :limit FOR UPDATE SKIP LOCKED
 """)
+"""In the order of the ids: from the beginning of the table it would pass all rows that were just deleted there."""
 
 APPLY: Final = text(f"""
 WITH taken AS MATERIALIZED (
@@ -110,23 +118,35 @@ ON CONFLICT ({_GROUP}) DO UPDATE SET tasks = t.tasks + excluded.tasks
 PRUNE: Final = text("DELETE FROM task_totals WHERE tasks = 0")
 
 
+def backlog() -> str:
+    """Return a CTE whose only row tells whether so few changes wait that readers look at them: ``is_small``."""
+    return f"""backlog AS MATERIALIZED (
+        SELECT count(*) <= {MAX_CORRECTED} AS is_small
+        FROM (SELECT FROM task_index_changes LIMIT {MAX_CORRECTED + 1}) AS c
+    )"""
+
+
+IS_SMALL: Final = "(SELECT is_small FROM backlog)"
+"""The condition for looking at recorded changes, in a statement with ``backlog``."""
+
+
 def parameters(changed: Sequence[IndexedTask]) -> dict[str, Any]:
     """Return the parameters of ``RECORD``."""
     return _CHANGED_ROWS.parameters(changed)
 
 
-async def apply(connection: AsyncConnection, limit: int) -> int:
-    """Apply up to ``limit`` recorded changes to the index and the totals, and return their number.
+async def apply(connection: AsyncConnection, limit: int, after: UUID = FIRST) -> list[UUID]:
+    """Apply up to ``limit`` recorded changes to the index and the totals, and return their tasks in order.
 
-    Nothing is done while another transaction applies changes. Transactions that save tasks are not waited for; those of
-    the same tasks wait until this one ends.
+    They are of the first tasks after one. Nothing is done while another transaction applies changes. Transactions that
+    save tasks are not waited for; those of the same tasks wait until this one ends.
     """
     if not (await connection.execute(LOCK, {"lock_class": LOCK_CLASS})).scalar_one():
-        return 0
-    ids = sorted((await connection.execute(TAKE, {"limit": limit})).scalars())
+        return []
+    ids = list((await connection.execute(TAKE, {"limit": limit, "after": after})).scalars())
     if ids:  # a statement of its own, which sees what was committed before the rows were locked
         await connection.execute(APPLY, {"ids": ids})
-    return len(ids)
+    return ids
 
 
 async def prune(connection: AsyncConnection) -> None:

@@ -5,7 +5,7 @@ that the caller's tasks have, usually a few dozen, and of each combination that 
 Any conditions on these columns together are thus served by the same index. A list has one term besides, a runner or a
 label, because an entry has one.
 
-Tasks with recorded changes are taken from ``task_index_changes`` instead, whose size is bounded by the rate of changes.
+Tasks with recorded changes are taken from ``task_index_changes`` instead, unless too many wait there (``task_index``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from uuid import UUID
 from taskherd.domain.reports import AgentState
 from taskherd.domain.view import Status
 from taskherd.store.read_pool import Reader
-from taskherd.store.task_index import ALL_OWNERS, LISTED
+from taskherd.store.task_index import ALL_OWNERS, IS_SMALL, LISTED, backlog
 
 MAX_NAMES: Final = 2_000
 """Maximum number of tasks whose names begin with what a list asks for."""
@@ -111,6 +111,7 @@ class IndexedList:
         branches.append(self._changed(statement, limit))
         union = " UNION ALL ".join(f"({branch})" for branch in branches)
         return f"""
+        WITH {backlog()}
         SELECT task_id, sorted_at FROM ({union}) AS matching {self._order("sorted_at", "task_id")} LIMIT {limit}"""
 
     def _order(self, time: str, task_id: str) -> str:
@@ -163,7 +164,7 @@ class IndexedList:
         return f"""
         SELECT c.task_id, c.{self.time} AS sorted_at
         FROM task_index_changes AS c JOIN memberships AS a ON a.organization_id = c.organization_id
-        WHERE NOT c.deleted AND a.user_id = $1 AND a.active AND (a.role = 'admin' OR c.owner_id = $1)
+        WHERE {IS_SMALL} AND NOT c.deleted AND a.user_id = $1 AND a.active AND (a.role = 'admin' OR c.owner_id = $1)
               {owner} {ids} {self._organization("a", statement)} {self.listed.conditions("c", statement)} {term}
               {self._page("c", statement)}
         {self._order("sorted_at", "c.task_id")} LIMIT {limit}"""
@@ -184,8 +185,9 @@ class IndexedList:
         return conditions
 
 
-_UNCHANGED: Final = "(SELECT true FROM task_index_changes AS c WHERE c.task_id = i.task_id) IS NOT TRUE"
-"""There is no recorded change of the entry ``i``; a scalar subquery, which is a lookup whatever the planner assumes."""
+_UNCHANGED: Final = f"""
+(SELECT true FROM task_index_changes AS c WHERE c.task_id = i.task_id AND ({IS_SMALL} OR c.deleted)) IS NOT TRUE"""
+"""No recorded change of the entry ``i`` counts; a scalar subquery, which is a lookup whatever the planner assumes."""
 
 
 def time_conditions(column: str, between: Between, statement: Statement) -> str:

@@ -7,7 +7,7 @@ from typing import Final
 from uuid import UUID
 
 from taskherd.store.read_pool import Reader, Row
-from taskherd.store.task_index import ALL_OWNERS
+from taskherd.store.task_index import ALL_OWNERS, IS_SMALL, backlog
 from taskherd.store.task_lists import Listed, Statement
 
 _COUNTED: Final = "status, state, health, waiting, stalled"
@@ -30,7 +30,7 @@ async def totals(
         rows_of = f"k.owner_id = {chosen} AND (a.role = 'admin' OR {chosen} = $1)"
         owned = f"{{row}}.owner_id = {chosen} AND (a.role = 'admin' OR {{row}}.owner_id = $1)"
     text = f"""
-    WITH seen AS MATERIALIZED (
+    WITH {backlog()}, seen AS MATERIALIZED (
         SELECT a.organization_id, a.role FROM memberships AS a WHERE a.user_id = $1 AND a.active {within}
     )
     SELECT {_COUNTED}, CAST(sum(tasks) AS bigint) AS tasks
@@ -41,13 +41,13 @@ async def totals(
         UNION ALL
         SELECT {_columns("c")}, 1
         FROM task_index_changes AS c JOIN seen AS a ON a.organization_id = c.organization_id
-        WHERE NOT c.deleted AND {owned.format(row="c")} {listed.conditions("c", statement)}
+        WHERE {IS_SMALL} AND NOT c.deleted AND {owned.format(row="c")} {listed.conditions("c", statement)}
         UNION ALL
         SELECT {_columns("i")}, -1
         FROM task_index_changes AS c
         CROSS JOIN LATERAL (SELECT * FROM task_index WHERE task_id = c.task_id AND term = '' LIMIT 1) AS i
         JOIN seen AS a ON a.organization_id = i.organization_id
-        WHERE {owned.format(row="i")} {listed.conditions("i", statement)}
+        WHERE {IS_SMALL} AND {owned.format(row="i")} {listed.conditions("i", statement)}
     ) AS counted
     GROUP BY {_COUNTED} HAVING sum(tasks) <> 0
     """

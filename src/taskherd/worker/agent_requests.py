@@ -106,7 +106,9 @@ def _record(loaded: agent_requests.LoadedRequest) -> AgentRequestRecord:
     if not isinstance(report, AgentRequest):
         raise TypeError(report.type)
     answer = None
-    if row.answered_by is not None and row.answered_at is not None and row.answer_command_id is not None:
+    if row.answered_at is not None:
+        assert row.answered_by is not None
+        assert row.answer_command_id is not None
         answer = RequestAnswer(
             row.answer_option_id,
             row.answer_text,

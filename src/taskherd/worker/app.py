@@ -49,6 +49,7 @@ from taskherd.worker.command_consumer import MAX_WAITING, CommandConsumer
 from taskherd.worker.consumer_watchdog import ConsumerWatchdog
 from taskherd.worker.context import RequestRetryPolicy, Retention, WorkerContext
 from taskherd.worker.directory_cache import DirectoryCache
+from taskherd.worker.indexer import Indexer
 from taskherd.worker.known_runners import KnownRunners
 from taskherd.worker.maintenance import Maintenance
 from taskherd.worker.probe import Probe
@@ -153,11 +154,18 @@ class Worker:
             partial(self._topology.ensure, self._names.claims),
         )
         self._claim_consumer = ClaimConsumer(self._claims, self._context, self._relay, self._work_queues)
-        self._watchdog = ConsumerWatchdog((self._commands, self._claims))
+        self._watchdog = ConsumerWatchdog((self._commands, self._claims), self._connections.consume)
         timer_checks = TimerChecks(self._context, self._relay)
+        self._indexer = Indexer(self._context)
         self._maintenance = Maintenance(self._context, timer_checks)
         self._sweeper = Sweeper(
-            self._id, self._context, timer_checks, self.probe, self._clock.correct, maintenance=self._maintenance
+            self._id,
+            self._context,
+            timer_checks,
+            self.probe,
+            self._clock.correct,
+            indexer=self._indexer,
+            maintenance=self._maintenance,
         )
         self._ops = OpsServer(self.metrics, self._readiness)
 
@@ -271,6 +279,7 @@ class Worker:
         unconfirmed = asyncio.create_task(self._replies.run(), name="replies")
         background = [
             asyncio.create_task(self._sweeper.run(settings.sweep_every), name="sweeper"),
+            asyncio.create_task(self._indexer.run(), name="indexer"),
             asyncio.create_task(self._maintenance.run(), name="maintenance"),
             asyncio.create_task(
                 self.probe.send_probes(settings.probe_every, settings.probe_timeout, self._report_queues),
@@ -358,7 +367,10 @@ class Worker:
             await check_writable(connection)
 
     async def _check_consuming(self) -> None:
-        """Find out whether probes are missing because the node that delivers them hangs, sooner than by heartbeats."""
+        """Find out whether probes are missing because the node that delivers them hangs, sooner than by heartbeats.
+
+        The consumer watchdog does so for the connection of commands and claims, through which no probe comes.
+        """
         await self._connections.reports.drop_if_hung(REQUEST_TIMEOUT)
 
     def _on_disconnect(self) -> None:

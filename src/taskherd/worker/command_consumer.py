@@ -8,6 +8,7 @@ fails is halved until the command that makes it fail is found; each part is answ
 from __future__ import annotations
 
 import asyncio
+import math
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -77,11 +78,10 @@ class CommandConsumer:
         self._relay = relay
         self._waiting: list[WaitingCommand] = []
         self._latest_actor: UUID | None = None
-        self._shared_until = 0.0
+        self._shared_until = -math.inf
         self._in_progress = 0
         """How many commands were executed at the same time when the latest batch began."""
-        self._answered_at = 0.0
-        self._many_until = 0.0
+        self._answered_at = self._many_until = -math.inf
         self._bisection = Bisection(context)
         self._dead_letters = DeadLetterSender(consumer, context)
 
@@ -139,7 +139,7 @@ class CommandConsumer:
             return True
         deliveries = await self._consumer.next_batch(MAX_WAITING, 0)
         await self._reject(list(self._decode(deliveries)))
-        return bool(deliveries or self._waiting)
+        return bool(deliveries)
 
     def _decode(self, deliveries: Sequence[Delivery]) -> Iterator[Rejected]:
         """Append the commands in these deliveries to those that wait, and yield the invalid ones."""
@@ -183,7 +183,7 @@ class CommandConsumer:
             executed = batch[part.start : part.stop]
             self._offer(executed, result)
             await self._answer(executed, result.replies)
-            return [None] * len(executed)
+            return []
 
         async def reject(index: int, error: Exception) -> None:
             delivery, command = batch[index]
@@ -240,5 +240,5 @@ class CommandConsumer:
 
 def _footprint(batch: Sequence[WaitingCommand]) -> BatchFootprint:
     """Return the tasks of a batch: two batches of the same task are not executed at the same time."""
-    alone = any(delivery.possible_poison for delivery, _ in batch)
+    alone = batch[0].delivery.possible_poison  # which has no others in its batch
     return BatchFootprint(frozenset(command.task_id for _, command in batch), len(batch), alone=alone)

@@ -62,8 +62,8 @@ class DirectoryCache:
         self._names: dict[Pair, DirectoryNames] = {}
         self._owners: dict[UUID, directory.Owner] = {}
         self._versions: dict[UUID, directory.TemplateVersion] = {}
-        self._entries_revision = -1
-        self.revision = -1
+        self._entries_revision: int | None = None
+        self.revision: int | None = None
 
     async def look_up(
         self, pairs: Iterable[Pair], connection: AsyncConnection | None = None

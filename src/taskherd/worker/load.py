@@ -125,7 +125,7 @@ async def load_batch(
         ),
         lease_checked=frozenset(lease_checked),
         leased=frozenset(lease_of),
-        parked=await _lock_parked_reports(connection, batch.commands, rows, preconditions, now),
+        parked=await _lock_parked_reports(connection, batch.commands, preconditions, now),
         recorded_replies=await _find_recorded(connection, preconditions),
         claims=await build_claims.latest(connection, claimed) if claimed else {},
         template_pools=template_pools,
@@ -220,14 +220,13 @@ def _owners_to_count(context: WorkerContext, commands: Sequence[Command], rows: 
 async def _lock_parked_reports(
     connection: AsyncConnection,
     commands: Sequence[Command],
-    rows: Mapping[UUID, StoredTask],
     preconditions: Preconditions | None,
     now: datetime,
 ) -> dict[UUID, list[tuple[int, Report]]]:
-    """Lock and return the reports parked for new tasks, with their row ids. Each was valid when it was parked."""
+    """Lock and return the reports parked for tasks to create, with row ids. Each was valid when it was parked."""
     if preconditions is None or not preconditions.has_parked_reports:
         return {}
-    created = sorted(each.task_id for each in commands if isinstance(each, Create) and each.task_id not in rows)
+    created = sorted(each.task_id for each in commands if isinstance(each, Create))
     reports: dict[UUID, list[tuple[int, Report]]] = defaultdict(list)
     for row in await parked.lock(connection, created):
         reports[row.task_id].append((row.id, decode_stored_report(row.report, now)))

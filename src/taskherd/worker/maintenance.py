@@ -95,6 +95,7 @@ class MaintenanceStep(StrEnum):
     PRUNE = "prune"
     ERASE = "erase"
     COUNT = "count"
+    INDEX = "index"
 
 
 class Maintenance:
@@ -208,9 +209,10 @@ class Maintenance:
             ids = await erasure.due(connection, now - context.retention.deleted_retention, MAX_ERASED)
         if not ids:
             return 0
+        forgotten = now - context.retention.command_retention
         for _ in range(MAX_ROUNDS):
             async with transaction(context.engine) as connection:
-                if await erasure.delete_contents(connection, ids, MAX_ROWS) < MAX_ROWS:
+                if await erasure.delete_contents(connection, ids, MAX_ROWS, forgotten) < MAX_ROWS:
                     break
         else:
             return 0  # the next run continues with the same tasks

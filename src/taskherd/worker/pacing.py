@@ -17,32 +17,31 @@ WAITS_FROM, WAITS_LONGEST_FROM = 600.0, 900.0
 """Deliveries per second from which a batch waits, and from which it waits until it is to have enough."""
 ENOUGH: Final = 200
 """The number of deliveries with which a batch does not wait."""
-AVERAGED_OVER: Final = 1.0
-"""Seconds after which a delivery has lost most of its weight in the rate."""
 MAX_RATE: Final = 4 * WAITS_LONGEST_FROM
 """Higher rates count as this one, so that batches soon stop waiting after a burst."""
 
 
 class Pace:
-    """The rate at which deliveries come; ``now`` is a monotonic clock in seconds."""
+    """The rate at which deliveries come, averaged over about a second; ``now`` is a monotonic clock in seconds."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._weight = 0.0
+        self._rate = 0.0
         self._at = now()
 
     def note(self, deliveries: int) -> None:
         """Note a batch with this many deliveries."""
-        self._weight = min(self._decayed() + deliveries, MAX_RATE * AVERAGED_OVER)
+        self._rate = min(self._decayed() + deliveries, MAX_RATE)
         self._at = self._now()
 
     def wait(self, buffered: int) -> float:
         """Return the seconds for which the next batch, of which so many are there, waits for more deliveries."""
-        rate = self._decayed() / AVERAGED_OVER
+        rate = self._decayed()
         if rate <= WAITS_FROM:
             return 0.0
         share = min(1.0, (rate - WAITS_FROM) / (WAITS_LONGEST_FROM - WAITS_FROM))
         return share * min(MAX_WAIT, max(0, ENOUGH - buffered) / rate)
 
     def _decayed(self) -> float:
-        return self._weight * math.exp((self._at - self._now()) / AVERAGED_OVER)
+        """Return the rate by now: after a second a delivery has lost most of its weight in it."""
+        return self._rate * math.exp(self._at - self._now())

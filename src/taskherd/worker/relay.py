@@ -3,6 +3,9 @@
 No ack waits for the relay: an event is in the outbox before its report is acked, and is removed after the broker has
 confirmed it. Changes that are dropped from memory are published from the outbox a moment later.
 
+Versions of a task get their positions in the feed in order. If another worker has committed the version before, and has
+not removed it from the outbox yet, an event stays there, and is tried again with the next ones, until it is stale.
+
 Three loops run in parallel, so that no event waits for another's database statements: one publishes, one removes
 confirmed events from the outbox, and one polls it for stale events. ``request_sender`` sends work requests.
 """
@@ -14,7 +17,7 @@ from collections import deque
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from taskherd import retry
 from taskherd.broker.publisher import OutgoingMessage, PublishOutcome, Unconfirmed
@@ -29,6 +32,8 @@ from taskherd.worker.request_sender import RequestSender
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
+    from uuid import UUID
 
     from taskherd.broker import FieldTable
     from taskherd.observability.tracing import Carrier
@@ -54,8 +59,19 @@ MARK_AFTER = 0.05
 MAX_MARKED = 4_000
 """Maximum number of events that one statement removes from the outbox: more might take longer than a statement may."""
 
+MAX_WAITING = 20_000
+"""Maximum number of confirmed events that wait for earlier ones of their tasks; others do until they are stale."""
+
 STALE_AFTER = timedelta(seconds=3)
 """An event that is in the outbox for longer was not published from memory, or not confirmed."""
+
+
+class ConfirmedEvent(NamedTuple):
+    """What identifies an event that the broker has, and when it occurred."""
+
+    task_id: UUID
+    version: int
+    occurred_at: datetime
 
 
 class Relay:
@@ -69,7 +85,7 @@ class Relay:
         self._bytes = 0
         """The size of these changes, and of those that are being published."""
         self._requests = RequestSender(context, every)
-        self._confirmed: list[events.ChangeEvent] = []
+        self._confirmed: list[ConfirmedEvent] = []
         self._slots = asyncio.Semaphore(MAX_PUBLISHING)
         self._changed, self._to_mark, self._stopping = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._failures = 0
@@ -136,7 +152,7 @@ class Relay:
     ) -> None:
         try:
             confirmed, error = await publish(self._context, to_publish, traces)
-            self._confirmed += confirmed
+            self._confirmed += map(_identity, confirmed)
             self._to_mark.set()
             if error is None:
                 self._failures = 0
@@ -167,10 +183,15 @@ class Relay:
     async def _mark_once(self) -> None:
         """Remove the confirmed events from the outbox, in parts; on failure they are published again."""
         confirmed, self._confirmed = self._confirmed, []
+        waiting: list[ConfirmedEvent] = []
         with suppress(Unavailable):  # stopping
             for start in range(0, len(confirmed), MAX_MARKED):
                 part = confirmed[start : start + MAX_MARKED]
-                await self._context.until_stopped(partial(mark_published, self._context, part), "database")
+                waiting += await self._context.until_stopped(partial(mark_published, self._context, part), "database")
+        if waiting and not self._stopping.is_set():
+            not_stale = self._context.now() - STALE_AFTER
+            self._confirmed += [event for event in waiting if event.occurred_at > not_stale][:MAX_WAITING]
+            self._to_mark.set()
 
     async def _poll_loop(self) -> None:
         failures = 0
@@ -265,17 +286,25 @@ async def publish(
     return confirmed, next((outcome for outcome in outcomes if isinstance(outcome, Unavailable)), None)
 
 
-async def mark_published(context: WorkerContext, confirmed: Sequence[events.ChangeEvent]) -> int:
-    """Remove confirmed events from the outbox and wake the readers of the feed; return the number removed.
+def _identity(event: events.ChangeEvent) -> ConfirmedEvent:
+    return ConfirmedEvent(event.task_id, event.version, event.occurred_at)
+
+
+async def mark_published(context: WorkerContext, confirmed: Sequence[ConfirmedEvent]) -> list[ConfirmedEvent]:
+    """Remove confirmed events from the outbox and wake the readers of the feed.
+
+    Return those that stay there, because an earlier one of their task does.
 
     Raises:
         Unavailable: the database cannot be reached.
     """
+    keys = [(event.task_id, event.version) for event in confirmed]
     async with transaction(context.engine) as connection:
-        removed = await outbox.mark_published(connection, [(event.task_id, event.version) for event in confirmed])
+        removed = await outbox.mark_published(connection, keys)
+        waiting = set() if removed == len(keys) else await outbox.unpublished(connection, keys)
         context.failpoint(Failpoint.RELAY_MARK)
     context.wakeups.notify()
-    return removed
+    return [event for event, key in zip(confirmed, keys, strict=True) if key in waiting]
 
 
 async def republish_stale(context: WorkerContext, limit: int) -> bool:
@@ -291,7 +320,7 @@ async def republish_stale(context: WorkerContext, limit: int) -> bool:
     if not rows:
         return False
     confirmed, error = await publish(context, await _render(context, rows))
-    removed = await mark_published(context, confirmed)
+    waiting = await mark_published(context, [*map(_identity, confirmed)])
     if error is not None:
         raise error
-    return removed > 0
+    return len(waiting) < len(confirmed)

@@ -174,7 +174,7 @@ class ReportConsumer:
                 continue
             elements = decode_reports(delivery.body, now, delivery.original_length)
             now += len(elements) * SEQ_STEP  # so that reports without a seq keep the order received
-            single = len(elements) == 1 and not delivery.body.lstrip().startswith(b"[")
+            single = not delivery.body.lstrip().startswith(b"[")
             for index, element in enumerate(elements):
                 if isinstance(element, InvalidMessage):
                     decoded.invalid.append((delivery, element))
@@ -222,6 +222,12 @@ def _rejected(decoded: DecodedBatch, outcomes: Sequence[ReportOutcome]) -> list[
     rejected = list(decoded.invalid)
     for (delivery, index), outcome in zip(decoded.origins, outcomes, strict=True):
         if outcome.dead_letter_reason is not None:
-            body = delivery.body if index is None else (split_json_array(delivery.body) or [])[index]
+            body = delivery.body if index is None else _element(delivery.body, index)
             rejected.append((delivery, InvalidMessage(index, outcome.dead_letter_reason, outcome.detail, body)))
     return rejected
+
+
+def _element(body: bytes, index: int) -> bytes:
+    elements = split_json_array(body)
+    assert elements is not None
+    return elements[index]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import orjson
 
 from taskherd.domain import lease as lease_module
-from taskherd.domain.command_results import COMMAND_ID_REUSED, CommandRefused
+from taskherd.domain.command_results import COMMAND_ID_REUSED, CommandAccepted, CommandRefused
+from taskherd.domain.commands import Send
 from taskherd.domain.task_update import due_at
 from taskherd.domain.updates import Cause
 from taskherd.domain.value import replace
@@ -115,9 +116,9 @@ def _not_later(due: datetime | None, stored: datetime | None, now: datetime) -> 
 
     A check before it is necessary only sets the next time. Otherwise every report of a working agent would write it.
     """
-    if stored is None or stored <= now or (due is not None and due < stored):
+    if stored is None or stored <= now:
         return due
-    return stored
+    return stored if due is None else min(due, stored)
 
 
 def _derive_leases(loaded: LoadedBatch, writes: Writes) -> None:
@@ -153,7 +154,7 @@ async def save_batch(
     await save_requests(context, connection, updates)
     await related_rows.save_logs(connection, updates, context.log_limits, now)
     changed = [_event(change) for change in writes.changes if change.kind is not events.EventKind.CREATED]
-    if writes.saved or changed:
+    if writes.saved:
         indexed = [row for row in writes.indexed if updates[row.task_id].before is not None]
         await tasks.save(connection, writes.saved, changed, indexed)
     if writes.ended:
@@ -338,10 +339,17 @@ def _executed(
             digest(command),
             replies.stored_reply(command, reply.body, reply.refusal),
             created_at=now,
+            kept_until_erased=_is_answering_send(command, loaded.updates[command.task_id]),
         )
         for command, reply in zip(loaded.batch.commands, replies_, strict=True)
         if command.command_id not in loaded.recorded_replies
     ]
+
+
+def _is_answering_send(command: Command, update: TaskUpdate) -> bool:
+    """Return True if a send has answered a request: there is no input to recognize a repetition by."""
+    result = update.command_result
+    return isinstance(command, Send) and isinstance(result, CommandAccepted) and result.answered is not None
 
 
 def _new_reply(update: TaskUpdate, names: Mapping[tuple[UUID, UUID], DirectoryNames]) -> CommandReply:

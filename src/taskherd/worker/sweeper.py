@@ -6,13 +6,13 @@ interruption of a worker's consuming moves the watermark forward.
 
 from __future__ import annotations
 
-import asyncio
 from datetime import timedelta
 from time import monotonic
 from typing import TYPE_CHECKING
 
 import structlog
 
+from taskherd import retry
 from taskherd.domain.liveness import (
     MAX_SKEW,
     MassLossDecision,
@@ -24,7 +24,7 @@ from taskherd.domain.liveness import (
 from taskherd.domain.updates import TimerCheck
 from taskherd.domain.value import replace
 from taskherd.errors import Retry, Unavailable
-from taskherd.store import database_clock, directory, task_index, tasks, work_requests, workers
+from taskherd.store import database_clock, directory, tasks, work_requests, workers
 from taskherd.store.database_clock import ClampPosition
 from taskherd.store.engine import DataError, transaction
 from taskherd.worker import metric_labels
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from taskherd.store import AsyncConnection
     from taskherd.worker.context import WorkerContext
+    from taskherd.worker.indexer import Indexer
     from taskherd.worker.lease_scan import LeaseSample
     from taskherd.worker.maintenance import Maintenance
     from taskherd.worker.probe import Probe
@@ -56,15 +57,6 @@ MAX_ROUNDS = 200
 
 MAX_CLAMPED = 5_000
 """Maximum number of rows whose times are compared with the clock in one transaction, after it has jumped."""
-
-MAX_INDEXED = 250
-"""Maximum number of tasks whose changes are applied to the index in one transaction."""
-
-INDEX_TIME = 0.25
-"""Seconds after which a sweep begins no further such transaction.
-
-The limit bounds what the index costs while many tasks change; readers find what it lacks among the changes.
-"""
 
 CHECK_TIME = 2.0
 """Seconds after which a sweep starts no further batch of one kind; the next sweep continues."""
@@ -90,6 +82,7 @@ class Sweeper:
         probe: Probe,
         correct: Callable[[datetime], bool],
         *,
+        indexer: Indexer,
         maintenance: Maintenance,
     ) -> None:
         """Create the sweeper. ``correct`` sets the worker's clock and returns whether the time jumped."""
@@ -98,13 +91,13 @@ class Sweeper:
         self._timer_checks = timer_checks
         self._probe = probe
         self._correct = correct
-        self._started_at = context.now()
-        self._earliest_watermark = context.now()  # when this worker last saw an interruption
+        self._started_at = self._earliest_watermark = context.now()  # the latter: when it last saw an interruption
         self._registered = False
         self._clamping: ClampPosition | None = None  # how far, after the clock jumped
         self._mass_held_since: datetime | None = None  # of the present mass loss, even after it was accepted
         self._mass_held = False
         self._leases = LeaseScan()
+        self._indexer = indexer
         self._maintenance = maintenance
 
     async def run(self, every: float) -> None:
@@ -118,11 +111,7 @@ class Sweeper:
                 self._earliest_watermark = self._context.now()
                 self._context.metrics.database_up.set(0)
                 self._context.on_error(str(error))
-            try:
-                async with asyncio.timeout(every):
-                    await stopping.wait()
-            except TimeoutError:
-                continue
+            await retry.wait(stopping, every)
 
     async def deregister(self) -> None:
         """Delete this worker's row, so that the others need not wait until it expires."""
@@ -145,6 +134,7 @@ class Sweeper:
             watermark = max(watermark, self._earliest_watermark)
         if fresh and self._id != min(fresh):
             self._end_mass_hold()
+            self._indexer.hand_over()
             return
         self._context.metrics.sweeps.inc()
         if watermark is not None:
@@ -153,7 +143,7 @@ class Sweeper:
         if watermark is not None:
             await self._check_expired_inputs(watermark, check)
         await self._check_due(check)
-        await self.update_index()
+        self._indexer.request()
         self._maintenance.request(watermark)
 
     async def _register(self) -> list[workers.WorkerRow]:
@@ -212,17 +202,6 @@ class Sweeper:
             await self._timer_checks.run(dict.fromkeys(due, check))
             if len(due) < MAX_TASKS or monotonic() > until:
                 break
-
-    async def update_index(self) -> int:
-        """Apply recorded changes of tasks to their index and totals, for a limited time, and return their number."""
-        indexed = 0
-        until = monotonic() + INDEX_TIME
-        while True:
-            async with transaction(self._context.engine) as connection:
-                applied = await task_index.apply(connection, MAX_INDEXED)
-            indexed += applied
-            if applied < MAX_INDEXED or monotonic() > until:
-                return indexed
 
     async def _check_silent(self, watermark: datetime, now: datetime) -> None:
         """Check the agents of the next leases that have sent no heartbeat for too long, unless their loss is held."""

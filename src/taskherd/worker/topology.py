@@ -61,16 +61,23 @@ class Topology:
             Unavailable: the broker cannot be reached, or what is missing could not be declared in time.
             Misconfigured: an exchange or queue exists with other properties.
         """
+        has_exchanges, has_queue = await self._check(queue)
+        if not has_exchanges:
+            async with self._lock:  # of all that find them missing, one declares them
+                has_exchanges, has_queue = await self._check(queue)
+                if not has_exchanges:
+                    await self._declare()
+                    return
+        if not has_queue:
+            async with self._declaring.temporary_channel() as channel:
+                await topology.declare_queue(channel, self._names, queue, self._partitions)
+
+    async def _check(self, queue: str) -> tuple[bool, bool]:
+        """Return whether all exchanges exist, and whether the queue does too."""
         exchanges = [*self._names.exchanges] + ([self._names.report_hash] if self._partitions > 1 else [])
         async with self._checking.temporary_channel() as channel:
             has_exchanges = await topology.exist(channel, exchanges)
-            if has_exchanges and await topology.exist(channel, queues=[queue]):
-                return
-        if not has_exchanges:
-            await self.declare_once()
-            return
-        async with self._declaring.temporary_channel() as channel:
-            await topology.declare_queue(channel, self._names, queue, self._partitions)
+            return has_exchanges, has_exchanges and await topology.exist(channel, queues=[queue])
 
     async def run(self) -> None:
         """Declare all at the start and after each ``reset``, until it succeeds."""
@@ -89,5 +96,9 @@ class Topology:
 
     async def declare_once(self) -> None:
         """Declare all. Raise as ``ensure`` does."""
-        async with self._lock, self._declaring.temporary_channel() as channel:
+        async with self._lock:
+            await self._declare()
+
+    async def _declare(self) -> None:
+        async with self._declaring.temporary_channel() as channel:
             await topology.declare(channel, self._names, self._partitions)

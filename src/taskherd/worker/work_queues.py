@@ -170,9 +170,9 @@ class WorkQueues:
             async with transaction(self._context.engine) as connection:
                 await runners.lock(connection)
                 pool = await runners.forget(connection, name, before)
-                unused = pool is not None and pool not in (await runners.targets(connection)).pools
+                in_use = (await runners.targets(connection)).pools
             log.info("idle runner forgotten", runner=name, pool=pool)
-            if unused and pool is not None:
+            if pool is not None and pool not in in_use:
                 await self._delete_idle(pool)
 
     async def _ensure(self, target: str) -> None:

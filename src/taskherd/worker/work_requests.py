@@ -149,10 +149,18 @@ def _messages(
 
 
 def _expiration(context: WorkerContext, row: WorkRequestRow, now: datetime) -> float:
-    """Return the seconds after which a request is no longer delivered; an interrupt does not outlive its timeout."""
-    if row.type != work.AGENT_INTERRUPT:
-        return context.request_retry.ttl.total_seconds()
-    left = row.created_at + context.timeouts.interrupt_timeout - now
+    """Return the seconds after which a request is no longer delivered.
+
+    What fails when its time is up does not outlive that: an interrupt, and an input from its first attempt on.
+    """
+    ttl = context.request_retry.ttl
+    match row.type:
+        case work.AGENT_INTERRUPT:
+            left = row.created_at + context.timeouts.interrupt_timeout - now
+        case "agent.input":
+            left = (row.first_sent_at or now) + ttl - now
+        case _:
+            left = ttl
     return max(1.0, left.total_seconds())
 
 

@@ -3,48 +3,137 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import cast
 from uuid import UUID
 
+import pytest
+
+from taskherd.api.actions import executor
 from taskherd.api.actions.executor import ActionExecutor, _result
 from taskherd.api.command_slots import MAX_BULK, CommandSlots
+from taskherd.api.commands import CommandResult
 from taskherd.api.context import ApiContext
-from taskherd.store.task_actions import ClaimedStep, PendingTask
+from taskherd.domain.command_results import NOT_FOUND, CommandRefused
+from taskherd.domain.commands import Command
+from taskherd.observability.metrics import Metrics
+from taskherd.store import task_actions
+from taskherd.store.task_actions import ClaimedStep, PendingTask, TaskResult
 
 ALICE, BOB = UUID(int=1), UUID(int=2)
 
 
-async def test_an_executor_that_is_always_busy_forgets_when_steps_were_due() -> None:
-    """A process that never waits for a step remembers only those that are still to come."""
-    executor = ActionExecutor(rate=50, command_timeout=10)
-    now = asyncio.get_running_loop().time()
-    for number in range(1_000):
-        executor._note_due(now - 1_000 + number)
-    executor._note_due(now + 60)
-    executor._note_due(now + 30)
-    assert executor._due == [now + 30, now + 60]
-
-
-async def test_a_command_of_a_step_waits_for_its_turn_no_longer_than_for_its_reply() -> None:
-    """While others use all slots, it is not sent, and counts as not confirmed before the lease of its step ends."""
-    now = asyncio.get_running_loop().time
-    slots = CommandSlots(now)
-    step = ClaimedStep(
+def step_of(action: str, text: str | None = None) -> ClaimedStep:
+    """Return a step of an action of Alice."""
+    return ClaimedStep(
         id=UUID(int=3),
         user_id=ALICE,
-        action="pause",
-        input=None,
+        action=action,
+        input=text,
         failures=0,
         canceled=False,
         signed_in=True,
         age=timedelta(0),
         lease_id=UUID(int=4),
     )
+
+
+async def test_an_executor_that_is_always_busy_forgets_when_steps_were_due() -> None:
+    """A process that never waits for a step remembers only those that are still to come."""
+    tested = ActionExecutor(rate=50, command_timeout=10)
+    now = asyncio.get_running_loop().time()
+    for number in range(1_000):
+        tested._note_due(now - 1_000 + number)
+    tested._note_due(now + 60)
+    tested._note_due(now + 30)
+    assert tested._due == [now + 30, now + 60]
+
+
+async def test_whoever_waits_for_a_step_learns_when_the_next_one_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was not known when the wait began; otherwise the step would be late."""
+    saved: list[timedelta] = []
+
+    @asynccontextmanager
+    async def transaction(engine: object) -> AsyncIterator[object]:
+        yield engine
+
+    async def pending(*_: object) -> list[PendingTask]:
+        return [PendingTask(number, UUID(int=8), visible=False) for number in range(10)]
+
+    async def save(*_: object, failed: bool, delay: timedelta) -> None:
+        assert not failed
+        saved.append(delay)
+
+    monkeypatch.setattr(executor, "LOOK_INTERVAL", 60.0)
+    monkeypatch.setattr(executor, "transaction", transaction)
+    monkeypatch.setattr(task_actions, "pending", pending)
+    monkeypatch.setattr(task_actions, "save", save)
+    tested = ActionExecutor(rate=1, command_timeout=10)
+    waiting = asyncio.create_task(tested._wait())
+    await asyncio.sleep(0)
+    now = asyncio.get_running_loop().time
+    api = SimpleNamespace(engine=None, failpoint=lambda _: None, metrics=Metrics(), command_slots=CommandSlots(now))
+    await tested._execute(cast("ApiContext", api), step_of("pause"))
+    async with asyncio.timeout(30):
+        await waiting
+    assert timedelta(seconds=1) < saved[0] <= timedelta(seconds=10)
+    (due,) = tested._due
+    assert 1 < due - now() <= 10
+
+
+async def test_a_command_of_a_step_waits_for_its_turn_no_longer_than_for_its_reply() -> None:
+    """While others use all slots, it is not sent, and counts as not confirmed before the lease of its step ends."""
+    now = asyncio.get_running_loop().time
+    slots = CommandSlots(now)
+    step = step_of("pause")
     async with AsyncExitStack() as others, asyncio.timeout(60):
         for _ in range(MAX_BULK):
             await others.enter_async_context(slots.bulk(BOB, now() + 60))
         api = cast("ApiContext", SimpleNamespace(command_slots=slots))
         assert await _result(api, step, PendingTask(0, UUID(int=5), visible=True), now() + 0.05) is None
+
+
+@pytest.mark.parametrize(
+    ("action", "kind", "status"),
+    [
+        ("pause", "task.pause", 202),
+        ("resume", "task.resume", 202),
+        ("delete", "task.delete", 202),
+        ("interrupt", "task.interrupt", 202),
+        ("send", "task.send", 204),
+    ],
+)
+async def test_each_task_of_an_action_gets_its_command(
+    monkeypatch: pytest.MonkeyPatch, action: str, kind: str, status: int
+) -> None:
+    """Always with the same id for the same task, and another one for another; a refusal is kept in short."""
+    now = asyncio.get_running_loop().time
+    api = cast("ApiContext", SimpleNamespace(command_slots=CommandSlots(now)))
+    sent: list[Command] = []
+    results: list[CommandResult | CommandRefused] = [
+        CommandResult({}, queued=False, repeated=False),
+        CommandRefused(409, "m" * 501, "d" * 501),
+        CommandRefused(409, "No", None),
+    ]
+
+    async def execute(_: ApiContext, command: Command, deadline: float) -> CommandResult | CommandRefused:
+        assert deadline > now()
+        sent.append(command)
+        return results[len(sent) - 1]
+
+    monkeypatch.setattr(executor, "execute", execute)
+    step = step_of(action, "Go on" if action == "send" else None)
+    tasks = [PendingTask(number, UUID(int=8 + number % 2), visible=True) for number in range(3)]
+    found = [await _result(api, step, task, now() + 60) for task in tasks]
+    assert found == [TaskResult(0, status), TaskResult(1, 409, "m" * 500, "d" * 500), TaskResult(2, 409, "No")]
+    assert [(each.type, each.task_id, each.actor_id) for each in sent] == [
+        (kind, task.task_id, ALICE) for task in tasks
+    ]
+    assert len({each.command_id for each in sent}) == 2
+    assert sent[0].command_id == sent[2].command_id
+    assert [getattr(each, "input", None) for each in sent] == [step.input] * 3
+    hidden = await _result(api, step, PendingTask(3, UUID(int=8), visible=False), now() + 60)
+    assert (hidden, len(sent)) == (TaskResult(3, 404, NOT_FOUND.message), 3)

@@ -6,12 +6,17 @@ import asyncio
 from typing import NoReturn
 
 import pytest
+from structlog.testing import capture_logs
 
+from taskherd import retry
+from taskherd.api import change_feed
 from taskherd.api.change_feed import MIN_READ_INTERVAL, ChangeFeed
 from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.topology import TopologyNames
+from taskherd.errors import Retry, Unavailable
 from taskherd.observability.metrics import Metrics
-from taskherd.store.read_pool import ReadPool
+from taskherd.store import feed as store_feed
+from taskherd.store.read_pool import ReadPool, Row
 
 
 @pytest.mark.parametrize("loop", ["_consume_wakeups", "_read"])
@@ -22,11 +27,7 @@ async def test_an_unexpected_error_of_either_loop_ends_the_feed(monkeypatch: pyt
         raise RuntimeError("unexpected")
 
     monkeypatch.setattr(ChangeFeed, loop, fail)
-    connection = SupervisedConnection("amqp://127.0.0.1:1/", "test")
-    reader: ReadPool = object()  # type: ignore[assignment]
-    feed = ChangeFeed(
-        connection, TopologyNames("p"), reader, Metrics(), nullable_ids_as_objects=False, most_of_user=500
-    )
+    feed = new_feed()
     async with asyncio.timeout(30):
         with pytest.raises(RuntimeError, match="unexpected"):
             await feed.run()
@@ -43,11 +44,7 @@ async def test_the_feed_rests_without_subscribers(monkeypatch: pytest.MonkeyPatc
         polled.set()
 
     monkeypatch.setattr(ChangeFeed, "poll", poll)
-    connection = SupervisedConnection("amqp://127.0.0.1:1/", "test")
-    reader: ReadPool = object()  # type: ignore[assignment]
-    feed = ChangeFeed(
-        connection, TopologyNames("p"), reader, Metrics(), nullable_ids_as_objects=False, most_of_user=500
-    )
+    feed = new_feed()
     reading = asyncio.create_task(feed._read())
     async with asyncio.timeout(30):
         for _ in range(2):
@@ -60,6 +57,73 @@ async def test_the_feed_rests_without_subscribers(monkeypatch: pytest.MonkeyPatc
             polled.clear()
         feed.stop()
         await reading
+
+
+async def test_an_outage_delays_the_reads_of_the_feed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer with each failure in a row, until a read succeeds; the log says why."""
+    outcomes: list[Exception | None] = [Unavailable("away"), Retry("again"), None, Unavailable("away")]
+    delays: list[int] = []
+
+    async def poll(feed: ChangeFeed) -> None:
+        feed._wakeup.set()
+        outcome = outcomes.pop(0)
+        if not outcomes:
+            feed.stop()
+        if outcome is not None:
+            raise outcome
+
+    def delay(failures: int) -> float:
+        delays.append(failures)
+        return 0
+
+    monkeypatch.setattr(ChangeFeed, "poll", poll)
+    monkeypatch.setattr(retry, "delay", delay)
+    feed = new_feed()
+    with capture_logs() as lines:
+        async with asyncio.timeout(30), feed.subscription(None):
+            await feed._read()
+    assert delays == [1, 2, 1]
+    event = {"event": "cannot read the change feed", "log_level": "warning"}
+    assert lines == [{**event, "reason": reason} for reason in ("away", "again", "away")]
+
+
+async def test_the_feed_is_read_from_its_newest_change_for_its_subscribers_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without any, or once the process stops, nothing is read."""
+    asked: list[str] = []
+    reader: ReadPool = object()  # type: ignore[assignment]
+
+    async def latest(pool: ReadPool) -> int:
+        assert pool is reader
+        asked.append("latest")
+        return 7
+
+    async def changes_after(pool: ReadPool, after: int, limit: int) -> list[Row]:
+        assert pool is reader
+        asked.append(f"{limit} after {after}")
+        return []
+
+    monkeypatch.setattr(store_feed, "latest", latest)
+    monkeypatch.setattr(store_feed, "changes_after", changes_after)
+    feed = new_feed(reader)
+    await feed.poll()
+    assert asked == []
+    async with feed.subscription(None):
+        await feed.poll()
+        assert await feed.position() == 7
+        await feed.poll()
+        assert asked == ["latest", *[f"{change_feed.PAGE_SIZE} after 7"] * 2]
+        feed.stop()
+        await feed.poll()
+    assert len(asked) == 3
+
+
+def new_feed(reader: ReadPool | None = None) -> ChangeFeed:
+    """Return a feed without servers."""
+    connection = SupervisedConnection("amqp://127.0.0.1:1/", "test")
+    pool: ReadPool = reader or object()  # type: ignore[assignment]
+    return ChangeFeed(connection, TopologyNames("p"), pool, Metrics(), nullable_ids_as_objects=False, most_of_user=500)
 
 
 async def _iterations(feed: ChangeFeed) -> None:

@@ -36,7 +36,7 @@ def test_a_client_says_whether_it_accepts_gzip(header: str, *, is_accepted: bool
     assert accepts_gzip(header) is is_accepted
 
 
-@pytest.mark.parametrize("size", [MIN_COMPRESSED, THREAD_FROM])
+@pytest.mark.parametrize("size", [2_048, THREAD_FROM])
 async def test_a_large_list_is_compressed_and_its_tag_is_weak(size: int) -> None:
     """The compressed bytes are another representation, so the tag says only that the content is the same."""
     body = LIST.ljust(size)
@@ -58,7 +58,14 @@ async def test_the_same_list_is_plain_for_other_clients() -> None:
     assert (response.body, response.headers) == (LIST, {"ETag": 'W/"1"', "Vary": "Accept-Encoding"})
 
 
-@pytest.mark.parametrize("body", [b"[]", b"x" * (MIN_COMPRESSED - 1)])
+@pytest.mark.parametrize("tag", [{}, {"ETag": 'W/"1"'}])
+async def test_a_tag_that_is_weak_or_missing_stays_so(tag: dict[str, str]) -> None:
+    """Only a strong one would say too much."""
+    response = await compression.negotiate(BufferedResponse(200, LIST, tag), GZIP)
+    assert response.headers == {**tag, "Vary": "Accept-Encoding", "Content-Encoding": "gzip"}
+
+
+@pytest.mark.parametrize("body", [b"[]", b"x" * 2_047])
 async def test_what_is_small_stays_plain(body: bytes) -> None:
     """Compressing a small answer saves no packet."""
     response = await compression.negotiate(BufferedResponse(200, body, {"ETag": '"1"'}), GZIP)

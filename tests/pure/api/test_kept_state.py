@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from typing import cast
 from uuid import UUID
 
 import orjson
 import pytest
 
-from taskherd.api.actions.executor import MAX_STEP, ActionExecutor, ActionOutcome
+from taskherd.api.actions.executor import ActionExecutor, ActionOutcome
 from taskherd.api.fleet import snapshots
-from taskherd.api.fleet.snapshots import MAX_AGE, FleetSnapshots
+from taskherd.api.fleet.snapshots import FleetSnapshots
 from taskherd.api.http.concurrency import ConcurrencyLimit
 from taskherd.api.http.errors import HTTPError
 from taskherd.api.log_revisions import FollowedLog, InboxSummary, LogRevisions
 from taskherd.api.tasks.totals import totals_json
+from taskherd.store import task_queries
 from taskherd.store.read_pool import ReadPool
 from taskherd.store.task_actions import TaskResult
 
@@ -66,7 +68,7 @@ async def test_a_snapshot_is_used_again_until_it_is_too_old(monkeypatch: pytest.
         return int((await kept.get(user, make))["number"])
 
     assert (await get(ALICE), await get(BOB)) == (1, 2)
-    clock[0] += MAX_AGE
+    clock[0] += 2
     assert (await get(ALICE), await get(BOB)) == (1, 2)
     clock[0] += 0.125
     assert await get(ALICE) == 3  # now the newest
@@ -123,12 +125,12 @@ def test_what_became_of_a_task_of_an_action(status: int | None, outcome: str) ->
     assert ActionOutcome.of(None if status is None else TaskResult(0, status)) == outcome
 
 
-@pytest.mark.parametrize(("rate", "size"), [(0.1, 1), (1, 1), (4, 2), (50, 25), (200, MAX_STEP), (1_000, MAX_STEP)])
+@pytest.mark.parametrize(("rate", "size"), [(0.1, 1), (1, 1), (4, 2), (50, 25), (198, 99), (202, 100), (1_000, 100)])
 def test_a_step_has_half_a_seconds_tasks(rate: float, size: int) -> None:
     """At least one, and never more than one action may have in flight; its lease is longer than a command may take."""
     executor = ActionExecutor(rate, 10)
     assert vars(executor)["_step_size"] == size
-    assert vars(executor)["_lease"] > timedelta(seconds=10)
+    assert vars(executor)["_lease"] == timedelta(seconds=10 + 15)
 
 
 def test_totals_say_which_tasks_need_a_person() -> None:
@@ -164,3 +166,38 @@ def test_totals_say_which_tasks_need_a_person() -> None:
     }  # fmt: skip
     assert totals_json([])["by_state"].keys() >= {"working", "idle", "none", "complete"}
     assert "failure" not in totals_json([])["by_state"]  # is shown as failed
+
+
+async def test_who_follows_a_log_is_told_what_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of followed logs only; a log that nobody follows any more is not read. The end of the process is one for all."""
+    asked: list[list[UUID]] = []
+    rows = [
+        {"id": ALICE, "deleted": False, "revision": 3, "last_input": 1, "waiting_inputs": 2},
+        {"id": BOB, "deleted": True, "revision": 0, "last_input": 0, "waiting_inputs": 0},
+        {"id": CAROL, "deleted": False, "revision": 9, "last_input": 0, "waiting_inputs": 0},
+    ]
+
+    async def log_revisions(_reader: ReadPool, task_ids: list[UUID]) -> list[dict[str, object]]:
+        asked.append(task_ids)
+        return rows
+
+    monkeypatch.setattr(task_queries, "log_revisions", log_revisions)
+    revisions = LogRevisions(cast("ReadPool", None))
+    with revisions.follow(ALICE) as one, revisions.follow(ALICE) as same, revisions.follow(BOB) as deleted:
+        assert one is same
+        await revisions.read_once()
+        assert asked == [[ALICE, BOB]]
+        assert (one.revision, one.inbox, one.ended) == (3, InboxSummary(1, 2), False)
+        assert (deleted.revision, deleted.inbox, deleted.ended) == (0, InboxSummary(0, 0), True)
+        waiting = asyncio.create_task(one.wait_after(3, InboxSummary(1, 2), 30))
+        await asyncio.sleep(0)
+        await revisions.read_once()
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        revisions.stop()
+        assert await waiting
+        assert (one.revision, one.inbox, one.ended) == (3, InboxSummary(1, 2), True)
+        with revisions.follow(CAROL) as late:
+            assert late.ended
+    await revisions.read_once()
+    assert asked[-1] == []

@@ -52,6 +52,19 @@ def test_a_whole_number_has_only_digits(size: str) -> None:
     assert rejection(Page, size=size) == ("Invalid page.", "size", "Expected a whole number from 1 to 500.")
 
 
+class Position(QueryModel):
+    """The query parameters of an example whose clients send a parameter without a value."""
+
+    after: Annotated[int, whole_number(0, 9, expected="A digit.", empty=7)] = Field(0, description="A digit.")
+
+
+def test_an_empty_number_may_have_a_value() -> None:
+    """Others have their own, and the error is that of the parameter."""
+    values = [query_parameters.validate(Position, each).after for each in ({}, {"after": ""}, {"after": "3"})]
+    assert values == [0, 7, 3]
+    assert rejection(Position, after="x")[1:] == ("after", "A digit.")
+
+
 def test_parameters_are_declared_as_they_are_validated() -> None:
     """Bounds, description and whether a parameter is required come from the model; defaults are not declared."""
     assert query_parameters.declared(NoQuery) == []

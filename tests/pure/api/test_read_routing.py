@@ -7,18 +7,12 @@ from uuid import UUID
 import pytest
 from structlog.testing import capture_logs
 
-from taskherd.api.read_routing import (
-    MAX_SAMPLES,
-    MIN_SUSPENSION,
-    ReadMarks,
-    ReadRouting,
-    ReplicationProgress,
-    Sample,
-)
+from taskherd.api.read_routing import ReadMarks, ReadRouting, ReplicationProgress, Sample
 from taskherd.errors import Misconfigured, Unavailable
 from taskherd.observability.metrics import Metrics
+from taskherd.store import replication
 from taskherd.store.read_pool import ReadPool
-from taskherd.store.replication import UNKNOWN_LSN, parse_lsn
+from taskherd.store.replication import UNKNOWN_LSN, DatabaseId, WalPosition, parse_lsn
 
 ALICE, BOB, CAROL = (UUID(int=number) for number in range(3))
 AWAY = "postgresql://taskherd@127.0.0.1:1/none"
@@ -205,7 +199,7 @@ async def test_a_standby_that_rejected_a_read_is_not_even_compared_for_a_while()
     routing.show(99.0)
     routing.chosen.suspend(rejected)
     assert not routing.chosen.allows_standby(ALICE)
-    routing.now += MIN_SUSPENSION - 0.125
+    routing.now += 10 - 0.125
     await routing.chosen.sample_once(routing.pool)
     assert (routing.chosen.problem, routing.lag) == (str(rejected), float("inf"))
     routing.now += 0.125
@@ -221,10 +215,75 @@ async def test_a_standby_that_rejected_a_read_is_not_even_compared_for_a_while()
 def test_the_oldest_samples_are_forgotten_first() -> None:
     """While the standby stands still, a bounded number of positions is kept, the newest ones."""
     progress = ReplicationProgress()
-    for number in range(MAX_SAMPLES + 2):
+    for number in range(1_002):
         progress.update(Sample(float(number), number), 0)
     assert shown(progress) == 0.0
     progress.update(None, 2)
     assert shown(progress) == 2.0
-    progress.update(None, MAX_SAMPLES + 2)
-    assert shown(progress) == MAX_SAMPLES + 1
+    progress.update(None, 1_002)
+    assert shown(progress) == 1_001
+
+
+HERE, ELSEWHERE = DatabaseId(1, 2), DatabaseId(1, 3)
+
+
+async def test_why_a_standby_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is of another database, another timeline, too far behind, or no standby; it is read again once it may be."""
+    routing = Routing()
+    answers: list[object] = []
+
+    async def answer(pool: ReadPool) -> object:
+        assert pool is routing.pool
+        result = answers.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(replication, "written", answer)
+    monkeypatch.setattr(replication, "replayed", answer)
+
+    async def problem(written: object, replayed: object, after: float = 0.0) -> str | None:
+        answers.extend([written, replayed])
+        routing.now += after
+        await routing.chosen.sample_once(routing.pool)
+        return routing.chosen.problem
+
+    assert await problem(None, WalPosition(HERE, 1, 50)) == "it lags more than 5 s behind the primary"
+    assert await problem(WalPosition(HERE, 1, 100), None) == "the server at database_read_url is not a standby"
+    assert await problem(WalPosition(HERE, 1, 100), WalPosition(HERE, 1, 100)) is None
+    assert routing.lag == 0
+    other = await problem(WalPosition(HERE, 1, 100), WalPosition(ELSEWHERE, 1, 100))
+    assert other == "database_read_url leads to another database than database_url"
+    assert routing.lag == float("inf")
+    assert await problem(WalPosition(HERE, 1, 100), WalPosition(HERE, 1, 100)) is None
+    assert await problem(Unavailable("away"), WalPosition(HERE, 1, 100), 5.0) is None
+    assert routing.lag == 5
+    lagging = await problem(Unavailable("away"), WalPosition(HERE, 1, 100), 0.5)
+    assert lagging == "it lags more than 5 s behind the primary"
+    assert await problem(Unavailable("away"), Unavailable("it is gone")) == "it is gone"
+    promoted = await problem(WalPosition(HERE, 2, 90), WalPosition(HERE, 1, 100))
+    assert promoted == "it shows timeline 1, and the primary writes timeline 2"
+    assert await problem(WalPosition(HERE, 2, 110), WalPosition(HERE, 2, 110)) is None
+    with pytest.raises(KeyError):
+        await problem(KeyError(), WalPosition(HERE, 2, 110))
+
+
+async def test_a_comparison_during_which_the_standby_failed_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only one begun afterwards does."""
+    routing = Routing()
+
+    async def written(_pool: ReadPool) -> WalPosition:
+        return WalPosition(HERE, 1, 1)
+
+    async def replayed(_pool: ReadPool) -> WalPosition:
+        if not routing.chosen.progress.replayed:
+            routing.chosen.suspend(Unavailable("it is gone"))
+        return WalPosition(HERE, 1, 1)
+
+    monkeypatch.setattr(replication, "written", written)
+    monkeypatch.setattr(replication, "replayed", replayed)
+    await routing.chosen.sample_once(routing.pool)
+    assert routing.chosen.problem == "it is gone"
+    routing.show(99.0)
+    await routing.chosen.sample_once(routing.pool)
+    assert routing.chosen.problem is None

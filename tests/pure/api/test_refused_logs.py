@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from taskherd.api.agents import log_ids
-from taskherd.api.agents.refused_logs import MAX_TASKS, RefusedEntries, RefusedLogs
+from taskherd.api.agents.refused_logs import RefusedEntries, RefusedLogs
 from taskherd.store.agent_queries import GivenText
 
 LOUD, OTHER = UUID(int=1), UUID(int=2)
@@ -31,10 +31,10 @@ def test_what_is_refused_adds_up_until_it_is_taken() -> None:
 def test_the_number_of_tasks_is_limited() -> None:
     """The one that was refused least recently is forgotten."""
     refused = RefusedLogs()
-    for number in range(MAX_TASKS):
+    for number in range(10_000):
         refused.add(UUID(int=number), RefusedEntries(1, 1, FIRST))
     refused.add(UUID(int=0), RefusedEntries(1, 1, FIRST))
-    refused.add(UUID(int=MAX_TASKS), RefusedEntries(1, 1, FIRST))
+    refused.add(UUID(int=10_000), RefusedEntries(1, 1, FIRST))
     assert refused.take(UUID(int=1)) is None
     assert refused.take(UUID(int=0)) == RefusedEntries(2, 2, FIRST)
 
@@ -43,6 +43,8 @@ def test_a_notice_replaces_no_entry_of_an_agent() -> None:
     """Its id is in a range of its own."""
     notices = [log_ids.of_notice(time) for time in (FIRST, LATER, datetime(9999, 12, 31, tzinfo=UTC))]
     assert notices == sorted(set(notices))
+    assert notices[1] - notices[0] == 3_600 * 1_000_000
+    assert log_ids.of_output(2**61 + 7) == log_ids.of_output(7) == 2**62 + 7
     below = [log_ids.of_output(2**61 - 1), log_ids.of_input(GivenText("Go", is_prompt=True, number=2**53))]
     assert max(below) < notices[0]
     assert notices[-1] < log_ids.of_input(GivenText("Go", is_prompt=False, number=0))

@@ -82,3 +82,11 @@ def test_an_empty_response_has_a_length_if_its_status_allows_one() -> None:
     assert responses.empty(202).raw_headers() == [(b"content-length", b"0")]
     assert responses.empty(204).raw_headers() == []
     assert responses.empty(304).raw_headers() == []
+
+
+def test_a_document_is_a_success_unless_said_otherwise() -> None:
+    """With its headers, if it has any."""
+    plain = responses.json({"a": 1})
+    assert (plain.status, plain.body, dict(plain.headers)) == (200, b'{"a":1}', {})
+    created = responses.json([], 201, {"Location": "/x"})
+    assert (created.status, created.body, dict(created.headers)) == (201, b"[]", {"Location": "/x"})

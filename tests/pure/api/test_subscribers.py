@@ -102,6 +102,20 @@ async def test_a_subscriber_for_whom_too_many_bytes_wait_must_resume(monkeypatch
     assert subscriber.ended
 
 
+async def test_500_changes_or_8_mib_wait_for_a_subscriber() -> None:
+    """As many as a client misses in a moment; of large ones fewer, to the byte."""
+    many, large = Subscriber(ANY, after=0), Subscriber(ANY, after=0)
+    for position in range(1, 501):
+        many.offer(at(position))
+    for position in range(1, 9):
+        prompt = "x" * (1024 * 1024 - len(at(position, prompt="").frame))
+        large.offer(at(position, prompt=prompt))
+    assert (many.ended, large.ended) == (False, False)
+    many.offer(at(501))
+    large.offer(at(9))
+    assert (many.ended, large.ended) == (True, True)
+
+
 async def test_only_who_may_see_a_change_gets_it() -> None:
     """Each subscriber of a user, and none of another's."""
     feed = new_feed()
@@ -135,6 +149,10 @@ async def test_who_is_behind_the_feed_catches_up_first() -> None:
 
 async def test_the_number_of_subscribers_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that leaves makes room; with the last one the position is forgotten, since nobody reads the feed any more."""
+    process = new_feed()
+    for count, is_full in ((3_999, False), (4_000, True)):
+        process._subscriber_count = count
+        assert process.is_full is is_full
     monkeypatch.setattr(change_feed, "MAX_SUBSCRIBERS", 2)
     feed = new_feed()
 

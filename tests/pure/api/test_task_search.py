@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import urlsafe_b64encode
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -51,6 +52,7 @@ def test_a_cursor_names_the_last_entry_exactly(time: datetime, task_id: UUID) ->
         "A" * 31 + "ä",
         search.cursor(EPOCH - MICROSECOND, ALICE),
         "B" + "A" * 31,
+        urlsafe_b64encode((253_402_300_800_000_000).to_bytes(8, "big") + ALICE.bytes).decode(),  # the year 10,000
     ],
 )
 def test_what_is_no_cursor_is_refused(text: str) -> None:
@@ -63,12 +65,19 @@ def test_what_is_no_cursor_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("query", "paged"),
-    [({}, False), ({"q": "owner:me", "sort": "changed"}, False), ({"limit": "7"}, True), ({"after": ""}, True)],
+    [
+        ({}, False),
+        ({"q": "owner:me", "sort": "changed"}, False),
+        ({"sort": ""}, False),
+        ({"limit": "7"}, True),
+        ({"after": ""}, True),
+    ],
 )
 def test_a_list_has_pages_if_it_is_asked_for_one(query: dict[str, str], *, paged: bool) -> None:
     """An empty cursor asks for the first one; without any limit a page has as many tasks as it may."""
     found = read(**query)
     assert (found.paged, found.after, found.limit) == (paged, None, int(query.get("limit", search.MAX_LIMIT)))
+    assert found.sort == query.get("sort", "")
 
 
 @pytest.mark.parametrize("limit", [1, 500])

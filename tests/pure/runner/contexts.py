@@ -22,10 +22,23 @@ from taskherd.runner.workspaces.folders import RunFolder
 from tests.pure.messages.samples import NOW
 
 
+class Spending(LogBudget):
+    """A budget that remembers what was spent."""
+
+    def __init__(self) -> None:
+        super().__init__(LogRates(1_000, 1_000))
+        self.spent: list[tuple[int, int]] = []
+
+    def spend(self, entries: int, size: int) -> None:
+        """Note it."""
+        self.spent.append((entries, size))
+
+
 def make_context(folder: Path, *, outbox: Outbox | None = None, **run: Any) -> AgentContext:
     """Return the context of build 1 in this folder; ``run`` are fields of its template."""
     journal = Journal(task_id=UUID(int=6), task_name="a", port=1)
-    outbox = outbox or Outbox(folder / "outbox.jsonl", Budget(10**9), lambda _: None)
+    if outbox is None:  # an empty one is false
+        outbox = Outbox(folder / "outbox.jsonl", Budget(10**9), lambda _: None)
     sequence = SequenceGenerator(journal, lambda: NOW, lambda: None, above=outbox.last_seq)
     start = Transition.START
     return AgentContext(

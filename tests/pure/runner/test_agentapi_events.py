@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from taskherd import sse
-from taskherd.runner.agents.agentapi import MAX_ERRORS, MAX_MESSAGES, AgentApiFollower
+from taskherd.runner.agents.agentapi import AgentApiFollower
 from taskherd.runner.workspaces.processes import ExitRecord
 from tests.pure.runner.contexts import make_context, reports_of
 
@@ -143,9 +143,9 @@ async def test_an_error_is_reported_once(followed: Followed) -> None:
 
 async def test_the_latest_100_errors_are_remembered(followed: Followed) -> None:
     """The oldest is told again if it comes again."""
-    for number in range(MAX_ERRORS + 1):
+    for number in range(101):
         await followed.handle("agent_error", {"message": f"fault {number}", "time": 1})
-    for number, count in ((1, 101), (MAX_ERRORS, 101), (0, 102)):
+    for number, count in ((1, 101), (100, 101), (0, 102)):
         await followed.handle("agent_error", {"message": f"fault {number}", "time": 1})
         assert len(followed.entries) == count
 
@@ -182,15 +182,15 @@ async def test_a_posted_message_is_echoed_by_a_later_one_of_the_user(followed: F
 
 async def test_many_changes_are_reported_before_the_next_flush(followed: Followed) -> None:
     """At 2,000 messages, or 4 MiB of changes, also of the same message; then the count begins anew."""
-    for number in range(MAX_MESSAGES - 1):
+    for number in range(1_999):
         await followed.say(number, f"m{number}")
     assert followed.entries == []
-    await followed.say(MAX_MESSAGES, "the last")
-    assert len(followed.entries) == MAX_MESSAGES
+    await followed.say(1_999, "the last")
+    assert len(followed.entries) == 2_000
     assert max(len(report["entries"]) for report in followed.take("task.log")) == 4
     for number in range(65):
         await followed.say(1, f"{number:02}" + "x" * (64 * 1024 - 2))
-    assert [content[:2] for _, _, content in followed.entries[MAX_MESSAGES:]] == ["63"]
+    assert [content[:2] for _, _, content in followed.entries[2_000:]] == ["63"]
 
 
 async def test_what_changed_last_is_reported_with_the_exit(followed: Followed) -> None:

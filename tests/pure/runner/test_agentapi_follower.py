@@ -11,7 +11,6 @@ import pytest
 
 from taskherd.domain.reports import Health
 from taskherd.runner.agents.agentapi import (
-    MAX_TURN,
     UNREACHABLE_AFTER,
     AgentApiFollower,
     _spoken_lines,
@@ -87,7 +86,9 @@ async def test_a_post_that_did_not_connect_is_repeated(error: type[httpx.Request
     follower = follower_of(respond)
     follower._set_status("stable")
     await follower.deliver("hello", recorded)
-    assert [(each["connect"], each["read"]) for each in timeouts] == [(REQUEST_TIMEOUT, MAX_TURN)] * 2
+    assert [(each["connect"], each["read"]) for each in timeouts] == [(REQUEST_TIMEOUT, 86_400)] * 2, (
+        "a turn takes a day at most"
+    )
 
 
 @pytest.mark.parametrize("error", [httpx.ReadTimeout, httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -14,7 +15,7 @@ from taskherd.runner.agents.context import AgentContext, log_last_output, report
 from taskherd.runner.agents.interrupting import as_interrupted
 from taskherd.runner.journal import InputDelivery
 from taskherd.runner.workspaces.processes import ExitRecord
-from tests.pure.runner.contexts import make_context, reports_of
+from tests.pure.runner.contexts import Spending, make_context, reports_of
 
 DONE = ExitRecord("exited", code=0)
 FAILED = ExitRecord("exited", code=3)
@@ -66,6 +67,7 @@ def test_the_state_after_an_exit(
     assert said(context) == expected
     (report,) = reports_of(context.outbox, "agent.exit")
     assert (report["why"], report["words"]) == (ended.why, "the words")
+    assert (report.get("status"), report.get("signal")) == (ended.code, ended.signal)
 
 
 @pytest.mark.parametrize(
@@ -164,11 +166,48 @@ def test_a_prompt_whose_delivery_was_not_noted_is_concluded(tmp_path: Path) -> N
 
 async def test_the_prompt_of_a_build_that_gives_none_is_not_posted(tmp_path: Path) -> None:
     """Nor is there one to post without a start."""
-    context = make_context(tmp_path)
+    context = replace(make_context(tmp_path), deliver_once=lambda *_: pytest.fail("there is no prompt"))
     assert await context.post_prompt() is None
     given_start(context)
+    context.journal.gives_prompt = False
     assert await context.post_prompt() is None
     assert not context.journal.was_given("Do it"), "nothing was delivered"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error"), [(InputDelivery.DELIVERED, None), (InputDelivery.FAILED, "busy"), (None, "interrupted")]
+)
+async def test_a_prompt_that_was_delivered_is_recorded(
+    tmp_path: Path, outcome: InputDelivery | None, error: str | None
+) -> None:
+    """On disk, too; otherwise it is said why not."""
+    given: list[tuple[UUID, str]] = []
+    saved: list[bool] = []
+
+    async def deliver(input_id: UUID, text: str) -> str | None:
+        given.append((input_id, text))
+        if outcome is not None:
+            context.journal.inputs[input_id] = outcome
+        return error
+
+    async def save() -> None:
+        saved.append(context.journal.was_given("Do it"))
+
+    context = replace(make_context(tmp_path), deliver_once=deliver, save=save)
+    prompt_id = given_start(context)
+    assert await context.post_prompt() == error
+    assert given == [(prompt_id, "Do it")]
+    assert saved == ([True] if error is None else [])
+
+
+def test_the_last_16_kib_of_output_are_looked_at(tmp_path: Path) -> None:
+    """For the words that an agent has ended with."""
+    context = make_context(tmp_path)
+    context.folder.output.mkdir()
+    segment = context.folder.output / f"{0:020d}"
+    for length, first in ((16 * 1024 - 6, "first"), (16 * 1024 - 5, "irst")):
+        segment.write_text("first\n" + " " * (length - 5) + "last\n")
+        assert log_last_output(context, DONE).split() == [first, "last"]
 
 
 def test_a_report_has_up_to_four_entries(tmp_path: Path) -> None:
@@ -178,6 +217,10 @@ def test_a_report_has_up_to_four_entries(tmp_path: Path) -> None:
     assert context.log_all_but_last(entries[:4]) == entries[:4]
     assert reports_of(context.outbox) == []
     assert context.log_all_but_last(entries) == entries[8:]
+    budget = Spending()
+    tool = context.reporter.entry(9, LogSource.OUTPUT, "é", data={"a": 1})
+    assert replace(context, log_budget=budget).log_all_but_last([tool, entries[0]]) == [tool, entries[0]]
+    assert budget.spent == [(2, len('é{"a":1}line 0'.encode()))]
     assert [len(report["entries"]) for report in reports_of(context.outbox)] == [4, 4]
 
 

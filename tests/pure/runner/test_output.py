@@ -3,6 +3,7 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -141,6 +142,21 @@ def test_the_tail_is_the_end_of_the_output(tmp_path: Path) -> None:
         "j", "ij", "hij", "defghij", "abcdefghij", "abcdefghij"
     ]  # fmt: skip
     assert output.tail(segments(tmp_path, _10=b"\xff"), 2) == "j\ufffd"
+
+
+def test_the_tail_does_not_grow_with_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written while it is read is no part of it."""
+    segment, read = tmp_path / f"{0:020d}", output.read
+    segment.write_text("0123456789")
+
+    def write_more(folder: Path, offset: int, limit: int) -> output.OutputChunk:
+        chunk = read(folder, offset, limit)
+        with segment.open("a") as file:
+            file.write("more")
+        return chunk
+
+    monkeypatch.setattr(output, "read", write_more)
+    assert output.tail(tmp_path, 6) == "456789"
 
 
 def test_the_size_of_a_segment_that_vanishes_is_where_it_starts(tmp_path: Path) -> None:

@@ -132,6 +132,9 @@ def test_what_a_killed_shim_left_is_killed(folder: RunFolder) -> None:
         ) as left,
         subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE, env={processes.MARKER_VARIABLE: str(other.path)}) as kept,
     ):
+        for each in (left, kept):  # for a moment after it has begun, a program has no environment
+            while not Path(f"/proc/{each.pid}/environ").read_bytes():
+                continue
         assert processes.kill_marked(folder) == 0
         assert left.wait() == -signal.SIGKILL
         assert kept.poll() is None

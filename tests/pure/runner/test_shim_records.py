@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import marshal
 import os
+import resource
+import stat
 import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskherd.runner import log_ids, process_table, shim
+from taskherd.runner import agent_process, log_ids, process_table, shim
 
 values = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 texts = st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"])) | st.sampled_from(
@@ -31,13 +40,130 @@ def test_characters_beyond_the_first_plane_are_replaced() -> None:
     assert json.loads(shim.encode({"a": "x\U0001f600\uffffy"})) == {"a": "x?\uffffy"}
 
 
-def test_a_file_is_replaced_at_once(tmp_path: Path) -> None:
+def test_a_file_is_replaced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing else is left in the folder."""
     path = tmp_path / "started.json"
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda _: synced.append(path.with_suffix(".json.new").read_text()))
     for content in ("{}", '{"pid": 7}'):
         shim.write_atomically(str(path), content)
         assert path.read_text() == content
+    assert synced == ["{}", '{"pid": 7}'], "all of it was on disk before it had its name"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@contextmanager
+def shim_of(folder: Path, **changed: Any) -> Iterator[shim.Shim]:
+    """Yield a shim that runs nothing."""
+    spec = {"protocol": False, "segment_bytes": 64, "max_segments": 2, "cgroup": None, "uid": None, **changed}
+    (folder / "spec").write_bytes(marshal.dumps(spec))
+    made = shim.Shim(str(folder))
+    yield made
+    os.close(made._wakeup_read)
+    os.close(made._wakeup_write)
+
+
+def exit_record(folder: Path, status: int | None, error: str | None = None, **spec: Any) -> dict[str, Any]:
+    """Return what a shim records about the exit of an agent with this status."""
+    descriptor = os.open(folder / "exit.new", os.O_RDWR | os.O_CREAT)
+    with shim_of(folder, **spec) as made:
+        made._status = status
+        made._record_exit(descriptor, error, 3)
+    os.close(descriptor)
+    return dict(json.loads((folder / "exit.json").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "number"), [(0, 0, None), (3 << 8, 3, None), (9, None, 9), (1, None, 1), (None, None, None)]
+)
+def test_what_is_recorded_about_an_exit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int | None, code: int | None, number: int | None
+) -> None:
+    """Its status or signal; it is on disk before the record has its name."""
+    synced: list[bool] = []
+    monkeypatch.setattr(os, "fsync", lambda _: synced.append((tmp_path / "exit.json").exists()))
+    record = exit_record(tmp_path, status)
+    assert (record["reason"], record["code"], record["signal"], record["detail"]) == ("exited", code, number, None)
+    assert (record["leftover"], record["output"], record["dropped"], record["out_of_memory"]) == (3, 0, 0, False)
+    assert synced == [False]
+
+
+def test_what_is_recorded_about_a_start_that_failed(tmp_path: Path) -> None:
+    """The error, as far as it fits the room that was kept for the record."""
+    record = exit_record(tmp_path, None, "x" * 501)
+    assert (record["reason"], record["detail"]) == ("not started", "x" * 500)
+
+
+@pytest.mark.parametrize(
+    ("events", "ran_out"),
+    [
+        ("low 1\noom 0\noom_kill 1\noom_group_kill 0\n", True),
+        ("low 1\noom 1\noom_kill 0\noom_group_kill 1\n", False),
+        ("oom_kill many\n", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_whether_the_memory_of_a_cgroup_ran_out(tmp_path: Path, events: str | None, *, ran_out: bool) -> None:
+    """By the kernel's count of processes that it has killed for that."""
+    if events is not None:
+        (tmp_path / "memory.events").write_text(events)
+    assert exit_record(tmp_path, 9, cgroup=str(tmp_path))["out_of_memory"] is ran_out
+
+
+def test_a_cgroup_is_killed_as_a_whole(tmp_path: Path) -> None:
+    """One that is gone is left alone."""
+    with shim_of(tmp_path, cgroup=str(tmp_path)) as made:
+        made._kill_others()
+    assert (tmp_path / "cgroup.kill").read_text() == "1"
+    with shim_of(tmp_path, cgroup=str(tmp_path / "gone")) as made:
+        made._kill_others()
+    assert not (tmp_path / "gone").exists()
+
+
+def begins(folder: Path) -> bool:
+    """Return whether a shim in this folder, which contains nothing to run, tries to run something."""
+    packages = Path(shim.__file__).parents[2]
+    argv = [sys.executable, "-I", "-S", "-c", shim.BOOT, str(packages), str(folder), "prepared"]
+    ended = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert ended.returncode == ("FileNotFoundError" in ended.stderr)
+    return ended.returncode == 1
+
+
+def test_a_run_has_one_shim(tmp_path: Path) -> None:
+    """Neither while another one runs, nor after that, does a second one begin."""
+    assert begins(tmp_path)
+    assert stat.S_IMODE((tmp_path / "lock").stat().st_mode) == 0o600
+    for name in ("started.json", "exit.json"):
+        (tmp_path / name).touch()
+        assert not begins(tmp_path)
+        (tmp_path / name).unlink()
+    with (tmp_path / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert not begins(tmp_path)
+    assert begins(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_the_limits_of_an_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cores are the next ones from a place that its pid decides, so that not all agents share the first."""
+    cores: list[tuple[int, list[int]]] = []
+    limits: list[tuple[int, tuple[int, int]]] = []
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    spec = {"cgroup": str(tmp_path), "memory": 7, "open_files": 5, "cpu": 2.5}
+    with monkeypatch.context() as patch:
+        patch.setattr(agent_process, "OOM_SCORE", Path("/proc/self/oom_score_adj").read_text())
+        patch.setattr(os, "sched_getaffinity", lambda _: {3, 2, 1, 0})
+        patch.setattr(os, "sched_setaffinity", lambda *given: cores.append(given))
+        patch.setattr(os, "getpid", lambda: 4_006)
+        patch.setattr(resource, "setrlimit", lambda *given: limits.append(given))
+        agent_process._apply_limits(spec)
+        agent_process._apply_limits({**spec, "cgroup": None, "memory": None, "open_files": 2 * hard, "cpu": None})
+    assert cores == [(0, [2, 3, 0])]
+    assert limits == [
+        (resource.RLIMIT_AS, (7, 7)), (resource.RLIMIT_NOFILE, (5, hard)), (resource.RLIMIT_NOFILE, (hard, hard)),
+    ]  # fmt: skip
+    assert (tmp_path / "cgroup.procs").read_text() == "0"
 
 
 def test_descendants_are_found_at_any_depth() -> None:

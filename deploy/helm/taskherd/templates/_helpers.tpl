@@ -84,6 +84,9 @@ COMMAND_SENDERS: {{ $prefix }}-api,{{ $prefix }}-operator
 {{- define "taskherd.environment" -}}
 {{- $values := .values | default (index .root.Values .process) -}}
 {{- $own := ternary (include "taskherd.commandSenders" . | fromYaml) (dict) (eq .process "worker") -}}
+{{- /* Not `merge`, to which 0, false and "" are no values. */ -}}
+{{- $settings := mergeOverwrite (dict) $own .root.Values.settings ($values.settings | default dict) -}}
+{{- if .pool }}{{ $settings = omit $settings "RUNNER_POOL" }}{{ end -}}
 - {name: TASKHERD_OPS_PORT, value: {{ .ops | quote }}}
 - {name: TASKHERD_REPORT_PARTITIONS, value: {{ .root.Values.worker.partitions | quote }}}
 - {name: TASKHERD_GRACE, value: {{ printf "%ds" (int .root.Values.grace) }}}
@@ -95,7 +98,7 @@ COMMAND_SENDERS: {{ $prefix }}-api,{{ $prefix }}-operator
 {{- if (index .root.Values.secrets .process).databaseReadUrl }}
 - {name: TASKHERD_DATABASE_READ_URL_FILE, value: /run/secrets/taskherd/database-read-url}
 {{- end }}
-{{- else if not (hasKey ($values.settings | default dict) "AGENT_API_URL") }}
+{{- else if not (hasKey $settings "AGENT_API_URL") }}
 - name: TASKHERD_AGENT_API_URL
   value: http://{{ include "taskherd.name" .root }}-api:{{ .root.Values.api.service.port }}
 {{- end }}
@@ -106,7 +109,7 @@ COMMAND_SENDERS: {{ $prefix }}-api,{{ $prefix }}-operator
 {{- with $values.agentUids }}
 - {name: TASKHERD_RUNNER_AGENT_UIDS, value: {{ . | quote }}}
 {{- end }}
-{{- range $name, $value := merge (dict) ($values.settings | default dict) .root.Values.settings $own }}
+{{- range $name, $value := $settings }}
 - {name: {{ printf "TASKHERD_%s" $name }}, value: {{ $value | quote }}}
 {{- end }}
 {{- include "taskherd.extra" (dict "ctx" . "key" "extraEnv") }}

@@ -96,6 +96,7 @@ async def get(request: RequestContext) -> BufferedResponse:
         if owner is None:
             raise not_found()
         with api.agent_waits.enter(task_id), api.agent_waits_of_owners.enter(owner):
+            request.waits = True
             row = await _wait(request, owner, request_id, wait)
         if not await agent_queries.is_latest_start(request.api.reader, *request.agent):
             raise unauthorized()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from taskherd.api.context import ApiContext, RequestContext
     from taskherd.api.http.errors import HTTPError
+    from taskherd.api.http.user_tokens import ParsedToken
 
 SESSION_TOKEN: Final = "coder-session-token"  # noqa: S105 - a header's name
 COOKIE: Final = "coder_session_token"
@@ -32,17 +33,16 @@ async def authenticate(request: RequestContext, auth: Auth, scope: Scope) -> Non
     """
     if auth is Auth.NONE:
         return
-    client = request.api.client_addresses.client_of(scope)
     if auth is Auth.AGENT:
-        await _authenticate_agent(request, client)
+        await _authenticate_agent(request, scope)
     else:
-        await _authenticate_user(request, client)
+        await _authenticate_user(request, scope)
     if scope.get("client"):
         holder = request.agent if auth is Auth.AGENT else request.caller.user_id
         request.api.connections.authenticated(tuple(scope["client"]), holder)
 
 
-async def _authenticate_agent(request: RequestContext, client: str) -> None:
+async def _authenticate_agent(request: RequestContext, scope: Scope) -> None:
     """Authenticate an agent.
 
     Its token ends with its task, or with a later start of it: what an agent that should be gone says is not about the
@@ -52,41 +52,50 @@ async def _authenticate_agent(request: RequestContext, client: str) -> None:
     token = _token_in_headers(request.headers)
     request.agent = verify_agent_token(api.settings.secret_keys, token)
     if request.agent is None:
-        raise _failed(api, client, SignInFailure.UNKNOWN if token else SignInFailure.MISSING)
+        raise _failed(api, _client(api, scope), SignInFailure.UNKNOWN if token else SignInFailure.MISSING)
     wait = api.rate_limits.reports.acquire(request.agent)
     if wait > 0:
         raise rate_limited(wait)
     if not await agent_queries.is_latest_start(api.reader, *request.agent):
-        raise _failed(api, client, SignInFailure.REVOKED)
+        raise _failed(api, _client(api, scope), SignInFailure.REVOKED)
 
 
-async def _authenticate_user(request: RequestContext, client: str) -> None:
+async def _authenticate_user(request: RequestContext, scope: Scope) -> None:
     """Authenticate a user.
 
     Every failure counts against the rate limit of the client's address, and success never does. Once the address is
     over it, only tokens that are known to be valid are looked up: guessing costs the database nothing, and does not
     shut out others behind the same address.
     """
-    api, address = request.api, ("address", client)
-    text = token_of(request)
+    api, text = request.api, token_of(request)
     token = user_tokens.parse(text)
     caller = api.authenticator.cached(token) if token else None
     if caller is None:
-        wait = api.rate_limits.requests.retry_after(address)
-        if wait > 0 and not (token and await api.authenticator.is_known(token)):
-            api.sign_in_failures.record(client, SignInFailure.RATE_LIMITED)
-            raise rate_limited(wait)
-        found = await api.authenticator.authenticate(token) if token else _without_token(text)
-        if isinstance(found, SignInFailure):
-            api.rate_limits.requests.acquire(address)
-            raise _failed(api, client, found)
-        caller = found
+        caller = await _look_up(api, text, token, _client(api, scope))
     _charge(api, caller.user_id)
     request.set_caller(caller)
 
 
+async def _look_up(api: ApiContext, text: str, token: ParsedToken | None, client: str) -> Caller:
+    """Return the user of a token that is not cached."""
+    address = ("address", client)
+    wait = api.rate_limits.requests.retry_after(address)
+    if wait > 0 and not (token and await api.authenticator.is_known(token)):
+        api.sign_in_failures.record(client, SignInFailure.RATE_LIMITED)
+        raise rate_limited(wait)
+    found = await api.authenticator.authenticate(token) if token else _without_token(text)
+    if isinstance(found, SignInFailure):
+        api.rate_limits.requests.acquire(address)
+        raise _failed(api, client, found)
+    return found
+
+
 def _without_token(text: str) -> SignInFailure:
     return SignInFailure.MALFORMED if text else SignInFailure.MISSING
+
+
+def _client(api: ApiContext, scope: Scope) -> str:
+    return api.client_addresses.client_of(scope)
 
 
 def _failed(api: ApiContext, client: str, reason: SignInFailure) -> HTTPError:

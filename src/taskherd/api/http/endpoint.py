@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl
@@ -40,6 +40,8 @@ class HttpEndpoint:
         self._routes = {route.method: route for route in routes}
         if "GET" in self._routes:
             self._routes.setdefault("HEAD", self._routes["GET"])
+        self._counters: dict[tuple[str, int], Callable[[], None]] = {}
+        """What counts a request, by its method and status: the metric would look it up by their texts each time."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -54,7 +56,8 @@ class HttpEndpoint:
             if isinstance(response, BufferedResponse):
                 status = response.status
                 await _send(response, send)
-                metrics.api_seconds.observe(time.perf_counter() - started)
+                if not request.waits:
+                    metrics.api_seconds.observe(time.perf_counter() - started)
             else:
                 status = response.status_code
                 await response(scope, receive, send)
@@ -62,8 +65,7 @@ class HttpEndpoint:
             log.debug("client disconnected", method=method, route=self._path)
         finally:
             metrics.api_in_flight.dec()
-            label = method if method in self._routes else "other"
-            metrics.api_requests.labels(self._path, label, str(status)).inc()
+            self._count(method if method in self._routes else "other", status)
             self._log(request, method, status, time.perf_counter() - started)
 
     async def _respond(self, request: RequestContext, scope: Scope, receive: Receive) -> BufferedResponse | Response:
@@ -104,6 +106,13 @@ class HttpEndpoint:
         if route.compressed and isinstance(response, BufferedResponse):
             return await compression.negotiate(response, request.headers)
         return response
+
+    def _count(self, method: str, status: int) -> None:
+        count = self._counters.get((method, status))
+        if count is None:
+            count = self._api.metrics.api_requests.labels(self._path, method, str(status)).inc
+            self._counters[method, status] = count
+        count()
 
     def _log(self, request: RequestContext, method: str, status: int, seconds: float) -> None:
         quiet = method in {"GET", "HEAD"} or status in {401, 404, 405, 429}

@@ -10,7 +10,8 @@ import structlog
 from pydantic import Field
 
 from taskherd.api import changes
-from taskherd.api.http.errors import invalid, not_found, unavailable
+from taskherd.api.http.errors import not_found, unavailable
+from taskherd.api.http.event_ids import last_event_id
 from taskherd.api.http.query_parameters import MAX_POSITION, QueryModel, whole_number
 from taskherd.api.http.sse import COMMENT, EventStream
 from taskherd.api.tasks import queries
@@ -36,7 +37,6 @@ COMMENT_INTERVAL: Final = 15.0
 """Seconds without an event after which a comment is sent."""
 EVENT: Final = "task.logs"
 INBOX_EVENT: Final = "task.inbox"
-LAST_EVENT_ID: Final = "Last-Event-ID"
 
 
 class LogStreamQuery(QueryModel):
@@ -51,7 +51,7 @@ async def watch(request: RequestContext) -> EventStream:
     """Stream the log of a task until the task is deleted."""
     request.follows = True
     limit = request.parameters(LogStreamQuery).limit
-    after = _last_event_id(request)
+    after = last_event_id(request)
     task_id = await task_queries.find_id(request.api.reader, queries.task_ref_of(request))
     if task_id is None:
         raise not_found()
@@ -65,15 +65,6 @@ def changes_of_log(
     if request.api.log_streams.is_full(request.caller.user_id):
         raise unavailable(TOO_MANY)
     return _frames(request, task_id, after, limit, with_inbox=with_inbox)
-
-
-def _last_event_id(request: RequestContext) -> int | None:
-    text = request.headers.get(LAST_EVENT_ID.lower(), "")
-    if not text:
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_POSITION)) and int(text) <= MAX_POSITION):
-        raise invalid((LAST_EVENT_ID, "Expected the id of an event."))
-    return int(text)
 
 
 async def _frames(

@@ -105,6 +105,7 @@ async def _poll(request: RequestContext, query: TaskQuery, wait: float) -> Buffe
     row = await queries.get_or_404(request, with_state_since=query.has_state_since)
     if not query.until.isdisjoint(_values(row)):
         return queries.task_response(request, row)
+    request.waits = True
     with request.api.access.watch(request.caller, row["id"]) as access:
         waiting = asyncio.create_task(_subscribe_and_wait(request, row["id"], query, deadline))
         lost = asyncio.create_task(access.wait_lost())

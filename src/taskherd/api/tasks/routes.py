@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from taskherd.api.commands import KEY_HEADER
+from taskherd.api.http.event_ids import LAST_EVENT_ID
 from taskherd.api.http.route import Header, ResponseSpec, Route
 from taskherd.api.tasks import (
     batches,
@@ -54,7 +55,7 @@ _IF_NONE_MATCH: Final = Header(
 _UNCHANGED: Final = ResponseSpec("The response has not changed since the ETag in If-None-Match.", headers=_ETAG)
 _CONFLICT: Final = "The task's status does not allow the change; the message explains why."
 _LAST_EVENT_ID: Final = Header(
-    sse.LAST_EVENT_ID, "Id of the last event that was received; the stream resumes after it.", {"type": "string"}
+    LAST_EVENT_ID, "Id of the last event that was received; the stream resumes after it.", {"type": "string"}
 )
 _STREAM: Final = ResponseSpec(
     "Server-sent events: first `task.snapshot` (a task document) for each task, then `task.created`, `task.updated` and"
@@ -66,6 +67,49 @@ _STREAM: Final = ResponseSpec(
 )
 
 ROUTES: Final = (
+    Route(
+        method="GET",
+        path=_ONE,
+        handler=long_poll.get,
+        summary="Get an AI task by ID or name",
+        description="With `wait`, the response is sent once the status or state is one of `until`, or on timeout.",
+        query=long_poll.TaskQuery,
+        headers=(_IF_NONE_MATCH,),
+        responses={
+            200: ResponseSpec("The task.", TaskOut, _WAITED),
+            304: _UNCHANGED,
+        },
+        experimental=True,
+    ),
+    Route(
+        method="DELETE",
+        path=_ONE,
+        handler=commands.delete,
+        summary="Delete an AI task",
+        headers=(KEY_HEADER,),
+        responses={202: ResponseSpec("The task is hidden; its workspace will be deleted.")},
+        experimental=True,
+    ),
+    Route(
+        method="GET",
+        path="/tasks",
+        handler=queries.list_tasks,
+        summary="List AI tasks",
+        description=(
+            "Returns all tasks that the caller may see and that match `q`, newest first; in pages with `limit` or"
+            " `after`. What no index serves is refused, and the answer says what to leave out."
+        ),
+        query=search.ListQuery,
+        headers=(_IF_NONE_MATCH,),
+        responses={
+            200: ResponseSpec(
+                "The tasks.", TasksList, {**_ETAG, "X-Taskherd-Truncated": "`true` if the list is truncated."}
+            ),
+            304: _UNCHANGED,
+        },
+        experimental=True,
+        compressed=True,
+    ),
     Route(
         method="GET",
         path="/tasks/watch",
@@ -88,26 +132,6 @@ ROUTES: Final = (
         query=task_follow.WatchTaskQuery,
         headers=(_LAST_EVENT_ID,),
         responses={200: replace(_STREAM, events=(*_STREAM.events, log_follow.EVENT, log_follow.INBOX_EVENT))},
-    ),
-    Route(
-        method="GET",
-        path="/tasks",
-        handler=queries.list_tasks,
-        summary="List AI tasks",
-        description=(
-            "Returns all tasks that the caller may see and that match `q`, newest first; in pages with `limit` or"
-            " `after`. What no index serves is refused, and the answer says what to leave out."
-        ),
-        query=search.ListQuery,
-        headers=(_IF_NONE_MATCH,),
-        responses={
-            200: ResponseSpec(
-                "The tasks.", TasksList, {**_ETAG, "X-Taskherd-Truncated": "`true` if the list is truncated."}
-            ),
-            304: _UNCHANGED,
-        },
-        experimental=True,
-        compressed=True,
     ),
     Route(
         method="GET",
@@ -187,29 +211,6 @@ ROUTES: Final = (
                 headers={"Retry-After": "Number of seconds after which to repeat the request."},
             ),
         },
-    ),
-    Route(
-        method="GET",
-        path=_ONE,
-        handler=long_poll.get,
-        summary="Get an AI task by ID or name",
-        description="With `wait`, the response is sent once the status or state is one of `until`, or on timeout.",
-        query=long_poll.TaskQuery,
-        headers=(_IF_NONE_MATCH,),
-        responses={
-            200: ResponseSpec("The task.", TaskOut, _WAITED),
-            304: _UNCHANGED,
-        },
-        experimental=True,
-    ),
-    Route(
-        method="DELETE",
-        path=_ONE,
-        handler=commands.delete,
-        summary="Delete an AI task",
-        headers=(KEY_HEADER,),
-        responses={202: ResponseSpec("The task is hidden; its workspace will be deleted.")},
-        experimental=True,
     ),
     Route(
         method="PATCH",

@@ -85,8 +85,8 @@ def _cursor(text: str) -> tuple[datetime, UUID] | None:
     if not text:
         return None
     raw = urlsafe_b64decode(text) if _CURSOR.fullmatch(text) else b""
-    instant = int.from_bytes(raw[:_INSTANT_BYTES], "big", signed=True)
-    if not raw or not 0 <= instant <= _MAX_INSTANT:
+    instant = int.from_bytes(raw[:_INSTANT_BYTES], "big")  # a time before the epoch is far beyond the last one
+    if not raw or instant > _MAX_INSTANT:
         message = "Expected the value of `next` in the previous response."
         raise ValueError(message)
     return _EPOCH + instant * _MICROSECOND, UUID(bytes=raw[_INSTANT_BYTES:])
@@ -287,8 +287,8 @@ def searchable(terms: Mapping[str, str], term: str) -> str:
 
 
 def _label(terms: Mapping[str, str]) -> str:
-    key, equals, value = searchable(terms, "label").partition("=")
-    if not (key and equals and value):
+    key, _, value = searchable(terms, "label").partition("=")
+    if not (key and value):
         raise search_query.invalid_value(MESSAGE, "label", "expected a key and a value, such as repo=acme/app")
     return terms["label"]
 
@@ -344,11 +344,13 @@ async def organization(request: RequestContext, text: str, message: str) -> UUID
     Raises:
         HTTPError: a 400 with this ``message``, the same for a name of another tenant and one that does not exist.
     """
-    organization_id = parse_uuid(text)
-    if organization_id is None and text == "default":
-        organization_id = await task_queries.default_organization_id(request.reader, request.caller.user_id)
-    elif organization_id is None and is_searchable(text):
-        organization_id = await task_queries.organization_id(request.reader, request.caller.user_id, text)
+    caller = request.caller.user_id
+    if text == "default":
+        organization_id = await task_queries.default_organization_id(request.reader, caller)
+    else:
+        organization_id = parse_uuid(text) or (
+            await task_queries.organization_id(request.reader, caller, text) if is_searchable(text) else None
+        )
     if organization_id is None:
         raise search_query.invalid_value(
             message, "organization", f'organization "{text}" either does not exist, or you are unauthorized to view it'

@@ -16,8 +16,8 @@ import structlog
 
 from taskherd.api import changes
 from taskherd.api.changes import Change, ChangeFilter
-from taskherd.api.http.errors import invalid, not_found
-from taskherd.api.http.query_parameters import MAX_POSITION
+from taskherd.api.http.errors import not_found
+from taskherd.api.http.event_ids import last_event_id
 from taskherd.api.http.sse import COMMENT, EventStream
 from taskherd.api.tasks import documents, queries, search
 from taskherd.errors import Retry, Unavailable
@@ -37,7 +37,6 @@ COMMENT_INTERVAL = 15.0
 """Seconds without an event after which a comment is sent."""
 PAGE_SIZE: Final = 200
 """Maximum number of documents or changes that one statement reads."""
-LAST_EVENT_ID: Final = "Last-Event-ID"
 
 
 async def watch_all(request: RequestContext) -> EventStream:
@@ -61,13 +60,13 @@ async def watch_all(request: RequestContext) -> EventStream:
         label=listed.term or None,
         with_state_since=query.has_state_since,
     )
-    return _stream(request, change_filter, _last_event_id(request), watched.tasks, snapshot=query.snapshot)
+    return _stream(request, change_filter, last_event_id(request), watched.tasks, snapshot=query.snapshot)
 
 
 async def watch_one(request: RequestContext, *, with_state_since: bool) -> EventStream:
     """Stream the changes of one task until it is deleted; a client that resumes may name a deleted task by its id."""
     request.follows = True
-    last = _last_event_id(request)
+    last = last_event_id(request)
     task_id = await find_watched(request, last)
     wanted = ChangeFilter(request.caller.user_id, task=task_id, with_state_since=with_state_since)
     return _stream(request, wanted, last)
@@ -91,15 +90,6 @@ def changes_of_task(
     request.api.change_feed.check_room(request.caller.user_id)
     wanted = ChangeFilter(request.caller.user_id, task=task_id, with_state_since=with_state_since)
     return _TaskStream(request, wanted, last).frames()
-
-
-def _last_event_id(request: RequestContext) -> int | None:
-    text = request.headers.get(LAST_EVENT_ID.lower(), "")
-    if not text:
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_POSITION)) and int(text) <= MAX_POSITION):
-        raise invalid((LAST_EVENT_ID, "Expected the id of an event."))
-    return int(text)
 
 
 def _stream(

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from taskherd.api import changes
 from taskherd.api.http.errors import invalid
+from taskherd.api.http.event_ids import LAST_EVENT_ID
 from taskherd.api.http.query_parameters import MAX_POSITION, whole_number
 from taskherd.api.http.sse import EventStream
 from taskherd.api.tasks import log_follow, sse
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 MAX_WAITING: Final = 8
 """Maximum number of frames that wait for a slow client; each has a bounded size."""
 _ID: Final = re.compile(rb"^id: (\d+)$", re.MULTILINE)
-_LAST_EVENT_ID: Final = re.compile(r"(\d{0,19})\.(\d{0,19})", re.ASCII)
+_EVENT_IDS: Final = re.compile(r"(\d{0,19})\.(\d{0,19})", re.ASCII)
 
 
 class WatchTaskQuery(IncludeQuery):
@@ -58,13 +59,13 @@ async def watch(request: RequestContext) -> EventStream:
 
 
 def _last_event_ids(request: RequestContext) -> tuple[int | None, int | None]:
-    text = request.headers.get(sse.LAST_EVENT_ID.lower(), "")
+    text = request.headers.get(LAST_EVENT_ID.lower(), "")
     if not text:
         return None, None
-    found = _LAST_EVENT_ID.fullmatch(text)
+    found = _EVENT_IDS.fullmatch(text)
     numbers = [int(part) if part else None for part in found.groups()] if found else []
     if not numbers or any(number is not None and number > MAX_POSITION for number in numbers):
-        raise invalid((sse.LAST_EVENT_ID, "Expected the id of an event of a stream with a log."))
+        raise invalid((LAST_EVENT_ID, "Expected the id of an event of a stream with a log."))
     return numbers[0], numbers[1]
 
 

@@ -92,6 +92,7 @@ class _LogStream:
 
 
 async def _follow(request: RequestContext, socket: WebSocket, kind: LogSpec) -> None:
+    request.follows = True
     after = request.parameters(logs.LogQuery).after
     row = await get_or_404(request, kind.lookup)
     feed = request.api.change_feed

@@ -181,7 +181,7 @@ class StdioFollower(FollowerWithoutRequests):
         while self._read_chunk(self._status_at):
             pass
         if self._lines.pending or self._lines.skipped:
-            self._report_lines([self._lines.flush()], [])
+            self._report_incomplete_line()
         if self._untold is not None:
             self._report_lines([], self._tell(self._untold, self._status_at))
         if agent_exit.dropped:
@@ -204,7 +204,7 @@ class StdioFollower(FollowerWithoutRequests):
             return 0
         if chunk.missing:
             if self._lines.pending:
-                self._report_lines([self._lines.flush()], [])
+                self._report_incomplete_line()
             self._offset += chunk.missing
             self._report_gap(chunk.missing)
         self._read_at = self._context.reporter.now()
@@ -268,9 +268,7 @@ class StdioFollower(FollowerWithoutRequests):
         idle_after = self._context.run.idle_after
         now = asyncio.get_running_loop().time()
         if silence >= idle_after and self._lines.pending:
-            line = self._lines.flush()  # perhaps a prompt that waits for an answer
-            self._last_line = last_with_words([line], self._last_line)
-            self._report_lines([line], [])
+            self._report_incomplete_line()  # perhaps a prompt that waits for an answer
         if self._self_reported or not self._can_wait or silence < idle_after - LOOK_INTERVAL or now < self._look_at:
             return
         is_working = await self._activity.is_working()
@@ -300,6 +298,12 @@ class StdioFollower(FollowerWithoutRequests):
         self._context.metrics.runner_output_lost.inc(count)
         text = f"… ({count} bytes of output were dropped since {self._read_at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ})"
         self._report([self._entry(LogSource.OUTPUT, text)])
+
+    def _report_incomplete_line(self) -> None:
+        """Report an incomplete line as if it ended here."""
+        line = self._lines.flush()
+        self._last_line = last_with_words([line], self._last_line)
+        self._report_lines([line], [])
 
     def _report_lines(self, lines: list[str], reports: list[Report]) -> None:
         """Report lines as log entries, followed by other reports; all of them count against the log's budget."""

@@ -22,7 +22,7 @@ from taskherd.runner.agents.log_budget import LogBudget
 from taskherd.runner.agents.session import AgentSession
 from taskherd.runner.journal import Phase
 from taskherd.runner.workspaces import processes, terminals
-from taskherd.runner.workspaces.launch_plan import plan_launch
+from taskherd.runner.workspaces.launch_plan import LaunchPlan, plan_launch
 from taskherd.runner.workspaces.run_spec import make_run_spec
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class TaskWorkspace:
             run = template.parse(start.run)
             context = self._agent_context(run, self._start_reporter(start.build_number))
             await conclude(context, agent_exit, partial(follower_class(run), context), stopping=asyncio.Event())
-            await self._record_exit(agent_exit)
+            await self._record_exit(start.build_number, agent_exit)
 
     async def deliver(self, text: str, record_attempt: RecordAttempt) -> str | None:
         """Deliver an input to the agent. Return an error message, or None if it was delivered."""
@@ -227,7 +227,8 @@ class TaskWorkspace:
                 return error.detail
             reporter.agent_exit(ExitReason.NOT_STARTED, None, None, str(error))
             return f"The agent could not be started: {error}"
-        reporter.lifecycle(Lifecycle.STARTING)
+        if not (self._journal.ready_reported or self._journal.exit_reported):  # else it would be starting for ever
+            reporter.lifecycle(Lifecycle.STARTING)
         session = self._session
         if session is not None and (problem := await session.wait_started()):
             if self._session is not None:
@@ -244,18 +245,30 @@ class TaskWorkspace:
                 "the workspace starts with an empty folder: this runner has no files of its earlier builds.",
             )
         uid = await self._isolate(run)
-        given = self._journal.was_given(request.prompt)
-        session = self._journal.stream_session
-        plan = plan_launch(run, given=given, finished=self._has_finished(), has_session=session is not None)
-        self._journal.gives_prompt = plan.gives_prompt
+        plan = self._plan(run, request)
+        self._journal.port = free_port() if follower_class(run).needs_port else None
+        await self._save()
         await asyncio.to_thread(self._folder.remove_runs)
         run = run.model_copy(update={"command": plan.command})
         launched = request if plan.gives_prompt else request.model_copy(update={"prompt": ""})
         self._folder.write_prompt(launched.prompt, uid)
-        self._journal.port = free_port() if follower_class(run).needs_port else None
-        await self._save()
         shim = await processes.start(self._folder.run(request.build_number), self._spec(run, launched, uid))
         self._open_session(shim, request)
+
+    def _plan(self, run: RunConfig, request: WorkspaceStart) -> LaunchPlan:
+        """Return the plan of a launch, and note it in the journal.
+
+        That of an earlier runner stands: it may have removed the runs from which it was made.
+        """
+        journal = self._journal
+        if journal.planned_build == request.build_number:
+            command = (run.resume_command if journal.resumes else None) or run.command
+            return LaunchPlan(command, gives_prompt=journal.gives_prompt)
+        given, has_session = journal.was_given(request.prompt), journal.stream_session is not None
+        plan = plan_launch(run, given=given, finished=self._has_finished(), has_session=has_session)
+        journal.planned_build, journal.gives_prompt = request.build_number, plan.gives_prompt
+        journal.resumes = plan.command == run.resume_command
+        return plan
 
     async def _isolate(self, run: RunConfig) -> int | None:
         """Prepare the isolation that the template and the runner's settings demand. Return the agent's user.
@@ -304,12 +317,15 @@ class TaskWorkspace:
         if self._journal.gives_prompt and not run.takes_prompt_as_input:
             self._journal.record_prompt()
         context = self._agent_context(run, reporter)
-        self._session = AgentSession(shim, partial(follower_class(run), context), context, self._record_exit)
+        on_exit = partial(self._record_exit, start.build_number)
+        self._session = AgentSession(shim, partial(follower_class(run), context), context, on_exit)
 
-    async def _record_exit(self, agent_exit: ExitRecord) -> None:
-        """Record that the exit of the agent was reported, and clean up after it."""
+    async def _record_exit(self, build_number: int, agent_exit: ExitRecord) -> None:
+        """Record that the exit of a build's agent was reported, and clean up after it."""
+        start = self._journal.start
         self._session = None
-        self._journal.exit_reported = True
+        if start is not None and start.build_number == build_number:  # otherwise the next agent is about to be started
+            self._journal.exit_reported = True
         self._context.metrics.runner_endings.labels(agent_exit.why.value).inc()
         try:
             await self._end_processes()

@@ -5,10 +5,13 @@ import * as session from "./session.js";
 const BASE = "/api/v2";
 const MAX_CACHED = 60;
 const UNREACHABLE = "The server cannot be reached.";
+const CHECK = "Check the connection, then try again.";
+const FOREIGN = "The answer is not from taskherd.";
 const LSN = "X-Taskherd-LSN";
 
 /**
- * What a request came to. `status` 0: no answer; `aborted`: the page was left meanwhile, so nothing is to be shown.
+ * What a request came to. `status` 0: no answer, or not one of the API; `aborted`: the page was left meanwhile, so nothing is
+ * to be shown.
  * @template T
  * @typedef {{ok: true, status: number, value: T, headers: Headers, unchanged: boolean}
  *   | {ok: false, status: number, message: string, detail: string, validations: {field: string, detail: string}[],
@@ -73,7 +76,7 @@ export function onSent(listener) {
 }
 
 /**
- * Change something. The request has an idempotency key, and is repeated once with it if no answer came.
+ * Change something. The request has an idempotency key, and is repeated once with it if the API gave no answer.
  * @param {"POST" | "PATCH" | "DELETE"} method
  * @param {string} path
  * @param {any} [body]
@@ -186,8 +189,9 @@ async function request(method, path, { signal, headers = {}, body, stream = fals
     if (response.ok && stream) value = response;
     else value = parse(text ?? await response.text());
   } catch (error) {
-    return failure(0, { message: UNREACHABLE, detail: "Check the connection, then try again." }, signal?.aborted);
+    return failure(0, { message: UNREACHABLE, detail: CHECK }, signal?.aborted);
   }
+  if (response.ok && value === undefined) return failure(0, { message: FOREIGN, detail: CHECK }); // it may have arrived
   const date = Date.parse(response.headers.get("Date") || "");
   if (date && Math.abs(date + 500 - Date.now() - skew) > 1500) skew = date + 500 - Date.now();
   const lsn = response.headers.get(LSN);
@@ -211,12 +215,15 @@ function written() {
   return lsn ? { [LSN]: lsn } : {};
 }
 
-/** @param {string} text */
+/**
+ * Return the value of an answer's text, null if it has none, and undefined if it is no JSON but a page, as of a proxy.
+ * @param {string} text
+ */
 function parse(text) {
   try {
     return text ? JSON.parse(text) : null;
   } catch {
-    return null; // a proxy's page: the status says enough
+    return undefined;
   }
 }
 

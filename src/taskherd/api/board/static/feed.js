@@ -21,7 +21,7 @@ const GIVE_UP = new Set([400, 403, 404]);
 
 /**
  * @typedef {object} FeedOptions
- * @property {string} [path] `/tasks/watch`, or `/tasks/{user}/{task}/watch`
+ * @property {() => string} [path] of the stream, for each connection anew: `/tasks/watch`, or `/tasks/{user}/{task}/watch`
  * @property {string} [query] search terms of the tasks to follow
  * @property {string} [position] of what was read: the changes after it are told, and `onLive` says only that changes were missed
  * @property {boolean} [snapshot] whether the current documents come first (kind `snapshot`); otherwise only what changes
@@ -125,7 +125,8 @@ class Feed {
   }
 
   async connect() {
-    const { path = "/tasks/watch", query = "", snapshot = false, onRefused } = this.options;
+    const { query = "", snapshot = false, onRefused } = this.options;
+    const path = this.options.path?.() ?? "/tasks/watch";
     const parameters = new URLSearchParams({ include: "state_since" });
     if (query) parameters.set("q", query);
     if (!snapshot && path === "/tasks/watch") parameters.set("snapshot", "false");

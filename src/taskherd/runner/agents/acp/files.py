@@ -36,8 +36,8 @@ def read_text(root: Path, path: str, line: int | None, limit: int | None, uid: i
         raise NotAllowed(f"{path}: {error.strerror}") from None
     finally:
         os.close(parent)
+    _check_regular(path, descriptor)
     with open(descriptor, "rb") as file:  # noqa: PTH123 - opened relative to its folder
-        _check_regular(path, descriptor)
         status = os.fstat(descriptor)
         if status.st_nlink != 1 and uid is not None and status.st_uid != uid:
             raise NotAllowed(f"{path} has several names and belongs to another user")
@@ -65,8 +65,8 @@ def write_text(root: Path, path: str, content: str, uid: int | None) -> None:
         except FileExistsError:
             descriptor = os.open(name, flags, dir_fd=parent)
             is_new = False
+        _check_regular(path, descriptor)
         with open(descriptor, "wb") as file:  # noqa: PTH123 - opened relative to its folder
-            _check_regular(path, descriptor)
             if os.fstat(descriptor).st_nlink != 1:
                 raise NotAllowed(f"{path} has several names, perhaps outside of the task's folder")
             if uid is not None and is_new:
@@ -123,5 +123,7 @@ def _open_folder(root: Path, path: str, folders: Sequence[str], *, create: bool,
 
 
 def _check_regular(path: str, descriptor: int) -> None:
+    """Close what is no regular file, which ``open`` would leave open if it is a folder, and raise ``NotAllowed``."""
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise NotAllowed(f"{path} is no regular file")

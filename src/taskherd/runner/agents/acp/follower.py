@@ -162,6 +162,8 @@ class AcpFollower:
             if self._connection.is_closed:
                 raise NotDelivered(NOT_RUNNING)
             await record_attempt()
+            if self._is_detached or self._connection.is_closed:  # it has ended meanwhile, and its end was reported
+                raise NotDelivered(NOT_RUNNING)
             turn = self._send_prompt(text)
             await self._wait_written(turn)
 

@@ -78,8 +78,8 @@ class _Terminal:
 
     def dump(self) -> dict[str, Any]:
         """Return what the next runner needs."""
-        names = ("number", "limit", "asked", "waits", "is_ending", "is_released")
-        return {name: getattr(self, name) for name in names}
+        names = ("number", "limit", "asked", "is_ending", "is_released")
+        return {**{name: getattr(self, name) for name in names}, "waits": list(self.waits)}
 
     @property
     def status(self) -> dict[str, Any]:
@@ -180,8 +180,8 @@ class Terminals:
                 words = f"{MAX_TERMINALS} terminals are open; release those that are no longer needed"
                 self._respond.refuse(call.id, INVALID_PARAMS, words)
                 return
-            limit = MAX_OUTPUT if request.output_byte_limit is None else max(0, request.output_byte_limit)
-            self._kept.append(_Terminal(self._next, min(limit, MAX_OUTPUT), call.id, command=command))
+            limit = MAX_OUTPUT if request.output_byte_limit is None else min(request.output_byte_limit, MAX_OUTPUT)
+            self._kept.append(_Terminal(self._next, limit, call.id, command=command))
             self._next += 1
 
     def _command(self, request: schema.CreateTerminalRequest) -> TerminalCommand:

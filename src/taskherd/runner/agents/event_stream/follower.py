@@ -88,6 +88,8 @@ class EventStreamFollower(FollowerWithoutRequests):
         self._reported: tuple[str, str] = tuple(checkpoint.get("reported", ("", "")))
         self._status_at = 0.0
         self._delivery = asyncio.Lock()
+        self._is_concluded = False
+        """True once it is being reported how the agent ended."""
         self._has_begun = asyncio.Event()
         """Set once the agent was given its prompt, if there is one for it."""
 
@@ -115,18 +117,25 @@ class EventStreamFollower(FollowerWithoutRequests):
                 await asyncio.sleep(0 if has_read else POLL_INTERVAL)
 
     async def deliver(self, text: str, record_attempt: RecordAttempt) -> None:
-        """Give the agent a message. Raise ``NotDelivered`` or ``DeliveryUnknown``."""
+        """Give the agent a message. Raise ``NotDelivered``, ``DeliveryUnknown``, or ``OSError``: it is not given."""
         if self._context.run.stdin_kind != "pipe":
             kind = self._context.run.stdin_kind
             raise NotDelivered(f"The agent takes no inputs: its template has `stdin: {kind}`.")
         async with self._delivery:
             await record_attempt()
+            if self._has_exited:
+                raise NotDelivered(NOT_RUNNING)
             self._line, self._next_line = self._next_line, self._next_line + 1
             line = self._line
             self._stream.begin_turn(text)
             self._commit()
             message = {"type": "user", "message": {"role": "user", "content": text}}
-            self._writer.submit(line, orjson.dumps(message))
+            try:
+                self._writer.submit(line, orjson.dumps(message))
+            except OSError:  # the disk is full, for example
+                self._line, self._stream.in_turn, self._stream.state = None, False, AgentState.IDLE
+                self._commit()
+                raise
             await self._wait_written(line)
 
     @property
@@ -163,6 +172,7 @@ class EventStreamFollower(FollowerWithoutRequests):
 
     async def conclude(self, agent_exit: ExitRecord) -> None:
         """Report the agent's last output, and how it ended."""
+        self._is_concluded = True
         self._has_begun.set()
         agent_exit = as_interrupted(self._context, agent_exit)
         self._report_start()
@@ -223,13 +233,13 @@ class EventStreamFollower(FollowerWithoutRequests):
 
     def _read(self) -> bool:
         """Read and report a chunk of output, and return whether there was one."""
-        before = self._reader.offset
+        before = self._reader.position
         for line in self._reader.read():
             if line is None:
                 self._stream.add(LogSource.OUTPUT, "taskherd: a line of the agent is too long", LogKind.NOTICE)
             elif line.strip():
                 self._apply(line)
-        if self._reader.offset == before:
+        if self._reader.position == before:
             return False
         if self._is_due(asyncio.get_running_loop().time()):
             self._commit()
@@ -315,11 +325,12 @@ class EventStreamFollower(FollowerWithoutRequests):
         self._line = None
         if not was_written:
             self._stream.in_turn, self._stream.state = False, AgentState.IDLE
-        self._commit()
+        if not self._is_concluded:  # else the state after its end stands
+            self._commit()
         self._writer.forget(line)
         if not was_written:
             raise NotDelivered(words)
 
     @property
     def _has_exited(self) -> bool:
-        return self._context.folder.exit.exists()
+        return self._is_concluded or self._context.folder.exit.exists()

@@ -39,7 +39,6 @@ class TaskPage {
     this.view = view;
     this.open = new AbortController(); // until the page is left, or its task is gone
     view.signal.addEventListener("abort", () => this.open.abort(), { once: true });
-    this.path = `/tasks/${encodeURIComponent(view.params.user)}/${encodeURIComponent(view.params.task)}`;
     /** @type {any} */
     this.task = null;
     /** @type {any} */
@@ -67,8 +66,15 @@ class TaskPage {
     this.reading = false;
     this.renderFrame();
     this.conversation = new Conversation(/** @type {HTMLElement} */ (view.root.querySelector(".conversation-log")), {
-      path: this.path, signal: this.open.signal, onRead: () => this.opened(),
+      path: () => this.path, signal: this.open.signal, onRead: () => this.opened(),
     });
+  }
+
+  /** The task's path in the API: by its ids once they are known, as another task may take the name of a deleted one. */
+  get path() {
+    const { user, task: name } = this.view.params;
+    const [owner, id] = this.task ? [this.task.owner_id, this.task.id] : [user, name];
+    return `/tasks/${encodeURIComponent(owner)}/${encodeURIComponent(id)}`;
   }
 
   start() {
@@ -76,7 +82,7 @@ class TaskPage {
     this.view.setTitle(IS_ID.test(this.view.params.task) ? "Task" : this.view.params.task);
     signal.addEventListener("abort", () => [this.timer, this.durationsTimer].forEach(clearTimeout), { once: true });
     feed.follow({
-      path: `${this.path}/watch?logs=${PAGE}`, // one stream for both: browsers have six connections for all pages
+      path: () => `${this.path}/watch?logs=${PAGE}`, // one stream for both: browsers have six connections for all pages
       snapshot: true,
       signal,
       onChanges: (changes) => changes.forEach((change) => this.changed(change)),

@@ -15,7 +15,7 @@ const NEAR = 160; // pixels from the end of the page within which it is followed
 export class Conversation {
   /**
    * @param {HTMLElement} root
-   * @param {{path: string, signal: AbortSignal, onRead: () => void}} options `onRead` is called when entries were shown
+   * @param {{path: () => string, signal: AbortSignal, onRead: () => void}} options `path` of the task; `onRead` is called when entries were shown
    */
   constructor(root, { path, signal, onRead }) {
     this.root = root;
@@ -89,7 +89,7 @@ export class Conversation {
     if (this.loading || !this.log.older || !this.read) return;
     this.loading = true;
     const { lowest } = this.log;
-    const page = await api.get(`${this.path}/logs?before=${lowest}&limit=${PAGE}`, { signal: this.signal, cached: false });
+    const page = await api.get(`${this.path()}/logs?before=${lowest}&limit=${PAGE}`, { signal: this.signal, cached: false });
     this.loading = false;
     if (this.signal.aborted || this.log.lowest !== lowest) return; // what is shown has changed meanwhile: it would leave a gap
     if (!page.ok) return this.fail(page, () => this.readOlder());
@@ -107,7 +107,7 @@ export class Conversation {
   async toEnd() {
     if (this.arrived) return; // it is being read
     const arrived = (this.arrived = new Arrived());
-    const page = await api.get(`${this.path}/logs?limit=${PAGE}`, { signal: this.signal, cached: false });
+    const page = await api.get(`${this.path()}/logs?limit=${PAGE}`, { signal: this.signal, cached: false });
     this.arrived = null;
     if (this.signal.aborted) return;
     if (!page.ok) return this.fail(page, () => this.toEnd());
