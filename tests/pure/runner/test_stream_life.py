@@ -1,0 +1,391 @@
+"""A follower of a stream of events, without processes: inputs, what the next runner finds, and the end of the agent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskherd.domain.reports import InterruptOutcome
+from taskherd.runner.agents import interrupting
+from taskherd.runner.agents.acp.lines import LineWriter
+from taskherd.runner.agents.context import DeliveryUnknown, NotDelivered
+from taskherd.runner.agents.event_stream import follower
+from taskherd.runner.agents.event_stream.follower import EventStreamFollower
+from taskherd.runner.agents.status_pace import STATUS_EVERY
+from taskherd.runner.outbox import Budget, Outbox
+from taskherd.runner.workspaces.processes import ExitRecord
+from tests.pure.runner.acp_life import LineLife
+from tests.pure.runner.contexts import Spending, reports_of
+from tests.pure.runner.life import a_few_steps, recorded
+from tests.pure.runner.test_context import given_start
+
+INIT = {"type": "system", "subtype": "init", "session_id": "s"}
+DONE = {"type": "result", "subtype": "success", "result": "Done."}
+
+
+def said(text: str) -> dict[str, Any]:
+    """Return the event of a message."""
+    return {"type": "assistant", "message": {"content": [{"type": "text", "text": text}]}}
+
+
+def call(title: str) -> dict[str, Any]:
+    """Return the event of a tool call."""
+    block = {"type": "tool_use", "id": title, "name": title, "input": {}}
+    return {"type": "assistant", "message": {"content": [block]}}
+
+
+class StreamLife(LineLife[EventStreamFollower]):
+    """A follower of Claude Code's stream of events."""
+
+    def __init__(self, folder: Path, **run: Any) -> None:
+        super().__init__(folder, EventStreamFollower, **{"output": "claude-stream-json", **run})
+
+    def read(self, *events: dict[str, Any] | str) -> None:
+        """Let the agent write these events, and the follower read them."""
+        self.write(*events)
+        while self.follower._read():
+            pass
+
+    @property
+    def contents(self) -> list[tuple[str | None, str]]:
+        """Kind and content of the entries of the log."""
+        return [(entry.get("kind"), entry["content"]) for entry in self.entries]
+
+
+@pytest.fixture
+def life(tmp_path: Path) -> StreamLife:
+    """Return a follower that has not begun."""
+    return StreamLife(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the follower look at once again."""
+    monkeypatch.setattr(follower, "POLL_INTERVAL", 0.001)
+
+
+async def test_an_agent_without_a_prompt_waits_from_its_start(life: StreamLife) -> None:
+    """It is ready once; its session is noted when it says it."""
+    async with life.followed():
+        await life.until(lambda: life.states)
+        assert life.said == [("ready",), ("idle",)]
+        assert life.saved == [True]
+        assert not life.works()
+        life.write(INIT)
+        await life.until(lambda: len(life.saved) == 2)
+        assert life.context.journal.stream_session == "s"
+        life.write(DONE)
+        await life.until(lambda: life.states[-1] == ("idle", "Done."))
+    told = life.said
+    life.follow_again()
+    async with life.followed():
+        await life.until(life.follower._has_begun.is_set)
+        await a_few_steps()
+    assert (life.said, len(life.saved)) == (told, 2)
+
+
+async def test_an_agent_with_a_prompt_works_before_it_is_ready(life: StreamLife) -> None:
+    """A prompt that could not be given is told, and the agent waits then."""
+    given_start(life.context)
+    posted: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+    life.change(deliver_once=lambda *_: posted)
+    async with life.followed():
+        await life.until(lambda: life.saved)
+        assert life.said == [("working",), ("ready",)]
+        assert life.works()
+        posted.set_result("it is out of paper")
+        await life.until(lambda: life.states[-1][0] == "idle")
+    assert life.contents == [("notice", "taskherd: prompt delivery failed: it is out of paper")]
+
+
+@pytest.mark.parametrize("prompt", [False, True])
+async def test_an_agent_that_takes_no_inputs_works_until_it_ends(tmp_path: Path, *, prompt: bool) -> None:
+    """It was given its prompt at its start, if there is one; that is told once."""
+    life = StreamLife(tmp_path, stdin="none")
+    if prompt:
+        given_start(life.context)
+    for _ in range(2):
+        life.follow_again()
+        async with life.followed():
+            await life.until(life.follower._has_begun.is_set)
+            assert life.follower.is_at_work is prompt
+    assert life.contents == ([(None, "Do it")] if prompt else [])
+    with pytest.raises(NotDelivered, match="takes no inputs: its template has `stdin: none`"):
+        await life.follower.deliver("more", recorded)
+    life.read(INIT, DONE)
+    assert [state for state, _ in life.states] == ["working"] * len(life.states)
+    await life.follower.conclude(ExitRecord("exited", code=0))
+    assert life.states[-1] == ("complete", "Done.")
+    (tmp_path / "early").mkdir()
+    early = StreamLife(tmp_path / "early", stdin="none")
+    await early.follower.conclude(ExitRecord("exited", code=0))
+    assert [state for state, _ in early.states] == ["working", "complete"]
+
+
+async def deliver(life: StreamLife, then: Callable[[], Any]) -> str:
+    """Give the agent an input; do something once it is submitted; return what was raised."""
+    delivery = asyncio.create_task(life.follower.deliver("hello", recorded))
+    await life.until(life.waiting)
+    assert life.works()
+    then()
+    try:
+        await delivery
+    except (NotDelivered, DeliveryUnknown) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+NOT_READ = "The agent did not read the input from its stdin within 0.3 s."
+
+
+@pytest.mark.parametrize(
+    ("suffix", "error"),
+    [
+        (".done", ""),
+        (".failed", "NotDelivered: The agent is not running."),
+        (".open", f"DeliveryUnknown: {NOT_READ} It may have received a part of the input."),
+        (None, f"NotDelivered: {NOT_READ}"),
+        ("exit", "NotDelivered: The agent is not running."),
+    ],
+)
+async def test_what_became_of_an_input(
+    life: StreamLife, monkeypatch: pytest.MonkeyPatch, suffix: str | None, error: str
+) -> None:
+    """Only what the shim wrote as a whole was given; what it did not begin is taken back, and the agent waits."""
+    async with life.followed():
+        await life.until(lambda: life.states)
+        if suffix in {".open", None}:
+            monkeypatch.setattr(follower, "WRITE_TIMEOUT", 0.3)
+
+        def then() -> None:
+            message = {"type": "user", "message": {"role": "user", "content": "hello"}}
+            assert [*life.waiting().values()] == [message]
+            if suffix == "exit":
+                life.folder.exit.write_text("{}")
+            elif suffix is not None:
+                life.take(suffix)
+
+        assert await deliver(life, then) == error
+        is_given = suffix in {".done", ".open"}
+        assert life.states[-1][0] == ("working" if is_given else "idle")
+        assert life.follower.is_at_work is is_given
+        assert sorted(path.name for path in life.folder.stdin.iterdir()) == (["0.open"] if suffix == ".open" else [])
+    assert life.context.outbox.checkpoint["line"] == (0 if suffix == ".open" else None)
+    assert life.context.outbox.checkpoint["next_line"] == 1
+
+
+@pytest.mark.parametrize("is_submitted", [False, True])
+async def test_an_input_changes_nothing_about_an_agent_that_has_ended(life: StreamLife, *, is_submitted: bool) -> None:
+    """If the agent ends while the input is recorded, or before it is taken: the state after its end stands."""
+
+    async def end() -> None:
+        if not is_submitted:
+            life.folder.exit.write_text("{}")
+        await life.follower.conclude(ExitRecord("exited", code=3))
+
+    async with life.followed():
+        await life.until(lambda: life.states)
+    delivery = asyncio.create_task(life.follower.deliver("hello", recorded if is_submitted else end))
+    if is_submitted:
+        await life.until(life.waiting)
+        await end()
+    with pytest.raises(NotDelivered, match="The agent is not running"):
+        await delivery
+    assert life.states[-1][0] == "failed"
+    assert (life.waiting(), life.follower._stream.in_turn) == ({}, False)
+
+
+async def test_an_input_that_cannot_be_submitted_begins_no_turn(
+    life: StreamLife, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a full disk, for example: the agent waits, and takes the next one."""
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    async with life.followed():
+        await life.until(lambda: life.states)
+        with monkeypatch.context() as patch:
+            patch.setattr(LineWriter, "submit", fail)
+            with pytest.raises(OSError, match="No space"):
+                await life.follower.deliver("lost", recorded)
+        assert life.states[-1][0] == "idle"
+        assert not life.works()
+        assert life.context.outbox.checkpoint["line"] is None
+        assert await deliver(life, life.take) == ""
+        assert life.states[-1][0] == "working"
+
+
+@pytest.mark.parametrize("is_submitted", [False, True])
+async def test_an_input_whose_runner_died(life: StreamLife, *, is_submitted: bool) -> None:
+    """If it was not submitted it began no turn; otherwise the turn goes on."""
+    async with life.followed():
+        await life.until(lambda: life.states)
+        delivery = asyncio.create_task(life.follower.deliver("hello", recorded))
+        await life.until(life.waiting)
+        delivery.cancel()
+        await asyncio.wait({delivery})
+    if not is_submitted:
+        (life.folder.stdin / "0").unlink()
+    life.follow_again()
+    async with life.followed():
+        await life.until(life.follower._has_begun.is_set)
+        await life.until(lambda: life.context.outbox.checkpoint["line"] is None)
+        assert life.follower._stream.in_turn is is_submitted
+        assert life.states[-1][0] == ("working" if is_submitted else "idle")
+
+
+async def test_an_agent_whose_reports_wait_is_not_read(tmp_path: Path) -> None:
+    """Neither while the log has no budget; reports of states and of usage count for it."""
+    outbox = Outbox(tmp_path / "small.jsonl", Budget(1), lambda _: None)
+    life = StreamLife(tmp_path, outbox=outbox)
+    async with life.followed():
+        await life.until(lambda: len(outbox))
+        before = outbox.checkpoint["offset"]
+        life.write(said("Hello"))
+        await a_few_steps()
+        assert outbox.checkpoint["offset"] == before == 0
+        while len(outbox):
+            outbox.confirm(len(outbox))
+            await a_few_steps()
+        await life.until(lambda: outbox.checkpoint["offset"] > 0)
+    life.context.log_budget.spend(10**12, 0)
+    offset = outbox.checkpoint["offset"]
+    outbox.confirm(len(outbox))
+    async with life.followed():
+        life.write(said("Hello again"))
+        await a_few_steps()
+        assert outbox.checkpoint["offset"] == offset
+
+
+async def test_what_is_reported_counts_for_the_budget(tmp_path: Path) -> None:
+    """A state, a report of usage and an entry by one each, texts by their bytes."""
+    life, budget = StreamLife(tmp_path), Spending()
+    life.change(log_budget=budget)
+    life.read(INIT, said("é"), {**DONE, "modelUsage": {"m": {"inputTokens": 1}}})
+    assert [sum(numbers) for numbers in zip(*budget.spent, strict=True)] == [2 + 1, 2]
+
+
+async def test_states_are_told_at_intervals(life: StreamLife, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change sooner than a message alone; what waits is told at the end of the time, and never twice."""
+    clock = [128.0]
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: clock[0])
+    life.read(INIT)
+    assert life.states == [("working", "The agent has begun its turn.")]
+    monkeypatch.setattr(follower, "CHANGE_EVERY", 0.25)
+    for passed, event, last in (
+        (STATUS_EVERY - 0.01, said("One."), "The agent has begun its turn."),
+        (0.01, said("Two."), "Two."),
+        (0.24, DONE, "Two."),
+        (0.01, "", "Done."),
+    ):
+        clock[0] += passed
+        life.read(event)
+        assert life.states[-1][1] == last
+    count = len(life.states)
+    clock[0] += 60
+    life.read("")
+    assert (len(life.states), life.states[-1]) == (count, ("idle", "Done."))
+    assert not life.follower._is_due(clock[0])
+
+
+async def test_what_is_no_event_is_output(life: StreamLife) -> None:
+    """Its words are the last ones; an event of another form is counted, and a line that is too long is told."""
+    life.read("\x1b[1mNo credit\x1b[0m", "  ", "[]", "x" * (4 * 2**20 + 1))
+    assert life.contents == [(None, "No credit"), ("notice", "taskherd: a line of the agent is too long")]
+    assert life.follower._stream.last_words == "No credit"
+    assert life.context.metrics.runner_agent_events_bad._value.get() == 1
+
+
+@pytest.mark.parametrize(
+    ("ended", "is_told"),
+    [
+        (ExitRecord("exited", code=3), True),
+        (ExitRecord("lost"), True),
+        (ExitRecord("exited", code=0), False),
+        (ExitRecord("stopped", signal=15), False),
+    ],
+)
+async def test_the_end_of_an_agent(life: StreamLife, ended: ExitRecord, *, is_told: bool) -> None:
+    """What it wrote last is read, and what it left open is closed; an exit in the middle of a turn is no success."""
+    life.context.journal.ready_reported = True
+    life.read(INIT, call("Bash"))
+    life.write(said("I give up."))
+    (life.folder.log / f"{0:020d}").write_text("first\nNo space\n")
+    await life.follower.conclude(ended)
+    expected = [("tool_call", "Bash"), ("message", "I give up.")]
+    assert life.contents == expected + [("notice", "taskherd: the agent's last output:\nfirst\nNo space")] * is_told
+    assert [entry.get("status") for entry in life.entries[:1]] == [None]
+    (report,) = reports_of(life.context.outbox, "agent.exit")
+    assert report["words"] == "first\nNo space"
+    assert life.context.journal.stream_session == "s"
+    assert not life.follower._stream.in_turn
+    if ended.reason == "exited":
+        words = "The agent ended with exit status 3." if ended.code else follower._IN_TURN
+        assert life.states[-1] == ("failed", f"{words} Last output: I give up.")
+    else:
+        assert life.states[-1][0] == ("working" if ended.reason == "stopped" else "failed")
+
+
+@pytest.mark.parametrize("said_so", [False, True])
+async def test_the_last_words_of_an_agent_that_said_nothing(life: StreamLife, *, said_so: bool) -> None:
+    """Are those of its stderr; a turn that has failed is told also if it ended just before the agent."""
+    life.read(INIT)
+    if said_so:
+        life.write({"type": "result", "subtype": "error", "result": "No credit"})
+    else:
+        life.write(DONE | {"result": ""})
+    (life.folder.log / f"{0:020d}").write_text("first\nNo space\n")
+    await life.follower.conclude(ExitRecord("exited", code=0))
+    if said_so:
+        assert life.states[-1] == ("failed", "The agent could not carry out its turn: No credit")
+    else:
+        assert life.states[-1] == ("complete", "No space")
+
+
+async def test_an_interrupt_of_an_agent_that_waits(life: StreamLife, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is left alone; one whose prompt is not given in time is interrupted."""
+    monkeypatch.setattr(follower, "REACTION_TIMEOUT", 0.05)
+    signals: list[str] = []
+    life.change(interrupt_agent=lambda: signals.append("INT"))
+    life.follower._has_begun.set()
+    assert await life.follower.interrupt() is InterruptOutcome.ENDED
+    assert (signals, life.saved) == ([], [])
+    life.follower._has_begun.clear()
+    assert await life.follower.interrupt() is InterruptOutcome.STOPPED
+    assert (signals, len(life.saved), life.context.journal.interrupted) == (["INT"], 2, False)
+
+
+@pytest.mark.parametrize("ends", ["the turn", "the agent", "nothing"])
+async def test_an_interrupt_of_an_agent_that_works(
+    life: StreamLife, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """It goes on if it ends its turn; otherwise its end is that of an interrupt, and it is ended if need be."""
+    monkeypatch.setattr(follower, "REACTION_TIMEOUT", 0.2)
+    monkeypatch.setattr(interrupting, "KILL_TIMEOUT", 0.2)
+    life.read(INIT)
+    life.follower._has_begun.set()
+
+    def react() -> None:
+        if ends == "the turn":
+            life.follower._stream.in_turn = False
+        elif ends == "the agent":
+            life.folder.exit.write_text("{}")
+
+    life.change(interrupt_agent=react)
+    life.change(stop_agent=lambda: life.folder.exit.write_text("{}"))
+    assert await life.follower.interrupt() is InterruptOutcome.STOPPED
+    assert life.context.journal.interrupted is (ends != "the turn")
+    assert life.folder.exit.exists() is (ends != "the turn")
+
+
+async def test_a_long_last_line_is_read_to_its_end(life: StreamLife) -> None:
+    """However few bytes of it are read at once."""
+    life.write(INIT, {**DONE, "result": "x" * 1_000_000 + " Done."})
+    await life.follower.conclude(ExitRecord("exited", code=0))
+    assert life.follower._stream.last_words.endswith("Done.")
+    assert life.states[-1][0] == "complete"

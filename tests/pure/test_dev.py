@@ -1,0 +1,94 @@
+"""What the processes of ``taskherd dev`` are handed, and what it says about the agents of its runner."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+
+import pytest
+
+from taskherd.dev import agent_users, dev, postgres
+from taskherd.dev.processes import MARKER_VARIABLE
+
+SERVERS = {"TASKHERD_DATABASE_URL": "postgresql://u:of-the-database@h/d", "TASKHERD_SECRET_KEY": "key-of-the-servers"}
+RUNNERS = {"TASKHERD_AMQP_URL": "amqp://u:of-the-broker@h", "TASKHERD_RUNNER_NAME": "dev", "LANG": "C.UTF-8"}
+
+
+@pytest.fixture
+def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Replace Python by a program that writes its environment to a file named after the command; return its folder."""
+    program = tmp_path / "python"
+    program.write_text('#!/bin/sh\nenv -0 > "${0%/*}/$3"\n')  # the arguments are: -m taskherd COMMAND
+    program.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(program))
+    return tmp_path
+
+
+def environment_of(python: Path, command: str, inherited: set[str]) -> dict[str, str]:
+    """Return the environment in which ``taskherd dev`` starts a command."""
+    with dev._process(python, command, {**SERVERS, **RUNNERS}, inherited) as process:
+        assert process.wait(30) == 0
+    items = (python / command).read_text().split("\0")
+    return dict(item.split("=", 1) for item in items if item)
+
+
+def test_a_runner_is_started_without_what_only_servers_need(python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the database nor the key, from wherever they come, also if a template inherits their variables."""
+    of_the_developer = {
+        "TASKHERD_DATABASE_READ_URL": "postgresql://u:of-the-standby@h/d",
+        "TASKHERD_TOKEN": "token-of-alice",
+        "AWS_SECRET_ACCESS_KEY": "of-the-developer",
+        "ANTHROPIC_API_KEY": "of-the-agents",
+    }
+    for name, value in of_the_developer.items():
+        monkeypatch.setenv(name, value)
+    given = environment_of(python, "runner", {"ANTHROPIC_API_KEY", "PGPASSWORD", *SERVERS})
+    assert RUNNERS.items() <= given.items()
+    assert given["ANTHROPIC_API_KEY"] == "of-the-agents"
+    assert given[MARKER_VARIABLE] == str(python / "worker")
+    secrets = {**SERVERS, **of_the_developer}
+    del secrets["ANTHROPIC_API_KEY"]
+    assert secrets.keys() & given.keys() == set()
+    assert [name for name, value in given.items() if any(secret in value for secret in secrets.values())] == []
+
+    for server in ("worker", "api"):
+        assert {**SERVERS, **RUNNERS, **of_the_developer}.items() <= environment_of(python, server, set()).items()
+
+
+SET_USERS = (
+    f", or set {agent_users.VARIABLE}=200000-265535, which was not done because other users cannot enter /closed"
+)
+
+
+@pytest.mark.parametrize(
+    ("uid", "closed", "told"), [(1_000, None, ("your user", "")), (0, Path("/closed"), ("root", SET_USERS))]
+)
+def test_who_gives_agents_no_users_says_what_they_can_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: int, closed: Path | None, told: tuple[str, str]
+) -> None:
+    """An ordinary user is told only of the sandbox, having no other users to give; root is told what is closed."""
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    monkeypatch.delenv(agent_users.VARIABLE, raising=False)
+    monkeypatch.setattr(agent_users, "_SUBORDINATE", ())
+    monkeypatch.setattr(agent_users, "closed_folder", lambda _paths: closed)
+    who, advice = told
+    can = f"they can read your files, also {tmp_path}/data/env, and so act as anyone"
+    notice = f"agents run as {who}: {can}; give their templates `run.sandbox: bwrap`{advice}"
+    assert dev.isolate_agents(tmp_path / "data", os.defpath) == ({}, notice)
+    assert not (tmp_path / "data").exists()
+
+
+def test_data_of_postgresql_is_used_as_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that adds the user ``postgres`` later changes nothing for the data that ``nobody`` has made."""
+    added = pwd.struct_passwd(("postgres", "x", 4321, 4321, "", "/", "/bin/sh"))
+    monkeypatch.setattr(postgres, "_other_user", lambda: added)
+    node = postgres.PostgresNode(postgres.PostgresBinaries(Path("/usr/bin"), "here", "17.0"), tmp_path)
+    assert "--reuid=4321" in node._as_user()
+    cluster = tmp_path / "cluster"
+    cluster.mkdir()
+    (cluster / "PG_VERSION").write_text("17\n")
+    owner = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+    if os.geteuid() == 0:
+        os.chown(cluster, owner.pw_uid, owner.pw_gid)
+    assert {f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}"} <= set(node._as_user())

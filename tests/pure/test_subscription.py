@@ -1,0 +1,197 @@
+"""The consumer of one queue, on a channel that notes what it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from pamqp.commands import Basic
+
+from taskherd.broker import subscription as subscriptions
+from taskherd.broker.delivery import MAX_BODY_BYTES, Delivery
+from taskherd.broker.patches.frame_reader import LIMITED_TAG_PREFIX, TAG_PREFIX
+from taskherd.broker.prefetch_window import PrefetchWindow
+from taskherd.broker.subscription import Source, Subscription
+from taskherd.errors import Unavailable
+
+
+class Message(Delivery):
+    """A delivery of so many bytes, without any."""
+
+    exchange = routing_key = ""
+    properties = Basic.Properties()
+    may_have_trace = False
+
+    def __init__(self, tag: int, size: int = 1) -> None:
+        super().__init__(b"", tag, redelivered=False)
+        self.size = size
+
+
+class Channel:
+    """A channel without a broker."""
+
+    def __init__(self) -> None:
+        self.closing = asyncio.get_running_loop().create_future()
+        self.on_consumer_cancel_callbacks: set[Any] = set()
+        self.frames: asyncio.Queue[Any] = asyncio.Queue()
+        self.requests: list[tuple[Any, ...]] = []
+        self.failure: Exception | None = None
+        self.answers = asyncio.Event()
+        self.answers.set()
+
+    async def _note(self, *request: Any) -> None:
+        self.requests.append(request)
+        await self.answers.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    async def basic_qos(self, *, prefetch_count: int) -> None:
+        """Note it."""
+        await self._note("qos", prefetch_count)
+
+    async def basic_consume(self, queue: str, _: Any, *, arguments: Any, consumer_tag: str) -> None:
+        """Note it."""
+        await self._note("consume", queue, arguments, consumer_tag)
+
+    async def basic_cancel(self, tag: str) -> None:
+        """Note it."""
+        await self._note("cancel", tag)
+
+    async def basic_ack(self, tag: int, *, multiple: bool, wait: bool) -> None:
+        """Note it."""
+        await self._note("ack", tag, multiple, wait)
+
+    async def basic_nack(self, tag: int, *, multiple: bool, wait: bool) -> None:
+        """Note it."""
+        await self._note("nack", tag, multiple, wait)
+
+    def take(self) -> list[tuple[Any, ...]]:
+        """Return what was asked since the last call."""
+        requests, self.requests = self.requests, []
+        return requests
+
+
+def make(window: PrefetchWindow | None = None, priority: int | None = None) -> tuple[Subscription, Channel]:
+    """Return a subscription to a queue, the fifth of its consumer."""
+    channel = Channel()
+    given: Any = channel
+    source = Source("queue", priority)
+    window = window or PrefetchWindow(100)
+    return Subscription(given, 5, source, window, truncating=window.size == 1), channel
+
+
+def ignore(_: Delivery) -> None:
+    """Receive a delivery."""
+
+
+@pytest.mark.parametrize(("priority", "arguments"), [(None, None), (0, {"x-priority": 0}), (7, {"x-priority": 7})])
+async def test_a_queue_is_consumed_once(priority: int | None, arguments: object) -> None:
+    """With the prefetch first, and a tag of its own each time."""
+    subscription, channel = make(priority=priority)
+    consuming = [subscription.consuming]
+    await subscription.consume(ignore)
+    await subscription.consume(ignore)
+    (qos, (kind, queue, given, tag)) = channel.take()
+    assert (qos, kind, queue, given) == (("qos", 100), "consume", "queue", arguments)
+    assert tag.startswith(f"{TAG_PREFIX}5.")
+    consuming.append(subscription.consuming)
+    await subscription.cancel()
+    await subscription.cancel()
+    assert channel.take() == [("cancel", tag)]
+    assert [*consuming, subscription.consuming] == [False, True, False]
+    await subscription.consume(ignore)
+    assert channel.take()[1][3] != tag
+
+
+async def test_a_channel_that_is_closed_is_lost() -> None:
+    """So is a consumer that the broker cancels, and one that is given up."""
+    for lose in (
+        lambda _, channel: channel.closing.set_result(None),
+        lambda _, channel: [callback(None) for callback in channel.on_consumer_cancel_callbacks],
+        lambda subscription, _: subscription.lose(),
+    ):
+        subscription, channel = make()
+        await subscription.consume(ignore)
+        assert subscription.consuming
+        lose(subscription, channel)
+        await asyncio.wait_for(subscription.attention.wait(), 30)
+        assert [subscription.is_lost, subscription.consuming] == [True, False]
+
+
+async def test_a_consumer_is_replaced_by_a_wider_one() -> None:
+    """Before it is cancelled itself, so that nothing is redelivered; its tag says that bodies are truncated."""
+    window = PrefetchWindow(10, 80 * MAX_BODY_BYTES)
+    subscription, channel = make(window)
+    await subscription.adjust()
+    assert channel.take() == []
+    await subscription.consume(ignore)
+    (_, (_, _, _, first)) = channel.take()
+    assert first.startswith(f"{LIMITED_TAG_PREFIX}5.")
+    await subscription.adjust()
+    assert channel.take() == []
+    assert window.admit(Message(1))
+    await subscription.adjust()
+    assert [request[0] for request in channel.requests] == ["qos", "consume", "cancel"]
+    assert (channel.take()[2], window.size > 1, subscription.consuming) == (("cancel", first), True, True)
+
+
+async def test_a_consumer_that_has_too_much_stops_until_there_is_room() -> None:
+    """What does not fit is returned in one frame for all before it, where that is possible; acks go on."""
+    window = PrefetchWindow(10, 80)
+    subscription, channel = make(window)
+    await subscription.consume(ignore)
+    (_, (_, _, _, tag)) = channel.take()
+    messages = [Message(1, 60), Message(2, 60), Message(3, 1)]
+    assert [window.admit(message) for message in messages] == [True, False, False]
+    await subscription.adjust()
+    assert channel.take() == [("cancel", tag), ("nack", 2, False, False), ("nack", 3, False, True)]
+    assert subscription.consuming
+    subscription.attention.clear()
+    await subscription.consume(ignore)
+    assert (channel.take(), subscription.attention.is_set()) == ([], True)
+    subscription.attention.clear()
+    await subscription.adjust()
+    assert channel.take() == []
+    await subscription.ack(messages[:1])
+    assert channel.take() == [("ack", 1, True, True)]
+    assert subscription.attention.is_set()
+    await subscription.adjust()
+    assert [request[0] for request in channel.take()] == ["qos", "consume"]
+    await subscription.cancel()
+    assert not subscription.consuming
+
+
+async def test_acks_are_sent_together_and_the_last_one_is_waited_for() -> None:
+    """One frame for all that are not open before; nobody needs attention while the consumer goes on."""
+    subscription, channel = make()
+    await subscription.consume(ignore)
+    channel.take()
+    await subscription.ack([Message(tag) for tag in (1, 2, 4, 6)])
+    assert channel.take() == [("ack", 4, False, False), ("ack", 6, False, False), ("ack", 2, True, True)]
+    await subscription.ack([Message(2)])
+    assert (channel.take(), subscription.attention.is_set()) == ([], False)
+
+
+@pytest.mark.parametrize("deed", ["consume", "cancel", "ack", "adjust"])
+async def test_a_broker_that_does_not_answer_is_an_outage(deed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In time, and it says what was tried."""
+    monkeypatch.setattr(subscriptions, "REQUEST_TIMEOUT", 0.01)
+    window = PrefetchWindow(10, 80)
+    subscription, channel = make(window)
+    if deed != "consume":
+        await subscription.consume(ignore)
+    if deed == "adjust":
+        window.admit(Message(1, 60))
+        window.admit(Message(2, 60))
+    work: dict[str, tuple[Callable[[], Awaitable[None]], str]] = {
+        "consume": (lambda: subscription.consume(ignore), "consuming queue: no answer in time"),
+        "cancel": (subscription.cancel, "cancelling the consumer of queue: no answer in time"),
+        "ack": (lambda: subscription.ack([Message(1)]), "acknowledging: no answer in time"),
+        "adjust": (subscription.adjust, "cancelling the consumer of queue: no answer in time"),
+    }
+    channel.answers.clear()
+    act, words = work[deed]
+    with pytest.raises(Unavailable, match=words):
+        await asyncio.wait_for(act(), 30)
