@@ -13,6 +13,7 @@ import pytest
 
 from taskherd.domain.reports import InterruptOutcome
 from taskherd.runner.agents.acp import cancelling, connection, follower, recorder
+from taskherd.runner.agents.acp.lines import LineWriter
 from taskherd.runner.agents.context import AnswerOutcome, DeliveryUnknown, NotDelivered
 from taskherd.runner.journal import InputDelivery
 from taskherd.runner.outbox import Budget, Outbox
@@ -336,6 +337,35 @@ async def test_without_a_turn_no_prompt_was_given(life: AcpLife) -> None:
     life.context.journal.inputs[prompt_id] = InputDelivery.DELIVERING
     await life.follower.conclude(ExitRecord("exited", code=3))
     assert not life.context.journal.was_given("Do it")
+
+
+@pytest.mark.parametrize("fails", ["the record", "the line"])
+async def test_an_input_that_cannot_be_written_to_disk_is_not_given_later(
+    life: AcpLife, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """It counts as failed, so nothing of it waits; the agent is idle, and takes the next one."""
+    await life.open()
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if fails == "the record":
+            patch.setattr(Outbox, "is_saved", property(lambda _: False, lambda *_: None), raising=False)
+        else:
+            patch.setattr(LineWriter, "submit", fail)
+        with pytest.raises(OSError, match=r"No space left|cannot be recorded"):
+            await life.follower.deliver("lost", recorded)
+    life.follower._recorder.commit()
+    assert life.waiting() == {}
+    assert life.states[-1][0] == "idle"
+    assert life.follower._turn.begun == 0
+    number = await life.begin("Go on")
+    assert life.states[-1][0] == "working"
+    life.respond(number, stopReason="end_turn")
+    await life.step()
+    assert [entry["content"] for entry in life.entries][-1:] == ["Go on"]
+    assert len({entry["id"] for entry in life.entries}) == 1
 
 
 @pytest.mark.parametrize("turns", [1, 2])

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -20,6 +21,7 @@ from taskherd.runner.agents.agentapi import BUSY, AgentApiFollower
 from taskherd.runner.agents.agentapi_client import ForeignListener
 from taskherd.runner.agents.context import DeliveryUnknown, NotDelivered
 from taskherd.runner.agents.log_budget import LogBudget, LogRates
+from taskherd.runner.journal import InputDelivery
 from taskherd.runner.outbox import Budget, Outbox
 from taskherd.runner.workspaces.processes import ExitRecord
 from tests.pure.runner.contexts import Spending, make_context, reports_of
@@ -170,6 +172,41 @@ async def test_an_agent_with_a_prompt_to_post_works_before_it_is_ready(tmp_path:
     failure = "Prompt delivery failed: it is out of paper"
     assert life.said[3:] == [("working", failure), ("idle", "Welcome")]
     assert life.entries == [("output", "Welcome"), ("output", failure)]
+
+
+@pytest.mark.parametrize("found", ["its message", "a stable screen without it", "an agent that works"])
+async def test_a_prompt_whose_runner_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str) -> None:
+    """The next one posts it if no message shows it, once the screen is stable; an agent that works has it."""
+    life, given = Life(tmp_path), list[str]()
+
+    async def deliver_once(input_id: UUID, text: str) -> str | None:
+        if input_id not in life.context.journal.inputs:
+            given.append(text)
+            life.context.journal.inputs[input_id] = InputDelivery.DELIVERED
+        return None
+
+    prompt_id = given_start(life.context)
+    life.context = replace(life.context, deliver_once=deliver_once)
+    life.follow_again()
+    life.follower._posted_texts.add("Do it")
+    life.context.reporter.log([], checkpoint=life.follower._checkpoint())
+    life.context.journal.inputs[prompt_id] = InputDelivery.DELIVERING
+    life.follow_again()
+    if found == "an agent that works":
+        monkeypatch.setattr(agentapi, "STABLE_TIMEOUT", 0.05)
+    async with life.followed():
+        life.api.send("message_update", id=0, role="agent", message="Welcome")
+        if found == "its message":
+            life.api.send("message_update", id=1, role="user", message="Do it")
+        await life.until(lambda: life.context.journal.ready_reported)
+        await a_few_steps()
+        assert given == []
+        assert life.works()
+        life.api.send_status("running" if found == "an agent that works" else "stable")
+        await life.until(life.follower._has_begun.is_set)
+    assert given == (["Do it"] if found == "a stable screen without it" else [])
+    assert life.context.journal.inputs == {prompt_id: InputDelivery.DELIVERED}
+    assert life.context.journal.was_given("Do it")
 
 
 async def test_an_agentapi_that_does_not_answer_is_unhealthy(tmp_path: Path) -> None:

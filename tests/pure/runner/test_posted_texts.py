@@ -37,6 +37,17 @@ def test_a_text_that_was_not_delivered_is_forgotten() -> None:
     assert posted.source(1, "user", "yes") is LogSource.OUTPUT
 
 
+def test_a_text_of_which_it_is_not_known_whether_it_was_posted_is_settled() -> None:
+    """By whether a message shows it; if none does it is forgotten, and no other text with it."""
+    posted = PostedTexts()
+    posted.add("yes")
+    posted.add("no")
+    assert posted.source(1, "user", "no") is LogSource.INPUT
+    assert (posted.settle("no"), posted.settle("yes"), posted.settle("perhaps")) == (True, False, False)
+    assert posted.source(2, "user", "yes") is LogSource.OUTPUT
+    assert posted.source(1, "user", "no") is LogSource.INPUT
+
+
 def test_the_latest_texts_are_remembered_by_the_next_runner_too() -> None:
     """The log keeps what it has of earlier messages."""
     posted = PostedTexts()

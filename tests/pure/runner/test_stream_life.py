@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -16,6 +17,7 @@ from taskherd.runner.agents.context import DeliveryUnknown, NotDelivered
 from taskherd.runner.agents.event_stream import follower
 from taskherd.runner.agents.event_stream.follower import EventStreamFollower
 from taskherd.runner.agents.status_pace import STATUS_EVERY
+from taskherd.runner.journal import InputDelivery
 from taskherd.runner.outbox import Budget, Outbox
 from taskherd.runner.workspaces.processes import ExitRecord
 from tests.pure.runner.acp_life import LineLife
@@ -237,6 +239,84 @@ async def test_an_input_whose_runner_died(life: StreamLife, *, is_submitted: boo
         await life.until(lambda: life.context.outbox.checkpoint["line"] is None)
         assert life.follower._stream.in_turn is is_submitted
         assert life.states[-1][0] == ("working" if is_submitted else "idle")
+
+
+def journaling_prompt(life: StreamLife) -> list[str]:
+    """Let the follower have a prompt to give, at most once by the journal, and return what it gives."""
+    prompt_id, inputs, given = given_start(life.context), life.context.journal.inputs, list[str]()
+
+    async def deliver_once(input_id: UUID, text: str) -> str | None:
+        async def record() -> None:
+            inputs[input_id] = InputDelivery.DELIVERING
+
+        assert input_id == prompt_id
+        if input_id not in inputs:
+            given.append(text)
+            await life.follower.deliver(text, record)
+            inputs[input_id] = InputDelivery.DELIVERED
+        return None
+
+    life.change(deliver_once=deliver_once)
+    return given
+
+
+DIED = pytest.mark.parametrize(
+    ("died", "is_given"),
+    [
+        ("before it was submitted", False),
+        ("before it was taken", True),
+        ("before that was noted", True),
+        ("before the journal was saved", True),
+        ("when the agent had closed its stdin", False),
+    ],
+)
+
+
+async def lose_runner(life: StreamLife, died: str, *, is_given: bool) -> UUID:
+    """Let a runner die while it gives the prompt, and another one follow the agent; return the id of the prompt."""
+    journal = life.context.journal
+    async with life.followed():
+        await life.until(life.waiting)
+        if died == "before the journal was saved":
+            life.take()
+            await life.until(lambda: life.context.outbox.checkpoint["was_given"])
+    if died in {"before that was noted", "when the agent had closed its stdin"}:
+        life.take(".done" if is_given else ".failed")
+    elif died == "before it was submitted":
+        (life.folder.stdin / "0").unlink()
+    prompt_id = journal.prompt_id
+    assert prompt_id is not None
+    journal.inputs[prompt_id] = InputDelivery.DELIVERING
+    journal.given_prompt = ""
+    life.follow_again()
+    return prompt_id
+
+
+@DIED
+async def test_a_prompt_whose_runner_died(life: StreamLife, died: str, *, is_given: bool) -> None:
+    """The next one finds out whether the agent has it, and gives it if not: neither never nor twice."""
+    given, journal = journaling_prompt(life), life.context.journal
+    prompt_id = await lose_runner(life, died, is_given=is_given)
+    async with life.followed():
+        if not is_given:
+            await life.until(lambda: len(given) == 2)
+            await life.until(life.waiting)
+            life.take()
+        await life.until(lambda: journal.was_given("Do it"))
+        await life.until(life.follower._has_begun.is_set)
+    assert given == ["Do it"] * (1 if is_given else 2)
+    assert journal.inputs == {prompt_id: InputDelivery.DELIVERED}
+    assert life.follower._stream.in_turn
+
+
+@DIED
+async def test_a_prompt_whose_runner_died_before_the_agent_did(life: StreamLife, died: str, *, is_given: bool) -> None:
+    """It counts as given if the shim wrote it; else the next build's agent is given it."""
+    journaling_prompt(life)
+    await lose_runner(life, died, is_given=is_given)
+    life.folder.exit.write_text("{}")
+    await life.follower.conclude(ExitRecord("exited", code=0))
+    assert life.context.journal.was_given("Do it") is (is_given and died != "before it was taken")
 
 
 async def test_an_agent_whose_reports_wait_is_not_read(tmp_path: Path) -> None:

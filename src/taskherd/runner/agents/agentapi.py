@@ -199,11 +199,27 @@ class AgentApiFollower(FollowerWithoutRequests):
             context.journal.ready_reported = True
             await context.save()
         if context.run.post_prompt:
+            await self._recover_prompt()
             error = await context.post_prompt()
             self._stable_since = asyncio.get_running_loop().time()
             self._has_begun.set()
             if error:
                 self._report_error(f"Prompt delivery failed: {error}")
+
+    async def _recover_prompt(self) -> None:
+        """Find out whether an earlier runner that died while it posted the prompt has posted it, and record that.
+
+        AgentAPI repeats all messages to a new client. An agent that goes on working counts as having its prompt.
+        """
+        if self._context.unsettled_prompt is None:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STABLE_TIMEOUT):
+                await self._stable.wait()
+                await self._wait_quiet(min(self._context.run.idle_after, QUIET_TIME))
+        is_shown = self._posted_texts.settle(self._context.prompt.strip())
+        self._context.recover_prompt(is_given=is_shown or not self._stable.is_set())
+        await self._context.save()
 
     async def _listen(self) -> None:
         while True:

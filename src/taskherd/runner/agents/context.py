@@ -137,18 +137,26 @@ class AgentContext:
             await self.save()
         return error
 
+    @property
+    def unsettled_prompt(self) -> UUID | None:
+        """The id of the prompt if a runner has recorded that it gives it to the agent, and no outcome; else None."""
+        prompt_id = self.journal.prompt_id
+        if prompt_id is None or self.journal.inputs.get(prompt_id) is not InputDelivery.DELIVERING:
+            return None
+        return prompt_id
+
     def recover_prompt(self, *, is_given: bool) -> None:
         """Record what became of the prompt, if its runner died meanwhile; it is given again if need be."""
-        prompt_id, inputs = self.journal.prompt_id, self.journal.inputs
+        prompt_id = self.unsettled_prompt
         if is_given:
             self.conclude_prompt()
-        elif prompt_id is not None and inputs.get(prompt_id) is InputDelivery.DELIVERING:
-            del inputs[prompt_id]
+        elif prompt_id is not None:
+            del self.journal.inputs[prompt_id]
 
     def conclude_prompt(self) -> None:
         """Record that the agent was given its prompt, if it ended before that was noted."""
-        prompt_id = self.journal.prompt_id
-        if prompt_id is not None and self.journal.inputs.get(prompt_id) is InputDelivery.DELIVERING:
+        prompt_id = self.unsettled_prompt
+        if prompt_id is not None:
             self.journal.record_input(prompt_id, InputDelivery.DELIVERED)
             self.journal.record_prompt()
 

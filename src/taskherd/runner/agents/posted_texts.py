@@ -52,6 +52,14 @@ class PostedTexts:
         """Forget the text that was added last: the agent did not get it."""
         self._texts.pop()
 
+    def settle(self, text: str) -> bool:
+        """Return whether a message shows this text; forget it otherwise, because it is to be posted again."""
+        same = [each for each in self._texts if each.digest == _digest(text)]
+        is_shown = any(each.message_id != _UNSEEN for each in same)
+        if not is_shown:
+            self._texts = [each for each in self._texts if each not in same]
+        return is_shown
+
     def source(self, message_id: int, role: str, text: str) -> LogSource | None:
         """Return whose words a message is, or None if it would replace a person's message and is to be left out."""
         if message_id <= self._closed:

@@ -164,7 +164,11 @@ class AcpFollower:
             await record_attempt()
             if self._is_detached or self._connection.is_closed:  # it has ended meanwhile, and its end was reported
                 raise NotDelivered(NOT_RUNNING)
-            turn = self._send_prompt(text)
+            try:
+                turn = self._send_prompt(text)
+            except OSError:  # the disk is full, for example
+                self._withdraw_prompt()
+                raise
             await self._wait_written(turn)
 
     @property
@@ -225,9 +229,7 @@ class AcpFollower:
         """Deal with what an earlier runner recorded and did not submit, or submitted and did not record."""
         lost_lines = self._connection.lost_lines()
         if self._turn.number is not None and self._turn.number not in self._connection.calls:
-            self._turn.take_back()
-            self._conversation.take_back_turn()
-            self._terminals.end_turn()
+            self._take_back_turn()
             if self._turn.begun:  # else the prompt is given again
                 self._recorder.set_state(AgentState.IDLE, "")
         elif any("notifies" in line for line in lost_lines.values()):
@@ -348,6 +350,20 @@ class AcpFollower:
         self._conversation.begin_turn(text)
         self._parts.report_state()
         return number
+
+    def _withdraw_prompt(self) -> None:
+        """Keep a prompt that could not be submitted from being submitted later, when it counts as failed."""
+        assert self._turn.number is not None
+        self._connection.take_back(self._turn.number)
+        self._take_back_turn()
+        with suppress(OSError):  # it is reported with the next record that fits
+            self._recorder.set_state(AgentState.IDLE, "")
+
+    def _take_back_turn(self) -> None:
+        """End the turn that has just begun: its prompt was never given."""
+        self._turn.take_back()
+        self._conversation.take_back_turn()
+        self._terminals.end_turn()
 
     def _call(self, method: str, params: dict[str, Any]) -> None:
         timeout = self._context.run.start_timeout

@@ -85,6 +85,8 @@ class EventStreamFollower(FollowerWithoutRequests):
         self._line: int | None = checkpoint.get("line")
         """The line of the input that the agent may not have been given yet."""
         self._next_line: int = checkpoint.get("next_line", 0)
+        self._was_given: bool = checkpoint.get("was_given", False)
+        """Whether the agent was given a message on its stdin, of which the prompt is the first."""
         self._reported: tuple[str, str] = tuple(checkpoint.get("reported", ("", "")))
         self._status_at = 0.0
         self._delivery = asyncio.Lock()
@@ -174,6 +176,8 @@ class EventStreamFollower(FollowerWithoutRequests):
         """Report the agent's last output, and how it ended."""
         self._is_concluded = True
         self._has_begun.set()
+        if self._was_given or (self._line is not None and self._writer.endings().get(self._line, False)):
+            self._context.conclude_prompt()
         agent_exit = as_interrupted(self._context, agent_exit)
         self._report_start()
         while self._reader.has_more and self._read():
@@ -192,13 +196,16 @@ class EventStreamFollower(FollowerWithoutRequests):
         report_exit(self._context, agent_exit, state, last, words)
 
     def _recover(self) -> None:
-        """Deal with an input that an earlier runner recorded and did not submit: it began no turn."""
-        if self._line is None:
-            return
-        if self._line not in self._writer.known():
-            self._stream.in_turn, self._stream.state = False, AgentState.IDLE
-        self._line = None
-        self._commit()
+        """Deal with an input that an earlier runner recorded: if it did not submit it, it began no turn."""
+        if self._line is not None:
+            is_given = self._line in self._writer.known() and self._writer.endings().get(self._line, True)
+            self._was_given |= is_given
+            if not is_given:
+                self._stream.in_turn, self._stream.state = False, AgentState.IDLE
+            self._line = None
+            self._commit()
+        if self._context.run.stdin_kind == "pipe":
+            self._context.recover_prompt(is_given=self._was_given)
 
     def _report_start(self) -> None:
         """Log the prompt of an agent that was given it at its start, and is working from then on."""
@@ -304,6 +311,7 @@ class EventStreamFollower(FollowerWithoutRequests):
             "stream": self._stream.checkpoint(),
             "line": self._line,
             "next_line": self._next_line,
+            "was_given": self._was_given,
             "reported": self._reported,
         }
         frozen = orjson.loads(orjson.dumps(checkpoint))  # what it refers to changes before the next one
@@ -323,7 +331,9 @@ class EventStreamFollower(FollowerWithoutRequests):
         if was_written is None and not is_back:
             raise DeliveryUnknown(f"{words} It may have received a part of the input.")
         self._line = None
-        if not was_written:
+        if was_written:
+            self._was_given = True
+        else:
             self._stream.in_turn, self._stream.state = False, AgentState.IDLE
         if not self._is_concluded:  # else the state after its end stands
             self._commit()
