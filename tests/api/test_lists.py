@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from taskherd.store.pages import MAX_PAGE_BYTES
 from tests.api.conftest import StartApi
 from tests.harness.api import ALICE, BOB, CAROL, OTHER, ApiHarness
-from tests.harness.worker import ORGANIZATION, bring_to_status
+from tests.harness.sse import sse_client
+from tests.harness.worker import ORGANIZATION, VERSION, bring_to_status
 
 MESSAGE = "Invalid task search query."
 
@@ -182,3 +184,40 @@ async def test_a_large_list_is_compressed_for_clients_that_accept_it(api_harness
     task = await alice.get("/tasks/me/packed-0", headers={"Accept-Encoding": "gzip"})
     assert "Content-Encoding" not in task.headers
     assert "Vary" not in task.headers
+
+
+async def test_what_lists_and_streams_hold_in_memory_is_bounded_in_bytes(api_harness: ApiHarness) -> None:
+    """Prompts have up to 256 KiB each: a page ends sooner, says so, and all tasks are reached, page by page."""
+    count, size = 40, 256 * 1024
+    tasks = [{"template_version_id": str(VERSION), "input": f"of {number}"} for number in range(count)]
+    created = await api_harness.alice.post("/task-batches", json={"tasks": tasks})
+    assert created.status_code == 200, created.text
+    ids = {result["task"]["id"] for result in created.json()["results"]}
+    await api_harness.worker.database.execute("UPDATE task_prompts SET prompt = rpad(prompt, $1, '.')", size)
+
+    unpaged = await api_harness.alice.get("/tasks")
+    assert unpaged.headers["X-Taskherd-Truncated"] == "true"
+    assert MAX_PAGE_BYTES < len(unpaged.content) < MAX_PAGE_BYTES + 2 * size
+    assert 0 < unpaged.json()["count"] < count
+    found, after = list[str](), ""
+    while True:
+        page = (await api_harness.alice.get("/tasks", params={"limit": count, "after": after})).json()
+        found += [task["id"] for task in page["tasks"]]
+        if page["next"] is None:
+            break
+        after = page["next"]
+    assert (len(found), set(found)) == (count, ids)
+
+    overview = await api_harness.alice.get("/task-overview", params={"limit": 50})
+    group = overview.json()["groups"]["pending"]
+    assert len(group["tasks"]) == 4
+    assert group["next"] is not None
+
+    async with sse_client(api_harness.alice, "/tasks/watch", snapshot="true") as stream:
+        await stream.ready()
+        assert sorted(each.task["id"] for each in stream.events) == sorted(ids)
+        assert {len(each.task["initial_prompt"]) for each in stream.events} == {size}
+    async with sse_client(api_harness.alice, "/tasks/watch", "0") as stream:
+        await stream.until(lambda: len(stream.events) >= count)
+        assert sorted(each.task["id"] for each in stream.events) == sorted(ids)
+        assert {len(each.task["initial_prompt"]) for each in stream.events} == {size}

@@ -15,7 +15,7 @@ from taskherd import retry
 from taskherd.backoff import Backoff
 from taskherd.errors import Retry, Unavailable
 from taskherd.observability.metrics import Metrics
-from taskherd.store.engine import DataError, StatementTimeout
+from taskherd.store.engine import DataError, PromptSizeError, StatementTimeout
 from taskherd.worker import bisection
 from taskherd.worker.batch import BatchResult
 from taskherd.worker.bisection import MAX_TIMEOUTS, Bisection
@@ -80,6 +80,14 @@ async def test_several_messages_that_take_too_long_are_halved() -> None:
     messages = Messages(lambda part: StatementTimeout("slow") if len(part) > 1 else next(alone))
     assert await messages.run(0, 2) == ["0 saved", "1 saved"]
     assert messages.attempts == [range(2)] * MAX_TIMEOUTS + [range(1)] * (2 * MAX_TIMEOUTS + 1) + [range(1, 2)]
+    assert messages.count("bisected") == 1
+
+
+async def test_several_messages_whose_tasks_need_too_much_memory_are_halved_at_once() -> None:
+    """Nothing is gained by trying them again together."""
+    messages = Messages(lambda part: PromptSizeError("together") if len(part) > 2 else None)
+    assert await messages.run(0, 4) == ["0 saved", "1 saved", "2 saved", "3 saved"]
+    assert messages.attempts == [range(4), range(2), range(2, 4)]
     assert messages.count("bisected") == 1
 
 

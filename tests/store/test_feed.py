@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.store import feed
 from taskherd.store.engine import transaction
+from taskherd.store.feed import FeedPage
 from taskherd.store.read_pool import ReadPool, Row
 from tests.store.conftest import execute_script, reading_whole_tables
 from tests.store.world import (
@@ -138,20 +139,20 @@ async def test_where_a_reader_can_resume(reader: ReadPool, engine: AsyncEngine) 
 
 async def test_all_changes_have_the_users_who_may_see_them(reader: ReadPool) -> None:
     """Its organization's admins, and its owner as long as a member."""
-    rows = await feed.changes_after(reader, 0, 20)
+    rows = (await feed.changes_after(reader, 0, 20)).rows
     assert [row["position"] for row in rows] == positions()
     assert [(row["task_id"], row["version"]) for row in rows] == [each[1:] for each in sorted(POSITIONS)]
     for row in rows:
         visible = {*(row["admins"] or ()), *([row["owner_id"]] if row["owner_can_see"] else ())}
         assert visible == SEEN_EVEN_DELETED[row["task_id"]]
-    assert [row["position"] for row in await feed.changes_after(reader, 4, 3)] == [5, 6, 7]
+    assert [row["position"] for row in (await feed.changes_after(reader, 4, 3)).rows] == [5, 6, 7]
 
 
 async def test_a_change_is_what_its_own_event_says(reader: ReadPool, engine: AsyncEngine) -> None:
     """With the prompt and the names of its task, and what it altered of the version before."""
     await execute(engine, "UPDATE directory_revision SET revision = 7")
     await execute(engine, f"UPDATE tasks SET erased_at = now() WHERE id = '{DELETED}'")
-    rows = {(row["task_id"], row["version"]): row for row in await feed.changes_after(reader, 0, 20)}
+    rows = {(row["task_id"], row["version"]): row for row in (await feed.changes_after(reader, 0, 20)).rows}
     first, second, third, fourth = (rows[OF_ALICE, version] for version in (1, 2, 3, 4))
     names = ("kind", "changes", "prompt", "owner_id", "organization_id", "revision", "username", "avatar_url", "erased")
     assert fields(second, *names) == [
@@ -167,7 +168,7 @@ async def test_a_change_is_what_its_own_event_says(reader: ReadPool, engine: Asy
     assert fields(dora, "username", "name", "organization_id", "prompt") == ["Dora", "betas", BETA, "p34-1"]
     assert [rows[task, 1]["erased"] for task in (DELETED, OF_DORA)] == [True, False]
     await execute(engine, "DELETE FROM task_events WHERE version = 1")
-    row = (await feed.changes_after(reader, 3, 1))[0]
+    row = (await feed.changes_after(reader, 3, 1)).rows[0]
     assert fields(row, "position", "kind", "core_document", "prompt") == [4, None, None, None]
 
 
@@ -182,7 +183,7 @@ async def test_the_event_of_a_change_has_its_version_and_its_time(reader: ReadPo
             "UPDATE task_events SET kind = kind WHERE occurred_at = '2026-01-01T00:04Z'",  # now last in the table
         ):
             await connection.execute(text(statement))
-    rows = {row["version"]: row for row in await feed.changes_after(reader, 0, 20) if row["task_id"] == OF_ALICE}
+    rows = {row["version"]: row for row in (await feed.changes_after(reader, 0, 20)).rows if row["task_id"] == OF_ALICE}
     documents = {
         version: row["core_document"] and json.loads(row["core_document"])["of"] for version, row in rows.items()
     }
@@ -197,27 +198,36 @@ async def test_since_when_a_task_is_in_its_state(
 ) -> None:
     """Not said of a change after which it has come into another one."""
     await execute(engine, f"""UPDATE tasks SET state = '{{"since":"2026-01-01T{since}:00Z"}}'""")
-    rows = [row for row in await feed.changes_after(reader, 0, 20) if row["task_id"] == OF_ALICE]
+    rows = [row for row in (await feed.changes_after(reader, 0, 20)).rows if row["task_id"] == OF_ALICE]
     known = {row["version"]: row["state_since"] for row in rows if row["state_since"] is not None}
     assert known == dict.fromkeys(expected, f"2026-01-01T{since}:00Z")
 
 
+def summary(page: FeedPage) -> tuple[int, list[int], bool]:
+    """Return a page with its positions instead of its rows."""
+    return page.until, [row["position"] for row in page.rows], page.more
+
+
 async def test_a_caller_catches_up_with_what_the_caller_sees(reader: ReadPool) -> None:
     """Page by page: the position to go on after is that of the page, even if there is nothing on it to see."""
+
+    async def catch_up(
+        caller: UUID, after: int, limit: int, owner: UUID | None = None, organization: UUID | None = None
+    ) -> tuple[int, list[int], bool]:
+        return summary(await feed.catch_up(reader, caller, after, limit, owner=owner, organization=organization))
+
     for caller in EVERYBODY:
-        until, rows = await feed.catch_up(reader, caller, 0, 20, owner=None, organization=None)
-        assert (until, [row["position"] for row in rows]) == (10, positions(caller))
-    assert await feed.catch_up(reader, EVE, 10, 20, owner=None, organization=None) == (10, [])
-    assert await feed.catch_up(reader, DORA, 0, 2, owner=None, organization=None) == (3, [])
+        assert await catch_up(caller, 0, 20) == (10, positions(caller), False)
+    assert await catch_up(EVE, 10, 20) == (10, [], False)
+    assert await catch_up(DORA, 0, 2) == (3, [], True)
     for owner, organization, expected in (
         (None, BETA, [6]), (DORA, None, [6]), (ALICE, None, [4, 5, 7, 8, 9]), (DORA, ACME, []),
         (ALICE, ACME, [4, 5, 7, 8, 9]), (BOB, None, []),
     ):  # fmt: skip
-        until, rows = await feed.catch_up(reader, ALICE, 0, 20, owner=owner, organization=organization)
-        assert (until, [row["position"] for row in rows]) == (10, expected)
-    until, rows = await feed.catch_up(reader, ALICE, 4, 3, owner=None, organization=None)
-    assert (until, [row["position"] for row in rows]) == (7, [5, 6, 7])
-    assert fields(rows[0], "previous_status", "prompt", "username") == ["pending", "p32-1", "Alice"]
+        assert await catch_up(ALICE, 0, 20, owner, organization) == (10, expected, False)
+    assert await catch_up(ALICE, 4, 3) == (7, [5, 6, 7], True)
+    page = await feed.catch_up(reader, ALICE, 4, 3, owner=None, organization=None)
+    assert fields(page.rows[0], "previous_status", "prompt", "username") == ["pending", "p32-1", "Alice"]
 
 
 async def test_a_caller_catches_up_with_one_task(reader: ReadPool) -> None:
@@ -225,12 +235,46 @@ async def test_a_caller_catches_up_with_one_task(reader: ReadPool) -> None:
     for task_id, callers in SEEN_EVEN_DELETED.items():
         expected = sorted(position for position, each, _ in POSITIONS if each == task_id)
         for caller in EVERYBODY:
-            until, rows = await feed.catch_up_task(reader, caller, 0, 20, task_id)
-            assert (until, [row["position"] for row in rows]) == (expected[-1], expected if caller in callers else [])
+            page = await feed.catch_up_task(reader, caller, 0, 20, task_id)
+            assert summary(page) == (expected[-1], expected if caller in callers else [], False)
             assert await feed.visible_even_deleted(reader, caller, task_id) is (caller in callers)
-    until, rows = await feed.catch_up_task(reader, ALICE, 4, 2, OF_ALICE)
-    assert (until, [row["position"] for row in rows]) == (8, [5, 8])
-    assert await feed.catch_up_task(reader, ALICE, 9, 2, OF_ALICE) == (9, [])
+    assert summary(await feed.catch_up_task(reader, ALICE, 4, 2, OF_ALICE)) == (8, [5, 8], True)
+    assert summary(await feed.catch_up_task(reader, ALICE, 9, 2, OF_ALICE)) == (9, [], False)
+
+
+async def test_a_page_ends_where_its_changes_reach_a_size(
+    reader: ReadPool, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has one change at least, and its position is that of its last change: what is left out comes on the next."""
+    await execute(engine, "UPDATE task_prompts SET prompt = repeat('x', 100000)")
+    monkeypatch.setattr("taskherd.store.feed.MAX_PAGE_BYTES", 100_000)
+    assert summary(await feed.changes_after(reader, 3, 20)) == (4, [4], True)
+    assert summary(await feed.changes_after(reader, 9, 20)) == (10, [10], False)
+    pages, after = [(5, [5], True), (6, [6], True), (8, [7, 8], True), (10, [9], False)], 4
+    for expected in pages:  # the deleted task has no prompt
+        page = await feed.catch_up(reader, ALICE, after, 20, owner=None, organization=None)
+        assert summary(page) == expected
+        after = page.until
+    for after, expected in ((4, (5, [5], True)), (5, (8, [8], True)), (8, (9, [9], False))):
+        assert summary(await feed.catch_up_task(reader, ALICE, after, 20, OF_ALICE)) == expected
+    monkeypatch.setattr("taskherd.store.feed.MAX_PAGE_BYTES", 100_000_000)
+    assert summary(await feed.changes_after(reader, 0, 20)) == (10, positions(), False)
+    assert summary(await feed.changes_after(reader, 0, len(POSITIONS))) == (10, positions(), True)
+
+
+async def test_a_timeline_ends_where_its_changes_reach_a_size(
+    reader: ReadPool, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has one change at least: the first, or with ``newest`` the last."""
+    await execute(engine, "UPDATE task_prompts SET prompt = repeat('x', 100000)")
+    monkeypatch.setattr("taskherd.store.feed.MAX_PAGE_BYTES", 100_000)
+    for newest, expected in ((False, [4, 5, 8]), (True, [8, 9])):
+        rows = await feed.timeline(reader, ALICE, OF_ALICE, 0, 20, newest=newest)
+        assert [row["position"] for row in rows] == expected
+    monkeypatch.setattr("taskherd.store.feed.MAX_PAGE_BYTES", 1)
+    for newest, expected in ((False, [4]), (True, [9])):
+        rows = await feed.timeline(reader, ALICE, OF_ALICE, 0, 20, newest=newest)
+        assert [row["position"] for row in rows] == expected
 
 
 async def test_which_changes_the_feed_will_deliver(reader: ReadPool, engine: AsyncEngine) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -134,7 +135,7 @@ async def test_the_document_of_a_task_is_made_of_its_own_parts(reader: ReadPool,
     assert fields(row, "id", "prompt", "username", "name", "template_id") == [OF_DORA, "of 3", "Dora", "betas", BETAS]
     assert row is not None
     assert "state_since" not in dict(row)
-    listed = await task_queries.tasks(reader, TaskFilter(ALICE, 5))
+    listed, _ = await task_queries.tasks(reader, TaskFilter(ALICE, 5))
     assert [fields(row, "id", "prompt", "username", "name") for row in listed] == [
         [OF_DORA, "of 3", "Dora", "betas"], [OF_ALICE, "of 1", "Alice", "claude"]
     ]  # fmt: skip
@@ -150,7 +151,9 @@ def hours(hour: int) -> datetime:
 async def listed(reader: ReadPool, criteria: TaskFilter) -> Sequence[UUID]:
     """Return the ids of the tasks of a list, which are the same with and without documents."""
     ids = await task_queries.task_ids(reader, criteria)
-    assert [row["id"] for row in await task_queries.tasks(reader, criteria)] == ids
+    page = await task_queries.tasks(reader, criteria)
+    assert [row["id"] for row in page.rows] == ids[: criteria.limit]
+    assert page.more == (len(ids) > criteria.limit)
     return ids
 
 
@@ -242,12 +245,35 @@ async def test_lists_that_the_index_of_tasks_serves(reader: ReadPool, engine: As
         (TaskFilter(BOB, 5, listed=active), []),
     ):  # fmt: skip
         assert await listed(reader, criteria) == expected, criteria
-    rows = await task_queries.tasks(reader, TaskFilter(ADA, 5, by_change=True, with_state_since=True))
+    rows, _ = await task_queries.tasks(reader, TaskFilter(ADA, 5, by_change=True, with_state_since=True))
     assert [fields(row, "id", "sorted_at", "prompt", "state_since") for row in rows] == [
         [OF_ALICE, hours(7), "of 1", "2026-01-01T00:00:00Z"],
         [OF_EVE, hours(6), "of 5", "2026-01-01T00:00:00Z"],
         [OF_BOB, hours(5), "of 2", "2026-01-01T00:00:00Z"],
     ]
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [TaskFilter(ADA, 5), TaskFilter(ADA, 5, by_change=True), TaskFilter(ADA, 5, by_change=True, oldest_first=True)],
+    ids=["by the tasks", "by the index", "the oldest first"],
+)
+async def test_a_page_ends_where_its_documents_reach_a_size(
+    reader: ReadPool, engine: AsyncEngine, wanted: TaskFilter
+) -> None:
+    """It has one task at least, says that there are more, and the next one goes on after it."""
+    await execute_script(engine, INDEXED)
+    await execute(engine, "UPDATE task_prompts SET prompt = repeat('x', 100000)")
+    whole = await task_queries.tasks(reader, wanted)
+    ids, document = [row["id"] for row in whole.rows], len(whole.rows[0]["core_document"])
+    assert len(ids) == 3
+    for max_bytes, kept in ((1, 1), (100_000 + document, 1), (100_001 + document, 2), (500_000, 3)):
+        page = await task_queries.tasks(reader, replace(wanted, max_bytes=max_bytes))
+        assert [row["id"] for row in page.rows] == ids[:kept]
+        assert page.more == (kept < 3)
+    place = (whole.rows[0]["sorted_at"], ids[0])
+    page = await task_queries.tasks(reader, replace(wanted, max_bytes=1, after=place))
+    assert ([row["id"] for row in page.rows], page.more) == (ids[1:2], True)
 
 
 LOGS = "".join(

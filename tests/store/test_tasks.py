@@ -5,13 +5,14 @@ from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
+import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.domain import builds
 from taskherd.domain.value import replace
 from taskherd.store import tasks
-from taskherd.store.engine import transaction
+from taskherd.store.engine import PromptSizeError, transaction
 from taskherd.store.task_creation import insert_tasks
 from tests.store.conftest import NOW, event, ignore_indexes, next_version, task_row, waits_for_lock
 
@@ -159,3 +160,30 @@ async def test_a_transaction_that_waited_for_a_lock_reads_the_new_prompt(engine:
         await tasks.save(connection, [changed], [])
     (locked,) = await waiter
     assert (locked.task.version, locked.task.prompt) == (2, "Do it well.")
+
+
+async def test_the_prompts_that_are_in_memory_together_are_bounded(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond that, fewer tasks are to be locked. Small prompts do not count, and are read with their tasks."""
+    monkeypatch.setattr(tasks, "MAX_PROMPT_BYTES", 2 * tasks.SMALL_PROMPT + 2)
+    small, *large = (
+        row._replace(task=replace(row.task, prompt=f"{number}" * size))
+        for number, size in enumerate([tasks.SMALL_PROMPT] + [tasks.SMALL_PROMPT + 1] * 3)
+        for row in [task_row()]
+    )
+    async with transaction(engine) as connection:
+        await insert_tasks(connection, [small, *large])
+
+    async def lock(*rows: tasks.StoredTask) -> list[tasks.StoredTask]:
+        async with transaction(engine) as connection:
+            return await tasks.lock(connection, [row.task.id for row in rows])
+
+    chosen = [small, *large[:2]]
+    assert await lock(*chosen) == sorted(chosen, key=lambda row: row.task.id)
+    with pytest.raises(PromptSizeError):
+        await lock(*large)
+    monkeypatch.setattr(tasks, "MAX_PROMPT_BYTES", 2 * tasks.SMALL_PROMPT + 1)
+    with pytest.raises(PromptSizeError):
+        await lock(*chosen)
+    assert await lock(small, large[2]) == sorted([small, large[2]], key=lambda row: row.task.id)

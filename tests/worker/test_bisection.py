@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 from taskherd.backoff import Backoff
+from taskherd.store import tasks as task_rows
 from taskherd.store.engine import open_engine
 from taskherd.worker import app, bisection
 from tests.harness.worker import TIMEOUT, WorkerHarness, make_report
@@ -36,6 +37,20 @@ async def test_a_batch_that_takes_too_long_is_halved(
         await harness.report(*(make_report("app.status", each, state="working", message=SLOW) for each in tasks))
         await harness.until(lambda: all(harness.state(task_id).get("message") == SLOW for task_id in tasks))
         assert harness.metric("taskherd_batch_failures_total", reason="bisected") >= 1
+
+
+async def test_a_batch_whose_tasks_have_large_prompts_is_halved(
+    start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reports of many tasks whose prompts do not fit into memory together are taken in parts, and so are timers."""
+    monkeypatch.setattr(task_rows, "MAX_PROMPT_BYTES", 150_000)
+    async with start_worker() as harness:
+        prompts = [f"{number} " + "x" * 50_000 for number in range(20)]
+        tasks = await asyncio.gather(*(harness.create(input=prompt) for prompt in prompts))
+        await harness.report(*(make_report("app.status", each, state="working", message=SLOW) for each in tasks))
+        await harness.until(lambda: all(harness.state(task_id).get("message") == SLOW for task_id in tasks))
+        assert harness.metric("taskherd_batch_failures_total", reason="bisected") >= 1
+        assert [harness.document(task_id)["initial_prompt"] for task_id in tasks] == prompts
 
 
 async def test_a_report_that_a_statement_fails_on_is_a_dead_letter(

@@ -10,8 +10,9 @@ from uuid import UUID
 import pytest
 
 from taskherd.domain.updates import TimerCheck
+from taskherd.errors import TaskherdError
 from taskherd.observability.metrics import Metrics
-from taskherd.store.engine import DataError, dispose, open_engine
+from taskherd.store.engine import DataError, PromptSizeError, StatementTimeout, dispose, open_engine
 from taskherd.worker import timer_checks
 from taskherd.worker.relay import Relay
 from taskherd.worker.timer_checks import RETRY_AFTER, TimerChecks
@@ -60,11 +61,14 @@ class DamagedChecks(TimerChecks):
         super().__init__(partial_context(metrics=self.metrics, now=lambda: NOON, **parts), cast("Relay", None))
         self.damaged = {UUID(int=number) for number in damaged}
         self.parts: list[list[int]] = []
+        self.most, self.too_many = 1000, TaskherdError()
 
     async def _reconcile(self, checks: Mapping[UUID, TimerCheck]) -> None:
         self.parts.append([task_id.int for task_id in checks])
         if not self.damaged.isdisjoint(checks):
             raise DataError("its state is damaged")
+        if len(checks) > self.most:
+            raise self.too_many
 
     async def run_for(self, *numbers: int) -> int:
         """Check these tasks, and return how many checks succeeded."""
@@ -125,3 +129,19 @@ async def test_the_failed_checks_that_are_remembered_are_bounded(
     checks.damaged.clear()
     assert await checks.run_for(1, 2, 3) == 1
     assert checks.parts == [[1]]
+
+
+@pytest.mark.parametrize("error", [PromptSizeError("together"), StatementTimeout("too slow")])
+async def test_more_checks_than_can_be_done_together_are_done_in_parts(
+    damaged_checks: Callable[..., DamagedChecks], error: TaskherdError
+) -> None:
+    """Each is done, and none is postponed; one alone that takes too long waits until the database is quicker."""
+    checks = damaged_checks()
+    checks.most, checks.too_many = 2, error
+    assert await checks.run_for(1, 2, 3, 4) == 4
+    assert checks.parts == [[1, 2, 3, 4], [1, 2], [3, 4]]
+    assert (checks.count("batch_failures", reason="bisected"), checks.count("timer_checks_failed")) == (1, 0)
+    checks.most, checks.too_many = 0, StatementTimeout("too slow")
+    with pytest.raises(StatementTimeout):
+        await checks.run_for(1, 2)
+    assert checks.count("timer_checks_failed") == 0

@@ -288,10 +288,10 @@ class ChangeFeed:
             self._position = latest
             self._positioned.set()
         while True:
-            rows = await feed.changes_after(self._reader, self._position, PAGE_SIZE)
+            page = await feed.changes_after(self._reader, self._position, PAGE_SIZE)
             if self._position is None:  # the last subscriber left during the statement
                 return
-            for row in rows:
+            for row in page.rows:
                 self._distribute(
                     Change(
                         row,
@@ -300,7 +300,7 @@ class ChangeFeed:
                     )
                 )
                 self._position = row["position"]
-            if len(rows) < PAGE_SIZE:
+            if not page.more:
                 return
 
     def _distribute(self, change: Change) -> None:

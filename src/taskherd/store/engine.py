@@ -70,6 +70,10 @@ class DataError(TaskherdError):
     """PostgreSQL rejects a value (invalid or duplicate); retrying cannot help."""
 
 
+class PromptSizeError(TaskherdError):
+    """The prompts of several tasks are too large to be in memory together; lock fewer."""
+
+
 class StatementTimeout(Unavailable):
     """The server canceled a statement because its time had ended."""
 

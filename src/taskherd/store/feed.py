@@ -7,9 +7,10 @@ are for ``ReadPool``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
+from taskherd.store.pages import MAX_PAGE_BYTES, bytes_before
 from taskherd.store.read_pool import Reader, Row
 from taskherd.store.task_queries import CAN_SEE, can_see
 from taskherd.store.task_state_codec import STATE_SINCE
@@ -50,8 +51,13 @@ CROSS JOIN LATERAL (SELECT username, avatar_url FROM users WHERE id = t.owner_id
 CROSS JOIN LATERAL (SELECT name, display_name, icon FROM templates WHERE id = t.template_id LIMIT 1) AS m
 """
 
+# The size is null of an event that was pruned, and counts nothing then.
+_SIZE: Final = "octet_length(p.prompt) + octet_length(CAST(e.document AS text))"
+_BYTES_BEFORE: Final = f"{bytes_before(_SIZE, 'ORDER BY f.position')} AS bytes_before"
+
 # For all subscribers of an API process: each change with the users who may see it, by the rule ``can_see``. These are
-# the admins of the task's organization, and the owner while a member of it.
+# the admins of the task's organization, and the owner while a member of it. ``found``: how many there are without the
+# limit in bytes.
 CHANGES_AFTER: Final = f"""
 WITH page AS MATERIALIZED (
     SELECT f.*, t.organization_id
@@ -61,31 +67,42 @@ WITH page AS MATERIALIZED (
     SELECT organization_id, array_agg(user_id) AS ids FROM memberships
     WHERE role = 'admin' AND active AND organization_id IN (SELECT organization_id FROM page) GROUP BY organization_id
 )
-{_CHANGE}, a.ids AS admins, {can_see("t.owner_id")} AS owner_can_see
-FROM page AS f {_CHANGE_JOINS} LEFT JOIN admins AS a ON a.organization_id = f.organization_id
-ORDER BY f.position
+SELECT * FROM (
+    {_CHANGE}, a.ids AS admins, {can_see("t.owner_id")} AS owner_can_see, count(*) OVER () AS found, {_BYTES_BEFORE}
+    FROM page AS f {_CHANGE_JOINS} LEFT JOIN admins AS a ON a.organization_id = f.organization_id
+) AS c
+WHERE bytes_before < $3
+ORDER BY position
 """
 
-# For one caller. ``until``: the last position of the page, even if the caller may see none of its changes.
-CATCH_UP: Final = f"""
-WITH page AS MATERIALIZED (SELECT * FROM task_feed WHERE position > $2 ORDER BY position LIMIT $3),
-visible AS (
-    {_CHANGE}
-    FROM page AS f {_CHANGE_JOINS}
-    WHERE {CAN_SEE}
-      AND ($4::uuid IS NULL OR t.owner_id = $4) AND ($5::uuid IS NULL OR t.organization_id = $5)
+# For one caller. ``until``: the last position of the page, even if the caller may see none of its changes; of a page
+# that ends at its limit in bytes, that of its last change. ``more``: the feed may go on after it.
+_CATCH_UP: Final = """
+, visible AS (
+    {change}, {bytes_before} FROM page AS f {joins}
+    WHERE {condition}
+), kept AS (SELECT * FROM visible WHERE bytes_before < $4)
+SELECT CASE WHEN u.cut THEN u.last_kept ELSE u.last END AS until, u.cut OR u.count = $3 AS more, kept.*
+FROM (
+    SELECT max(position) AS last, count(*) AS count, (SELECT max(position) FROM kept) AS last_kept,
+           (SELECT count(*) FROM kept) < (SELECT count(*) FROM visible) AS cut
+    FROM page
+) AS u LEFT JOIN kept ON true
+ORDER BY kept.position
+"""
+CATCH_UP: Final = """
+WITH page AS MATERIALIZED (SELECT * FROM task_feed WHERE position > $2 ORDER BY position LIMIT $3)
+""" + _CATCH_UP.format(
+    change=_CHANGE,
+    bytes_before=_BYTES_BEFORE,
+    joins=_CHANGE_JOINS,
+    condition=f"""{CAN_SEE}
+      AND ($5::uuid IS NULL OR t.owner_id = $5) AND ($6::uuid IS NULL OR t.organization_id = $6)""",
 )
-SELECT u.until, visible.* FROM (SELECT max(position) AS until FROM page) AS u LEFT JOIN visible ON true
-ORDER BY visible.position
-"""
 
-CATCH_UP_ONE: Final = f"""
-WITH page AS MATERIALIZED (
-    SELECT * FROM task_feed WHERE task_id = $4 AND position > $2 ORDER BY version LIMIT $3
-), visible AS ({_CHANGE} FROM page AS f {_CHANGE_JOINS} WHERE {CAN_SEE})
-SELECT u.until, visible.* FROM (SELECT max(position) AS until FROM page) AS u LEFT JOIN visible ON true
-ORDER BY visible.position
-"""
+CATCH_UP_ONE: Final = """
+WITH page AS MATERIALIZED (SELECT * FROM task_feed WHERE task_id = $5 AND position > $2 ORDER BY version LIMIT $3)
+""" + _CATCH_UP.format(change=_CHANGE, bytes_before=_BYTES_BEFORE, joins=_CHANGE_JOINS, condition=CAN_SEE)
 
 # Deleted tasks too, so that subscribers of a task receive its deletion.
 VISIBLE_EVEN_DELETED: Final = f"SELECT t.id FROM tasks AS t WHERE t.id = $2 AND {CAN_SEE}"
@@ -99,31 +116,45 @@ WHERE EXISTS (SELECT 1 FROM outbox AS b WHERE b.task_id = k.task_id AND b.versio
        SELECT 1 FROM task_feed AS f WHERE f.task_id = k.task_id AND f.version = k.version AND f.position > $1)
 """
 
-# Versions and positions of a task rise together. ``$3``: the position to continue after.
-_TIMELINE: Final = f"""
-SELECT s.id, f.position, f.version, f.occurred_at, e.changes, CAST(e.cause AS text) AS cause,
-       CAST(e.document AS text) AS core_document, p.prompt, CAST(b.document AS text) AS core_document_before, q.prompt
-       AS prompt_before, w.username AS actor_name
-FROM (SELECT t.id FROM tasks AS t WHERE t.id = $2 AND t.deleted_at IS NULL AND {CAN_SEE}) AS s
-LEFT JOIN LATERAL (
-    SELECT * FROM task_feed WHERE task_id = s.id AND position > $3 ORDER BY version {{order}} LIMIT $4) AS f ON true
-LEFT JOIN LATERAL (
-    SELECT * FROM task_events WHERE task_id = f.task_id AND version = f.version AND occurred_at = f.occurred_at LIMIT 1
-) AS e ON true
-LEFT JOIN LATERAL (
-    SELECT * FROM task_events WHERE task_id = f.task_id AND version = f.version - 1 LIMIT 1) AS b ON true
-LEFT JOIN LATERAL (
-    SELECT prompt FROM task_prompts WHERE task_id = s.id AND version = e.prompt_version
-      AND 'initial_prompt' = ANY(e.changes)) AS p ON true
-LEFT JOIN LATERAL (
-    SELECT prompt FROM task_prompts WHERE task_id = s.id AND version = b.prompt_version
-      AND 'initial_prompt' = ANY(e.changes)) AS q ON true
-LEFT JOIN LATERAL (
-    SELECT username FROM users WHERE id = CAST(e.cause ->> 'actor_id' AS uuid) LIMIT 1) AS w ON true
-ORDER BY f.position
+_TIMELINE_SIZE: Final = """octet_length(CAST(e.document AS text)) + COALESCE(octet_length(p.prompt), 0)
+    + COALESCE(octet_length(CAST(b.document AS text)), 0) + COALESCE(octet_length(q.prompt), 0)"""
+
+
+def _timeline(order: str) -> str:
+    """Return the statement of a timeline: versions and positions of a task rise together.
+
+    ``$3`` is the position to continue after. Without a change there is one row with only the id of the task.
+    """
+    return f"""
+SELECT * FROM (
+    SELECT s.id, f.position, f.version, f.occurred_at, e.changes, CAST(e.cause AS text) AS cause,
+           CAST(e.document AS text) AS core_document, p.prompt, CAST(b.document AS text) AS core_document_before,
+           q.prompt AS prompt_before, w.username AS actor_name,
+           {bytes_before(_TIMELINE_SIZE, f"ORDER BY f.version {order}")} AS bytes_before
+    FROM (SELECT t.id FROM tasks AS t WHERE t.id = $2 AND t.deleted_at IS NULL AND {CAN_SEE}) AS s
+    LEFT JOIN LATERAL (
+        SELECT * FROM task_feed WHERE task_id = s.id AND position > $3 ORDER BY version {order} LIMIT $4) AS f ON true
+    LEFT JOIN LATERAL (
+        SELECT * FROM task_events WHERE task_id = f.task_id AND version = f.version AND occurred_at = f.occurred_at
+        LIMIT 1) AS e ON true
+    LEFT JOIN LATERAL (
+        SELECT * FROM task_events WHERE task_id = f.task_id AND version = f.version - 1 LIMIT 1) AS b ON true
+    LEFT JOIN LATERAL (
+        SELECT prompt FROM task_prompts WHERE task_id = s.id AND version = e.prompt_version
+          AND 'initial_prompt' = ANY(e.changes)) AS p ON true
+    LEFT JOIN LATERAL (
+        SELECT prompt FROM task_prompts WHERE task_id = s.id AND version = b.prompt_version
+          AND 'initial_prompt' = ANY(e.changes)) AS q ON true
+    LEFT JOIN LATERAL (
+        SELECT username FROM users WHERE id = CAST(e.cause ->> 'actor_id' AS uuid) LIMIT 1) AS w ON true
+) AS c
+WHERE bytes_before < $5
+ORDER BY position
 """
-TIMELINE: Final = _TIMELINE.format(order="ASC")
-TIMELINE_NEWEST: Final = _TIMELINE.format(order="DESC")
+
+
+TIMELINE: Final = _timeline("ASC")
+TIMELINE_NEWEST: Final = _timeline("DESC")
 
 # What people did with a task that changes nothing in its document and so has no version; the newest, oldest first.
 ACTIONS: Final = f"""
@@ -163,26 +194,40 @@ async def position_exists(pool: Reader, position: int) -> bool:
     return row is not None and bool(row["resumable"])
 
 
-async def changes_after(pool: Reader, after: int, limit: int) -> Sequence[Row]:
+class FeedPage(NamedTuple):
+    """The next changes of the feed, in order, up to a number and a size (``MAX_PAGE_BYTES``)."""
+
+    until: int
+    """The last position of the page, also if the caller may see none of its changes."""
+    rows: Sequence[Row]
+    more: bool
+    """Whether the feed may go on after the page; without, it had no further position."""
+
+
+async def changes_after(pool: Reader, after: int, limit: int) -> FeedPage:
     """Return up to ``limit`` changes of all tasks after position ``after``."""
-    return await pool.fetch(CHANGES_AFTER, after, limit)
+    rows = await pool.fetch(CHANGES_AFTER, after, limit, MAX_PAGE_BYTES)
+    if not rows:
+        return FeedPage(after, rows, more=False)
+    found = rows[0]["found"]
+    return FeedPage(rows[-1]["position"], rows, more=found > len(rows) or found == limit)
 
 
 async def catch_up(
     pool: Reader, caller: UUID, after: int, limit: int, *, owner: UUID | None, organization: UUID | None
-) -> tuple[int, Sequence[Row]]:
-    """Read the next ``limit`` positions; return the last one (else ``after``) and the changes the caller may see."""
-    return _page(await pool.fetch(CATCH_UP, caller, after, limit, owner, organization), after)
+) -> FeedPage:
+    """Read the next ``limit`` positions; return the changes that the caller may see, and the last position."""
+    return _page(await pool.fetch(CATCH_UP, caller, after, limit, MAX_PAGE_BYTES, owner, organization), after)
 
 
-async def catch_up_task(pool: Reader, caller: UUID, after: int, limit: int, task_id: UUID) -> tuple[int, Sequence[Row]]:
+async def catch_up_task(pool: Reader, caller: UUID, after: int, limit: int, task_id: UUID) -> FeedPage:
     """Read the next ``limit`` positions of one task, as ``catch_up`` does for all tasks."""
-    return _page(await pool.fetch(CATCH_UP_ONE, caller, after, limit, task_id), after)
+    return _page(await pool.fetch(CATCH_UP_ONE, caller, after, limit, MAX_PAGE_BYTES, task_id), after)
 
 
-def _page(rows: Sequence[Row], after: int) -> tuple[int, Sequence[Row]]:
-    until = rows[0]["until"] if rows else None
-    return (after if until is None else int(until)), [row for row in rows if row["position"] is not None]
+def _page(rows: Sequence[Row], after: int) -> FeedPage:
+    until, changes = rows[0]["until"], [row for row in rows if row["position"] is not None]
+    return FeedPage(after if until is None else int(until), changes, more=rows[0]["more"])
 
 
 async def visible_even_deleted(pool: Reader, caller: UUID, task_id: UUID) -> bool:
@@ -201,9 +246,10 @@ async def timeline(
 ) -> Sequence[Row]:
     """Return changes of a task, each with the document before it; one row without a position if there are none.
 
-    They are in order: the first ``limit`` after the position ``after``, or with ``newest`` the last ones.
+    They are in order: the first ``limit`` after the position ``after``, or with ``newest`` the last ones. There are
+    fewer, at least one, if their documents and prompts reach ``MAX_PAGE_BYTES``.
     """
-    values: tuple[Any, ...] = (caller, task_id, after, limit)
+    values: tuple[Any, ...] = (caller, task_id, after, limit, MAX_PAGE_BYTES)
     return await pool.fetch(TIMELINE_NEWEST if newest else TIMELINE, *values)
 
 

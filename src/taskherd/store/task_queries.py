@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from taskherd.store.logs import ORDER as LOG_ORDER
+from taskherd.store.pages import MAX_PAGE_BYTES, bytes_before
 from taskherd.store.read_pool import Reader, Row
 from taskherd.store.task_lists import Between, IndexedList, Listed, Statement, time_conditions
 from taskherd.store.task_state_codec import STATE_SINCE
@@ -52,6 +53,7 @@ CROSS JOIN LATERAL (SELECT username, avatar_url FROM users WHERE id = t.owner_id
 CROSS JOIN LATERAL (SELECT name, display_name, icon FROM templates WHERE id = t.template_id LIMIT 1) AS m
 """
 
+_SIZE: Final = "octet_length(p.prompt) + octet_length(CAST(t.document AS text))"
 
 _TASK_OF_WORKSPACE: Final = "SELECT task_id FROM task_builds WHERE workspace_id = $2 ORDER BY number DESC LIMIT 1"
 
@@ -90,6 +92,8 @@ class TaskFilter:
     workspace_status: str | None = None
     with_state_since: bool = False
     """Whether to return since when each is in its state, too."""
+    max_bytes: int = MAX_PAGE_BYTES
+    """Size of the documents of a page at which it has no further task."""
 
     @property
     def indexed(self) -> IndexedList | None:
@@ -162,11 +166,16 @@ def _is_user(ref: TaskRef, statement: Statement) -> str:
     return f"w.id = {placeholder}" if isinstance(ref.user, UUID) else f"lower(w.username) = lower({placeholder})"
 
 
-async def tasks(pool: Reader, criteria: TaskFilter) -> Sequence[Row]:
-    """Return tasks with the columns of their documents (``DOCUMENT``) and ``sorted_at``, in the order of ``criteria``.
+class TaskPage(NamedTuple):
+    """Tasks with the columns of their documents (``DOCUMENT``) and ``sorted_at``, in the order of their filter."""
 
-    One task more than ``limit`` is returned if there are more.
-    """
+    rows: Sequence[Row]
+    more: bool
+    """Whether more tasks match after the last of these."""
+
+
+async def tasks(pool: Reader, criteria: TaskFilter) -> TaskPage:
+    """Return up to ``limit`` tasks; fewer, at least one, if their documents reach ``max_bytes``."""
     statement = Statement(criteria.caller)
     indexed = criteria.indexed
     if indexed is None:
@@ -176,10 +185,16 @@ async def tasks(pool: Reader, criteria: TaskFilter) -> Sequence[Row]:
         SELECT s.*, page.sorted_at FROM ({indexed.select(statement)}) AS page
         CROSS JOIN LATERAL (SELECT * FROM tasks WHERE id = page.task_id LIMIT 1) AS s"""
     direction = "ASC" if criteria.oldest_first else "DESC"
-    ordered = f"ORDER BY t.sorted_at {direction}, t.id {direction}"
     columns = WITH_STATE_SINCE if criteria.with_state_since else DOCUMENT
-    text = f"SELECT {columns}, t.sorted_at FROM ({selection}) AS t {JOINED} {ordered}"
-    return await pool.fetch(text, *statement.values)
+    order = f"ORDER BY t.sorted_at {direction}, t.id {direction}"
+    text = f"""
+    SELECT * FROM (
+        SELECT {columns}, t.sorted_at, count(*) OVER () AS found, {bytes_before(_SIZE, order)} AS bytes_before
+        FROM ({selection}) AS t {JOINED}) AS t
+    WHERE bytes_before < {statement.bind(criteria.max_bytes)} {order}"""
+    rows = await pool.fetch(text, *statement.values)
+    page = rows[: criteria.limit]
+    return TaskPage(page, bool(rows) and rows[0]["found"] > len(page))
 
 
 async def task_ids(pool: Reader, criteria: TaskFilter) -> Sequence[UUID]:

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from taskherd.domain.task import Task, TaskState
 from taskherd.store import task_index, task_state_codec
 from taskherd.store.direct import DirectStatement
+from taskherd.store.engine import PromptSizeError
 from taskherd.store.statements import ColumnArrays, assignments, changing, column_names, selected, stored
 from taskherd.store.tables import outbox, task_events, task_prompts, tasks
 
@@ -70,8 +71,16 @@ _SAVED_ROWS: Final = ColumnArrays(_SAVED, attributes=TASK_ATTRIBUTES)
 EVENT_ROWS: Final = ColumnArrays(task_events.c, prefix="e_", attributes=_EVENT_ATTRIBUTES)
 _PROMPT_ROWS: Final = ColumnArrays(task_prompts.c, attributes={"task_id": "id", "version": "prompt_version"})
 
+SMALL_PROMPT: Final = 16 * 1024
+"""Size up to which a prompt is read with its task's row, in bytes."""
+
+MAX_PROMPT_BYTES: Final = 32 * 1024 * 1024
+"""Size of the larger prompts that are in memory together, in bytes; one has up to 256 KiB."""
+
+_SMALL_PROMPT: Final = f"CASE WHEN octet_length(p.prompt) <= {SMALL_PROMPT} THEN p.prompt END AS prompt"
+
 _LOCKED: Final = ", ".join(
-    selected([tasks.c[name]], "t") if name in tasks.c else f"p.{name}" for name in (*TASK_FIELDS, *DERIVED)
+    selected([tasks.c[name]], "t") if name in tasks.c else _SMALL_PROMPT for name in (*TASK_FIELDS, *DERIVED)
 )
 
 LOCK: Final = DirectStatement(f"""
@@ -82,8 +91,9 @@ ORDER BY t.id
 FOR UPDATE OF t
 """)
 
+# PostgreSQL knows the size of a prompt without reading it.
 PROMPTS: Final = text("""
-SELECT p.task_id, p.prompt
+SELECT p.task_id, CASE WHEN sum(octet_length(p.prompt)) OVER () <= :max_bytes THEN p.prompt END AS prompt
 FROM tasks AS t JOIN task_prompts AS p ON p.task_id = t.id AND p.version = t.prompt_version
 WHERE t.id = ANY(CAST(:ids AS uuid[]))
 """)
@@ -137,9 +147,12 @@ async def lock(connection: AsyncConnection, ids: Sequence[UUID]) -> list[StoredT
     """Lock and return the existing tasks among ``ids``, in id order; the locks last until the end of the transaction.
 
     Lock all tasks of a transaction in one call, or transactions can deadlock.
+
+    Raises:
+        PromptSizeError: lock fewer tasks; not of one task.
     """
     rows = await LOCK.fetch(connection, {"ids": ids})
-    prompts = await _replaced_prompts(connection, [row[_ID] for row in rows if row[_PROMPT] is None])
+    prompts = await _further_prompts(connection, [row[_ID] for row in rows if row[_PROMPT] is None])
     return [_from_row(row, prompts) for row in rows]
 
 
@@ -158,15 +171,20 @@ async def states(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUI
     return {task_id: (task_state_codec.loads(task_id, state), deleted_at) for task_id, state, deleted_at in rows}
 
 
-async def _replaced_prompts(connection: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, str]:
-    """Read the prompts of tasks whose prompt was replaced while this transaction waited for their lock.
+async def _further_prompts(connection: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, str]:
+    """Read the prompts that a locked row came without.
 
-    After waiting for a row lock PostgreSQL reads the row again, but not the rows joined to it.
+    These are large ones, and those that were replaced while this transaction waited for their lock: after waiting for a
+    row lock PostgreSQL reads the row again, but not the rows joined to it.
     https://www.postgresql.org/docs/current/transaction-iso.html#XACT-READ-COMMITTED
     """
     if not ids:
         return {}
-    return {row.task_id: row.prompt for row in await connection.execute(PROMPTS, {"ids": ids})}
+    rows = await connection.execute(PROMPTS, {"ids": ids, "max_bytes": MAX_PROMPT_BYTES})
+    prompts = {row.task_id: row.prompt for row in rows}
+    if None in prompts.values():
+        raise PromptSizeError(f"the prompts of {len(ids)} tasks together")
+    return prompts
 
 
 async def save(

@@ -1,9 +1,9 @@
 """Reconcile messages together; if they fail together, halve them until the one that makes them fail is found.
 
-Messages are also halved if together they take longer than the database allows, or conflict for ever. One that fails
-alone is rejected. If it fails by a bug in a statement, it may be that all do, as with a column that is missing: so it
-is tried again first, after a wait that doubles with each such message in a row. That keeps a whole queue from becoming
-dead letters before anybody has noticed, while messages that do not fail are still processed.
+Messages are also halved if together they take longer than the database allows, conflict for ever, or need too much
+memory. One that fails alone is rejected. If it fails by a bug in a statement, it may be that all do, as with a column
+that is missing: so it is tried again first, after a wait that doubles with each such message in a row. That keeps a
+whole queue from becoming dead letters before anybody has noticed, while messages that do not fail are still processed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from taskherd import retry
 from taskherd.backoff import Backoff
 from taskherd.errors import Retry, Unavailable
-from taskherd.store.engine import STATEMENT_BUGS, StatementTimeout
+from taskherd.store.engine import STATEMENT_BUGS, PromptSizeError, StatementTimeout
 from taskherd.worker.batch import MESSAGE_ERRORS
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Bisection:
         """
         try:
             result = await self._persist(partial(attempt, part), len(part))
-        except (*MESSAGE_ERRORS, _TooMuch) as error:
+        except (*MESSAGE_ERRORS, PromptSizeError, _TooMuch) as error:
             if len(part) == 1:
                 return [await reject(part.start, error)]
             self._context.metrics.batch_failures.labels("bisected").inc()

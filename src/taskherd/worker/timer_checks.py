@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from taskherd.store import tasks
-from taskherd.store.engine import transaction
+from taskherd.store.engine import PromptSizeError, StatementTimeout, transaction
 from taskherd.worker.batch import MESSAGE_ERRORS, Batch
 from taskherd.worker.reconcile import reconcile
 
@@ -48,13 +48,15 @@ class TimerChecks:
         )
 
     async def _run(self, checks: Mapping[UUID, TimerCheck]) -> int:
-        """Reconcile checks. A failing batch is halved until the tasks that fail are found."""
+        """Reconcile checks. A batch that fails, or takes too long, is halved until the tasks that fail are found."""
         if not checks:
             return 0
         try:
             await self._reconcile(checks)
-        except MESSAGE_ERRORS as error:
+        except (*MESSAGE_ERRORS, PromptSizeError, StatementTimeout) as error:
             if len(checks) == 1:
+                if isinstance(error, StatementTimeout):
+                    raise
                 await self._postpone(next(iter(checks)), error)
                 return 0
             self._context.metrics.batch_failures.labels("bisected").inc()

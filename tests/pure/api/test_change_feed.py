@@ -16,7 +16,7 @@ from taskherd.broker.topology import TopologyNames
 from taskherd.errors import Retry, Unavailable
 from taskherd.observability.metrics import Metrics
 from taskherd.store import feed as store_feed
-from taskherd.store.read_pool import ReadPool, Row
+from taskherd.store.read_pool import ReadPool
 
 
 @pytest.mark.parametrize("loop", ["_consume_wakeups", "_read"])
@@ -99,10 +99,10 @@ async def test_the_feed_is_read_from_its_newest_change_for_its_subscribers_only(
         asked.append("latest")
         return 7
 
-    async def changes_after(pool: ReadPool, after: int, limit: int) -> list[Row]:
+    async def changes_after(pool: ReadPool, after: int, limit: int) -> store_feed.FeedPage:
         assert pool is reader
         asked.append(f"{limit} after {after}")
-        return []
+        return store_feed.FeedPage(after, [], more=False)
 
     monkeypatch.setattr(store_feed, "latest", latest)
     monkeypatch.setattr(store_feed, "changes_after", changes_after)

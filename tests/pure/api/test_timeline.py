@@ -25,6 +25,7 @@ from taskherd.domain.value import replace
 from taskherd.domain.view import AgentHealth, CurrentState, EndedAgent, Status
 from taskherd.settings import Settings
 from taskherd.store import feed, task_state_codec
+from taskherd.store.pages import MAX_PAGE_BYTES
 from taskherd.store.task_queries import TaskRef
 
 if TYPE_CHECKING:
@@ -166,7 +167,9 @@ def test_the_page_of_a_timeline() -> None:
         reader = Reader({statement: [change(1, {"kind": "report", "type": "app.status"})]}, {"id": TASK})
         answer = call(explain.timeline, reader, TimelineQuery.model_construct(after=7, limit=8, newest=newest))
         assert len(answer["events"]) == 1
-        assert reader.asked == [(statement, (ALICE, TASK, 7, 8)), (feed.ACTIONS, (ALICE, TASK, explain.MAX_ACTIONS))]
+        assert reader.asked == [
+            (statement, (ALICE, TASK, 7, 8, MAX_PAGE_BYTES)), (feed.ACTIONS, (ALICE, TASK, explain.MAX_ACTIONS))
+        ]  # fmt: skip
     none = Reader({feed.TIMELINE: [change(1, {}, core_document=None)]}, {"id": TASK})
     assert call(explain.timeline, none) == {"events": [], "actions": []}
     assert (TimelineQuery().after, TimelineQuery().limit, explain.MAX_LIMIT, explain.MAX_ACTIONS) == (0, 100, 500, 100)

@@ -19,6 +19,7 @@ from taskherd.domain.reports import AgentExit, ExitReason, format_rfc3339
 from taskherd.domain.view import EndedAgent
 from taskherd.messages import document
 from taskherd.store import feed, task_queries, task_state_codec
+from taskherd.store.pages import MAX_PAGE_BYTES
 from taskherd.timeouts import timeouts_of
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class TimelineQuery(QueryModel):
     )
     limit: Annotated[int, whole_number(1, MAX_LIMIT)] = Field(
         DEFAULT_LIMIT,
-        description=f"Maximum number of changes in the response, 1 to {MAX_LIMIT}; by default {DEFAULT_LIMIT}.",
+        description=f"Maximum number of changes in the response, 1 to {MAX_LIMIT}; by default {DEFAULT_LIMIT}. "
+        f"There are fewer, at least one, where {MAX_PAGE_BYTES >> 20} MiB of documents and prompts are reached.",
     )
     newest: Annotated[bool, FLAG] = Field(
         default=False,

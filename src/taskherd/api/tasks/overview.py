@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_LIMIT: Final = 50
 DEFAULT_LIMIT: Final = 12
+MAX_GROUP_BYTES: Final = 1024 * 1024
+"""Size of the documents of a group at which it has no further task."""
 
 
 class TaskGroup(NamedTuple):
@@ -91,11 +93,10 @@ async def _group(
     if not group.most(counts):
         return found
     selected = _selected(wanted, group, limit)
-    rows = await task_queries.tasks(request.reader, selected)
-    shown = rows[:limit]
-    if len(rows) > limit:
-        found["next"] = search.cursor(shown[-1]["sorted_at"], shown[-1]["id"])
-    return found | {"tasks": orjson.Fragment(queries.render_rows(request, shown))}
+    rows, more = await task_queries.tasks(request.reader, selected)
+    if more:
+        found["next"] = search.cursor(rows[-1]["sorted_at"], rows[-1]["id"])
+    return found | {"tasks": orjson.Fragment(queries.render_rows(request, rows))}
 
 
 def _selected(wanted: TaskFilter, group: TaskGroup, limit: int) -> TaskFilter:
@@ -109,4 +110,5 @@ def _selected(wanted: TaskFilter, group: TaskGroup, limit: int) -> TaskFilter:
         by_change=group.sort.startswith("changed"),
         oldest_first=group.sort == "changed-asc",
         with_state_since=True,
+        max_bytes=MAX_GROUP_BYTES,
     )

@@ -83,8 +83,7 @@ async def list_tasks(request: RequestContext) -> BufferedResponse:
     """Return the tasks that the caller may see and that match, newest or last changed first."""
     query = request.parameters(search.ListQuery)
     task_filter = await search.task_filter(request, query)
-    rows = await task_queries.tasks(request.reader, task_filter)
-    more, rows = len(rows) > task_filter.limit, rows[: task_filter.limit]
+    rows, more = await task_queries.tasks(request.reader, task_filter)
     headers = {"ETag": etags.of_list(_etag_parts(rows, more=more))}
     unchanged = etags.unchanged(request.headers, headers["ETag"])
     if unchanged is not None:

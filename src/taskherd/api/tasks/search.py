@@ -21,6 +21,7 @@ from taskherd.domain.reports import AgentState
 from taskherd.domain.view import Status
 from taskherd.messages.listing import UNHEALTHY, ListedHealth, label_term, runner_term
 from taskherd.store import task_lists, task_queries
+from taskherd.store.pages import MAX_PAGE_BYTES
 from taskherd.store.task_index import INDEX_RESOLUTION
 from taskherd.store.task_lists import MAX_NAMES, Between, Listed
 from taskherd.store.task_queries import TaskFilter
@@ -124,7 +125,9 @@ class ListQuery(IncludeQuery):
 
     q: str = Field("", description=_Q)
     limit: Annotated[int, whole_number(1, MAX_LIMIT)] = Field(
-        MAX_LIMIT, description=f"Maximum number of tasks in the response, 1 to {MAX_LIMIT}."
+        MAX_LIMIT,
+        description=f"Maximum number of tasks in the response, 1 to {MAX_LIMIT}. There are fewer, at least one, where "
+        f"their documents reach {MAX_PAGE_BYTES >> 20} MiB; `next` or `X-Taskherd-Truncated` tells.",
     )
     after: Annotated[tuple[datetime, UUID] | None, PAGE_CURSOR] = Field(
         None,

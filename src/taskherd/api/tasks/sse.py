@@ -22,14 +22,13 @@ from taskherd.api.http.sse import COMMENT, EventStream
 from taskherd.api.tasks import documents, queries, search
 from taskherd.errors import Retry, Unavailable
 from taskherd.store import feed, task_queries
-from taskherd.store.task_queries import TaskFilter, TaskRef
+from taskherd.store.task_queries import TaskFilter, TaskPage, TaskRef
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from taskherd.api.change_feed import Subscriber
     from taskherd.api.context import RequestContext
-    from taskherd.store.read_pool import Row
 
 log = structlog.get_logger(__name__)
 
@@ -189,7 +188,7 @@ class _TaskStream:
         self._sent_versions.clear()
         last_row: tuple[datetime, UUID] | None = None
         while True:
-            rows = await self._page(last_row)
+            rows, more = await self._page(last_row)
             if not rows:
                 return
             self._sent_versions |= await feed.will_replay(
@@ -198,18 +197,18 @@ class _TaskStream:
             as_objects = self._api.nullable_ids_as_objects
             yield b"".join(
                 changes.make_frame("task.snapshot", documents.render_row(row, nullable_ids_as_objects=as_objects))
-                for row in rows[:PAGE_SIZE]
+                for row in rows
             )
-            if len(rows) <= PAGE_SIZE:
+            if not more:
                 return
-            last_row = (rows[PAGE_SIZE - 1]["created_at"], rows[PAGE_SIZE - 1]["id"])
+            last_row = (rows[-1]["created_at"], rows[-1]["id"])
 
-    async def _page(self, after: tuple[datetime, UUID] | None) -> Sequence[Row]:
+    async def _page(self, after: tuple[datetime, UUID] | None) -> TaskPage:
         wanted = self._filter
         if wanted.task is not None:
             ref = TaskRef(wanted.caller, wanted.caller, wanted.task)
             row = await task_queries.task(self._reader, ref, with_state_since=wanted.with_state_since)
-            return [] if row is None else [row]
+            return TaskPage([] if row is None else [row], more=False)
         assert self._tasks is not None
         if wanted.name is not None and after is None:
             found = await search.named(self._request, self._tasks, wanted.name)
@@ -221,18 +220,16 @@ class _TaskStream:
         wanted = self._filter
         feed_position = await self._feed.position()
         if wanted.task is not None:
-            until, rows = await feed.catch_up_task(self._reader, wanted.caller, after, PAGE_SIZE, wanted.task)
-            at_end = len(rows) < PAGE_SIZE
+            page = await feed.catch_up_task(self._reader, wanted.caller, after, PAGE_SIZE, wanted.task)
         else:
-            until, rows = await feed.catch_up(
+            page = await feed.catch_up(
                 self._reader, wanted.caller, after, PAGE_SIZE, owner=wanted.owner, organization=wanted.organization
             )
-            at_end = until == after
-        page = self._feed.changes_of(rows)
-        if any(change.pruned for change in page):
+        missed = self._feed.changes_of(page.rows)
+        if any(change.pruned for change in missed):
             return None, []
-        new = [change for change in page if not change.erased and change.matches(wanted) and self._is_new(change)]
-        return (max(until, feed_position) if at_end else until), new
+        new = [change for change in missed if not change.erased and change.matches(wanted) and self._is_new(change)]
+        return (page.until if page.more else max(page.until, feed_position)), new
 
     def _is_new(self, change: Change) -> bool:
         sent = self._sent_versions.get(change.task_id)
