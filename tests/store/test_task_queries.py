@@ -210,6 +210,17 @@ async def test_lists_of_tasks_are_of_those_that_match(reader: ReadPool, engine: 
         assert await listed(reader, criteria) == expected, criteria
 
 
+async def test_what_no_index_has_is_looked_for_among_the_newest_tasks(
+    reader: ReadPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the caller, and of each organization; a list without such a search has all."""
+    monkeypatch.setattr("taskherd.store.task_queries.MAX_SEARCHED", 2)
+    assert await listed(reader, TaskFilter(ADA, 5, name="fix")) == [OF_BOB, OF_EVE]
+    assert await listed(reader, TaskFilter(ADA, 5, name="fix", owner=ALICE)) == [OF_ALICE]
+    assert await listed(reader, TaskFilter(ADA, 5, name="fix", after=(hours(4), OF_BOB))) == [OF_EVE, OF_ALICE]
+    assert await listed(reader, TaskFilter(ADA, 5)) == [OF_BOB, OF_EVE, OF_ALICE]
+
+
 INDEXED = "".join(
     f"INSERT INTO task_index_changes (task_id, organization_id, owner_id, template_id, pool, status, state, health,"
     f" waiting, stalled, created_at, changed_at, terms, deleted) VALUES ('{task}', '{ACME}', '{owner}', '{CLAUDE}',"

@@ -53,6 +53,9 @@ CROSS JOIN LATERAL (SELECT username, avatar_url FROM users WHERE id = t.owner_id
 CROSS JOIN LATERAL (SELECT name, display_name, icon FROM templates WHERE id = t.template_id LIMIT 1) AS m
 """
 
+MAX_SEARCHED: Final = 50_000
+"""Number of tasks among which a part of a name, or the status of a workspace, is looked for, the newest."""
+
 _SIZE: Final = "octet_length(p.prompt) + octet_length(CAST(t.document AS text))"
 
 _TASK_OF_WORKSPACE: Final = "SELECT task_id FROM task_builds WHERE workspace_id = $2 ORDER BY number DESC LIMIT 1"
@@ -209,41 +212,51 @@ async def task_ids(pool: Reader, criteria: TaskFilter) -> Sequence[UUID]:
 
 
 def _selection(criteria: TaskFilter, statement: Statement, columns: str) -> str:
-    """Return a statement that selects columns of the tasks, among them id and creation time."""
+    """Return a statement that selects columns of the tasks, among them id and creation time.
+
+    What no index has is looked for among the newest ``MAX_SEARCHED`` tasks of the caller, or of each organization.
+    """
     conditions = time_conditions("t.created_at", criteria.created, statement)
     if criteria.organization is not None:
         conditions += f" AND t.organization_id = {statement.bind(criteria.organization)}"
     if criteria.after is not None:
         created_at, task_id = criteria.after
         conditions += f" AND (t.created_at, t.id) < ({statement.bind(created_at)}, {statement.bind(task_id)})"
-    if criteria.name is not None:
-        conditions += f" AND strpos(lower(t.name), {statement.bind(criteria.name)}) > 0"
-    if criteria.listed.template is not None:
-        name = statement.bind(criteria.listed.template)
-        conditions += f" AND t.template_id IN (SELECT m.id FROM templates AS m WHERE lower(m.name) = {name})"
-    if criteria.workspace_status is not None:
-        conditions += f" AND t.document ->> 'workspace_status' = {statement.bind(criteria.workspace_status)}"
+    searched = _search_conditions(criteria, statement)
     limit = statement.bind(criteria.limit + 1)
-    ordered = f"ORDER BY t.created_at DESC, t.id DESC LIMIT {limit}"
-    own = f"""
-    SELECT {columns} FROM tasks AS t
-    WHERE t.owner_id = $1 AND t.deleted_at IS NULL AND {CAN_SEE} {conditions} {ordered}"""
+    newest = "ORDER BY t.created_at DESC, t.id DESC LIMIT"
+
+    def select(whose: str) -> str:
+        found = f"tasks AS t WHERE {whose} AND t.deleted_at IS NULL {conditions}"
+        if searched:
+            found = f"(SELECT t.* FROM {found} {newest} {MAX_SEARCHED}) AS t WHERE {searched}"
+        return f"SELECT {columns} FROM {found} {newest} {limit}"
+
+    own = select(f"t.owner_id = $1 AND {CAN_SEE}")
     if criteria.owner == criteria.caller:
         return own
     if criteria.owner is not None:
-        owner = statement.bind(criteria.owner)
-        return f"""
-        SELECT {columns} FROM tasks AS t
-        WHERE t.owner_id = {owner} AND t.deleted_at IS NULL AND {CAN_SEE} {conditions} {ordered}"""
+        return select(f"t.owner_id = {statement.bind(criteria.owner)} AND {CAN_SEE}")
     return f"""
     SELECT {columns} FROM (
         ({own}) UNION ALL
         SELECT t.* FROM memberships AS a CROSS JOIN LATERAL (
-            SELECT {columns} FROM tasks AS t
-            WHERE t.organization_id = a.organization_id AND t.deleted_at IS NULL AND t.owner_id <> $1 {conditions}
-            {ordered}) AS t
+            {select("t.organization_id = a.organization_id AND t.owner_id <> $1")}) AS t
         WHERE a.user_id = $1 AND a.role = 'admin' AND a.active
-    ) AS t {ordered}"""
+    ) AS t {newest} {limit}"""
+
+
+def _search_conditions(criteria: TaskFilter, statement: Statement) -> str:
+    """Return the conditions that no index serves, "" if there are none."""
+    conditions = []
+    if criteria.name is not None:
+        conditions.append(f"strpos(lower(t.name), {statement.bind(criteria.name)}) > 0")
+    if criteria.listed.template is not None:
+        name = statement.bind(criteria.listed.template)
+        conditions.append(f"t.template_id IN (SELECT m.id FROM templates AS m WHERE lower(m.name) = {name})")
+    if criteria.workspace_status is not None:
+        conditions.append(f"t.document ->> 'workspace_status' = {statement.bind(criteria.workspace_status)}")
+    return " AND ".join(conditions)
 
 
 _LOG_COLUMNS: Final = """l.log_id, l.type, l.content, l.time, l.logged_at, l.build_number, l.entry_id, l.first_seq,

@@ -13,7 +13,7 @@ from taskherd.api.tasks import search
 from taskherd.api.workspaces.queries import workspace_json
 from taskherd.store import builds, task_queries
 from taskherd.store.task_lists import Listed
-from taskherd.store.task_queries import TaskFilter
+from taskherd.store.task_queries import MAX_SEARCHED, TaskFilter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +34,8 @@ class WorkspacesQuery(QueryModel):
             "Search terms, separated by spaces: `owner:<username, ID or me>`, `organization:<name, ID or default>`,"
             " `name:<part of the name>`, `template:<name>`, `status:<status of the latest build>`,"
             " `has-ai-task:<bool>`. A word without a colon is a part of the name, or `<owner>/<part of the name>`."
-            " At most 4,096 characters."
+            " At most 4,096 characters. A part of a name or a status is looked for among the caller's newest"
+            f" {MAX_SEARCHED:,} tasks, and those of each organization whose admin the caller is."
         ),
     )
     limit: Annotated[int, whole_number(0, _MAX, empty=0)] = Field(
