@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from taskherd import retry
-from taskherd.broker.command_client import CommandClient, Reply
+from taskherd.broker import command_client
+from taskherd.broker.command_client import CommandClient, NotPublished, Reply
 from taskherd.broker.publisher import OutgoingMessage, PublishOutcome
 from taskherd.errors import Unavailable
 
@@ -229,3 +230,21 @@ async def test_a_record_that_cannot_be_read_is_an_error(calls: Calls) -> None:
     calls.answer(message)
     assert (await calling).sent_again
     assert looks == 1
+
+
+async def test_a_call_that_was_never_published_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Because too many wait, or as the broker confirms nothing; one that it has confirmed may be carried out."""
+    calls = Calls(timeout=0.05)
+    calls.broker.outcomes = [Unavailable("no broker")] * 10_000
+    with pytest.raises(NotPublished, match="no broker"):
+        await calls.call()
+    calls.broker.outcomes = [PublishOutcome.UNROUTED] * 10_000
+    with pytest.raises(NotPublished, match="no queue is bound"):
+        await calls.call()
+    calls.broker.outcomes = []
+    with pytest.raises(Unavailable) as raised:
+        await calls.call()
+    assert not isinstance(raised.value, NotPublished)
+    monkeypatch.setattr(command_client, "MAX_WAITING", 0)
+    with pytest.raises(NotPublished, match="calls are waiting"):
+        await calls.call()

@@ -93,7 +93,7 @@ async def test_a_start_that_fails_says_what_to_do(tmp_path: Path, trait: str, wo
     async with acp_run(tmp_path, trait, start_timeout=1.0) as run:
         await run.start("line: hello")
         assert run.session is not None
-        assert re.search(words, await run.session.wait_started())
+        assert re.search(words, await run.session.wait_started() or "")
         run.end()
         await run.until_ended()
         assert run.state[0] == "failed"

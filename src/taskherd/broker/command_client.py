@@ -49,6 +49,10 @@ Recorded: TypeAlias = Callable[[], Awaitable[Reply | None]]
 """A function that looks for the reply where the consumer has recorded it."""
 
 
+class NotPublished(Unavailable):
+    """There is no reply, and the broker has not confirmed the message: it is most likely in no queue."""
+
+
 class _ReplyLost(Exception):  # noqa: N818 - not an error; never leaves this module
     """The channel for the reply was lost while a call was waiting, or its message was not confirmed."""
 
@@ -138,15 +142,17 @@ class CommandClient:
         ``RECORDED_AFTER``, ``recorded`` is asked for it, and again until it has one.
 
         Raises:
+            NotPublished: the broker has not confirmed the message; it is most likely in no queue.
             Unavailable: no reply arrived in time; the message may or may not have been processed, or may be later.
         """
         if len(self._waiting) >= MAX_WAITING:
-            raise Unavailable(f"{MAX_WAITING} calls are waiting for a reply already")
+            raise NotPublished(f"{MAX_WAITING} calls are waiting for a reply already")
         if deadline is None:
             deadline = asyncio.get_running_loop().time() + self._timeout
         failures = 0
         reason = "it was published"
         sent_again = False
+        published = asyncio.Event()
         try:
             async with asyncio.timeout_at(deadline):
                 while True:
@@ -154,7 +160,8 @@ class CommandClient:
                         if started is not None and not sent_again:
                             reply = await _first_of(started.reply, recorded, 0)
                         else:
-                            reply = await self._call_once(routing_key, body, None if no_expiry else deadline, recorded)
+                            expiry = None if no_expiry else deadline
+                            reply = await self._call_once(routing_key, body, expiry, recorded, published)
                     except _ReplyLost:
                         sent_again = True
                     except Unavailable as error:
@@ -165,11 +172,18 @@ class CommandClient:
                     else:
                         return replace(reply, sent_again=True) if sent_again else reply
         except TimeoutError:
-            raise Unavailable(f"no reply to {routing_key} within {self._timeout:g} s: {reason}") from None
+            kind = Unavailable if published.is_set() else NotPublished
+            raise kind(f"no reply to {routing_key} within {self._timeout:g} s: {reason}") from None
 
     async def _call_once(
-        self, routing_key: str, body: bytes, deadline: float | None, recorded: Recorded | None
+        self,
+        routing_key: str,
+        body: bytes,
+        deadline: float | None,
+        recorded: Recorded | None,
+        published: asyncio.Event,
     ) -> Reply:
+        """Publish a message, set ``published`` once the broker has it in a queue, and return the reply."""
         call = self._expect_reply()
         try:
             outcome = await self._publisher.send(self._message(call, routing_key, body, deadline))
@@ -177,6 +191,7 @@ class CommandClient:
                 raise Unavailable(
                     f"no queue is bound to exchange {self._exchange}; `taskherd topology apply` binds one"
                 )
+            published.set()
             return await _first_of(call.reply, recorded, RECORDED_AFTER)
         finally:
             self.end(call)

@@ -6,11 +6,13 @@ reach a different runner.
 
 from __future__ import annotations
 
+import asyncio
 from enum import Enum
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 
 import structlog
 
+from taskherd.broker.command_client import NotPublished
 from taskherd.domain.claims import BuildClaim, ClaimOutcome
 from taskherd.errors import Malformed, Unavailable
 from taskherd.messages.claims import BUILD_CLAIM, decode_claim_reply, encode_claim
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from taskherd.messages.work import WorkspaceStart
 
 log = structlog.get_logger(__name__)
+
+MAX_CLAIMS: Final = 200
+"""Maximum number of claims of a runner that wait for the worker's decision; further ones wait until one is made."""
 
 
 class Claim(Enum):
@@ -42,21 +47,24 @@ class Claims:
     def __init__(self, client: CommandClient, runner: str) -> None:
         self._client = client
         self._runner = runner
+        self._room = asyncio.Semaphore(MAX_CLAIMS)
 
     async def claim(self, request: WorkspaceStart, *, only_copy: bool) -> Claim:
         """Claim a build. Idempotent.
 
         If the worker does not answer in time, a request that is certainly the ``only_copy`` is still won: its
-        claim is in the worker's queue, ahead of the claim of any later copy. Other copies are dropped; the worker sends
-        the request again. Only silence means this: whoever is refused does not start the build, since the worker would
-        refuse its reports too.
+        claim is in the worker's queue, ahead of the claim of any later copy. Other copies are dropped, and so is this
+        one if its claim is in no queue; the worker sends the request again. Only silence means this: whoever is refused
+        does not start the build, since the worker would refuse its reports too.
         """
         claim = BuildClaim(request.task_id, request.build_number, self._runner)
         try:
-            decision = await self._ask(claim)
+            async with self._room:
+                decision = await self._ask(claim)
         except Unavailable as error:
-            log.warning("claim unanswered", task_id=str(request.task_id), started=only_copy, reason=str(error))
-            return Claim.WON if only_copy else Claim.SKIPPED
+            is_won = only_copy and not isinstance(error, NotPublished)
+            log.warning("claim unanswered", task_id=str(request.task_id), started=is_won, reason=str(error))
+            return Claim.WON if is_won else Claim.SKIPPED
         except Malformed as error:
             log.warning("claim refused", task_id=str(request.task_id), reason=str(error))
             return Claim.REFUSED

@@ -152,10 +152,13 @@ class Journal(BaseModel):
         self.ended_interrupts = [*self.ended_interrupts, interrupt_id][-MAX_RECORDED_INTERRUPTS:]
 
     def record_input(self, input_id: UUID, delivery: InputDelivery) -> None:
-        """Record the progress of an input, and drop the oldest one above ``MAX_RECORDED_INPUTS``."""
+        """Record the progress of an input, and drop the oldest one above ``MAX_RECORDED_INPUTS``.
+
+        Not so the prompt: one that is not recorded is given.
+        """
         self.inputs[input_id] = delivery
         while len(self.inputs) > MAX_RECORDED_INPUTS:
-            del self.inputs[next(iter(self.inputs))]
+            del self.inputs[next(each for each in self.inputs if each != self.prompt_id)]
 
 
 def write(path: Path, content: bytes) -> None:

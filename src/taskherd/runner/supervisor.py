@@ -7,6 +7,7 @@ that finds the journal. An input is accepted when its outcome is known.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, assert_never
@@ -15,7 +16,14 @@ from uuid import UUID
 import structlog
 
 from taskherd.domain.reports import JobStatus, Transition
-from taskherd.messages.work import AgentAnswer, AgentInput, AgentInterrupt, WorkspaceStart
+from taskherd.messages.work import (
+    AgentAnswer,
+    AgentInput,
+    AgentInterrupt,
+    WorkspaceDelete,
+    WorkspaceStart,
+    WorkspaceStop,
+)
 from taskherd.runner import journal as journals
 from taskherd.runner.answers import TaskAnswers
 from taskherd.runner.claims import Claim
@@ -25,7 +33,8 @@ from taskherd.runner.interrupts import TaskInterrupts
 from taskherd.runner.journal import Journal, Phase
 from taskherd.runner.outbox import Outbox
 from taskherd.runner.reporter import Reporter, SequenceGenerator
-from taskherd.runner.workspaces.workspace import TaskWorkspace
+from taskherd.runner.workspaces import removal
+from taskherd.runner.workspaces.workspace import StartEnded, TaskWorkspace
 
 if TYPE_CHECKING:
     from taskherd.messages.work import WorkRequest
@@ -79,6 +88,9 @@ class _LoopFailure:
     error: BaseException
 
 
+_Item: TypeAlias = "PendingRequest | _Discard | _Drain | _TakenOver | _LoopFailure"
+
+
 class TaskSupervisor:
     """The supervisor of one task on this runner; ``run`` executes its requests."""
 
@@ -88,7 +100,7 @@ class TaskSupervisor:
         self._journal = journal
         self._outbox = Outbox(folder.outbox, context.budget, context.schedule_outbox)
         self._saving = asyncio.Lock()
-        self._background_saves: set[asyncio.Task[None]] = set()
+        self._saves: set[asyncio.Task[None]] = set()
         above = self._outbox.last_seq
         self._sequence = SequenceGenerator(journal, context.now, self._save_in_background, above=above)
         self._inputs = TaskInputs(journal, start_reporter=self._start_reporter, save=self._save, count=self._count)
@@ -110,8 +122,11 @@ class TaskSupervisor:
             start_reporter=self._start_reporter,
             save=self._save,
             deliver_once=self._deliver_once,
+            has_ending=self._has_ending,
         )
-        self._builds: asyncio.Queue[PendingRequest | _Discard | _Drain | _TakenOver | _LoopFailure] = asyncio.Queue()
+        self._builds: asyncio.Queue[_Item] = asyncio.Queue()
+        self._waiting: deque[_Item] = deque()
+        """What is in ``_builds``."""
         self._not_claimed = False
         self._holds_starts = self._draining = False
 
@@ -156,11 +171,12 @@ class TaskSupervisor:
         elif isinstance(pending.request, AgentAnswer):
             self._answers.submit(pending)
         else:
-            self._builds.put_nowait(pending)
+            self._put(pending)
 
     def take_pending(self) -> list[PendingRequest]:
         """Remove and return the requests that were submitted and not started."""
         builds = [self._builds.get_nowait() for _ in range(self._builds.qsize())]
+        self._waiting.clear()
         requests = [each for each in builds if isinstance(each, PendingRequest)]
         others = self._inputs.take_pending() + self._interrupts.take_pending() + self._answers.take_pending()
         return requests + others
@@ -174,7 +190,7 @@ class TaskSupervisor:
         if not self._draining:
             self._draining = self._holds_starts = True
             self._inputs.drain()
-            self._builds.put_nowait(_Drain())
+            self._put(_Drain())
 
     def kill_agent(self) -> None:
         """Cut short the grace time of an agent that is being stopped."""
@@ -184,11 +200,11 @@ class TaskSupervisor:
     def discard(self) -> None:
         """Stop the agent and remove everything, without reports: the task was deleted."""
         self._outbox.discard()
-        self._builds.put_nowait(_Discard(self._journal.build_number + 1))
+        self._put(_Discard(self._journal.build_number + 1))
 
     def end_taken_over(self, build_number: int) -> None:
         """Stop the agent, because another runner has taken the task over, unless a build was accepted since."""
-        self._builds.put_nowait(_TakenOver(build_number))
+        self._put(_TakenOver(build_number))
 
     async def run(self) -> None:
         """Finish what an earlier runner started, then execute requests until the task is removed from this runner."""
@@ -201,6 +217,7 @@ class TaskSupervisor:
             await self._recover()
             while not self._is_finished():
                 item = await self._builds.get()
+                self._waiting.popleft()
                 match item:
                     case PendingRequest():
                         await self._handle(item)
@@ -223,15 +240,35 @@ class TaskSupervisor:
         finally:
             for loop in loops:
                 loop.cancel()
-            await asyncio.gather(*loops, *self._background_saves, return_exceptions=True)
+            await asyncio.gather(*loops, *self._saves, return_exceptions=True)
             await self._workspace.detach()
             self._context.drop_outbox(self._outbox)
             self._outbox.close()
 
+    def _put(self, item: _Item) -> None:
+        self._builds.put_nowait(item)
+        self._waiting.append(item)
+
+    def _has_ending(self) -> bool:
+        """Return whether something waits that ends the agent of the latest start, whatever becomes of that start."""
+        return any(self._is_ending(item) for item in self._waiting)
+
+    def _is_ending(self, item: _Item) -> bool:
+        build_number = self._journal.build_number
+        match item:
+            case PendingRequest(request=WorkspaceStop() | WorkspaceDelete() as request):
+                return not self._journal.is_superseded(request)
+            case _Discard():
+                return item.build_number > build_number
+            case _TakenOver():
+                return item.build_number == build_number
+            case _:
+                return isinstance(item, _Drain)
+
     async def _remove_folder(self) -> None:
         """Remove what a delete has left, among it the journal; if that fails, the next runner tries it again."""
         try:
-            await asyncio.to_thread(self._folder.remove)
+            await removal.in_background(self._folder.remove)
         except OSError as error:
             log.warning("cannot remove the folder of a deleted task", task_id=str(self.task_id), reason=str(error))
 
@@ -243,7 +280,7 @@ class TaskSupervisor:
 
     def _on_loop_end(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._builds.put_nowait(_LoopFailure(error))
+            self._put(_LoopFailure(error))
 
     async def _recover(self) -> None:
         """Finish what an earlier runner began, after its agent was adopted."""
@@ -347,7 +384,10 @@ class TaskSupervisor:
         journal, request_type = self._journal, f"workspace.{self._journal.transition}"
         reporter = self._reporter(journal.build_number, Transition(journal.transition))
         reporter.build(JobStatus.RUNNING, restart_reason=journal.restart_reason)
-        error = await self._workspace.execute(reporter)
+        try:
+            error = await self._workspace.execute(reporter)
+        except StartEnded:
+            return  # the next runner goes on with the start if this one does not get to what ends it
         journal.phase = Phase.FAILED if error else Phase.DONE
         if journal.restart_reason is not None and self._workspace.has_succeeded():
             journal.restart_reason = None  # it ended well before it could be stopped
@@ -367,9 +407,17 @@ class TaskSupervisor:
         return await self._inputs.deliver_once(self._workspace, input_id, text)
 
     async def _save(self) -> None:
-        """Write the journal to disk. Raise ``OSError`` if that fails."""
+        """Write the journal to disk. Raise ``OSError`` if that fails.
+
+        It is written to its end, before anything else writes it, also if the caller is cancelled meanwhile.
+        """
         if not self._journal.build_number:
             return  # nothing was accepted, so the task is not on this runner
+        writing = self._start_save(self._write())
+        writing.add_done_callback(_retrieve)
+        await asyncio.shield(writing)
+
+    async def _write(self) -> None:
         async with self._saving:
             content = self._journal.model_dump_json().encode()
             await asyncio.to_thread(journals.write, self._folder.journal, content)
@@ -382,9 +430,13 @@ class TaskSupervisor:
             log.warning("cannot write journal", task_id=str(self.task_id), reason=str(error))
 
     def _save_in_background(self) -> None:
-        task = asyncio.create_task(self._save_if_possible())
-        self._background_saves.add(task)
-        task.add_done_callback(self._background_saves.discard)
+        self._start_save(self._save_if_possible())
+
+    def _start_save(self, save: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(save)
+        self._saves.add(task)
+        task.add_done_callback(self._saves.discard)
+        return task
 
     def _start_reporter(self, build_number: int) -> Reporter:
         """Return a reporter for a start build, its agent and its inputs."""
@@ -403,3 +455,9 @@ class TaskSupervisor:
 
     def _count(self, request_type: str, outcome: str) -> None:
         self._context.metrics.runner_requests.labels(request_type, outcome).inc()
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """Retrieve the error of a task, or asyncio warns of it if its caller was cancelled."""
+    if not task.cancelled():
+        task.exception()

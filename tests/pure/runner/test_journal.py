@@ -157,6 +157,17 @@ def test_the_latest_500_inputs_and_50_interrupts_are_recorded() -> None:
     assert journal.ended_interrupts == ids[1:51]
 
 
+def test_the_prompt_stays_recorded_however_many_inputs_follow() -> None:
+    """A later runner would give it again."""
+    journal = started(1)
+    assert journal.prompt_id is not None
+    journal.record_input(journal.prompt_id, InputDelivery.DELIVERED)
+    for number in range(501):
+        journal.record_input(uuid.UUID(int=number), InputDelivery.DELIVERED)
+    assert journal.inputs[journal.prompt_id] is InputDelivery.DELIVERED
+    assert list(journal.inputs)[1:] == [uuid.UUID(int=number) for number in range(2, 501)]
+
+
 def test_the_prompt_that_an_agent_was_given_is_recognized() -> None:
     """By its digest, whatever it contains; a task that was never started has none."""
     journal = Journal(task_id=TASK, task_name="a")

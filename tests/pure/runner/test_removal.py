@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -130,3 +132,19 @@ async def test_a_supervisor_ends_well_although_the_rest_of_its_folder_cannot_be_
     supervisor = SimpleNamespace(_folder=SimpleNamespace(remove=remove), task_id=UUID(int=2))
     await TaskSupervisor._remove_folder(cast("Any", supervisor))
     assert attempts == [1]
+
+
+async def test_removals_leave_the_threads_of_everything_else_alone() -> None:
+    """However many wait: journals are written meanwhile, and exits noticed."""
+    may_go_on = threading.Event()
+
+    def remove_much() -> None:
+        may_go_on.wait(60)
+
+    removals = [asyncio.create_task(removal.in_background(remove_much)) for _ in range(100)]
+    try:
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: 7), 30) == 7
+        assert not any(each.done() for each in removals)
+    finally:
+        may_go_on.set()
+    await asyncio.gather(*removals)

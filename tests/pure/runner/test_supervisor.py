@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -31,8 +32,10 @@ from taskherd.runner.supervisor import TaskSupervisor
 from taskherd.runner.workspaces.folders import TaskFolder
 from taskherd.runner.workspaces.isolation import Isolation
 from taskherd.runner.workspaces.sandbox import Sandbox
+from taskherd.runner.workspaces.workspace import StartEnded
 from tests.harness.runner import eventually
 from tests.pure.runner.contexts import reports_of
+from tests.pure.runner.life import a_few_steps
 
 
 def is_idle(of_task: TaskSupervisor) -> bool:
@@ -57,6 +60,8 @@ class Workspace:
         self.executed: list[tuple[str, int]] = []
         self.notices: list[tuple[int, str]] = []
         self.deeds: list[str] = []
+        self.has_ending: Callable[[], bool] = lambda: False
+        self.has_given_way = False
         self.deliver_once: Callable[[UUID, str], Awaitable[str | None]]
 
     async def deliver(self, text: str, record_attempt: Callable[[], Awaitable[None]]) -> str:
@@ -71,7 +76,11 @@ class Workspace:
     async def execute(self, _: object) -> str | None:
         """Execute the accepted build."""
         self.executed.append((self.journal.transition, self.journal.build_number))
-        await self.may_go_on.wait()
+        while not self.may_go_on.is_set():
+            if self.journal.transition == "start" and self.has_ending():
+                self.running, self.has_given_way = True, True
+                raise StartEnded
+            await asyncio.sleep(0.001)
         if self.failure is not None:
             raise self.failure
         self.running = self.journal.transition == "start" and self.error is None
@@ -148,6 +157,7 @@ class Runner:
     def _open(self, _context: object, _folder: object, journal: Journal, *, outbox: Outbox, **others: Any) -> Workspace:
         self.workspaces.append(Workspace(journal, outbox))
         self.workspace.deliver_once = others["deliver_once"]
+        self.workspace.has_ending = others["has_ending"]
         return self.workspaces[-1]
 
     async def claim(self, request: WorkspaceStart, *, only_copy: bool) -> Claim:
@@ -267,7 +277,7 @@ async def test_a_task_is_started_stopped_and_started_again(runner: Runner) -> No
         ("workspace.stop", "ignored"): 1,
     }  # fmt: skip
     assert runner.consumer.acked == [*range(1, 8)]
-    await runner.until(lambda: not (runner.supervisor._background_saves or runner.dispatcher._acks))
+    await runner.until(lambda: not (runner.supervisor._saves or runner.dispatcher._acks))
 
 
 async def test_a_text_is_delivered_once(runner: Runner) -> None:
@@ -423,6 +433,74 @@ async def test_a_draining_runner_has_its_agents_started_again(runner: Runner) ->
     await runner.until(runner.is_idle)
     assert runner.consumer.acked == [1]
     assert runner.workspace.executed[2:] == []
+
+
+@pytest.mark.parametrize("ending", ["stop", "delete", "drain", "discard", "taken over"])
+async def test_what_ends_an_agent_does_not_wait_for_its_start(runner: Runner, ending: str) -> None:
+    """Which may take as long as its template allows; a request that is superseded does not end it."""
+    runner.deliver("start", 2)
+    await runner.until(lambda: runner.workspaces)
+    runner.workspace.may_go_on.clear()
+    await runner.until(lambda: runner.workspace.executed)
+    runner.deliver("stop", 2)
+    runner.supervisor.end_taken_over(1)
+    await a_few_steps()
+    assert (runner.workspace.executed, runner.workspace.running) == ([("start", 2)], False)
+    match ending:
+        case "stop" | "delete":
+            runner.workspace.has_ending = runner.supervisor._has_ending
+            runner.deliver(ending, 3)
+        case "drain":
+            runner.supervisor.drain()
+        case "discard":
+            runner.supervisor.discard()
+        case _:
+            runner.supervisor.end_taken_over(2)
+    await runner.until(lambda: runner.workspace.has_given_way)
+    runner.workspace.may_go_on.set()
+    await runner.until(lambda: not runner.workspace.running)
+    if ending == "drain":
+        await runner.until(runner.is_idle)
+        assert runner.workspace.executed == [("start", 2), ("stop", 3)]
+        assert runner.journal().restart_reason == REASON
+    elif ending == "taken over":
+        await runner.until(runner.is_idle)
+        assert (runner.workspace.executed, runner.workspace.deeds[-1]) == ([("start", 2)], "stop")
+    else:
+        kind = "delete" if ending == "discard" else ending
+        await runner.until(lambda: runner.workspace.executed[1:] == [(kind, 3)])
+    assert ("start", 2, "failed", None) not in runner.builds()
+
+
+async def test_a_journal_is_written_to_its_end_although_its_caller_is_cancelled(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two at a time would write the same file."""
+    await runner.execute("start", 1)
+    writing, may_go_on, write = asyncio.Event(), threading.Event(), journals.write
+    loop, at_once, most = asyncio.get_running_loop(), 0, 0
+
+    def slowly(path: Path, content: bytes) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        loop.call_soon_threadsafe(writing.set)
+        assert may_go_on.wait(30)
+        write(path, content)
+        at_once -= 1
+
+    monkeypatch.setattr(journals, "write", slowly)
+    first = asyncio.create_task(runner.supervisor._save())
+    await writing.wait()
+    first.cancel()
+    await asyncio.wait({first})
+    runner.supervisor._journal.port = 7
+    second = asyncio.create_task(runner.supervisor._save())
+    await a_few_steps()
+    may_go_on.set()
+    await second
+    assert (first.cancelled(), most, runner.journal().port) == (True, 1, 7)
+    await runner.until(lambda: not runner.supervisor._saves)
 
 
 async def test_an_agent_that_has_done_its_work_is_not_started_again(runner: Runner) -> None:

@@ -68,9 +68,11 @@ class Place:
             isolation=Isolation(Sandbox([], None), None, None),
         )  # fmt: skip
         self.folder = TaskFolder(root, UUID(int=6))
+        self.is_ending = False
+        """Whether a request waits that ends the agent."""
         self.workspace = TaskWorkspace(
             context, self.folder, self.journal, outbox=self.agent.outbox, start_reporter=lambda _: self.agent.reporter,
-            save=self.agent.save, deliver_once=self.agent.deliver_once,
+            save=self.agent.save, deliver_once=self.agent.deliver_once, has_ending=lambda: self.is_ending,
         )  # fmt: skip
 
     def open(self, build_number: int = 1) -> Session:

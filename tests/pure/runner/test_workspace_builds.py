@@ -20,6 +20,7 @@ from taskherd.runner.workspaces import processes
 from taskherd.runner.workspaces.folders import RunFolder
 from taskherd.runner.workspaces.isolation import Isolation
 from taskherd.runner.workspaces.processes import ExitRecord, RunSpec
+from taskherd.runner.workspaces.workspace import StartEnded
 from tests.harness.runner import eventually
 from tests.pure.runner.contexts import reports_of
 from tests.pure.runner.test_context import given_start, said
@@ -250,6 +251,63 @@ async def test_an_agent_whose_start_fails_later_is_ended(builds: Builds, monkeyp
     assert await asyncio.wait_for(starting, 30) == "It is too old."
     assert (builds.workspace.running, builds.shims[0].stops) == (False, 1)
     assert builds.ended == [1, 1]
+
+
+async def test_a_start_gives_way_to_what_ends_its_agent(builds: Builds) -> None:
+    """However long the agent takes; it is left to that request, and to the next runner until then."""
+    starting = asyncio.create_task(builds.start(1, agent="acp"))
+    await builds.until(lambda: builds.workspace._session is not None and builds.shims)
+    builds.is_ending = True
+    with pytest.raises(StartEnded):
+        await asyncio.wait_for(starting, 30)
+    assert (builds.workspace.running, builds.shims[0].stops, builds.journal.exit_reported) == (True, 0, False)
+    assert await builds.execute("stop") is None
+    assert (builds.workspace.running, builds.shims[0].stops) == (False, 1)
+
+
+async def test_a_stop_ends_what_runs_without_a_journal(builds: Builds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as of one that was damaged: all runs whose exit is not recorded."""
+    killed: list[Path] = []
+    monkeypatch.setattr(processes, "kill_marked", lambda run: killed.append(run.path))
+    for number in (1, 2):
+        builds.folder.run(number).recreate()
+    builds.folder.run(1).exit.write_text("{}")
+    assert await builds.execute("stop") is None
+    assert killed == [builds.folder.run(2).path]
+
+
+@pytest.mark.parametrize(
+    ("run", "exit_record", "given", "ready"),
+    [
+        ({}, '{"reason": "exited", "code": 0}', True, True),
+        ({"output": "claude-stream-json", "stdin": "pipe"}, '{"reason": "exited", "code": 0}', False, True),
+        ({"agent": "acp"}, '{"reason": "exited", "code": 0}', False, False),
+        ({}, '{"reason": "not started", "detail": "no such file"}', False, False),
+    ],
+)
+async def test_an_agent_that_ran_between_two_runners_was_started(
+    builds: Builds, monkeypatch: pytest.MonkeyPatch, run: dict[str, Any], exit_record: str, *, given: bool, ready: bool
+) -> None:
+    """It was given its prompt if that was not an input, and was ready unless its kind says when it is."""
+
+    async def adopt(_: RunFolder) -> None:
+        return None
+
+    monkeypatch.setattr(processes, "adopt", adopt)
+    given_start(builds.agent)
+    assert builds.journal.start is not None
+    builds.journal.accept(builds.journal.start.model_copy(update={"run": {"command": ["agent"], **run}}))
+    folder = builds.folder.run(1)
+    folder.recreate()
+    for each in (folder.output, folder.stdin, folder.log):
+        each.mkdir(exist_ok=True)
+    folder.started.write_text("{}")
+    folder.exit.write_text(exit_record)
+    await builds.workspace.recover()
+    assert builds.journal.was_given("Do it") is given
+    found = [report["lifecycle"] for report in reports_of(builds.agent.outbox, "agent.lifecycle")]
+    assert found == (["ready"] if ready else ["start_error"])
+    assert builds.journal.exit_reported
 
 
 async def test_a_stop_ends_the_agent(builds: Builds) -> None:

@@ -84,11 +84,16 @@ class AgentSession:
         """End the agent and its descendants as ``stop`` does, without waiting."""
         self._shim.stop()
 
-    async def wait_started(self) -> str:
-        """Wait until the agent's start has succeeded or failed. Return an error message, or "" on success."""
+    async def wait_started(self, has_ending: Callable[[], bool] = lambda: False) -> str | None:
+        """Wait until the agent's start has succeeded or failed, or until it is to be ended.
+
+        Return an error message, "" on success, or None once ``has_ending`` returns True before that.
+        """
         while (outcome := self.follower.start_outcome) is None:  # a new follower may know it
             if self._loop.done():  # its follower could not report that
                 return self._loop.result().describe()
+            if has_ending():
+                return None
             await asyncio.sleep(_START_POLL_INTERVAL)
         return outcome
 

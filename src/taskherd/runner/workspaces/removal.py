@@ -6,10 +6,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import secrets
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -19,7 +22,14 @@ TIMEOUT: Final = 600.0
 """Seconds after which a removal is given up: an agent's process that could not be killed may add files all the time."""
 MAX_DEPTH: Final = 32
 """Maximum number of levels that are open at a time. Most folders have fewer, and nothing in them is moved."""
+_THREADS: Final = ThreadPoolExecutor(2, thread_name_prefix="removal")
+"""The threads that remove: the others are for what must not wait for the many files of deleted tasks."""
 _NOT_EMPTY: Final = frozenset({errno.ENOTEMPTY, errno.EEXIST})
+
+
+async def in_background(removal: Callable[[], None]) -> None:
+    """Remove files in one of the few threads for that; raise what ``removal`` raises."""
+    await asyncio.get_running_loop().run_in_executor(_THREADS, removal)
 
 
 def remove(path: Path, seconds: float = TIMEOUT) -> None:

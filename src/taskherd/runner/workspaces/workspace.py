@@ -21,7 +21,7 @@ from taskherd.runner.agents.kinds import follower_class
 from taskherd.runner.agents.log_budget import LogBudget
 from taskherd.runner.agents.session import AgentSession
 from taskherd.runner.journal import Phase
-from taskherd.runner.workspaces import processes, terminals
+from taskherd.runner.workspaces import processes, removal, terminals
 from taskherd.runner.workspaces.launch_plan import LaunchPlan, plan_launch
 from taskherd.runner.workspaces.run_spec import make_run_spec
 
@@ -47,6 +47,10 @@ ENDING_TIMEOUT = 10.0
 """Seconds that an agent may take to exit after it has said that it is done, before it counts as waiting."""
 
 
+class StartEnded(Exception):  # noqa: N818 - not an error: the next request ends the agent
+    """A request that ends the agent has arrived before the start of the agent was over."""
+
+
 class TaskWorkspace:
     """The workspace of one task."""
 
@@ -60,7 +64,20 @@ class TaskWorkspace:
         start_reporter: Callable[[int], Reporter],
         save: Callable[[], Awaitable[None]],
         deliver_once: Callable[[UUID, str], Awaitable[str | None]],
+        has_ending: Callable[[], bool],
     ) -> None:
+        """Create it for the task of the journal.
+
+        Args:
+            context: what all tasks of the runner share.
+            folder: where the task's files are.
+            journal: what of the task survives the runner.
+            outbox: the task's reports.
+            start_reporter: returns a reporter for the agent of this build.
+            save: writes the journal.
+            deliver_once: delivers an input at most once.
+            has_ending: whether a request waits that ends the agent of the latest start.
+        """
         self._context = context
         self._folder = folder
         self._journal = journal
@@ -68,6 +85,7 @@ class TaskWorkspace:
         self._start_reporter = start_reporter
         self._save = save
         self._deliver_once = deliver_once
+        self._has_ending = has_ending
         self._session: AgentSession | None = None
         self._last_notice = 0
         self._ending_since: float | None = None
@@ -100,7 +118,10 @@ class TaskWorkspace:
         return start is not None and processes.has_succeeded(self._folder.run(start.build_number))
 
     async def execute(self, reporter: Reporter) -> str | None:
-        """Execute the accepted build of the journal; idempotent. Return an error message, or None on success."""
+        """Execute the accepted build of the journal; idempotent. Return an error message, or None on success.
+
+        Raise ``StartEnded`` if the start is not over, and the request that ends it is to be executed now.
+        """
         match self._journal.transition:
             case "start":
                 assert self._journal.start is not None
@@ -120,6 +141,7 @@ class TaskWorkspace:
             leftover = (await session.stop()).leftover
             session.reporter.disconnected()
             session.reporter.lifecycle(Lifecycle.OFF)
+        await self._end_unknown_runs()
         leftover = max(leftover, await self._end_processes())
         if leftover:
             return f"{leftover} processes of the agent could not be killed; check the runner's machine."
@@ -148,6 +170,10 @@ class TaskWorkspace:
             self._context.metrics.runner_adopted.labels("lost" if agent_exit.reason == "lost" else "ended").inc()
             run = template.parse(start.run)
             context = self._agent_context(run, self._start_reporter(start.build_number))
+            if agent_exit.why is not ExitReason.NOT_STARTED:
+                self._note_launch(run)
+                if follower_class(run).start_outcome == "" and follower_class(run).initial_health is Health.HEALTHY:
+                    await self._note_ready(context.reporter)
             await conclude(context, agent_exit, partial(follower_class(run), context), stopping=asyncio.Event())
             await self._record_exit(start.build_number, agent_exit)
 
@@ -230,11 +256,15 @@ class TaskWorkspace:
         if not (self._journal.ready_reported or self._journal.exit_reported):  # else it would be starting for ever
             reporter.lifecycle(Lifecycle.STARTING)
         session = self._session
-        if session is not None and (problem := await session.wait_started()):
-            if self._session is not None:
-                await session.stop()
-            await self._end_processes()
-            return problem
+        if session is not None:
+            problem = await session.wait_started(self._has_ending)
+            if problem is None:
+                raise StartEnded
+            if problem:
+                if self._session is not None:
+                    await session.stop()
+                await self._end_processes()
+                return problem
         self.health = follower_class(run).initial_health
         return None
 
@@ -248,7 +278,7 @@ class TaskWorkspace:
         plan = self._plan(run, request)
         self._journal.port = free_port() if follower_class(run).needs_port else None
         await self._save()
-        await asyncio.to_thread(self._folder.remove_runs)
+        await removal.in_background(self._folder.remove_runs)
         run = run.model_copy(update={"command": plan.command})
         launched = request if plan.gives_prompt else request.model_copy(update={"prompt": ""})
         self._folder.write_prompt(launched.prompt, uid)
@@ -277,8 +307,7 @@ class TaskWorkspace:
         """
         isolation, journal = self._context.isolation, self._journal
         await asyncio.to_thread(isolation.check, run)
-        for interrupted in (each for each in self._folder.list_runs() if not each.exit.exists()):
-            await asyncio.to_thread(processes.kill_marked, interrupted)
+        await self._end_unknown_runs()
         await self._end_processes()
         uid = await asyncio.to_thread(isolation.assign_user, journal.task_id)
         if uid is not None and uid != journal.agent_uid:
@@ -286,6 +315,11 @@ class TaskWorkspace:
             await self._save()
         await asyncio.to_thread(isolation.prepare, run, self._folder, uid)
         return uid
+
+    async def _end_unknown_runs(self) -> None:
+        """Kill what is left of runs that no shim has recorded the exit of, such as those of a journal that was lost."""
+        for run in (each for each in self._folder.list_runs() if not each.exit.exists()):
+            await asyncio.to_thread(processes.kill_marked, run)
 
     async def _end_processes(self) -> int:
         """End all processes of the task that its isolation can tell from others. Return the number of those left."""
@@ -306,7 +340,7 @@ class TaskWorkspace:
 
     async def _remove(self) -> str | None:
         try:
-            await asyncio.to_thread(self._folder.remove_work)
+            await removal.in_background(self._folder.remove_work)
         except OSError as error:
             return f"The workspace could not be removed: {error}. The runner's user must be able to delete its files."
         return None
@@ -314,11 +348,22 @@ class TaskWorkspace:
     def _open_session(self, shim: ShimHandle, start: WorkspaceStart) -> None:
         reporter = self._start_reporter(start.build_number)
         run = template.parse(start.run)
-        if self._journal.gives_prompt and not run.takes_prompt_as_input:
-            self._journal.record_prompt()
+        self._note_launch(run)
         context = self._agent_context(run, reporter)
         on_exit = partial(self._record_exit, start.build_number)
         self._session = AgentSession(shim, partial(follower_class(run), context), context, on_exit)
+
+    def _note_launch(self, run: RunConfig) -> None:
+        """Record the prompt as given if the agent was started with it."""
+        if self._journal.gives_prompt and not run.takes_prompt_as_input:
+            self._journal.record_prompt()
+
+    async def _note_ready(self, reporter: Reporter) -> None:
+        """Report, once, that an agent of a kind that is ready from its start was ready."""
+        if not self._journal.ready_reported:
+            reporter.ready()
+            self._journal.ready_reported = True
+            await self._save()
 
     async def _record_exit(self, build_number: int, agent_exit: ExitRecord) -> None:
         """Record that the exit of a build's agent was reported, and clean up after it."""
