@@ -121,3 +121,17 @@ async def test_an_active_task_shows_that_its_prompt_is_to_be_given(harness: Runn
     await harness.until_state(task_id, "idle", "instead")
     shown = [event["task"] for event in harness.worker.events_of(task_id)]
     assert all(task["current_state"] for task in shown if task["status"] == "active")
+
+
+async def test_a_runner_ends_although_an_agent_never_opens_its_session(harness: RunnerHarness) -> None:
+    """The next runner starts that agent again."""
+    first = await harness.start(runner_drain="pause")
+    await harness.template({"command": ["sleep", "600"], "agent": "acp", "start_timeout": "20m", "grace": 1})
+    task_id = await harness.worker.create(input="Do it")
+    await harness.until(lambda: harness.marked(task_id))
+    assert await first.terminate() == 0
+    assert harness.marked(task_id) == set()
+    await harness.start(runner_drain="pause")
+    await harness.until(lambda: harness.worker.document(task_id)["workspace_build_number"] == 3)
+    await harness.until(lambda: harness.marked(task_id))
+    assert "error" not in {event["task"]["status"] for event in harness.worker.events_of(task_id)}
