@@ -8,6 +8,7 @@ import marshal
 import os
 import signal
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,25 @@ def test_what_a_killed_shim_left_is_killed(folder: RunFolder) -> None:
         assert left.wait() == -signal.SIGKILL
         assert kept.poll() is None
         kept.kill()
+
+
+def test_a_start_that_fails_after_its_shim_began_leaves_nothing(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even an agent that the shim has started by then."""
+    spec = replace(SPEC, argv=("sleep", "600"), cwd=folder.path, env=dict(os.environ))
+
+    def fail_once_started(_: int) -> int:
+        deadline = time.monotonic() + 30
+        while not folder.started.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert processes._marked(folder) != []
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", fail_once_started)
+    with pytest.raises(OSError, match="Too many open files"):
+        processes.spawn(folder, spec)
+    assert processes._marked(folder) == []
 
 
 def test_a_shim_runs_while_its_lock_is_held(folder: RunFolder) -> None:

@@ -237,7 +237,14 @@ def spawn(folder: RunFolder, spec: RunSpec) -> ShimHandle:
     """Start a shim in a new run folder; it has not started its agent yet. Raise ``OSError`` if that fails."""
     folder.recreate()
     folder.spec.write_bytes(marshal.dumps(_spec_record(spec)))
-    return ShimHandle(folder, _spawn(folder, spec.env))
+    pid = _spawn(folder, spec.env)
+    try:
+        return ShimHandle(folder, pid)
+    except OSError:  # with too many open files, for example
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        kill_marked(folder)  # it may have started its agent
+        raise
 
 
 def _spawn(folder: RunFolder, env: Mapping[str, str]) -> int:
