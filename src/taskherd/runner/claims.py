@@ -54,15 +54,16 @@ class Claims:
 
         If the worker does not answer in time, a request that is certainly the ``only_copy`` is still won: its
         claim is in the worker's queue, ahead of the claim of any later copy. Other copies are dropped, and so is this
-        one if its claim is in no queue; the worker sends the request again. Only silence means this: whoever is refused
-        does not start the build, since the worker would refuse its reports too.
+        one if its claim is in no queue, or had to wait before; the worker sends the request again. Only silence means
+        this: whoever is refused does not start the build, since the worker would refuse its reports too.
         """
         claim = BuildClaim(request.task_id, request.build_number, self._runner)
+        is_ahead = only_copy and not self._room.locked()
         try:
             async with self._room:
                 decision = await self._ask(claim)
         except Unavailable as error:
-            is_won = only_copy and not isinstance(error, NotPublished)
+            is_won = is_ahead and not isinstance(error, NotPublished)
             log.warning("claim unanswered", task_id=str(request.task_id), started=is_won, reason=str(error))
             return Claim.WON if is_won else Claim.SKIPPED
         except Malformed as error:

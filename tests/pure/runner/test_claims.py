@@ -99,3 +99,16 @@ async def test_more_claims_than_may_wait_are_made_one_after_the_other() -> None:
     worker.may_answer.set()
     assert set(await asyncio.gather(*waiting)) == {Claim.WON}
     assert len(set(worker.asked)) == len(starts)
+
+
+async def test_a_claim_that_had_to_wait_is_not_won_by_silence() -> None:
+    """That of a later copy may be ahead of it."""
+    worker = Worker(Unavailable("silence"))
+    worker.may_answer.clear()
+    claims = Claims(worker, "r")  # type: ignore[arg-type]
+    starts = [a_start().model_copy(update={"task_id": UUID(int=number)}) for number in range(MAX_CLAIMS + 1)]
+    waiting = [asyncio.create_task(claims.claim(each, only_copy=True)) for each in starts]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    worker.may_answer.set()
+    assert await asyncio.gather(*waiting) == [Claim.WON] * MAX_CLAIMS + [Claim.SKIPPED]
