@@ -271,6 +271,7 @@ async def test_a_timeline_ends_where_its_changes_reach_a_size(
     for newest, expected in ((False, [4, 5, 8]), (True, [8, 9])):
         rows = await feed.timeline(reader, ALICE, OF_ALICE, 0, 20, newest=newest)
         assert [row["position"] for row in rows] == expected
+        assert {row["found"] for row in rows} == {4}
     monkeypatch.setattr("taskherd.store.feed.MAX_PAGE_BYTES", 1)
     for newest, expected in ((False, [4]), (True, [9])):
         rows = await feed.timeline(reader, ALICE, OF_ALICE, 0, 20, newest=newest)

@@ -50,7 +50,7 @@ Recorded: TypeAlias = Callable[[], Awaitable[Reply | None]]
 
 
 class NotPublished(Unavailable):
-    """There is no reply, and the broker has not confirmed the message: it is most likely in no queue."""
+    """There is no reply, and no confirm of a message that ``call`` has published: it may be in no queue."""
 
 
 class _ReplyLost(Exception):  # noqa: N818 - not an error; never leaves this module
@@ -142,7 +142,7 @@ class CommandClient:
         ``RECORDED_AFTER``, ``recorded`` is asked for it, and again until it has one.
 
         Raises:
-            NotPublished: the broker has not confirmed the message; it is most likely in no queue.
+            NotPublished: nor has the broker confirmed a message that was published here; it may be in no queue.
             Unavailable: no reply arrived in time; the message may or may not have been processed, or may be later.
         """
         if len(self._waiting) >= MAX_WAITING:

@@ -243,7 +243,7 @@ def explain(client: Client, task: str) -> Mapping[str, Any]:
 
 
 def timeline(client: Client, task: str, limit: int) -> list[Mapping[str, Any]]:
-    """Return the newest ``limit`` (1 to 500) changes and actions of a task, oldest first."""
+    """Return the newest ``limit`` (1 to 500) changes and actions of a task, oldest first; fewer if they are large."""
     query = {"newest": "true", "limit": str(limit)}
     body = client.request("GET", *path_of(task), "events", query=query).body
     return sorted((*body["events"], *body["actions"]), key=lambda entry: str(entry["time"]))[-limit:]

@@ -240,8 +240,9 @@ class TaskSupervisor:
         finally:
             for loop in loops:
                 loop.cancel()
-            await asyncio.gather(*loops, *self._saves, return_exceptions=True)
+            await asyncio.gather(*loops, return_exceptions=True)
             await self._workspace.detach()
+            await self._wait_saved()
             self._context.drop_outbox(self._outbox)
             self._outbox.close()
 
@@ -421,6 +422,11 @@ class TaskSupervisor:
         async with self._saving:
             content = self._journal.model_dump_json().encode()
             await asyncio.to_thread(journals.write, self._folder.journal, content)
+
+    async def _wait_saved(self) -> None:
+        """Wait until no journal is being written: the next supervisor of the task writes the same file."""
+        while self._saves:
+            await asyncio.gather(*self._saves, return_exceptions=True)
 
     async def _save_if_possible(self) -> None:
         """Write the journal to disk; if that fails, the next change writes it. Repeating its requests is harmless."""

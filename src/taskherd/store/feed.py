@@ -130,7 +130,7 @@ SELECT * FROM (
     SELECT s.id, f.position, f.version, f.occurred_at, e.changes, CAST(e.cause AS text) AS cause,
            CAST(e.document AS text) AS core_document, p.prompt, CAST(b.document AS text) AS core_document_before,
            q.prompt AS prompt_before, w.username AS actor_name,
-           {bytes_before(_TIMELINE_SIZE, f"ORDER BY f.version {order}")} AS bytes_before
+           count(*) OVER () AS found, {bytes_before(_TIMELINE_SIZE, f"ORDER BY f.version {order}")} AS bytes_before
     FROM (SELECT t.id FROM tasks AS t WHERE t.id = $2 AND t.deleted_at IS NULL AND {CAN_SEE}) AS s
     LEFT JOIN LATERAL (
         SELECT * FROM task_feed WHERE task_id = s.id AND position > $3 ORDER BY version {order} LIMIT $4) AS f ON true
@@ -247,7 +247,8 @@ async def timeline(
     """Return changes of a task, each with the document before it; one row without a position if there are none.
 
     They are in order: the first ``limit`` after the position ``after``, or with ``newest`` the last ones. There are
-    fewer, at least one, if their documents and prompts reach ``MAX_PAGE_BYTES``.
+    fewer, at least one, if their documents and prompts reach ``MAX_PAGE_BYTES``: ``found`` is their number without
+    that limit.
     """
     values: tuple[Any, ...] = (caller, task_id, after, limit, MAX_PAGE_BYTES)
     return await pool.fetch(TIMELINE_NEWEST if newest else TIMELINE, *values)

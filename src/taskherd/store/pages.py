@@ -11,7 +11,7 @@ MAX_PAGE_BYTES: Final = 8 * 1024 * 1024
 def bytes_before(size: str, order: str) -> str:
     """Return the SQL of how many bytes the rows before a row have; a page has the rows where that is below its limit.
 
-    The first row thus always belongs to it. PostgreSQL knows the size of a value without reading it.
+    The first row thus always belongs to it. PostgreSQL knows the size of a text without reading it.
 
     Args:
         size: the SQL of the size of a row.

@@ -54,7 +54,7 @@ CROSS JOIN LATERAL (SELECT name, display_name, icon FROM templates WHERE id = t.
 """
 
 MAX_SEARCHED: Final = 50_000
-"""Number of tasks among which a part of a name, or the status of a workspace, is looked for, the newest."""
+"""Number of tasks of an owner, or of an organization, among which what no index has is looked for: the newest."""
 
 _SIZE: Final = "octet_length(p.prompt) + octet_length(CAST(t.document AS text))"
 
@@ -227,10 +227,10 @@ def _selection(criteria: TaskFilter, statement: Statement, columns: str) -> str:
     newest = "ORDER BY t.created_at DESC, t.id DESC LIMIT"
 
     def select(whose: str) -> str:
-        found = f"tasks AS t WHERE {whose} AND t.deleted_at IS NULL {conditions}"
+        source = f"tasks AS t WHERE {whose} AND t.deleted_at IS NULL {conditions}"
         if searched:
-            found = f"(SELECT t.* FROM {found} {newest} {MAX_SEARCHED}) AS t WHERE {searched}"
-        return f"SELECT {columns} FROM {found} {newest} {limit}"
+            source = f"(SELECT t.* FROM {source} {newest} {MAX_SEARCHED}) AS t WHERE {searched}"
+        return f"SELECT {columns} FROM {source} {newest} {limit}"
 
     own = select(f"t.owner_id = $1 AND {CAN_SEE}")
     if criteria.owner == criteria.caller:

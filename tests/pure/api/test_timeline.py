@@ -56,6 +56,11 @@ class Reader:
 
 
 def call(handler: Handler, reader: Reader, query: TimelineQuery | None = None) -> Any:
+    """Return the body of what a handler answers to Alice."""
+    return orjson.loads(respond(handler, reader, query).body)
+
+
+def respond(handler: Handler, reader: Reader, query: TimelineQuery | None = None) -> BufferedResponse:
     """Return what a handler answers to Alice."""
     request = SimpleNamespace(
         reader=reader,
@@ -64,8 +69,8 @@ def call(handler: Handler, reader: Reader, query: TimelineQuery | None = None) -
         task_ref=lambda: TaskRef(ALICE, ALICE, TASK),
         api=SimpleNamespace(settings=Settings(database_url="postgresql://u:p@h/d", amqp_url="amqp://u:p@h")),
     )
-    response = asyncio.run(cast("Any", handler)(cast("RequestContext", request)))
-    return orjson.loads(response.body)
+    response: BufferedResponse = asyncio.run(cast("Any", handler)(cast("RequestContext", request)))
+    return response
 
 
 def change(version: int, cause: dict[str, Any], **fields: Any) -> dict[str, Any]:
@@ -82,6 +87,7 @@ def change(version: int, cause: dict[str, Any], **fields: Any) -> dict[str, Any]
         "prompt": None,
         "prompt_before": None,
         "actor_name": None,
+        "found": 1,
         **fields,
     }
 
@@ -176,6 +182,14 @@ def test_the_page_of_a_timeline() -> None:
     for handler in (explain.timeline, explain.explain_task, durations.durations):
         with pytest.raises(HTTPError):
             call(handler, Reader({}))
+
+
+def test_a_timeline_tells_that_large_changes_left_no_room_for_others() -> None:
+    """By a header."""
+    for found, headers in ((1, {}), (2, {"X-Taskherd-Truncated": "true"})):
+        row = change(1, {"kind": "report", "type": "app.status"}, found=found)
+        response = respond(explain.timeline, Reader({feed.TIMELINE: [row]}, {"id": TASK}))
+        assert {name: value for name, value in response.headers.items() if name.startswith("X-")} == headers
 
 
 def test_an_input_in_a_timeline() -> None:

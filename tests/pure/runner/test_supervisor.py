@@ -503,6 +503,29 @@ async def test_a_journal_is_written_to_its_end_although_its_caller_is_cancelled(
     await runner.until(lambda: not runner.supervisor._saves)
 
 
+async def test_a_supervisor_ends_when_its_journal_is_written(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if that begins while it ends: the next supervisor of the task writes the same file."""
+    await runner.execute("start", 1)
+    supervisor, may_go_on, write = runner.supervisor, threading.Event(), journals.write
+
+    def slowly(path: Path, content: bytes) -> None:
+        assert may_go_on.wait(30)
+        write(path, content)
+
+    async def detach() -> None:
+        supervisor._save_in_background()
+
+    monkeypatch.setattr(journals, "write", slowly)
+    monkeypatch.setattr(runner.workspace, "detach", detach)
+    detaching = asyncio.create_task(runner.dispatcher.detach())
+    await runner.until(lambda: supervisor._saves)
+    await a_few_steps()
+    assert not detaching.done()
+    may_go_on.set()
+    await detaching
+    assert not supervisor._saves
+
+
 async def test_an_agent_that_has_done_its_work_is_not_started_again(runner: Runner) -> None:
     """Whether that was before it was to be stopped, or in the same moment."""
     await runner.execute("start", 1)

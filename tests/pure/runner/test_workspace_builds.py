@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from taskherd.runner import listeners
 from taskherd.runner.agents.acp.follower import AcpFollower
 from taskherd.runner.journal import Journal, Phase
 from taskherd.runner.reporter import Reporter, SequenceGenerator
-from taskherd.runner.workspaces import processes
+from taskherd.runner.workspaces import processes, removal
 from taskherd.runner.workspaces.folders import RunFolder
 from taskherd.runner.workspaces.isolation import Isolation
 from taskherd.runner.workspaces.processes import ExitRecord, RunSpec
@@ -253,6 +254,22 @@ async def test_an_agent_whose_start_fails_later_is_ended(builds: Builds, monkeyp
     assert builds.ended == [1, 1]
 
 
+async def test_a_start_does_not_wait_for_the_files_of_deleted_tasks(builds: Builds) -> None:
+    """However many are being removed."""
+    may_go_on = threading.Event()
+
+    def remove_much() -> None:
+        may_go_on.wait(60)
+
+    removals = [asyncio.create_task(removal.in_background(remove_much)) for _ in range(9)]
+    try:
+        assert await asyncio.wait_for(builds.start(1), 30) is None
+        assert not any(each.done() for each in removals)
+    finally:
+        may_go_on.set()
+    await asyncio.gather(*removals)
+
+
 async def test_a_start_gives_way_to_what_ends_its_agent(builds: Builds) -> None:
     """However long the agent takes; it is left to that request, and to the next runner until then."""
     starting = asyncio.create_task(builds.start(1, agent="acp"))
@@ -308,6 +325,31 @@ async def test_an_agent_that_ran_between_two_runners_was_started(
     found = [report["lifecycle"] for report in reports_of(builds.agent.outbox, "agent.lifecycle")]
     assert found == (["ready"] if ready else ["start_error"])
     assert builds.journal.exit_reported
+
+
+async def test_an_exit_between_two_runners_is_told_although_the_disk_is_full(
+    builds: Builds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or nothing that is asked of the task, such as its deletion, would be done until the disk has room."""
+
+    async def adopt(_: RunFolder) -> None:
+        return None
+
+    async def save() -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(processes, "adopt", adopt)
+    builds.workspace._save = save
+    given_start(builds.agent)
+    assert builds.journal.start is not None
+    builds.journal.accept(builds.journal.start.model_copy(update={"run": {"command": ["agent"]}}))
+    folder = builds.folder.run(1)
+    folder.recreate()
+    folder.output.mkdir()
+    folder.started.write_text("{}")
+    folder.exit.write_text('{"reason": "exited", "code": 0}')
+    await builds.workspace.recover()
+    assert [report["why"] for report in reports_of(builds.agent.outbox, "agent.exit")] == ["exited"]
 
 
 async def test_a_stop_ends_the_agent(builds: Builds) -> None:

@@ -43,7 +43,8 @@ class TimelineQuery(QueryModel):
     limit: Annotated[int, whole_number(1, MAX_LIMIT)] = Field(
         DEFAULT_LIMIT,
         description=f"Maximum number of changes in the response, 1 to {MAX_LIMIT}; by default {DEFAULT_LIMIT}. "
-        f"There are fewer, at least one, where {MAX_PAGE_BYTES >> 20} MiB of documents and prompts are reached.",
+        f"There are fewer, at least one, where {MAX_PAGE_BYTES >> 20} MiB of documents and prompts are reached; "
+        "`X-Taskherd-Truncated` tells.",
     )
     newest: Annotated[bool, FLAG] = Field(
         default=False,
@@ -65,12 +66,11 @@ async def timeline(request: RequestContext) -> BufferedResponse:
     if not rows:
         raise not_found()
     actions = await feed.actions(request.reader, request.caller.user_id, rows[0]["id"], MAX_ACTIONS)
-    return json(
-        {
-            "events": [_event_json(row) for row in rows if row["core_document"] is not None],
-            "actions": [_send_json(row) for row in actions],
-        }
-    )
+    body = {
+        "events": [_event_json(row) for row in rows if row["core_document"] is not None],
+        "actions": [_send_json(row) for row in actions],
+    }
+    return json(body, 200, {"X-Taskherd-Truncated": "true"} if rows[0]["found"] > len(rows) else {})
 
 
 def _send_json(row: Row) -> dict[str, Any]:

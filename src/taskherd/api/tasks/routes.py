@@ -335,7 +335,11 @@ ROUTES: Final = (
         summary="Get the timeline of an AI task",
         description="Returns the changes of the task in order. For the next page, set `after` to the last position.",
         query=explain.TimelineQuery,
-        responses={200: ResponseSpec("The changes.", Timeline)},
+        responses={
+            200: ResponseSpec(
+                "The changes.", Timeline, {"X-Taskherd-Truncated": "`true` if large ones left no room for others."}
+            )
+        },
         compressed=True,
     ),
     Route(

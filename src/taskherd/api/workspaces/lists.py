@@ -34,8 +34,8 @@ class WorkspacesQuery(QueryModel):
             "Search terms, separated by spaces: `owner:<username, ID or me>`, `organization:<name, ID or default>`,"
             " `name:<part of the name>`, `template:<name>`, `status:<status of the latest build>`,"
             " `has-ai-task:<bool>`. A word without a colon is a part of the name, or `<owner>/<part of the name>`."
-            " At most 4,096 characters. A part of a name or a status is looked for among the caller's newest"
-            f" {MAX_SEARCHED:,} tasks, and those of each organization whose admin the caller is."
+            " At most 4,096 characters. A part of a name or a status is looked for among the newest"
+            f" {MAX_SEARCHED:,} tasks of the owner, or of the caller and each organization whose admin the caller is."
         ),
     )
     limit: Annotated[int, whole_number(0, _MAX, empty=0)] = Field(

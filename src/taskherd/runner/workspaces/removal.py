@@ -22,14 +22,14 @@ TIMEOUT: Final = 600.0
 """Seconds after which a removal is given up: an agent's process that could not be killed may add files all the time."""
 MAX_DEPTH: Final = 32
 """Maximum number of levels that are open at a time. Most folders have fewer, and nothing in them is moved."""
-_THREADS: Final = ThreadPoolExecutor(2, thread_name_prefix="removal")
-"""The threads that remove: the others are for what must not wait for the many files of deleted tasks."""
+_EXECUTOR: Final = ThreadPoolExecutor(2, thread_name_prefix="removal")
+"""Its threads remove the files of deleted tasks, of which there may be many: nothing else waits for them."""
 _NOT_EMPTY: Final = frozenset({errno.ENOTEMPTY, errno.EEXIST})
 
 
-async def in_background(removal: Callable[[], None]) -> None:
-    """Remove files in one of the few threads for that; raise what ``removal`` raises."""
-    await asyncio.get_running_loop().run_in_executor(_THREADS, removal)
+async def in_background(function: Callable[[], None]) -> None:
+    """Remove files by this function in one of the few threads for that; raise what it raises."""
+    await asyncio.get_running_loop().run_in_executor(_EXECUTOR, function)
 
 
 def remove(path: Path, seconds: float = TIMEOUT) -> None:

@@ -173,7 +173,7 @@ class TaskWorkspace:
             if agent_exit.why is not ExitReason.NOT_STARTED:
                 self._note_launch(run)
                 if follower_class(run).start_outcome == "" and follower_class(run).initial_health is Health.HEALTHY:
-                    await self._note_ready(context.reporter)
+                    self._note_ready(context.reporter)
             await conclude(context, agent_exit, partial(follower_class(run), context), stopping=asyncio.Event())
             await self._record_exit(start.build_number, agent_exit)
 
@@ -278,7 +278,7 @@ class TaskWorkspace:
         plan = self._plan(run, request)
         self._journal.port = free_port() if follower_class(run).needs_port else None
         await self._save()
-        await removal.in_background(self._folder.remove_runs)
+        await asyncio.to_thread(self._folder.remove_runs)
         run = run.model_copy(update={"command": plan.command})
         launched = request if plan.gives_prompt else request.model_copy(update={"prompt": ""})
         self._folder.write_prompt(launched.prompt, uid)
@@ -358,12 +358,11 @@ class TaskWorkspace:
         if self._journal.gives_prompt and not run.takes_prompt_as_input:
             self._journal.record_prompt()
 
-    async def _note_ready(self, reporter: Reporter) -> None:
-        """Report, once, that an agent of a kind that is ready from its start was ready."""
+    def _note_ready(self, reporter: Reporter) -> None:
+        """Report that an agent of a kind that is ready from its start was ready; its exit is recorded with that."""
         if not self._journal.ready_reported:
             reporter.ready()
             self._journal.ready_reported = True
-            await self._save()
 
     async def _record_exit(self, build_number: int, agent_exit: ExitRecord) -> None:
         """Record that the exit of a build's agent was reported, and clean up after it."""

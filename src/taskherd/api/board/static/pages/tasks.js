@@ -229,9 +229,9 @@ class Tasks {
    * @param {any} task
    */
   isOnFirstPage(task) {
-    if (this.rows.length < PAGE) return true;
+    if (!this.next && this.rows.length < PAGE) return true; // with a next one, a page of large documents is shorter
     if (this.sort === "changed-asc") return false;
-    return this.isByChange() || task.created_at > this.rows[PAGE - 1].created_at;
+    return this.isByChange() || task.created_at > this.rows[this.rows.length - 1].created_at;
   }
 
   isByChange() {
