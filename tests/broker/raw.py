@@ -39,9 +39,9 @@ def headers(entries: bytes) -> tuple[int, bytes]:
     return HEADERS_FLAG, table(entries)
 
 
-def nested_arrays(depth: int) -> bytes:
-    """Return a table entry with arrays nested ``depth`` levels deep."""
-    value = b"V"
+def nested_arrays(depth: int, innermost: bytes = b"V") -> bytes:
+    """Return a table entry with arrays nested ``depth`` levels deep around an encoded value."""
+    value = innermost
     for _ in range(depth):
         value = b"A" + struct.pack(">I", len(value)) + value
     return b"\x01n" + value

@@ -48,14 +48,25 @@ def test_a_routing_key_that_cannot_be_sent_is_left_out(routing_key: str, *, kept
     assert build_dead_letter(NAMES, routing_key, b"", {}).routing_key == (routing_key if kept else "")
 
 
+def nested(levels: int) -> object:
+    """Return lists and tables of so many levels."""
+    value: object = "x"
+    for level in range(levels):
+        value = [1, value] if level % 2 else {"a": value, "b": None}
+    return value
+
+
 def test_headers_that_cannot_be_sent_are_left_out() -> None:
-    """They may have 32 KiB, and nothing that AMQP does not know."""
+    """They may have 32 KiB and 16 levels of lists and tables, and nothing that AMQP does not know."""
     rest = len(field_table({"h": ""}))
     for headers, kept in (
         ({"h": "x" * (32 * 1024 - rest)}, True),
         ({"h": "x" * (32 * 1024 - rest + 1)}, False),
         ({"h": object()}, False),
         ({"h": 2**64}, False),
+        ({"flat": 1, "deep": nested(16)}, True),
+        ({"flat": 1, "deep": nested(17)}, False),
+        ({"flat": 1, "deep": nested(100_000)}, False),
     ):
         message = build_dead_letter(NAMES, "key", b"", {"own": 1}, producer_headers=headers)
         assert message.headers == ({**headers, "own": 1} if kept else {"own": 1})

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import struct
 import uuid
 from datetime import datetime, timedelta
 
+import aiormq
 import pytest
 
 from taskherd.clock import Clock
 from taskherd.messages.limits import MAX_BODY_BYTES, TRUNCATED_BYTES
+from tests.broker import raw
 from tests.harness.worker import make_command, make_report
 from tests.worker.conftest import StartWorker
 
@@ -46,6 +49,25 @@ async def test_data_of_many_levels_are_a_dead_letter(start_worker: StartWorker) 
         await harness.until(lambda: harness.reasons() == ["invalid"])
         await harness.report(make_report("task.log", task_id, entries=[entry]))
         await harness.until_row("SELECT count(*) FROM task_logs WHERE task_id = $1", task_id, is_=1)
+
+
+async def test_headers_of_many_levels_are_left_out(start_worker: StartWorker, amqp_url: str) -> None:
+    """However many they have, also if they can just be decoded: no stack decides, and the worker goes on."""
+    depths = [16, 17, *range(440, 501)]
+    innermost = b"S" + struct.pack(">I", 1) + b"x"
+    async with start_worker() as harness, await aiormq.connect(amqp_url) as connection:
+        channel = await connection.channel(publisher_confirms=False)
+        assert isinstance(channel, aiormq.Channel)
+        for depth in depths:
+            properties = raw.headers(raw.nested_arrays(depth, innermost))
+            await raw.publish(channel, f"{harness.prefix}.reports", b"any", str(depth).encode(), properties)
+        await channel.close()
+        await harness.until(lambda: len(harness.dead_letters) == len(depths))
+        task_id = await harness.make_active()
+    assert {letter.body for letter in harness.dead_letters} == {str(depth).encode() for depth in depths}
+    assert [letter.body for letter in harness.dead_letters if "n" in letter.headers] == [b"16"]
+    assert harness.metric("taskherd_dead_lettered_total") == len(depths)
+    assert harness.document(task_id)["status"] == "active"
 
 
 @pytest.mark.parametrize("sender_checked", [True, False])

@@ -30,6 +30,9 @@ MAX_PRODUCER_HEADERS = 32 * 1024
 A header frame larger than the negotiated frame size would cost the connection.
 """
 
+MAX_HEADER_LEVELS = 16
+"""Maximum number of levels of lists and tables in a producer's header that is sent again, so that no stack decides."""
+
 _MAX_ROUTING_KEY_BYTES = 255
 _ORDER_TIMEOUT = 5.0
 """Seconds after which no more of what was returned is taken, to keep the order."""
@@ -290,10 +293,21 @@ def _queued(message: DeliveredMessage) -> QueuedMessage:
 
 
 def _sendable(headers: Mapping[str, Any]) -> FieldTable:
-    """Return the headers, or none if they cannot be encoded or are too large."""
+    """Return the headers, or none if they cannot be encoded, are too large or have too many levels."""
     table = dict(headers)
+    if _is_too_deep(table):
+        return {}
     try:
         size = len(encode.field_table(table))
-    except (TypeError, ValueError, OverflowError, ArithmeticError):
+    except (TypeError, ValueError, OverflowError, ArithmeticError, RecursionError):
         return {}
     return table if size <= MAX_PRODUCER_HEADERS else {}
+
+
+def _is_too_deep(headers: Mapping[str, Any]) -> bool:
+    """Return whether a header has more than ``MAX_HEADER_LEVELS``, of which the list or table that it is is one."""
+    nested: list[Any] = [headers]
+    for _ in range(MAX_HEADER_LEVELS + 1):
+        values = [value for each in nested for value in (each.values() if isinstance(each, dict) else each)]
+        nested = [value for value in values if isinstance(value, dict | list)]
+    return bool(nested)
