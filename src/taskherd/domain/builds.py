@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from taskherd.domain.liveness import is_due
 from taskherd.domain.reports import JobStatus, Transition
 from taskherd.domain.task import MAX_BUILD_NUMBER, MAX_REQUESTED_BUILDS, Deletion, TaskState, request_build
 from taskherd.domain.value import replace
@@ -50,11 +51,10 @@ def advance_delete(task_id: UUID, state: TaskState, now: datetime, backoff: Back
         return replace(state, deletion=Deletion(deletion.attempts, None, done=True))
     if is_exhausted(state):
         return state
-    if deletion.attempts == 0 or (deletion.retry_at is not None and now >= deletion.retry_at):
+    wait = timedelta(seconds=backoff.longest(deletion.attempts))
+    if deletion.attempts == 0 or (deletion.retry_at is not None and is_due(deletion.retry_at, wait, now)):
         after = request_next_build(task_id, state, Transition.DELETE, now)
         return replace(after, deletion=Deletion(deletion.attempts + 1))
     if deletion.retry_at is None:
-        return replace(
-            state, deletion=replace(deletion, retry_at=now + timedelta(seconds=backoff.longest(deletion.attempts)))
-        )
+        return replace(state, deletion=replace(deletion, retry_at=now + wait))
     return state

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from taskherd.domain.interrupts import counts_as_working
+from taskherd.domain.liveness import is_plausible
 from taskherd.domain.reports import ExitReason
 from taskherd.domain.value import replace, value
 from taskherd.domain.view import (
@@ -54,23 +55,29 @@ def is_ready(state: TaskState, now: datetime) -> bool:
         return False
     if _was_interrupted(state):
         return False
+    settled_at = _settled_at(state, now)
+    return settled_at is None or now >= settled_at
+
+
+def _settled_at(state: TaskState, now: datetime) -> datetime | None:
+    """Return until when a new state of the agent is waited for, or None if none is.
+
+    A delivery that a wrong clock has noted far in the future is ignored.
+    """
     delivered = state.inbox.delivered_at
     stamped = current_app_status(state)
-    if delivered is None or (stamped is not None and stamped.received_at > delivered):
-        return True
-    return now >= delivered + SETTLE_TIME
+    if delivered is None or not is_plausible(delivered, now):
+        return None
+    return None if stamped is not None and stamped.received_at > delivered else delivered + SETTLE_TIME
 
 
-def next_check_at(state: TaskState) -> datetime | None:
+def next_check_at(state: TaskState, now: datetime) -> datetime | None:
     """Return when the next input can be sent without another report, or None if only a report can make it possible."""
-    inbox = state.inbox
-    if not inbox.queued or is_busy(state) or inbox.delivered_at is None or _was_interrupted(state):
+    if not state.inbox.queued or is_busy(state) or _was_interrupted(state):
         return None
     if status_of(state, agent_of(state), app_health_of(state)) is not Status.ACTIVE:
         return None
-    stamped = current_app_status(state)
-    is_settling = stamped is None or stamped.received_at <= inbox.delivered_at
-    return inbox.delivered_at + SETTLE_TIME if is_settling else None
+    return _settled_at(state, now)
 
 
 def send_next(

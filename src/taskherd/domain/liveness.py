@@ -82,6 +82,11 @@ def is_plausible(at: datetime, now: datetime) -> bool:
     return at <= now + MAX_SKEW
 
 
+def is_due(at: datetime, wait: timedelta, now: datetime) -> bool:
+    """Return whether a time has come that was set ``wait`` ahead, or was set by a clock that is itself far ahead."""
+    return now >= at or not is_plausible(at - wait, now)
+
+
 def detect_loss(state: TaskState, watermark: datetime, now: datetime, timeouts: Timeouts) -> TaskState:
     """Mark the build's agent as silent if it has been silent for longer than the timeout while the queues were drained.
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from taskherd.domain import builds
-from taskherd.domain.liveness import silence_duration, silence_start
+from taskherd.domain.liveness import is_due, silence_duration, silence_start
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.reports import (
     AgentHeartbeat,
@@ -111,10 +111,10 @@ def restart_lost(task_id: UUID, state: TaskState, now: datetime, policy: Recover
     )
     if not may_restart:
         return state if restarts.retry_at is None else replace(state, loss_restarts=LossRestarts(restarts.count))
+    wait = timedelta(seconds=policy.loss_backoff.longest(restarts.count + 1))
     if restarts.retry_at is None:
-        retry_at = now + timedelta(seconds=policy.loss_backoff.longest(restarts.count + 1))
-        return replace(state, loss_restarts=LossRestarts(restarts.count, retry_at))
-    if now < restarts.retry_at:
+        return replace(state, loss_restarts=LossRestarts(restarts.count, now + wait))
+    if not is_due(restarts.retry_at, wait, now):
         return state
     after = builds.request_next_build(task_id, state, Transition.START, now)
     return replace(after, loss_restarts=LossRestarts(restarts.count + 1))

@@ -314,7 +314,7 @@ def due_at(
     """
     deadlines = (
         liveness.next_deadline(state, timeouts, now, watermark),
-        inbox.next_check_at(state),
+        inbox.next_check_at(state, now),
         interrupts.deadline(state, watermark, now, timeouts),
         recovery.stall_deadline(state, watermark, now, policy),
         state.deletion.retry_at if state.deletion else None,

@@ -122,6 +122,16 @@ def test_a_failed_delete_is_retried_after_a_backoff(core: Core) -> None:
         assert failed_again.deletion.retry_at == NOON + 10 * SECOND
 
 
+def test_a_retry_that_a_clock_ahead_has_set_is_due(core: Core) -> None:
+    """After the clock was set back, a delete does not wait until it is as late again; small skew counts."""
+    requested = advanced(core, with_delete(core, folded(core, [build(job=JobStatus.SUCCEEDED)])))
+    scheduled = advanced(core, folded(core, [delete_report(2, JobStatus.FAILED)], requested))
+    for back in (SECOND, 30 * SECOND):
+        assert advanced(core, scheduled, -back) is scheduled
+    for back in (31 * SECOND, timedelta(days=1)):
+        assert advanced(core, scheduled, -back).build_number == 3
+
+
 def test_a_late_success_ends_the_retries(core: Core) -> None:
     """A delete that failed and is then reported as succeeded before its retry is done."""
     requested = advanced(core, with_delete(core, folded(core, [build(job=JobStatus.SUCCEEDED)])))

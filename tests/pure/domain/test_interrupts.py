@@ -137,7 +137,7 @@ def test_nothing_leaves_the_inbox_while_an_interrupt_is_open(core: Core) -> None
     assert core.inbox.is_ready(idle, NOON)
     state = core.interrupts.begin(idle, ONE, NOON)
     assert core.inbox.send_next(state, [TWO], (), NOON) == (state, None)
-    assert core.inbox.next_check_at(core.interrupts.begin(delivered(core, active(core)), ONE, NOON)) is None
+    assert core.inbox.next_check_at(core.interrupts.begin(delivered(core, active(core)), ONE, NOON), NOON) is None
 
 
 def test_inputs_wait_for_the_agent_after_one_that_was_ended(core: Core) -> None:
@@ -146,7 +146,7 @@ def test_inputs_wait_for_the_agent_after_one_that_was_ended(core: Core) -> None:
     state = core.inbox.enqueue(active(core, status(AgentState.IDLE), ended))
     assert not core.inbox.is_ready(state, NOON)
     settling = core.fold.fold(delivered(core, active(core)), ended, NOON).state
-    assert core.inbox.next_check_at(settling) is None
+    assert core.inbox.next_check_at(settling, NOON) is None
     exited = core.inbox.enqueue(active(core, status(AgentState.IDLE), replace(ended, why=ExitReason.EXITED, status=0)))
     assert core.inbox.is_ready(exited, NOON)
     resumed = [build(2, job=JobStatus.SUCCEEDED), lifecycle(number=2)]

@@ -48,6 +48,8 @@ LIVENESS: list[Mutation] = [
     ("at <= now + MAX_SKEW", "at <= now", liveness.test_small_clock_differences_are_tolerated),
     ("at is not None and is_plausible(at, now)", "at is not None", liveness.test_a_clock_that_jumps_back),
     ("at if is_plausible(at, now) else now", "at", liveness.test_next_deadline),
+    (" or not is_plausible(at - wait, now)", "", builds.test_a_retry_that_a_clock_ahead_has_set_is_due),
+    ("is_plausible(at - wait, now)", "is_plausible(at, now)", builds.test_a_retry_that_a_clock_ahead_has_set_is_due),
     (" if now - worker.seen_at <= stale_after]", "]", liveness.test_the_watermark_is_the_latest_of_all_live_workers),
     (
         "now - worker.seen_at <= stale_after",
@@ -183,12 +185,12 @@ BUILDS: list[Mutation] = [
     ),
     ("deletion.attempts == 0 or", "", builds.test_a_delete_waits_for_the_active_build),
     (
-        "deletion.retry_at is not None and now >= deletion.retry_at",
+        "deletion.retry_at is not None and is_due(deletion.retry_at, wait, now)",
         "True",
         builds.test_a_failed_delete_is_retried_after_a_backoff,
     ),
     (
-        "deletion.retry_at is not None and now >= deletion.retry_at",
+        "deletion.retry_at is not None and is_due(deletion.retry_at, wait, now)",
         "deletion.retry_at is not None",
         builds.test_a_failed_delete_is_retried_after_a_backoff,
     ),
@@ -281,8 +283,8 @@ INBOX: list[Mutation] = [
         interrupts.test_inputs_wait_for_the_agent_after_one_that_was_ended,
     ),
     (
-        "inbox.delivered_at is None or _was_interrupted(state):",
-        "inbox.delivered_at is None:",
+        "is_busy(state) or _was_interrupted(state):",
+        "is_busy(state):",
         interrupts.test_inputs_wait_for_the_agent_after_one_that_was_ended,
     ),
     (
@@ -312,32 +314,40 @@ INBOX: list[Mutation] = [
         inbox.test_inputs_are_sent_to_active_tasks_that_are_not_busy,
     ),
     (
-        "(stamped is not None and stamped.received_at > delivered)",
+        "stamped is not None and stamped.received_at > delivered",
         "stamped is not None",
         inbox.test_the_next_input_is_sent_after_a_new_state_or_five_seconds,
     ),
     (
-        "(stamped is not None and stamped.received_at > delivered)",
+        "stamped is not None and stamped.received_at > delivered",
         "False",
         inbox.test_the_next_input_is_sent_after_a_new_state_or_five_seconds,
     ),
     (
-        "return now >= delivered + SETTLE_TIME",
+        "return settled_at is None or now >= settled_at",
         "return True",
         inbox.test_the_next_input_is_sent_after_a_new_state_or_five_seconds,
     ),
     (
-        "return now >= delivered + SETTLE_TIME",
-        "return False",
+        "return settled_at is None or now >= settled_at",
+        "return settled_at is None",
         inbox.test_the_next_input_is_sent_after_a_new_state_or_five_seconds,
     ),
-    ("not inbox.queued or is_busy(state)", "is_busy(state)", inbox.test_when_the_inbox_is_checked_without_a_report),
     (
-        "not inbox.queued or is_busy(state) or",
-        "not inbox.queued or",
+        "not state.inbox.queued or is_busy(state)",
+        "is_busy(state)",
         inbox.test_when_the_inbox_is_checked_without_a_report,
     ),
-    ("if is_settling else None", "", inbox.test_when_the_inbox_is_checked_without_a_report),
+    (
+        "not state.inbox.queued or is_busy(state) or",
+        "not state.inbox.queued or",
+        inbox.test_when_the_inbox_is_checked_without_a_report,
+    ),
+    (
+        " or not is_plausible(delivered, now):",
+        ":",
+        inbox.test_a_delivery_that_a_clock_ahead_has_noted_holds_up_nothing,
+    ),
     (
         "not state.inbox.queued or not is_ready(state, now)",
         "not is_ready(state, now)",

@@ -168,6 +168,15 @@ def test_a_lost_agent_is_started_again_with_backoff() -> None:
     assert recovery.restart_lost(TASK, lost(state), at, POLICY).loss_restarts.retry_at is None
 
 
+def test_a_restart_that_a_clock_ahead_has_set_is_due() -> None:
+    """After the clock was set back, it does not wait until it is as late again; small skew counts."""
+    state = recovery.restart_lost(TASK, lost(working()), NOON, POLICY)
+    for back in (SECOND, 30 * SECOND):
+        assert recovery.restart_lost(TASK, state, NOON - back, POLICY) is state
+    for back in (31 * SECOND, timedelta(days=1)):
+        assert recovery.restart_lost(TASK, state, NOON - back, POLICY).build_number == 2
+
+
 def test_an_agent_that_ended_as_lost_is_started_again() -> None:
     """The runner's word that nothing recorded the end counts like silence; any other end does not."""
     for why in ExitReason:
