@@ -221,7 +221,7 @@ def _choose_name(command: Create, context: CommandContext) -> str | CommandRefus
 
 
 def _delete(task: Task, now: datetime) -> CommandAccepted:
-    state = replace(inbox.fail_all(task.state), deletion=Deletion(), interrupt=None)
+    state = replace(inbox.fail_all(task.state), deletion=Deletion(), loss_restarts=LossRestarts(), interrupt=None)
     return CommandAccepted(replace(task, deleted_at=now, state=state))
 
 

@@ -28,7 +28,7 @@ from taskherd.domain.request_values import RequestState
 from taskherd.domain.updates import AcceptedInput, Cause
 from taskherd.domain.usage import UsageLedger
 from taskherd.domain.value import replace
-from taskherd.domain.view import is_connected
+from taskherd.domain.view import agent_of, is_connected
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -317,11 +317,10 @@ def due_at(
         inbox.next_check_at(state, now),
         interrupts.deadline(state, watermark, now, timeouts),
         recovery.stall_deadline(state, watermark, now, policy),
-        state.deletion.retry_at if state.deletion else None,
-        state.loss_restarts.retry_at,
+        state.deletion.retry_at if state.deletion else state.loss_restarts.retry_at,
     )
     times = [at for at in deadlines if at is not None]
-    if not is_steady(state) and is_connected(state):
+    if not is_steady(state) and is_connected(state) and agent_of(state) is not None:
         last_heartbeat = state.last_heartbeat[state.build_number]
         times.append(
             (last_heartbeat if liveness.is_plausible(last_heartbeat, now) else now) + timeouts.agent_lost_after

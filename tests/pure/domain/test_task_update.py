@@ -24,7 +24,7 @@ from taskherd.domain.reports import (
     TaskLog,
     Transition,
 )
-from taskherd.domain.task import Deletion, Inbox, LastLog, Stall
+from taskherd.domain.task import Deletion, Inbox, LastLog, Silence, Stall
 from taskherd.domain.task_update import apply_command, apply_report, apply_timer_check, due_at, finalize
 from taskherd.domain.updates import Cause, TaskUpdate, TimerCheck, UpdateContext
 from taskherd.domain.value import replace
@@ -393,3 +393,34 @@ def test_an_agent_without_a_lease_is_checked_when_it_may_be_lost() -> None:
         (NOON - timedelta(hours=1), NOON - timedelta(hours=1) + 30 * SECOND),
     ):
         assert due_at(unsteady, None, now, known.timeouts, policy) == due
+
+
+def test_a_deleted_task_waits_for_no_restart() -> None:
+    """Once its delete is done it is not checked again, also if an earlier release has left the time of a restart."""
+    policy = RecoveryPolicy(timedelta(), 1, Backoff(60, 60))
+    known = replace(context(), default_policy=policy)
+    lost = new_update(replace(running(unchanged_core()), silence=Silence(1, lost=True)))
+    finalize(lost, NOON, known)
+    assert lost.existing_task.state.loss_restarts.retry_at is not None
+    deleted = TaskUpdate(lost.task, lost.task)
+    apply_command(deleted, Delete(command_id=ONE, task_id=TASK, actor_id=TWO), NOON, known)
+    assert deleted.existing_task.state.loss_restarts.retry_at is None
+    for restarts in (deleted.existing_task.state.loss_restarts, lost.existing_task.state.loss_restarts):
+        task = deleted.existing_task
+        update = TaskUpdate(task, replace(task, state=replace(task.state, loss_restarts=restarts)))
+        finalize(update, NOON, known)
+        done = build(2, job=JobStatus.SUCCEEDED, transition=Transition.DELETE)
+        assert apply_report(update, done, LATER, known) is ReportOutcome.APPLIED
+        finalize(update, LATER, known)
+        assert due_at(update.existing_task.state, NOON, LATER, known.timeouts, policy) is None
+
+
+def test_a_heartbeat_after_a_stop_needs_no_check() -> None:
+    """One without a build number counts for the latest build: a stop has no agent that could be lost."""
+    known, policy = context(), default_policy(0)
+    update = new_update(running(unchanged_core()))
+    for report in (build(2, job=JobStatus.SUCCEEDED, transition=Transition.STOP), heartbeat(None, seq=9)):
+        assert apply_report(update, report, NOON, known) is ReportOutcome.APPLIED
+    state = update.existing_task.state
+    assert state.last_heartbeat[2] == NOON
+    assert due_at(state, NOON, NOON + 60 * SECOND, known.timeouts, policy) is None
