@@ -5,7 +5,7 @@ Rules, which the tests in ``tests/pure/domain/test_interrupts.py`` check as laws
 1. An open interrupt ends with the first report about it, with a later build of its task, or when no report came for the
    timeout; so it always ends.
 2. What a report says replaces what the worker concluded from its absence, but no other report does.
-3. ``stopped`` and ``ended`` overrule the state that the agent reported before: to the inbox, the agent does not work.
+3. ``stopped`` and ``ended`` overrule the state that the same agent reported before: to the inbox, it does not work.
 """
 
 from __future__ import annotations
@@ -44,13 +44,14 @@ def record_outcome(state: TaskState, report: AgentInterrupted, now: datetime) ->
     reported about it.
     """
     last = state.last_interrupt
-    is_open = state.interrupt is not None and state.interrupt.id == report.interrupt_id
+    number = report.sort_key[0]
     is_unreported = last is not None and last.id == report.interrupt_id and last.unreported
-    if is_open:
+    if state.interrupt is not None and state.interrupt.id == report.interrupt_id:
+        number = state.interrupt.build_number
         state = replace(state, interrupt=None)
     elif not is_unreported:
         return state
-    return _end(state, report.interrupt_id, report.outcome, report.detail, now)
+    return _end(state, number, EndedInterrupt(report.interrupt_id, report.outcome, now, report.detail))
 
 
 def end_superseded(state: TaskState, now: datetime) -> TaskState:
@@ -59,7 +60,8 @@ def end_superseded(state: TaskState, now: datetime) -> TaskState:
     if interrupt is None or interrupt.build_number == state.build_number:
         return state
     state = replace(state, interrupt=None)
-    return _end(state, interrupt.id, InterruptOutcome.ENDED, NEXT_BUILD, now, unreported=True)
+    ended = EndedInterrupt(interrupt.id, InterruptOutcome.ENDED, now, NEXT_BUILD, unreported=True)
+    return _end(state, interrupt.build_number, ended)
 
 
 def expire(state: TaskState, watermark: datetime, now: datetime, timeouts: Timeouts) -> TaskState:
@@ -68,7 +70,8 @@ def expire(state: TaskState, watermark: datetime, now: datetime, timeouts: Timeo
     if interrupt is None or silence_duration(interrupt.since, watermark, now) <= timeouts.interrupt_timeout:
         return state
     state = replace(state, interrupt=None)
-    return _end(state, interrupt.id, InterruptOutcome.FAILED, NOT_REPORTED, now, unreported=True)
+    failed = EndedInterrupt(interrupt.id, InterruptOutcome.FAILED, now, NOT_REPORTED, unreported=True)
+    return _end(state, interrupt.build_number, failed)
 
 
 def deadline(state: TaskState, watermark: datetime | None, now: datetime, timeouts: Timeouts) -> datetime | None:
@@ -87,19 +90,13 @@ def counts_as_working(state: TaskState) -> bool:
     return last is None or last.overruled != stamped.report.sort_key
 
 
-def _end(
-    state: TaskState,
-    interrupt_id: UUID,
-    outcome: InterruptOutcome,
-    detail: str | None,
-    now: datetime,
-    *,
-    unreported: bool = False,
-) -> TaskState:
-    if outcome is InterruptOutcome.FAILED:
-        return replace(state, last_interrupt=EndedInterrupt(interrupt_id, outcome, now, detail, unreported))
+def _end(state: TaskState, build_number: int, ended: EndedInterrupt) -> TaskState:
+    """Record what became of the interrupt of a build's agent; the state of a later agent is not overruled."""
     stamped = current_app_status(state)
+    latest = state.build_number if stamped is None else stamped.report.sort_key[0]
+    if ended.outcome is InterruptOutcome.FAILED or build_number != latest:
+        return replace(state, last_interrupt=ended)
     overruled = None if stamped is None else stamped.report.sort_key
-    ended = EndedInterrupt(interrupt_id, outcome, now, detail, unreported, overruled)
     # as after a new state: the next input need not wait for the agent to settle
-    return replace(state, last_interrupt=ended, inbox=replace(state.inbox, delivered_at=None))
+    inbox = replace(state.inbox, delivered_at=None)
+    return replace(state, last_interrupt=replace(ended, overruled=overruled), inbox=inbox)

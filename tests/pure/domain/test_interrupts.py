@@ -37,7 +37,7 @@ from taskherd.messages.run_policy import default_policy
 from tests.harness.histories import NOON, TASK, randoms
 from tests.harness.tasks import make_task
 from tests.pure.domain.mutated_core import unchanged_core
-from tests.pure.domain.test_fold import build, heartbeat, lifecycle, status, timeouts
+from tests.pure.domain.test_fold import build, folded, heartbeat, lifecycle, status, timeouts
 from tests.pure.domain.test_inbox import active, delivered
 from tests.pure.domain.test_task_update import WATERMARK, context, new_update
 
@@ -129,6 +129,25 @@ def test_stopped_and_ended_count_as_another_state(core: Core) -> None:
     ended = core.interrupts.record_outcome(unheard, interrupted(ONE, InterruptOutcome.ENDED), NOON)
     assert not core.interrupts.counts_as_working(ended)
     assert core.inbox.is_busy(ended)
+
+
+def test_an_interrupt_of_an_earlier_agent_does_not_overrule_the_next_one(core: Core) -> None:
+    """It is recorded, but the agent of a later build goes on working, and settles after the input it has got."""
+    began = core.interrupts.begin(working(core), ONE, NOON)
+    expired = core.interrupts.expire(began, NOON - TIMEOUT, NOON + TIMEOUT + SECOND, timeouts(core))
+    for interrupted_state in (began, expired):
+        state = folded(core, [build(2, job=JobStatus.SUCCEEDED), lifecycle(number=2)], interrupted_state)
+        settling = replace(state, inbox=replace(state.inbox, delivered_at=NOON))
+        at_work = core.fold.fold(settling, status(AgentState.WORKING, number=2, seq=5), NOON).state
+        for before in (settling, at_work):
+            for outcome in ENDING:
+                after = core.interrupts.record_outcome(before, interrupted(ONE, outcome), NOON)
+                assert after.last_interrupt.outcome is outcome
+                assert core.interrupts.counts_as_working(after) is (before is at_work)
+                assert after.inbox.delivered_at == NOON
+            superseded = core.interrupts.end_superseded(before, NOON)
+            assert core.interrupts.counts_as_working(superseded) is (before is at_work)
+            assert superseded.inbox.delivered_at == NOON
 
 
 def test_nothing_leaves_the_inbox_while_an_interrupt_is_open(core: Core) -> None:
