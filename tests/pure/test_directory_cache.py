@@ -31,6 +31,7 @@ class Directory:
         self.missing: set[UUID] = set()
         self.stalled_after: dict[UUID, int] = {}
         self.before_names: Callable[[], None] = lambda: None
+        self.before_runs: Callable[[], None] = lambda: None
         engine: Any = "engine"
         self.cache: Any = DirectoryCache(engine, default_policy(60))
 
@@ -52,6 +53,7 @@ class Directory:
 
     async def runs(self, connection: str, versions: Sequence[UUID]) -> dict[UUID, VersionRun]:
         """Return how these versions run."""
+        self.before_runs()
         self.reads.append(("runs", connection, list(versions)))
         return {each: VersionRun({"stalled_after": self.stalled_after.get(each)}, POOL) for each in versions}
 
@@ -106,13 +108,28 @@ async def test_what_was_read_before_the_directory_changed_is_not_kept(source: Di
     for _ in range(2):
         await cache.look_up([(ONE, TWO)])
     assert len(source.reads) == 2
-    await cache.recovery_policies(OWN, [ONE])
+    await cache.version_runs(OWN, [ONE])
     cache.replace(9, frozenset())
     assert (cache.revision, cache.template_pools) == (9, frozenset())
-    assert cache.known_template_pools() == {}
     await cache.look_up([(ONE, TWO)])
-    await cache.recovery_policies(OWN, [ONE])
+    await cache.version_runs(OWN, [ONE])
     assert [kind for kind, *_ in source.reads] == ["names", "names", "runs", "names", "runs"]
+
+
+async def test_a_batch_has_all_its_versions_although_the_directory_changes(source: Directory) -> None:
+    """It has those that it knew when it began to read others; what it read then is read again by the next batch."""
+    cache = source.cache
+    source.stalled_after = {ONE: 600}
+    await cache.version_runs(OWN, [ONE])
+    source.before_runs = lambda: cache.replace(8, frozenset())
+    policies, pools = await cache.version_runs(OWN, [ONE, TWO])
+    assert {each: policies[each].stalled_after for each in (ONE, TWO)} == {
+        ONE: timedelta(seconds=600), TWO: timedelta(seconds=60)
+    }  # fmt: skip
+    assert pools == {ONE: POOL, TWO: POOL}
+    source.before_runs = lambda: None
+    await cache.version_runs(OWN, [TWO])
+    assert [read for *_, read in source.reads] == [[ONE], [TWO], [TWO]]
 
 
 async def test_users_and_versions_are_read_once_for_a_revision(source: Directory) -> None:
@@ -135,13 +152,13 @@ async def test_recovery_policies_are_read_once(source: Directory) -> None:
     """With the pools of the versions; what a version does not ask for is as by default."""
     cache = source.cache
     source.stalled_after = {TWO: 600}
-    policies = await cache.recovery_policies(OWN, [TWO, ONE, ONE])
+    policies, pools = await cache.version_runs(OWN, [TWO, ONE, ONE])
     expected = {ONE: timedelta(seconds=60), TWO: timedelta(seconds=600)}
     assert {version: policies[version].stalled_after for version in (ONE, TWO)} == expected
-    assert cache.known_template_pools() == {ONE: POOL, TWO: POOL}
-    policies = await cache.recovery_policies(OWN, [THREE, TWO])
+    assert pools == {ONE: POOL, TWO: POOL}
+    policies, _ = await cache.version_runs(OWN, [THREE, TWO])
     assert set(policies) >= {TWO, THREE}
-    await cache.recovery_policies(OWN, [ONE, THREE])
+    await cache.version_runs(OWN, [ONE, THREE])
     assert source.reads == [("runs", OWN, [ONE, TWO]), ("runs", OWN, [THREE])]
 
 
@@ -172,14 +189,14 @@ async def test_50_000_names_are_kept(source: Directory) -> None:
 async def test_50_000_policies_are_kept(source: Directory) -> None:
     """With more than that, all are read again when they are needed; what a batch has read so far it keeps."""
     versions, cache = many(1, 50_001), source.cache
-    await cache.recovery_policies(OWN, versions[:40_000])
-    await cache.recovery_policies(OWN, versions[40_000:50_000])
-    known = cache.known_template_pools()
-    await cache.recovery_policies(OWN, versions[:1])
+    await cache.version_runs(OWN, versions[:40_000])
+    await cache.version_runs(OWN, versions[40_000:50_000])
+    _, known = await cache.version_runs(OWN, versions[:1])
     assert len(source.reads) == 2
-    await cache.recovery_policies(OWN, versions[50_000:])
-    assert len(known) == 50_000
-    await cache.recovery_policies(OWN, versions[:1])
+    policies, _ = await cache.version_runs(OWN, [versions[0], versions[50_000]])
+    assert {versions[0], versions[50_000]} <= policies.keys()
+    assert set(versions[:50_000]) <= known.keys()
+    await cache.version_runs(OWN, versions[:1])
     assert [len(read) for *_, read in source.reads] == [40_000, 10_000, 1, 1]
 
 

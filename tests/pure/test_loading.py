@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -31,7 +31,7 @@ from taskherd.store.inputs import InputRow
 from taskherd.store.parked_reports import ParkedReport
 from taskherd.store.tasks import StoredTask
 from taskherd.worker.batch import Batch
-from taskherd.worker.directory_cache import NO_ENTRIES, DirectoryEntries
+from taskherd.worker.directory_cache import NO_ENTRIES, DirectoryEntries, VersionRuns
 from taskherd.worker.load import LoadedBatch, load_batch, load_ownership
 from tests.harness.contexts import partial_context
 from tests.harness.histories import NOON
@@ -106,14 +106,10 @@ class Store:
         self.run.append(("entries", revision, set(owners), set(versions)))
         return ENTRIES
 
-    async def recovery_policies(self, _: object, versions: Collection[UUID]) -> Mapping[UUID, Any]:
-        """Return the policies of versions."""
+    async def version_runs(self, _: object, versions: Collection[UUID]) -> VersionRuns:
+        """Return the policies and pools of versions."""
         self.run.append(("policies", set(versions)))
-        return self.policies
-
-    def known_template_pools(self) -> Mapping[UUID, Any]:
-        """Return the pools of versions."""
-        return {VERSION: POOL}
+        return VersionRuns(self.policies, {VERSION: POOL})
 
     async def load(self, batch: Batch, indexes: Sequence[int] | None = None) -> LoadedBatch:
         """Load a batch, by default with all its reports."""

@@ -45,6 +45,13 @@ class DirectoryEntries(NamedTuple):
 NO_ENTRIES: Final = DirectoryEntries({}, {})
 
 
+class VersionRuns(NamedTuple):
+    """The recovery policies of template versions, and their templates and pools, by id."""
+
+    policies: dict[UUID, RecoveryPolicy]
+    template_pools: dict[UUID, TemplatePool]
+
+
 class DirectoryCache:
     """The names that are rendered into documents, by owner and template version, and the versions' recovery policies.
 
@@ -57,8 +64,7 @@ class DirectoryCache:
         self.default_policy = default_policy
         self._engine = engine
         self.template_pools: frozenset[TemplatePool] = frozenset()
-        self._policies: dict[UUID, RecoveryPolicy] = {}
-        self._template_pool_of: dict[UUID, TemplatePool] = {}
+        self._runs = VersionRuns({}, {})
         self._names: dict[Pair, DirectoryNames] = {}
         self._owners: dict[UUID, directory.Owner] = {}
         self._versions: dict[UUID, directory.TemplateVersion] = {}
@@ -111,26 +117,23 @@ class DirectoryCache:
             {each: known_versions[each] for each in versions if each in known_versions},
         )
 
-    async def recovery_policies(
-        self, connection: AsyncConnection, versions: Iterable[UUID]
-    ) -> Mapping[UUID, RecoveryPolicy]:
-        """Return the recovery policies of at least these template versions, missing ones read with ``connection``.
+    async def version_runs(self, connection: AsyncConnection, versions: Iterable[UUID]) -> VersionRuns:
+        """Return the policies and pools of at least these template versions; missing ones are read with ``connection``.
 
-        Their templates and pools are then known to ``known_template_pools`` too.
+        A clearing of the cache, also while they are read, takes nothing away from what is returned.
         """
-        missing = sorted(set(versions) - self._policies.keys())
+        known = self._runs
+        missing = sorted(set(versions) - known.policies.keys())
         if not missing:
-            return self._policies
-        runs = await directory.runs(connection, missing)
-        if len(self._policies) + len(runs) > MAX_ENTRIES:
-            self._forget_versions()
-        self._policies |= {version: recovery_policy(each.run, self.default_policy) for version, each in runs.items()}
-        self._template_pool_of |= {version: each.template_pool for version, each in runs.items()}
-        return self._policies
-
-    def known_template_pools(self) -> Mapping[UUID, TemplatePool]:
-        """Return the template and pool of each version whose recovery policy was read; a later clearing keeps them."""
-        return self._template_pool_of
+            return known
+        read = await directory.runs(connection, missing)
+        if self._runs is known and len(known.policies) + len(read) > MAX_ENTRIES:
+            self._runs = VersionRuns({}, {})
+        known.policies.update(
+            (version, recovery_policy(each.run, self.default_policy)) for version, each in read.items()
+        )
+        known.template_pools.update((version, each.template_pool) for version, each in read.items())
+        return known
 
     def metric_label(self, template_pool: TemplatePool) -> TemplatePool:
         """Return the pair that metrics name for this one: itself or ``OTHER``."""
@@ -139,10 +142,6 @@ class DirectoryCache:
     def replace(self, revision: int, template_pools: frozenset[TemplatePool]) -> None:
         """Clear the cache for another revision of the directory, in which metrics name these templates and pools."""
         self._names.clear()
-        self._forget_versions()
+        self._runs = VersionRuns({}, {})
         self.template_pools = template_pools
         self.revision = revision
-
-    def _forget_versions(self) -> None:
-        self._policies = {}
-        self._template_pool_of = {}

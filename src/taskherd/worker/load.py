@@ -108,8 +108,7 @@ async def load_batch(
         connection, context, batch.commands, preconditions, entries, drawn_names=drawn_names
     )
     versions = {row.task.template_version_id for row in rows.values()}
-    policies = await context.directory_cache.recovery_policies(connection, versions)
-    template_pools = context.directory_cache.known_template_pools()
+    runs = await context.directory_cache.version_runs(connection, versions)
     return LoadedBatch(
         batch=batch,
         rows=rows,
@@ -119,7 +118,7 @@ async def load_batch(
             context.delete_backoff,
             command_context,
             context.directory_cache.default_policy,
-            policies,
+            runs.policies,
             open_inputs,
             known_inputs,
         ),
@@ -128,7 +127,7 @@ async def load_batch(
         parked=await _lock_parked_reports(connection, batch.commands, preconditions, now),
         recorded_replies=await _find_recorded(connection, preconditions),
         claims=await build_claims.latest(connection, claimed) if claimed else {},
-        template_pools=template_pools,
+        template_pools=runs.template_pools,
         entries=entries,
     )
 
