@@ -56,7 +56,8 @@ def apply_report(update: TaskUpdate, report: Report, now: datetime, context: Upd
     folded = fold.fold(state, report, now)
     after = recovery.record_word(folded.state, report, folded.outcome, now)
     if isinstance(report, AgentExit) and after is not state:
-        after, update.requeued_input = inbox.requeue_undelivered(after)
+        after, requeued = inbox.requeue_undelivered(after)
+        update.requeued_input = update.requeued_input or requeued
     if isinstance(report, TaskLog):
         update.logs.append(report)
     if after is not state and task.erased_at is not None:

@@ -15,8 +15,10 @@ from taskherd.domain.inbox import QueuedInput
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.recovery import RecoveryPolicy
 from taskherd.domain.reports import (
+    AgentExit,
     AgentState,
     AgentUsage,
+    ExitReason,
     InputOutcome,
     InputOutcomeReport,
     JobStatus,
@@ -178,6 +180,17 @@ def test_a_delete_fails_all_open_inputs() -> None:
     finalize(update, LATER, context())
     assert update.inputs_failed
     assert inbox(update) == (None, 0, None)
+
+
+def test_an_input_is_put_back_although_the_end_is_reported_twice() -> None:
+    """The second report of the end in a batch does not undo that the input in flight is put back."""
+    update = new_update(waiting(1, ONE), (TWO,))
+    for seq in (8, 9):
+        ended = AgentExit(task_id=TASK, build_number=1, seq=seq, why=ExitReason.INTERRUPTED)
+        assert apply_report(update, ended, LATER, context(ONE)) is ReportOutcome.APPLIED
+    finalize(update, LATER, context())
+    assert inbox(update) == (None, 2, None)
+    assert update.requeued_input == ONE
 
 
 def test_an_expired_input_fails_and_the_next_is_sent() -> None:
