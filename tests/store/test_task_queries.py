@@ -44,7 +44,7 @@ from tests.store.world import (
     ZED,
 )
 
-WORKSPACE, OTHER_WORKSPACE = UUID(int=0x71), UUID(int=0x72)
+WORKSPACE, OTHER_WORKSPACE, REUSED_WORKSPACE = UUID(int=0x71), UUID(int=0x72), UUID(int=0x74)
 TASKS: tuple[UUID, ...] = (OF_ZED, OF_ALICE, OF_BOB, OF_DORA, DELETED, OF_EVE)
 
 PROMPTS = "".join(
@@ -57,6 +57,8 @@ INSERT INTO task_builds (build_id, task_id, number, transition, job_status, work
     (gen_random_uuid(), '{OF_ALICE}', 1, 'start', 'succeeded', '{OTHER_WORKSPACE}', now(), now()),
     (gen_random_uuid(), '{OF_DORA}', 2, 'start', 'succeeded', '{WORKSPACE}', now(), now()),
     (gen_random_uuid(), '{OF_ALICE}', 3, 'start', 'succeeded', '{WORKSPACE}', now(), now()),
+    (gen_random_uuid(), '{OF_ALICE}', 4, 'start', 'succeeded', '{REUSED_WORKSPACE}', now(), now()),
+    (gen_random_uuid(), '{DELETED}', 5, 'start', 'succeeded', '{REUSED_WORKSPACE}', now(), now()),
     (gen_random_uuid(), '{DELETED}', 1, 'start', 'succeeded', '{DELETED}', now(), now());
 """
 
@@ -113,10 +115,11 @@ async def test_a_task_is_found_by_the_name_that_its_owner_gave_it(reader: ReadPo
 
 
 async def test_a_task_is_found_by_the_id_of_its_workspace(reader: ReadPool) -> None:
-    """Of several tasks that had it, the one of the latest build."""
+    """Of several tasks that had it, the one of the latest build: of those that the caller may see and that exist."""
     for caller, user, workspace, expected in (
         (ALICE, ALICE, WORKSPACE, OF_ALICE), (ALICE, BOB, WORKSPACE, OF_ALICE), (ALICE, ZED, WORKSPACE, None),
-        (ADA, ADA, OTHER_WORKSPACE, OF_ALICE), (DORA, DORA, WORKSPACE, None), (ALICE, ALICE, DELETED, None),
+        (ADA, ADA, OTHER_WORKSPACE, OF_ALICE), (DORA, DORA, WORKSPACE, OF_DORA), (ALICE, ALICE, DELETED, None),
+        (ALICE, ALICE, REUSED_WORKSPACE, OF_ALICE),
         (BOB, BOB, WORKSPACE, None), (ALICE, ALICE, UUID(int=0x73), None),
     ):  # fmt: skip
         assert await task_queries.find_id(reader, TaskRef(caller, user, workspace)) == expected

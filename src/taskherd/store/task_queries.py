@@ -58,7 +58,11 @@ MAX_SEARCHED: Final = 50_000
 
 _SIZE: Final = "octet_length(p.prompt) + octet_length(CAST(t.document AS text))"
 
-_TASK_OF_WORKSPACE: Final = "SELECT task_id FROM task_builds WHERE workspace_id = $2 ORDER BY number DESC LIMIT 1"
+# Only of tasks that the caller may see: a runner of another organization may report the same workspace.
+_TASK_OF_WORKSPACE: Final = f"""
+SELECT b.task_id FROM task_builds AS b
+CROSS JOIN LATERAL (SELECT owner_id, organization_id, deleted_at FROM tasks WHERE id = b.task_id LIMIT 1) AS t
+WHERE b.workspace_id = $2 AND t.deleted_at IS NULL AND {CAN_SEE} ORDER BY b.number DESC LIMIT 1"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,7 @@ async def _find(pool: Reader, select: str, ref: TaskRef) -> Row | None:
         text = f"{select} WHERE t.id = $2 AND t.deleted_at IS NULL AND {CAN_SEE} {exists}"
         row = await pool.fetch_one(text, *statement.values)
         if row is None:  # early clients of the Tasks API name a task by the id of its workspace
-            text = f"""{select} WHERE t.id = ({_TASK_OF_WORKSPACE}) AND t.deleted_at IS NULL AND {CAN_SEE} {exists}"""
+            text = f"{select} WHERE t.id = ({_TASK_OF_WORKSPACE}) {exists}"
             row = await pool.fetch_one(text, *statement.values)
     name = _possible_name(ref.task)
     if row is None and name:

@@ -432,7 +432,10 @@ def test_a_heartbeat_after_a_stop_needs_no_check() -> None:
     """One without a build number counts for the latest build: a stop has no agent that could be lost."""
     known, policy = context(), default_policy(0)
     update = new_update(running(unchanged_core()))
-    for report in (build(2, job=JobStatus.SUCCEEDED, transition=Transition.STOP), heartbeat(None, seq=9)):
+    for report in (
+        build(2, job=JobStatus.SUCCEEDED, transition=Transition.STOP),
+        replace(heartbeat(seq=9), build_number=None),
+    ):
         assert apply_report(update, report, NOON, known) is ReportOutcome.APPLIED
     state = update.existing_task.state
     assert state.last_heartbeat[2] == NOON
