@@ -39,6 +39,8 @@ class TimerChecks:
         self._relay = relay
         self._failed: dict[UUID, float] = {}
         """The tasks whose check failed, the earliest first, each with the monotonic time of its next check."""
+        self._timed_out: UUID | None = None
+        """The task whose check alone took too long the last time that one did."""
 
     async def run(self, checks: Mapping[UUID, TimerCheck]) -> int:
         """Check tasks, but for those whose check failed a moment ago, and return the number that succeeded."""
@@ -48,20 +50,28 @@ class TimerChecks:
         )
 
     async def _run(self, checks: Mapping[UUID, TimerCheck]) -> int:
-        """Reconcile checks. A batch that fails, or takes too long, is halved until the tasks that fail are found."""
+        """Reconcile checks. A batch that fails, or takes too long, is halved until the tasks that fail are found.
+
+        Raise ``StatementTimeout`` if the check of one task takes too long, perhaps because the database is slow. The
+        second time in a row it is due to the task, which is then postponed.
+        """
         if not checks:
             return 0
         try:
             await self._reconcile(checks)
         except (*MESSAGE_ERRORS, PromptSizeError, StatementTimeout) as error:
             if len(checks) == 1:
-                if isinstance(error, StatementTimeout):
+                task_id = next(iter(checks))
+                if isinstance(error, StatementTimeout) and task_id != self._timed_out:
+                    self._timed_out = task_id
                     raise
-                await self._postpone(next(iter(checks)), error)
+                await self._postpone(task_id, error)
                 return 0
             self._context.metrics.batch_failures.labels("bisected").inc()
             each, half = list(checks.items()), len(checks) // 2
             return await self._run(dict(each[:half])) + await self._run(dict(each[half:]))
+        if self._timed_out in checks:
+            self._timed_out = None
         return len(checks)
 
     async def _reconcile(self, checks: Mapping[UUID, TimerCheck]) -> None:
