@@ -64,6 +64,18 @@ async def test_deadlines_are_clamped_although_the_first_try_fails(external: Work
         )
 
 
+async def test_an_input_does_not_wait_until_a_clock_that_was_set_back_is_as_late_again(external: WorkerHarness) -> None:
+    """The agent has just got another one when the clock is set back: the next one goes after the usual wait."""
+    clock = await shadowed_clock(external)
+    async with running_worker(external, sweep_every=0.1):
+        task_id = await external.make_active()
+        first, _ = [await external.command("task.send", task_id, input=text) for text in ("one", "two")]
+        await external.report(make_report("task.input", task_id, input_id=first["input_id"], outcome="delivered"))
+        await external.until_row("SELECT count(*) FROM inputs WHERE state = 'delivered'", is_=1)
+        await clock.move(-HOUR)
+        await external.until_row("SELECT count(*) FROM inputs WHERE state = 'queued'", is_=0)
+
+
 async def test_a_mass_loss_is_not_held_for_the_time_by_which_the_clock_was_set_back(external: WorkerHarness) -> None:
     """The hold starts again by the new time."""
     clock = await shadowed_clock(external)
