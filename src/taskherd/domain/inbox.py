@@ -77,7 +77,7 @@ def next_check_at(state: TaskState, now: datetime) -> datetime | None:
         return None
     if status_of(state, agent_of(state), app_health_of(state)) is not Status.ACTIVE:
         return None
-    return _settled_at(state, now)
+    return _settled_at(state, now) or now
 
 
 def send_next(

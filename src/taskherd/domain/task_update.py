@@ -235,7 +235,8 @@ def finalize(update: TaskUpdate, now: datetime, context: UpdateContext) -> None:
         task = update.task = _restart_agent(update, task, now, context.policy_of(task))
     task = update.task = _follow_interrupt(update, task, now)
     task = update.task = _follow_requests(update, task)
-    if task.state.inbox.queued and task.deleted_at is None:
+    # an input that was put back is not in the queue that was loaded: the next check sends it
+    if task.state.inbox.queued and task.deleted_at is None and update.requeued_input is None:
         task = update.task = _send_next_input(update, task, now)
     before = update.before.state.requested_builds if update.before else {}
     closed = update.closed_requests

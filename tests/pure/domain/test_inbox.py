@@ -61,7 +61,7 @@ def test_the_next_input_is_sent_after_a_new_state_or_five_seconds(core: Core) ->
 
 
 def test_when_the_inbox_is_checked_without_a_report(core: Core) -> None:
-    """The inbox is checked 5 s after a delivery if an input is queued, unless only a report can make it ready."""
+    """The inbox is checked 5 s after a delivery, or at once, if an input is queued that does not wait for a report."""
     state = delivered(core, active(core))
     assert core.inbox.next_check_at(state, NOON) == NOON + 5 * SECOND
     assert core.inbox.next_check_at(active(core), NOON) is None
@@ -69,13 +69,11 @@ def test_when_the_inbox_is_checked_without_a_report(core: Core) -> None:
         core.inbox.mark_sent(core.inbox.enqueue(active(core)), ONE), ONE, NOON, delivered=True
     )
     assert core.inbox.next_check_at(last, NOON) is None
-    assert core.inbox.next_check_at(core.inbox.enqueue(active(core)), NOON) is None
+    assert core.inbox.next_check_at(core.inbox.enqueue(active(core)), NOON) == NOON
     assert core.inbox.next_check_at(core.inbox.mark_sent(state, TWO), NOON) is None
     assert core.inbox.next_check_at(delivered(core, active(core, status(AgentState.WORKING))), NOON) is None
-    assert (
-        core.inbox.next_check_at(core.fold.fold(state, status(AgentState.IDLE, seq=1), NOON + SECOND).state, NOON)
-        is None
-    )
+    idle = core.fold.fold(state, status(AgentState.IDLE, seq=1), NOON + SECOND).state
+    assert core.inbox.next_check_at(idle, NOON + SECOND) == NOON + SECOND
 
 
 def test_a_delivery_that_a_clock_ahead_has_noted_holds_up_nothing(core: Core) -> None:
@@ -83,7 +81,7 @@ def test_a_delivery_that_a_clock_ahead_has_noted_holds_up_nothing(core: Core) ->
     state = delivered(core, active(core))
     for back, ready in ((SECOND, False), (30 * SECOND, False), (31 * SECOND, True), (timedelta(days=1), True)):
         assert core.inbox.is_ready(state, NOON - back) is ready
-        assert core.inbox.next_check_at(state, NOON - back) == (None if ready else NOON + 5 * SECOND)
+        assert core.inbox.next_check_at(state, NOON - back) == (NOON - back if ready else NOON + 5 * SECOND)
 
 
 def test_queued_inputs_are_counted(core: Core) -> None:

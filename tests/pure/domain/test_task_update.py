@@ -193,6 +193,22 @@ def test_an_input_is_put_back_although_the_end_is_reported_twice() -> None:
     assert update.requeued_input == ONE
 
 
+def test_an_input_is_put_back_although_the_next_agent_is_up_in_the_same_batch() -> None:
+    """It is not in the queue that was loaded, so a check a second later sends it to that agent."""
+    update, known = new_update(waiting(0, ONE)), context(ONE)
+    ended = AgentExit(task_id=TASK, build_number=1, seq=8, why=ExitReason.INTERRUPTED)
+    for report in (ended, build(2, job=JobStatus.SUCCEEDED), lifecycle(number=2)):
+        assert apply_report(update, report, LATER, known) is ReportOutcome.APPLIED
+    finalize(update, LATER, known)
+    assert (update.requeued_input, *inbox(update)) == (ONE, None, 1, None)
+    due = due_at(update.existing_task.state, WATERMARK, LATER, known.timeouts, known.default_policy)
+    assert due == LATER + SECOND
+    checked = TaskUpdate(update.task, update.task, queue=[QueuedInput(ONE, steers=False)])
+    apply_timer_check(checked, TimerCheck(WATERMARK), due, known)
+    finalize(checked, due, known)
+    assert inbox(checked) == (ONE, 0, ONE)
+
+
 def test_an_expired_input_fails_and_the_next_is_sent() -> None:
     """An input that no runner accepted in time fails, and the same update sends the next one."""
     update = new_update(waiting(1, ONE), (TWO,))
