@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from taskherd.domain.reports import AgentState
@@ -23,6 +25,12 @@ from taskherd.runner.agents.stdio import StatusLine, as_told, parse_status_line
         ("::taskherd message='' state=idle", StatusLine(AgentState.IDLE, "", "")),
         ('::taskherd state=idle message="a "b" c"', StatusLine(AgentState.IDLE, 'a "b" c', "")),
         ('::taskherd state=idle message="open', StatusLine(AgentState.IDLE, '"open', "")),
+        ("::taskherd state=idle message='it's open", StatusLine(AgentState.IDLE, "'it's open", "")),
+        ("::taskherd message=\"a' uri='b\" state=idle uri='c'", StatusLine(AgentState.IDLE, "a' uri='b", "c")),
+        ('::taskherd message="a uri="b" state=idle', StatusLine(AgentState.IDLE, 'a uri="b', "")),
+        ('::taskherd message=" uri=" state=idle', StatusLine(AgentState.IDLE, "uri=", "")),
+        ("::taskherd so state=working  state=idle \tmessage= a  b ", StatusLine(AgentState.IDLE, "a  b", "")),
+        ('::taskherd state=idle message="a"         uri=b', StatusLine(AgentState.IDLE, '"a"', "b")),
         ("::taskherd state=dancing", None),
         ("::taskherd", None),
         ("::taskherds state=idle", None),
@@ -33,6 +41,16 @@ from taskherd.runner.agents.stdio import StatusLine, as_told, parse_status_line
 def test_status_lines_are_parsed(line: str, status: StatusLine | None) -> None:
     """Fields may come in any order, quoted or not; any other line is not a status line."""
     assert parse_status_line(line) == status
+
+
+@pytest.mark.parametrize("name", ["state", "message", "uri"])
+@pytest.mark.parametrize("value", ['"x', "'x", "x", '"', "'", '"x" uri="x', "\"x uri='x", '"x"' + " " * 9, "=", ""])
+def test_a_status_line_takes_no_longer_than_its_length_explains(name: str, value: str) -> None:
+    """An agent that prints thousands of fields that do not end must not stop the runner."""
+    line = f"::taskherd {f'{name}={value} ' * 65_536}"[:65_536]
+    began = time.thread_time()
+    assert parse_status_line(f"{line}x") is None
+    assert time.thread_time() - began < 0.3
 
 
 def test_the_message_of_a_status_line_takes_its_place() -> None:

@@ -322,6 +322,22 @@ async def test_of_much_output_after_the_end_the_last_is_read(agent: Printing, ex
     assert agent.states[-1] == ("failed", "The agent ended with exit status 3. Last output: the last")
 
 
+async def test_other_tasks_run_while_the_last_output_is_read(agent: Printing) -> None:
+    """Between two chunks."""
+    agent.output.write(b"a\n" * (3 * stdio.READ_BYTES // 2))
+    seen: list[int] = []
+
+    async def look() -> None:
+        while True:
+            seen.append(agent.context.outbox.checkpoint.get("offset", 0))
+            await asyncio.sleep(0)
+
+    looking = asyncio.create_task(look())
+    await agent.follower.conclude(ExitRecord("exited", code=0))
+    looking.cancel()
+    assert {stdio.READ_BYTES, 2 * stdio.READ_BYTES} <= {*seen}
+
+
 async def test_the_last_line_may_be_too_long(agent: Printing) -> None:
     """Its beginning is told, and how much of it is not."""
     agent.output.write(b"x" * (MAX_LINE + 7))

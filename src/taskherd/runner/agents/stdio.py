@@ -48,11 +48,11 @@ IDLE_LOOK_INTERVAL = 5.0
 """Seconds between two looks at the processes of an agent that counts as idle."""
 _POLL_INTERVAL = 0.2
 """Seconds between two reads of output while there is none."""
+_START = re.compile(r"\s(state|message|uri)=")
+"""Where a field of a status line begins; a quoted value may contain what looks like another field."""
 _END = r"(?=\s{1,8}(?:state|message|uri)=|$)"
-_FIELD = re.compile(
-    rf"(?:^|\s)(state|message|uri)=(?:\"(?P<double>.*?)\"{_END}|'(?P<single>.*?)'{_END}|(?P<bare>.*?){_END})"
-)
-"""A field of a status line; a quoted value may contain what looks like another field."""
+_VALUE_END = re.compile(_END)
+_CLOSING = {quote: re.compile(quote + _END) for quote in "\"'"}
 STATUS_PREFIX = "::taskherd "
 
 
@@ -69,8 +69,7 @@ def parse_status_line(line: str) -> StatusLine | None:
     """Parse a line ``::taskherd state=… message=… uri=…``, values quoted or not. Return None for any other line."""
     if not line.startswith(STATUS_PREFIX):
         return None
-    fields = _FIELD.finditer(line.removeprefix(STATUS_PREFIX.rstrip()).rstrip())
-    values = {field[1]: (field["double"] or field["single"] or field["bare"] or "").strip() for field in fields}
+    values = dict(_fields(line.removeprefix(STATUS_PREFIX.rstrip()).rstrip()))
     try:
         state = AgentState(values.get("state", ""))
     except ValueError:
@@ -78,6 +77,24 @@ def parse_status_line(line: str) -> StatusLine | None:
     return StatusLine(
         AgentState.FAILED if state is AgentState.FAILURE else state, values.get("message", ""), values.get("uri", "")
     )
+
+
+def _fields(text: str) -> Iterator[tuple[str, str]]:
+    """Yield names and values of a status line, in a time that is proportional to its length."""
+    closing = dict(_CLOSING)
+    position = 0
+    while (start := _START.search(text, position)) is not None:
+        begin = start.end()
+        quote = text[begin : begin + 1]
+        end = closing[quote].search(text, begin + 1) if quote in closing else None
+        if end is None:
+            closing.pop(quote, None)  # no later value has an end that this one has not
+            end = _VALUE_END.search(text, begin)
+        else:
+            begin += 1
+        assert end is not None, "the end of the line is one"
+        yield start[1], text[begin : end.start()].strip()
+        position = end.end()
 
 
 def as_told(text: str) -> str:
@@ -178,8 +195,8 @@ class StdioFollower(FollowerWithoutRequests):
             self._lines = output.LineSplitter()
             self._offset += unread - MAX_FINAL_BYTES
             self._report_gap(unread - MAX_FINAL_BYTES)
-        while self._read_chunk(self._status_at):
-            pass
+        while self._read_chunk(self._status_at):  # noqa: ASYNC110 - it lets other tasks run
+            await asyncio.sleep(0)
         if self._lines.pending or self._lines.skipped:
             self._report_incomplete_line()
         if self._untold is not None:
