@@ -12,7 +12,7 @@ import pytest
 
 from taskherd.domain.reports import AgentState, Cost, LogEntry, Transition
 from taskherd.messages.limits import MAX_TOKENS
-from taskherd.runner.agents.event_stream.claude import ClaudeStream
+from taskherd.runner.agents.event_stream.claude import MAX_BLOCKS, ClaudeStream
 from taskherd.runner.agents.event_stream.codex import CodexStream
 from taskherd.runner.agents.event_stream.stream import STARTED, AgentEventStream
 from taskherd.runner.agents.usage_numbers import as_cost, is_count
@@ -113,6 +113,13 @@ def test_a_call_is_named_after_what_it_is_about(
     """The most telling input of the tool; its kind is one of ACP's."""
     (entry,) = claude(assistant(call(1, name, **given))).take_entries(reporter)
     assert (entry.title, json.loads(entry.data or "")) == (title, {"kind": kind})
+
+
+def test_of_a_message_with_very_many_blocks_the_first_are_shown(reporter: Reporter) -> None:
+    """Each is an entry, and a line of 4 MiB has room for 100,000; of more the runner would be full."""
+    blocks = [{"type": "text", "text": f"{number}"} for number in range(MAX_BLOCKS + 1)]
+    texts = [text for *_, text in shown(claude(assistant(*blocks)), reporter)]
+    assert texts == [f"{number}" for number in range(MAX_BLOCKS)]
 
 
 def test_the_latest_64_open_calls_are_remembered(reporter: Reporter) -> None:

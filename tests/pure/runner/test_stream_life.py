@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from taskherd.runner.agents import interrupting
 from taskherd.runner.agents.acp.lines import LineWriter
 from taskherd.runner.agents.context import DeliveryUnknown, NotDelivered
 from taskherd.runner.agents.event_stream import follower
-from taskherd.runner.agents.event_stream.follower import EventStreamFollower
+from taskherd.runner.agents.event_stream.follower import LINE_COST, EventStreamFollower
+from taskherd.runner.agents.log_budget import LOG_SHARE, LogBudget, LogRates
 from taskherd.runner.agents.status_pace import STATUS_EVERY
 from taskherd.runner.journal import InputDelivery
 from taskherd.runner.outbox import Budget, Outbox
@@ -66,8 +68,9 @@ def life(tmp_path: Path) -> StreamLife:
 
 @pytest.fixture(autouse=True)
 def in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the follower look at once again."""
+    """Let the follower look at once again, and no group end because the machine is slow."""
     monkeypatch.setattr(follower, "POLL_INTERVAL", 0.001)
+    monkeypatch.setattr(follower, "GROUP_TIME", 60)
 
 
 async def test_an_agent_without_a_prompt_waits_from_its_start(life: StreamLife) -> None:
@@ -343,11 +346,111 @@ async def test_an_agent_whose_reports_wait_is_not_read(tmp_path: Path) -> None:
 
 
 async def test_what_is_reported_counts_for_the_budget(tmp_path: Path) -> None:
-    """A state, a report of usage and an entry by one each, texts by their bytes."""
+    """A state, a report of usage and an entry by one each, texts by their bytes; of each line a share."""
     life, budget = StreamLife(tmp_path), Spending()
     life.change(log_budget=budget)
-    life.read(INIT, said("é"), {**DONE, "modelUsage": {"m": {"inputTokens": 1}}})
-    assert [sum(numbers) for numbers in zip(*budget.spent, strict=True)] == [2 + 1, 2]
+    done = {**DONE, "modelUsage": {"m": {"inputTokens": 1}}}
+    life.read(INIT, said("é"), done)
+    shares = life.follower._reader.offset // LOG_SHARE + 3 * LINE_COST
+    invisible = len(json.dumps(INIT)) + len(json.dumps(done))
+    assert [sum(numbers) for numbers in zip(*budget.spent, strict=True)] == [2 + 1, 2 + shares + invisible]
+
+
+@pytest.mark.parametrize("line", ["1", '{"type":"x"}', "", '{"type":"user","message":{"content":[]}}', "{}"])
+async def test_what_shows_nothing_is_not_read_without_end(tmp_path: Path, line: str) -> None:
+    """It costs the agent's budget, or it would keep the runner busy; the agent is read again when it has some."""
+    life, now = StreamLife(tmp_path), [0.0]
+    life.change(log_budget=LogBudget(LogRates(2**18, 50), lambda: now[0]))
+    life.write("\n".join([line] * 200_000))
+    async with life.followed():
+        for _ in range(2):
+            await life.until(lambda: not life.context.log_budget.has_room)
+            await a_few_steps()
+            offset = life.context.outbox.checkpoint["offset"]
+            await a_few_steps()
+            assert life.context.outbox.checkpoint["offset"] == offset
+            now[0] += 60
+        await life.until(lambda: life.context.outbox.checkpoint["offset"] > offset)
+    assert offset < 100_000 * (len(line) + 1)
+    assert life.entries == []
+
+
+async def test_other_tasks_run_between_groups_of_lines(life: StreamLife, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group ends after a time, and after many entries; the next one begins with the line after it."""
+    life.write(*(said(f"{number}") for number in range(300)), "a", "b")
+    shown = []
+    while life.follower._read():
+        shown.append(len(life.entries))
+    assert shown == [follower.MAX_SHOWN, 301]
+    monkeypatch.setattr(follower, "GROUP_TIME", 0)
+    life.write("c", "d")
+    while life.follower._read():
+        shown.append(len(life.entries))
+    assert shown[2:] == [302, 303]
+    assert life.contents[300:] == [(None, "a\nb"), (None, "c"), (None, "d")]
+
+
+async def test_plain_lines_that_came_together_are_one_entry(life: StreamLife) -> None:
+    """In their place between the events, and up to its size."""
+    life.read("one", "\x1b[1m", "two", said("Hello."), "three", "[]", "four")
+    life.read("x" * 20_000, "y" * 16_000, "z" * 383, "!!")
+    assert life.contents == [
+        (None, "one\n\ntwo"),
+        ("message", "Hello."),
+        (None, "three"),
+        (None, "four"),
+        (None, "x" * 20_000),
+        (None, "y" * 16_000),
+        (None, "z" * 383 + "\n!!"),
+    ]
+    assert life.follower._stream.last_words == "z" * 383
+    life.read("y" * 16_000, "z" * 382, "!")
+    assert [len(text) for _, text in life.contents[7:]] == [16_383, 1]
+
+
+async def test_plain_lines_without_end_neither_stop_nor_fill_the_runner(life: StreamLife) -> None:
+    """When the agent has ended, too: there are few entries, and other tasks run meanwhile."""
+    life.write(*["a"] * 131_072)
+    seen: list[int] = []
+
+    async def look() -> None:
+        while True:
+            seen.append(life.context.outbox.checkpoint.get("offset", 0))
+            await asyncio.sleep(0)
+
+    looking = asyncio.create_task(look())
+    await life.follower.conclude(ExitRecord("exited", code=0))
+    looking.cancel()
+    assert any(0 < offset < 2**18 for offset in seen)
+    assert "".join(text for _, text in life.contents).count("a") > 131_000
+    assert len(life.entries) < 100
+    assert sum(map(len, life.context.outbox.peek(10**6, 10**9))) < 2**20
+    assert life.context.metrics.runner_output_lost._value.get() == 0
+
+
+async def test_of_plain_lines_that_are_left_the_first_mebibyte_is_logged(life: StreamLife) -> None:
+    """All events count nevertheless: the result of the turn is the last one. What is left out is told."""
+    life.write(INIT, *["x" * 1_023] * 1_500, {"type": "result", "subtype": "error", "result": "No credit"}, *["y"] * 9)
+    await life.follower.conclude(ExitRecord("exited", code=0))
+    kept = sum(text.count("x") for _, text in life.contents)
+    assert 2**20 - 2 * 16_384 < kept <= 2**20
+    dropped = int(life.context.metrics.runner_output_lost._value.get())
+    assert 1_500 * 1_023 - kept < dropped < 1_500 * 1_024 - kept + 18
+    assert life.contents[-2:] == [
+        ("notice", "taskherd: The agent could not carry out its turn: No credit"),
+        ("notice", f"taskherd: {dropped} bytes of output that are no events were left out"),
+    ]
+    assert life.states[-1][1] == "y"
+
+
+async def test_a_plain_line_between_events_counts_more_than_its_bytes(life: StreamLife) -> None:
+    """Or an agent could leave very many entries of a byte each."""
+    for _ in range(1_200):
+        life.write("x", {"type": "x"})
+    await life.follower.conclude(ExitRecord("exited", code=0))
+    assert [text for _, text in life.contents] == [
+        *["x"] * 1_024, "taskherd: 176 bytes of output that are no events were left out"
+    ]  # fmt: skip
 
 
 async def test_states_are_told_at_intervals(life: StreamLife, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,10 +121,10 @@ class AgentContext:
         """Count entries against the log's budget, and report them, but return those of the last report."""
         size = sum(len(entry.content.encode(errors="replace")) + len(entry.data or "") for entry in entries)
         self.log_budget.spend(len(entries), size)
-        while len(entries) > ENTRIES_PER_REPORT:
-            self.reporter.log(entries[:ENTRIES_PER_REPORT])
-            entries = entries[ENTRIES_PER_REPORT:]
-        return entries
+        starts = range(0, len(entries), ENTRIES_PER_REPORT)
+        for start in starts[:-1]:
+            self.reporter.log(entries[start : start + ENTRIES_PER_REPORT])
+        return entries[starts[-1] :] if starts else []
 
     async def post_prompt(self) -> str | None:
         """Deliver the prompt as the first input, at most once. Return an error message, or None."""

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from taskherd.messages.limits import LOG_BURST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+LOG_SHARE: Final = 16
+"""Number of bytes of events and messages of an agent that count as one of its log, whatever they show."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from taskherd.messages.limits import MAX_CONTENT_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 MAX_LINE = MAX_CONTENT_BYTES - 64
 """Maximum number of bytes kept of a line; they fit a log entry together with the note about the rest."""
@@ -70,6 +70,21 @@ class LineSplitter:
 def rendered_line(text: str) -> str:
     """Return a line as a terminal would finally display it: without colours, cursor moves and overwritten text."""
     return _ESCAPE.sub("", text).removesuffix("\r").rpartition("\r")[2]
+
+
+def joined_lines(lines: Iterable[str], limit: int) -> Iterator[str]:
+    """Join lines that arrived together into texts of up to ``limit`` bytes; a longer line is a text of its own."""
+    group: list[str] = []
+    size = 0
+    for line in lines:
+        length = len(line.encode(errors="replace")) + 1
+        if group and size + length > limit:
+            yield "\n".join(group)
+            group, size = [], 0
+        group.append(line)
+        size += length
+    if any(group):
+        yield "\n".join(group)
 
 
 @dataclass(frozen=True, slots=True)

@@ -324,7 +324,7 @@ class StdioFollower(FollowerWithoutRequests):
 
     def _report_lines(self, lines: list[str], reports: list[Report]) -> None:
         """Report lines as log entries, followed by other reports; all of them count against the log's budget."""
-        texts = list(_joined(lines))
+        texts = list(output.joined_lines(lines, MAX_CONTENT_BYTES))
         size = sum(len(text.encode(errors="replace")) for text in texts)
         self._context.log_budget.spend(len(texts) + len(reports), size)
         while len(texts) > ENTRIES_PER_REPORT:
@@ -352,18 +352,3 @@ class StdioFollower(FollowerWithoutRequests):
             "reported": self._reported_line,
             "untold": None if self._untold is None else astuple(self._untold),
         }
-
-
-def _joined(lines: list[str]) -> Iterator[str]:
-    """Join lines that arrived together, up to the size of one entry."""
-    group: list[str] = []
-    size = 0
-    for line in lines:
-        length = len(line.encode(errors="replace")) + 1
-        if group and size + length > MAX_CONTENT_BYTES:
-            yield "\n".join(group)
-            group, size = [], 0
-        group.append(line)
-        size += length
-    if any(group):
-        yield "\n".join(group)

@@ -15,6 +15,7 @@ import structlog
 
 from taskherd.runner.agents.acp.connection import AgentResponse, BadLine
 from taskherd.runner.agents.acp.incoming import UNEXPECTED
+from taskherd.runner.agents.log_budget import LOG_SHARE
 
 if TYPE_CHECKING:
     from taskherd.runner.agents.acp.incoming import MessageHandler
@@ -26,8 +27,6 @@ MAX_GROUP: Final = 32
 """Maximum number of messages that are handled at a time."""
 GROUP_TIME: Final = 0.05
 """Seconds after which a group ends with the message that is just handled."""
-LOG_SHARE: Final = 16
-"""Number of bytes of an agent's output that count as one of its log, whatever they show."""
 
 
 class MessageReading:

@@ -42,6 +42,8 @@ _COUNTERS: Final[Mapping[str, str]] = {
     "cacheReadInputTokens": "cache_read_tokens",
     "cacheCreationInputTokens": "cache_write_tokens",
 }
+MAX_BLOCKS: Final = 1_000
+"""Maximum number of blocks of a message that are looked at; each may be an entry of the log."""
 _CONTEXT: Final = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "output_tokens")
 """The tokens that are in the context after a message of the model."""
 
@@ -136,7 +138,7 @@ def _blocks(event: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
     content = event["message"]["content"]
     if isinstance(content, str):
         return ({"type": "text", "text": content},)
-    return [block for block in content if isinstance(block, dict)]
+    return [block for block in content[:MAX_BLOCKS] if isinstance(block, dict)]
 
 
 def _text_of(content: object) -> str:

@@ -129,7 +129,7 @@ class CodexStream(AgentEventStream):
         ]
         entry = self._plan["entry"]
         text: dict[str, Any] = {"entry": entry, "source": LogSource.OUTPUT, "kind": LogKind.PLAN}
-        self._changed[entry] = {**text, "text": "\n".join(lines), "data": {"entries": entries}}
+        self._show({**text, "text": "\n".join(lines), "data": {"entries": entries}})
 
     def _apply_usage(self, usage: Mapping[str, Any]) -> None:
         """Count by how much the tokens of the session have risen; a new session begins at zero."""

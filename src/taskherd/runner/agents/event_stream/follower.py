@@ -3,16 +3,19 @@
 Rules:
 
 - The state is what the stream says: ``working`` from the beginning of a turn to its end. No timer takes part.
-- What follows from a line is one record of the outbox, with the offset after the line, so the next runner continues at
-  a line boundary and tells nothing twice.
+- What follows from a group of lines is one record of the outbox, with the offset after the last line, so the next
+  runner continues at a line boundary and tells nothing twice.
 - An input is one message on stdin, which the shim acknowledges once it has written all of it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
+from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import orjson
@@ -31,6 +34,7 @@ from taskherd.runner.agents.context import (
 )
 from taskherd.runner.agents.event_stream.claude import ClaudeStream
 from taskherd.runner.agents.event_stream.codex import CodexStream
+from taskherd.runner.agents.event_stream.stream import MAX_TEXT
 from taskherd.runner.agents.interrupting import (
     REACTION_TIMEOUT,
     as_interrupted,
@@ -39,6 +43,7 @@ from taskherd.runner.agents.interrupting import (
     mark_interrupted,
     send_interrupt,
 )
+from taskherd.runner.agents.log_budget import LOG_SHARE
 from taskherd.runner.agents.status_pace import CHANGE_EVERY, STATUS_EVERY
 from taskherd.runner.agents.words import last_with_words, last_words
 
@@ -52,6 +57,18 @@ if TYPE_CHECKING:
 
 POLL_INTERVAL: Final = 0.1
 """Seconds between two looks at what the agent wrote."""
+GROUP_TIME: Final = 0.05
+"""Seconds after which a group ends with the line that is just read: other tasks run between two groups."""
+MAX_LINES: Final = 8_192
+"""Maximum number of lines in a group."""
+MAX_SHOWN: Final = 256
+"""Number of additions and changes to the log with which a group ends, too."""
+LINE_COST: Final = 64
+"""Number of bytes of the log's budget that each line counts for, however short: it takes time."""
+MAX_FINAL_PLAIN: Final = 1024 * 1024
+"""Maximum number of bytes of remaining lines that are no events that are logged after the exit; events all count."""
+MIN_PLAIN: Final = 1024
+"""Number of bytes that an entry of such lines counts for at least."""
 WRITE_TIMEOUT: Final = 60.0
 """Seconds within which the agent must take an input from its stdin."""
 _IN_TURN: Final = "The agent ended with exit status 0 in the middle of its turn."
@@ -89,6 +106,10 @@ class EventStreamFollower(FollowerWithoutRequests):
         """Whether the agent was given a message on its stdin, of which the prompt is the first."""
         self._reported: tuple[str, str] = tuple(checkpoint.get("reported", ("", "")))
         self._status_at = 0.0
+        self._plain_room = inf
+        """Number of bytes of plain lines that are still logged."""
+        self._dropped = 0
+        """Number of bytes of plain lines that were not."""
         self._delivery = asyncio.Lock()
         self._is_concluded = False
         """True once it is being reported how the agent ended."""
@@ -180,8 +201,7 @@ class EventStreamFollower(FollowerWithoutRequests):
             self._context.conclude_prompt()
         agent_exit = as_interrupted(self._context, agent_exit)
         self._report_start()
-        while self._reader.has_more and self._read():
-            pass
+        await self._read_rest()
         self._note_session()  # saved together with the exit
         in_turn, self._stream.in_turn = self._stream.in_turn, False
         self._stream.close_calls()
@@ -194,6 +214,16 @@ class EventStreamFollower(FollowerWithoutRequests):
         self._record(*([] if self._status[0] in {"", self._reported[0]} else [self._take_status()]))
         last = shorten(self._stream.last_words or words.rpartition("\n")[2])
         report_exit(self._context, agent_exit, state, last, words)
+
+    async def _read_rest(self) -> None:
+        """Read what is left of the agent's output; of plain lines the first."""
+        self._plain_room = MAX_FINAL_PLAIN
+        while self._reader.has_more and self._read():  # noqa: ASYNC110 - it lets other tasks run
+            await asyncio.sleep(0)
+        if self._dropped:
+            self._context.metrics.runner_output_lost.inc(self._dropped)
+            text = f"taskherd: {self._dropped} bytes of output that are no events were left out"
+            self._stream.add(LogSource.OUTPUT, text, LogKind.NOTICE)
 
     def _recover(self) -> None:
         """Deal with an input that an earlier runner recorded: if it did not submit it, it began no turn."""
@@ -239,34 +269,58 @@ class EventStreamFollower(FollowerWithoutRequests):
         return True
 
     def _read(self) -> bool:
-        """Read and report a chunk of output, and return whether there was one."""
-        before = self._reader.position
-        for line in self._reader.read():
+        """Read and report a group of lines, or a part of one, and return whether there was any output."""
+        stream, before, ends_at = self._stream, self._reader.position, time.monotonic() + GROUP_TIME
+        shown, spent, plain = stream.shown, 0, list[str]()
+        for line in islice(self._reader.read(), MAX_LINES):
             if line is None:
-                self._stream.add(LogSource.OUTPUT, "taskherd: a line of the agent is too long", LogKind.NOTICE)
+                stream.add(LogSource.OUTPUT, "taskherd: a line of the agent is too long", LogKind.NOTICE)
             elif line.strip():
-                self._apply(line)
-        if self._reader.position == before:
+                spent += self._apply(line, plain)
+            spent += LINE_COST
+            if stream.shown - shown >= MAX_SHOWN or time.monotonic() >= ends_at:
+                break
+        self._add_plain(plain)
+        size = self._reader.position - before
+        if not size:
             return False
+        self._context.log_budget.spend(0, spent + size // LOG_SHARE)
         if self._is_due(asyncio.get_running_loop().time()):
             self._commit()
         else:
             self._record()
         return True
 
-    def _apply(self, line: bytes) -> None:
-        """Apply an event; what is none, such as an error in words, is output."""
+    def _apply(self, line: bytes, plain: list[str]) -> int:
+        """Apply an event, after the ``plain`` lines before it; what is none, such as an error in words, is one more.
+
+        Return what an event that shows nothing costs beside its share, or it would cost an agent nearly nothing.
+        """
         try:
             event = orjson.loads(line)
         except orjson.JSONDecodeError:
-            text = output.rendered_line(line.decode(errors="replace"))
-            self._stream.add(LogSource.OUTPUT, text)
-            self._stream.last_words = last_with_words([text], self._stream.last_words)
-            return
+            plain.append(output.rendered_line(line.decode(errors="replace")))
+            return 0
+        self._add_plain(plain)
+        shown = self._stream.shown
         try:
             self._stream.apply(event)
         except _MALFORMED:
             self._context.metrics.runner_agent_events_bad.inc()  # or of a newer version
+        return len(line) if self._stream.shown == shown else 0
+
+    def _add_plain(self, lines: list[str]) -> None:
+        """Add lines that are no events, and came together, to the log as far as there is room; clear the list."""
+        if lines:
+            self._stream.last_words = last_with_words(lines, self._stream.last_words)
+        for text in output.joined_lines(lines, MAX_TEXT):
+            size = len(text.encode(errors="replace"))
+            self._plain_room -= max(size, MIN_PLAIN)
+            if self._plain_room >= 0:
+                self._stream.add(LogSource.OUTPUT, text)
+            else:
+                self._dropped += size
+        lines.clear()
 
     @property
     def _status(self) -> tuple[str, str]:
@@ -333,9 +387,9 @@ class EventStreamFollower(FollowerWithoutRequests):
         self._line = None
         if was_written:
             self._was_given = True
-        else:
+        elif not self._is_concluded:  # else the state after its end stands
             self._stream.in_turn, self._stream.state = False, AgentState.IDLE
-        if not self._is_concluded:  # else the state after its end stands
+        if not self._is_concluded:
             self._commit()
         self._writer.forget(line)
         if not was_written:

@@ -43,6 +43,8 @@ class AgentEventStream(ABC):
         self.state: str = checkpoint.get("state", "")
         self.last_words: str = checkpoint.get("last", "")
         self._changed: dict[int, dict[str, Any]] = {}
+        self.shown = 0
+        """How often an entry was added or changed."""
         self._usage: dict[str, dict[str, Any]] = {}
         """By model, what was told and not reported yet."""
 
@@ -73,13 +75,13 @@ class AgentEventStream(ABC):
 
     def add(self, source: LogSource, text: str, kind: LogKind | None = None) -> None:
         """Add an entry to the log."""
-        self._changed[self._next] = {"entry": self._next, "source": source, "text": text, "kind": kind}
+        self._show({"entry": self._next, "source": source, "text": text, "kind": kind})
         self._next += 1
 
     def close_calls(self) -> None:
         """Close tool calls that the agent left unfinished."""
         for call in self._calls.values():
-            self._changed[call["entry"]] = {**call, "status": None}
+            self._show({**call, "status": None})
         self._calls.clear()
 
     def take_entries(self, reporter: Reporter) -> list[LogEntry]:
@@ -93,6 +95,11 @@ class AgentEventStream(ABC):
         reports = [reporter.usage_report(model=model or None, **fields) for model, fields in self._usage.items()]
         self._usage.clear()
         return reports
+
+    def _show(self, item: dict[str, Any]) -> None:
+        """Add an entry, or replace it."""
+        self._changed[item["entry"]] = item
+        self.shown += 1
 
     def _set_session(self, session: object) -> None:
         if isinstance(session, str) and 0 < len(session) <= MAX_ID:
@@ -115,7 +122,7 @@ class AgentEventStream(ABC):
         """Add a tool call that runs."""
         call = {"entry": self._next, "title": title[:MAX_TITLE_CHARACTERS], "kind": kind, **data}
         self._calls[call_id[:MAX_ID]] = call
-        self._changed[self._next] = {**call, "status": LogStatus.IN_PROGRESS}
+        self._show({**call, "status": LogStatus.IN_PROGRESS})
         self._next += 1
         while len(self._calls) > MAX_CALLS:
             del self._calls[next(iter(self._calls))]
@@ -125,7 +132,7 @@ class AgentEventStream(ABC):
         call = self._calls.pop(call_id[:MAX_ID], None)
         if call is not None:
             status = LogStatus.FAILED if has_failed else LogStatus.COMPLETED
-            self._changed[call["entry"]] = {**call, "status": status, "text": text[:MAX_CALL_TEXT]}
+            self._show({**call, "status": status, "text": text[:MAX_CALL_TEXT]})
 
     def _end_turn(self, failure: str | None) -> None:
         """End the turn; ``failure`` says why it could not be carried out, None: it was."""
