@@ -43,7 +43,7 @@ from taskherd.runner.workspaces import processes
 from taskherd.runner.workspaces.folders import RunFolder, TaskFolder
 from taskherd.runner.workspaces.terminals import TerminalCommand, end_all, make_terminal_spec
 from tests.harness.runner import eventually, json_lines
-from tests.pure.runner.contexts import listens_alone
+from tests.pure.runner.contexts import has_only_the_agent
 
 KILLER = 65_533
 """The user that ends processes of an agent with a user of its own."""
@@ -284,7 +284,7 @@ class AcpRun:
             work=self.task.work,
             workdir=self.task.work,
             start_command=self._start_command,
-            is_port_foreign=listens_alone,
+            identify_peer=has_only_the_agent,
             interrupt_agent=lambda: None if self.session is None or self.exits else self.session.interrupt(),
             stop_agent=self.end,
         )

@@ -16,6 +16,7 @@ from taskherd.runner.activity import ProcessMonitor
 from taskherd.runner.agents.context import AgentContext
 from taskherd.runner.agents.log_budget import LogBudget, LogRates
 from taskherd.runner.journal import Journal
+from taskherd.runner.listeners import Peer
 from taskherd.runner.outbox import Budget, Outbox
 from taskherd.runner.reporter import Reporter, SequenceGenerator
 from taskherd.runner.workspaces.folders import RunFolder
@@ -55,7 +56,7 @@ def make_context(folder: Path, *, outbox: Outbox | None = None, **run: Any) -> A
         work=folder,
         workdir=folder,
         start_command=lambda *_: pytest.fail("no command is run"),
-        is_port_foreign=listens_alone,
+        identify_peer=has_only_the_agent,
     )
 
 
@@ -73,6 +74,6 @@ async def _deliver_nothing(_input_id: UUID, _text: str) -> str | None:
     return None
 
 
-async def listens_alone() -> bool:
-    """Say that the agent's port is its own."""
-    return False
+async def has_only_the_agent(_own_port: int) -> Peer:
+    """Say that the other end of a connection is the agent's."""
+    return Peer.AGENT

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from itertools import repeat
@@ -11,7 +14,9 @@ import pytest
 
 from taskherd.runner.agents import agentapi_client
 from taskherd.runner.agents.agentapi_client import MAX_ANSWER_BYTES
-from tests.pure.runner.contexts import listens_alone
+from taskherd.runner.listeners import Peer, identify_peer
+from tests.harness.runner import eventually
+from tests.pure.runner.contexts import has_only_the_agent
 
 MESSAGE = {"content": "hello", "type": "user"}
 ENCODED = "an answer is encoded"
@@ -36,7 +41,7 @@ async def agentapi(body: Iterable[bytes], *headers: str, pause: float = 0) -> As
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server, agentapi_client.open_client(server.sockets[0].getsockname()[1], listens_alone) as client:
+    async with server, agentapi_client.open_client(server.sockets[0].getsockname()[1], has_only_the_agent) as client:
         yield client
 
 
@@ -81,6 +86,71 @@ async def test_a_status_that_trickles_in_is_given_up(monkeypatch: pytest.MonkeyP
     async with agentapi(repeat(b" "), pause=0.01) as client:
         with pytest.raises(httpx.ReadTimeout, match=r"no answer within 0\.3 s"):
             await agentapi_client.fetch_status(client)
+
+
+POSE = """
+import socket
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+connection, _ = listener.accept()
+listener.close()
+print("it listens no more", flush=True)
+received = b""
+while part := connection.recv(65_536):
+    received += part
+    connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\n{}")
+print(len(received), flush=True)
+"""
+
+
+@pytest.mark.parametrize("is_agent", [False, True])
+async def test_nothing_is_sent_to_a_stranger_who_listens_no_more(*, is_agent: bool) -> None:
+    """One who listened on the agent's port first, accepted the runner's connection and keeps it."""
+    poses = [sys.executable, "-I", "-S", "-c", POSE]
+    with (
+        subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as agent,
+        subprocess.Popen(poses, stdout=subprocess.PIPE, text=True) as stranger,
+    ):
+        assert stranger.stdout is not None
+        port = int(stranger.stdout.readline())
+
+        async def identify(own_port: int) -> Peer:
+            assert stranger.stdout is not None
+            assert await asyncio.to_thread(stranger.stdout.readline) == "it listens no more\n"
+            return await identify_peer(own_port, port, os.getpid() if is_agent else agent.pid, None)
+
+        async with agentapi_client.open_client(port, identify) as client:
+            if is_agent:
+                assert (await agentapi_client.fetch_status(client)).body == b"{}"
+                assert (await agentapi_client.post(client, MESSAGE, 5)).body == b"{}"
+            else:
+                with pytest.raises(agentapi_client.ForeignListener, match=f"port {port}; the runner sends it nothing"):
+                    await agentapi_client.fetch_status(client)
+        assert (int(await asyncio.to_thread(stranger.stdout.readline)) > 0) is is_agent
+        agent.kill()
+
+
+@pytest.mark.parametrize("error", [None, OSError("no /proc")])
+async def test_nothing_is_sent_to_nobody_knows_whom(error: OSError | None) -> None:
+    """The connection is closed, and another one is tried with the next request."""
+    arrived: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        arrived.append(await reader.read(1))
+        writer.close()
+
+    async def identify(_: int) -> Peer:
+        if error is not None:
+            raise error
+        return Peer.UNKNOWN
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server, agentapi_client.open_client(server.sockets[0].getsockname()[1], identify) as client:
+        for count in (1, 2):
+            with pytest.raises(httpx.ConnectError, match="not known who has the other end"):
+                await agentapi_client.fetch_status(client)
+            await eventually(lambda: len(arrived) == count, 30)  # noqa: B023 - awaited within the loop
+    assert arrived == [b"", b""]
 
 
 async def test_cookies_are_not_kept() -> None:

@@ -359,7 +359,7 @@ async def test_what_is_reported_counts_for_the_budget(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ["1", '{"type":"x"}', "", '{"type":"user","message":{"content":[]}}', "{}"])
 async def test_what_shows_nothing_is_not_read_without_end(tmp_path: Path, line: str) -> None:
     """It costs the agent's budget, or it would keep the runner busy; the agent is read again when it has some."""
-    life, now = StreamLife(tmp_path), [0.0]
+    life, now, offset = StreamLife(tmp_path), [0.0], 0
     life.change(log_budget=LogBudget(LogRates(2**18, 50), lambda: now[0]))
     life.write("\n".join([line] * 200_000))
     async with life.followed():

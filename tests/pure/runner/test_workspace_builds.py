@@ -16,6 +16,7 @@ from taskherd.errors import Unavailable
 from taskherd.runner import listeners
 from taskherd.runner.agents.acp.follower import AcpFollower
 from taskherd.runner.journal import Journal, Phase
+from taskherd.runner.listeners import Peer
 from taskherd.runner.reporter import Reporter, SequenceGenerator
 from taskherd.runner.workspaces import processes, removal
 from taskherd.runner.workspaces.folders import RunFolder
@@ -471,17 +472,17 @@ async def test_the_next_runner_reports_an_exit(
 
 
 async def test_an_agents_port_is_its_own(builds: Builds, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its shim and its user say which listeners are the agent's."""
+    """Its shim and its user say which ends of connections are the agent's."""
     asked: list[tuple[Any, ...]] = []
 
-    async def are_foreign(*given: Any) -> bool:
+    async def identify_peer(*given: Any) -> Peer:
         asked.append(given)
-        return True
+        return Peer.STRANGER
 
-    monkeypatch.setattr(listeners, "are_foreign", are_foreign)
+    monkeypatch.setattr(listeners, "identify_peer", identify_peer)
     builds.journal.port, builds.journal.agent_uid = 7, 9
     folder = builds.folder.run(1)
     folder.recreate()
     folder.started.write_text('{"pid": 5}')
-    assert await builds.workspace._is_port_foreign(folder)
-    assert asked == [(7, 5, 9)]
+    assert await builds.workspace._identify_peer(folder, 8) is Peer.STRANGER
+    assert asked == [(8, 7, 5, 9)]

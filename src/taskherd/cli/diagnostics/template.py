@@ -159,7 +159,7 @@ async def _probe(trial: Trial) -> list[Finding]:
 
 async def _probe_agentapi(trial: Trial) -> Finding:
     assert trial.port is not None
-    async with agentapi_client.open_client(trial.port, trial.is_port_foreign) as client:
+    async with agentapi_client.open_client(trial.port, trial.identify_peer) as client:
         while True:
             trial.raise_if_ended()
             try:

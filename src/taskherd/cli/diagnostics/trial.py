@@ -90,10 +90,10 @@ class Trial:
         """Return how the agent has ended, None if it runs."""
         return processes.read_exit(self.files, agent_started=True) if self.files.exit.exists() else None
 
-    async def is_port_foreign(self) -> bool:
-        """Return whether another process than the agent listens on the agent's port."""
+    async def identify_peer(self, own_port: int) -> listeners.Peer:
+        """Return who has the other end of the connection from a port to that of the agent."""
         assert self.port is not None
-        return await listeners.are_foreign(self.port, processes.recorded_shim(self.files), self.spec.uid)
+        return await listeners.identify_peer(own_port, self.port, processes.recorded_shim(self.files), self.spec.uid)
 
     def raise_if_ended(self) -> None:
         """Raise ``AgentEnded`` if the agent has ended."""

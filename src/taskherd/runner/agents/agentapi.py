@@ -88,7 +88,7 @@ class AgentApiFollower(FollowerWithoutRequests):
     def __init__(self, context: AgentContext, client: httpx.AsyncClient | None = None) -> None:
         self._context = context
         assert context.journal.port is not None
-        self._client = client or agentapi_client.open_client(context.journal.port, context.is_port_foreign)
+        self._client = client or agentapi_client.open_client(context.journal.port, context.identify_peer)
         self._has_reported_foreign = False
         checkpoint = context.checkpoint
         self._state: str = checkpoint.get("state", "")

@@ -1,18 +1,20 @@
 """Requests to the AgentAPI of an agent, which is not trusted: it answers with what, how much and as long as it likes.
 
 No answer is decompressed, each is read up to a limit, and cookies are not kept. Before anything is sent over a
-connection, its port's listener must be the agent's own: another agent could listen there before it does.
+connection, its other end must be the agent's own: another agent could listen there before it does.
 """
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
+
+from taskherd.runner.listeners import Peer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -45,28 +47,29 @@ class AgentApiResponse:
 
 
 class ForeignListener(httpx.ConnectError):
-    """Another process than the agent listens on the agent's port; it was sent nothing."""
+    """Another process than the agent listens, or has listened, on the agent's port; it was sent nothing."""
 
 
-def open_client(port: int, is_foreign: Callable[[], Awaitable[bool]]) -> httpx.AsyncClient:
+def open_client(port: int, identify_peer: Callable[[int], Awaitable[Peer]]) -> httpx.AsyncClient:
     """Return a client of the AgentAPI on this port of this machine.
 
-    ``is_foreign``: whether another process than the agent listens there; requests raise ``ForeignListener`` then.
+    ``identify_peer`` says who has the other end of the connection from a port. Requests raise ``ForeignListener`` if
+    that is a stranger, and ``httpx.ConnectError`` as long as it is not known.
     """
     cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
-    base, transport = f"http://127.0.0.1:{port}", _CheckingTransport(port, is_foreign)
+    base, transport = f"http://127.0.0.1:{port}", _CheckingTransport(port, identify_peer)
     return httpx.AsyncClient(
         base_url=base, timeout=REQUEST_TIMEOUT, trust_env=False, cookies=cookies, transport=transport
     )
 
 
 class _CheckingTransport(httpx.AsyncHTTPTransport):
-    """A transport that sends nothing over a new connection before its listener was checked."""
+    """A transport that sends nothing over a new connection before its other end was checked."""
 
-    def __init__(self, port: int, is_foreign: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(self, port: int, identify_peer: Callable[[int], Awaitable[Peer]]) -> None:
         super().__init__(trust_env=False)
         self._port = port
-        self._is_foreign = is_foreign
+        self._identify_peer = identify_peer
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request; the trace is httpcore's, see https://www.encode.io/httpcore/extensions/."""
@@ -74,11 +77,22 @@ class _CheckingTransport(httpx.AsyncHTTPTransport):
         return await super().handle_async_request(request)
 
     async def _trace(self, event: str, info: Mapping[str, Any]) -> None:
-        if event == "connection.connect_tcp.complete" and await self._is_foreign():
-            await info["return_value"].aclose()
+        if event != "connection.connect_tcp.complete":
+            return
+        stream, peer = info["return_value"], Peer.UNKNOWN
+        try:
+            with suppress(OSError):  # the connection is lost
+                _, own_port = stream.get_extra_info("client_addr")
+                peer = await self._identify_peer(own_port)
+        finally:
+            if peer is not Peer.AGENT:
+                await stream.aclose()
+        if peer is Peer.STRANGER:
             raise ForeignListener(
                 f"Another process than the agent listens on the agent's port {self._port}; the runner sends it nothing."
             )
+        if peer is Peer.UNKNOWN:
+            raise httpx.ConnectError(f"it is not known who has the other end of a connection to port {self._port}")
 
 
 async def fetch_status(client: httpx.AsyncClient) -> AgentApiResponse:

@@ -20,6 +20,7 @@ from taskherd.runner.agents import output
 from taskherd.runner.agents.log_budget import LogBudget
 from taskherd.runner.agents.words import last_words
 from taskherd.runner.journal import InputDelivery, Journal
+from taskherd.runner.listeners import Peer
 from taskherd.runner.outbox import Checkpoint, Outbox
 from taskherd.runner.reporter import Reporter
 from taskherd.runner.workspaces.folders import RunFolder
@@ -101,8 +102,8 @@ class AgentContext:
     """The agent's working directory."""
     start_command: Callable[[RunFolder, TerminalCommand], ShimHandle]
     """Start a command beside the agent, in a new run folder, with its user, sandbox and cgroup; ``OSError`` if not."""
-    is_port_foreign: Callable[[], Awaitable[bool]]
-    """Return whether another process than the agent listens on the port that the agent was given."""
+    identify_peer: Callable[[int], Awaitable[Peer]]
+    """Return who has the other end of the connection from this port to that which the agent was given."""
     mcp_servers: Sequence[dict[str, Any]] = ()
     """The MCP servers that an agent is given, as ACP describes them."""
     interrupt_agent: Callable[[], None] = _do_nothing

@@ -397,11 +397,12 @@ class TaskWorkspace:
         agent = self._spec(run, start, self._journal.agent_uid)
         return processes.spawn(folder, terminals.make_terminal_spec(agent, command, wrap))
 
-    async def _is_port_foreign(self, folder: RunFolder) -> bool:
-        """Return whether another process than this run's agent listens on the agent's port."""
+    async def _identify_peer(self, folder: RunFolder, own_port: int) -> listeners.Peer:
+        """Return who has the other end of the connection from a port to that of this run's agent."""
         journal = self._journal
         assert journal.port is not None
-        return await listeners.are_foreign(journal.port, processes.recorded_shim(folder), journal.agent_uid)
+        shim = processes.recorded_shim(folder)
+        return await listeners.identify_peer(own_port, journal.port, shim, journal.agent_uid)
 
     def _mcp_servers(self, run: RunConfig) -> list[dict[str, Any]]:
         """Return the MCP servers for an agent that is given some, as ACP describes them."""
@@ -436,7 +437,7 @@ class TaskWorkspace:
             work=self._folder.work,
             workdir=self._folder.work / run.workdir,
             start_command=self._start_command,
-            is_port_foreign=partial(self._is_port_foreign, self._folder.run(reporter.build_number)),
+            identify_peer=partial(self._identify_peer, self._folder.run(reporter.build_number)),
             mcp_servers=self._mcp_servers(run),
             interrupt_agent=self._interrupt_agent,
             stop_agent=self._stop_agent,
