@@ -316,10 +316,13 @@ class Shim:
         self._reap()
 
     def _record_output(self, *, beyond_limit: bool = False) -> None:
-        """Record the output that there is, until the segments are full or it is much."""
+        """Record the output that there is, until the segments are full or it is much.
+
+        ``beyond_limit``: all that the pipes hold, but no more; who has them open may write without end.
+        """
         self._unwritten = self._output.write(self._unwritten, beyond_limit=beyond_limit)
-        chunks = 0
-        while not self._unwritten and (beyond_limit or chunks < _CHUNKS_AT_ONCE):
+        chunks, most = 0, self._chunks_in_pipes() if beyond_limit else _CHUNKS_AT_ONCE
+        while not self._unwritten and chunks < most:
             chunk = self._read("_output_read")
             self._unwritten = self._output.write(chunk, beyond_limit=beyond_limit)
             log = self._read("_log_read")
@@ -327,6 +330,11 @@ class Shim:
             if not chunk and not log:
                 return
             chunks += 1
+
+    def _chunks_in_pipes(self) -> int:
+        """Return how many chunks have room in a pipe of output."""
+        pipes = [each for each in (self._output_read, self._log_read) if each >= 0]
+        return max([fcntl.fcntl(each, fcntl.F_GETPIPE_SZ) // READ_BYTES + 1 for each in pipes], default=0)
 
     def _read(self, name: str) -> bytes:
         """Read a chunk from a pipe; close it if it has ended, so that polling does not report it for ever."""

@@ -63,6 +63,35 @@ def shim_of(folder: Path, **changed: Any) -> Iterator[shim.Shim]:
     os.close(made._wakeup_write)
 
 
+@pytest.mark.parametrize("capacity", [65_536, 262_144])
+def test_the_end_does_not_wait_for_who_writes_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capacity: int
+) -> None:
+    """All that the pipe holds is recorded, also beyond the limit, but not what who has it open writes meanwhile."""
+    read, reads = os.read, list[int]()
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, capacity)
+
+    def refill(descriptor: int, size: int) -> bytes:
+        data = read(descriptor, size)
+        reads.append(len(data))
+        assert len(reads) < 99, "it is read without end"
+        os.write(writer, data)
+        return data
+
+    with shim_of(tmp_path, protocol=True) as made:
+        (tmp_path / "output").mkdir()
+        (tmp_path / "log").mkdir()
+        made._output_read = reader
+        os.write(writer, b"x" * capacity)
+        monkeypatch.setattr(os, "read", refill)
+        made._record_output(beyond_limit=True)
+    for descriptor in (reader, writer):
+        os.close(descriptor)
+    assert capacity <= sum(reads) <= capacity + shim.READ_BYTES
+    assert sum(path.stat().st_size for path in (tmp_path / "output").iterdir()) == sum(reads)
+
+
 def exit_record(folder: Path, status: int | None, error: str | None = None, **spec: Any) -> dict[str, Any]:
     """Return what a shim records about the exit of an agent with this status."""
     descriptor = os.open(folder / "exit.new", os.O_RDWR | os.O_CREAT)

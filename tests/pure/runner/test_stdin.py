@@ -114,6 +114,42 @@ async def test_what_is_not_read_in_time_is_taken_back(agent: Agent) -> None:
         )  # fmt: skip
 
 
+def test_no_more_is_taken_back_than_was_there(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that writes to its own stdin as fast as that is read does not keep the runner busy."""
+    read, reads = os.read, list[int]()
+
+    def refill(descriptor: int, size: int) -> bytes:
+        reads.append(size)
+        assert len(reads) < 99, "it is read without end"
+        data = read(descriptor, size)
+        os.write(agent.descriptor, data)
+        return data
+
+    os.write(agent.descriptor, b"x" * 60_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "read", refill)
+        patch.setattr(stdin, "_READ_BYTES", 25_000)
+        assert stdin._take_back(agent.folder.input, agent.descriptor) == 60_000
+    assert reads == [25_000, 25_000, 10_000]
+
+
+def test_what_the_agent_reads_meanwhile_is_not_taken_back(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it writes then is its own."""
+    read = os.read
+
+    def share(descriptor: int, size: int) -> bytes:
+        assert read(agent.descriptor, 4) == b"hell"
+        data = read(descriptor, size)
+        os.write(agent.descriptor, b"more")
+        return data
+
+    os.write(agent.descriptor, b"hello\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "read", share)
+        assert stdin._take_back(agent.folder.input, agent.descriptor) == 2
+    assert agent.unread == 4
+
+
 async def test_an_agent_that_ends_reads_no_more(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or that closes its stdin, which is looked at now and then."""
     monkeypatch.setattr(stdin, "READER_CHECK_INTERVAL", 0)

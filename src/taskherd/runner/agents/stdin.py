@@ -127,14 +127,18 @@ def _holds(pid: int, file_id: tuple[int, int]) -> bool:
 def _take_back(fifo: Path, descriptor: int) -> int:
     """Remove what nobody has read from the pipe, and return the number of bytes.
 
-    ``descriptor`` keeps the pipe's content alive, also after the agent has exited.
+    ``descriptor`` keeps the pipe's content alive, also after the agent has exited. The agent may write to the pipe, so
+    no more is removed than is in it now.
     """
-    taken = 0
+    taken, wanted = 0, unread_bytes(descriptor)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         with suppress(BlockingIOError):
-            while unread_bytes(descriptor):
-                taken += len(os.read(reader, _READ_BYTES))
+            while taken < wanted:
+                size = min(wanted - taken, _READ_BYTES)
+                taken += len(data := os.read(reader, size))
+                if len(data) < size:  # the agent has read the rest
+                    break
     finally:
         os.close(reader)
     return taken
