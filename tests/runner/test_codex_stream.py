@@ -128,7 +128,7 @@ async def test_what_is_no_event_is_output(tmp_path: Path) -> None:
         await run.until_ended()
         assert run.state == ("complete", "Hm.")
         texts = [text for _, _, text in shown(run)]
-        assert texts == [broken[-1], "Not logged in", "Hm."]
+        assert "\n".join(texts).split("\n") == [broken[-1], "Not logged in", "Hm."]  # one entry if they come together
 
 
 @pytest.mark.parametrize(

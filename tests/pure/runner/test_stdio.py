@@ -262,16 +262,23 @@ def test_lines_that_came_together_are_one_entry(agent: Printing) -> None:
 
 
 def test_what_is_reported_counts_for_the_budget(tmp_path: Path) -> None:
-    """Entries and states by one each, their texts by their bytes, and status lines by theirs."""
+    """Entries and states by one each, and by its bytes what was read, whether it is shown or not."""
     agent, budget = Printing(tmp_path), Spending()
     agent.context = replace(agent.context, log_budget=budget)
     agent.follower = StdioFollower(agent.context)
     agent.print("é\n")
-    assert budget.spent == [(2, 2)]
-    budget.spent.clear()
-    line = "::taskherd state=idle message=é"
-    agent.print(f"{line}\n", 200.0)
-    assert budget.spent == [(0, len(line.encode())), (1, 0)]
+    assert budget.spent == [(2, 2), (0, 1)]
+    for text, spent in (
+        ("\n" * 99, (1, 99)),
+        ("0 %\r50 %\r99 %\r", (0, 0)),
+        ("100 %\n", (1, 20)),
+        ("::taskherd state=idle message=é\n", (0, 33)),
+        ("x" * (MAX_LINE + 10), (1, MAX_LINE + 10)),
+        ("x" * 10 + "\n", (1, len("… (20 more bytes of this line were dropped)".encode()))),
+    ):
+        budget.spent.clear()
+        agent.print(text, 200.0)
+        assert tuple(map(sum, zip(*budget.spent, strict=True))) == spent
 
 
 def test_output_that_is_missing_is_told(agent: Printing) -> None:

@@ -229,6 +229,7 @@ class StdioFollower(FollowerWithoutRequests):
         self._offset = chunk.end
         lines: list[str] = []
         reports: list[Report] = []
+        size = self._lines.pending + len(chunk.data)
         for line in self._lines.feed(chunk.data):
             status = parse_status_line(line)
             if status is None:
@@ -236,13 +237,14 @@ class StdioFollower(FollowerWithoutRequests):
                 continue
             self._self_reported, self._state, self._untold = True, status.state, status
             self._has_changed |= (status.state, status.uri) != (self._told_state, self._told_uri)
-            self._context.log_budget.spend(0, len(line.encode(errors="replace")))  # reported or not, it was read
         self._last_line = last_with_words(lines, self._last_line)
         if self._self_reported:
             reports = self._due_status(now)
         elif chunk.data:
             reports = self._activity_status(now)
-        self._report_lines(lines, reports)
+        shown = self._report_lines(lines, reports)
+        size -= self._lines.pending
+        self._context.log_budget.spend(0, max(0, size - shown))  # shown or not, it was read
         return advanced
 
     def _due_status(self, now: float) -> list[Report]:
@@ -322,8 +324,11 @@ class StdioFollower(FollowerWithoutRequests):
         self._last_line = last_with_words([line], self._last_line)
         self._report_lines([line], [])
 
-    def _report_lines(self, lines: list[str], reports: list[Report]) -> None:
-        """Report lines as log entries, followed by other reports; all of them count against the log's budget."""
+    def _report_lines(self, lines: list[str], reports: list[Report]) -> int:
+        """Report lines as log entries, followed by other reports; all of them count against the log's budget.
+
+        Return the size of the entries, in bytes.
+        """
         texts = list(output.joined_lines(lines, MAX_CONTENT_BYTES))
         size = sum(len(text.encode(errors="replace")) for text in texts)
         self._context.log_budget.spend(len(texts) + len(reports), size)
@@ -331,6 +336,7 @@ class StdioFollower(FollowerWithoutRequests):
             self._report([self._entry(LogSource.OUTPUT, text) for text in texts[:ENTRIES_PER_REPORT]], complete=False)
             texts = texts[ENTRIES_PER_REPORT:]
         self._report([self._entry(LogSource.OUTPUT, text) for text in texts], *reports)
+        return size
 
     def _report(self, entries: list[LogEntry], *reports: Report, complete: bool = True) -> None:
         """Append reports to the outbox with a checkpoint, unless more reports from the same chunk follow."""
