@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from taskherd.client.errors import ApiError, ClientError, ExitCode, Unreachable
-from taskherd.client.events import MAX_FAILURES, StreamEvent, stream_events
+from taskherd.client.events import StreamEvent, stream_events
 from taskherd.client.http import Client
+from taskherd.client.outages import MAX_FAILURES
 
 
 class Server(Client):

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from taskherd.client.errors import ApiError, ClientError, ExitCode, Unreachable
 from taskherd.client.http import REQUEST_TIMEOUT
+from taskherd.client.outages import RETRIED
 
 if TYPE_CHECKING:
     from taskherd.client.http import Client
@@ -24,14 +25,6 @@ PAUSE: Final = 2.0
 MAX_PAUSE: Final = 30.0
 """Minimum and maximum number of seconds before the next attempt during an outage, whatever the server asks for."""
 _PATH: Final = ("workspaceagents", "me", "requests")
-_OUTAGES: Final = frozenset(
-    {
-        HTTPStatus.TOO_MANY_REQUESTS,
-        HTTPStatus.BAD_GATEWAY,
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        HTTPStatus.GATEWAY_TIMEOUT,
-    }
-)
 
 
 def ask(
@@ -107,7 +100,7 @@ def _persist(attempt: Callable[[], Any], is_cancelled: Callable[[], bool]) -> An
                 raise
             pause = PAUSE
         except ApiError as error:
-            if is_cancelled() or error.status not in _OUTAGES:
+            if is_cancelled() or error.status not in RETRIED:
                 raise
             pause = min(max(PAUSE, error.retry_after), MAX_PAUSE)
         time.sleep(pause)

@@ -6,21 +6,17 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any, Final
 
 from taskherd import sse
-from taskherd.backoff import Backoff
 from taskherd.client.errors import ApiError, ClientError, ExitCode, Unreachable
 from taskherd.client.http import Client
+from taskherd.client.outages import BACKOFF, MAX_FAILURES, RETRIED
 
 MAX_SILENCE: Final = 45.0
 """Seconds without a byte after which a stream counts as lost: three times the interval of the server's comments."""
-MAX_FAILURES: Final = 8
-"""Maximum number of consecutive failed attempts to reconnect; the wait before each grows up to 15 seconds."""
-MAX_EVENT: Final = 4 * 1024 * 1024
-"""Maximum size of an event, in bytes; a larger one is dropped."""
-_BACKOFF: Final = Backoff(first=1.0, maximum=15.0, jitter=0.2)
+MAX_EVENT: Final = 16 * 1024 * 1024
+"""Maximum size of an event, in bytes; a larger one is dropped. Entries of a log have 4 MiB before they are JSON."""
 _CHUNK: Final = 64 * 1024
 
 
@@ -30,7 +26,8 @@ class StreamEvent:
 
     ``type`` is ``task.snapshot``, ``task.created``, ``task.updated`` or ``task.deleted``. ``data`` is the task document
     for a snapshot, else the change event, whose document is ``data["data"]["task"]``. ``id`` is the position in the
-    feed after this event, "" if the stream has not sent one yet.
+    feed after this event, "" if the stream has not sent one yet. A stream with a log also has ``task.logs``, with
+    ``logs`` and ``truncated``, and ``task.inbox``.
     """
 
     type: str
@@ -43,7 +40,8 @@ def stream_events(
     *path: str,
     query: dict[str, str] | None = None,
     notice: Callable[[str], None],
-    sleep: Callable[[float], None] = time.sleep,
+    sleep: Callable[[float], object] = time.sleep,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[StreamEvent]:
     """Yield the events of a stream until the caller stops; reconnect after the last event when the stream is lost.
 
@@ -53,21 +51,24 @@ def stream_events(
         query: the query parameters.
         notice: called with the reason each time the stream is lost.
         sleep: waits for the given number of seconds before a reconnect.
+        is_stopped: whether the stream is to end; asked when something was received, and before a reconnect.
 
     Raises:
         ClientError: if the server refuses the stream, or cannot be reached ``MAX_FAILURES`` times in a row.
     """
     position, failures = "", 0
-    while True:
+    while not is_stopped():
         parser = sse.Parser(max_event_bytes=MAX_EVENT, last_event_id=position)
         try:
             headers = {"Last-Event-ID": position} if position else {}
             with client.stream("GET", *path, query=query, headers=headers, timeout=MAX_SILENCE) as response:
                 for chunk in iter(lambda: response.read1(_CHUNK), b""):
+                    if is_stopped():
+                        return
                     failures = 0
                     yield from _task_events(parser, chunk)
         except ApiError as error:
-            if error.status not in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}:
+            if error.status not in RETRIED:
                 raise
             notice(error.message)
         except Unreachable as error:
@@ -78,8 +79,8 @@ def stream_events(
             raise ClientError(
                 ExitCode.ERROR, "the stream was lost and did not come back", "check that `taskherd api` is running"
             )
-        requested = min((parser.retry_ms or 0) / 1000, _BACKOFF.maximum)
-        sleep(max(requested, _BACKOFF.delay(failures - 1) if failures > 1 else 0))
+        requested = min((parser.retry_ms or 0) / 1000, BACKOFF.maximum)
+        sleep(max(requested, BACKOFF.delay(failures - 1) if failures > 1 else 0))
 
 
 def _task_events(parser: sse.Parser, chunk: bytes) -> Iterator[StreamEvent]:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
 from typing import Any, Final
 from urllib.error import HTTPError, URLError
@@ -112,9 +113,8 @@ class Client:
                 yield response
         except HTTPError as error:
             with error:
-                raise ApiError.from_response(
-                    error.code, _decode_json(error.read(MAX_BODY)), error.headers.get("Retry-After")
-                ) from None
+                body = _decode_error(error.code, error.read(MAX_BODY))
+                raise ApiError.from_response(error.code, body, error.headers.get("Retry-After")) from None
         except URLError as error:
             raise Unreachable(f"cannot reach {self._base}: {error.reason}") from None
         except (OSError, HTTPException) as error:
@@ -153,3 +153,13 @@ def _decode_json(raw: bytes) -> Any:
         return json.loads(raw)
     except ValueError:
         raise Unreachable("the response is not JSON, so it is not from the taskherd API", f"check {URL}") from None
+
+
+def _decode_error(status: int, raw: bytes) -> Any:
+    """Return the JSON of an error; None for that of a proxy, which says with a page that it has no answer."""
+    try:
+        return _decode_json(raw)
+    except Unreachable:
+        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise
+        return None

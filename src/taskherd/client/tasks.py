@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from http import HTTPStatus
 from typing import Any, Final
 from uuid import UUID, uuid4
 
+from taskherd.client import outages
 from taskherd.client.errors import ApiError, ClientError, ExitCode
 from taskherd.client.http import REQUEST_TIMEOUT, ApiResponse, Client
 
@@ -19,9 +20,9 @@ PAGE: Final = 100
 MAX_DELETED: Final = 100
 """Maximum number of deleted tasks in a list, which has one page."""
 MAX_ATTEMPTS: Final = 3
-"""Attempts to send a write while the server answers 503 or 429; its Idempotency-Key makes repeats safe."""
-MAX_WAIT: Final = 60.0
-"""Maximum duration of one long poll, in seconds."""
+"""Attempts to send a write while the server is unavailable or too busy; its Idempotency-Key makes repeats safe."""
+MAX_WAIT: Final = 25.0
+"""Maximum duration of one long poll, in seconds: proxies end a request that is silent for longer, many after 60."""
 FAILURES: Final = ("failed", "error")
 """The agent's state, and the status, of a task that failed."""
 STARTING: Final = ("pending", "initializing")
@@ -34,7 +35,6 @@ SETTLE: Final = 2.0
 """Seconds within which the last state of an agent follows the report of its end."""
 TIMED_OUT: Final = "x-taskherd-timed-out"
 """Response header of a long poll that ended without the requested status or state."""
-_RETRIED: Final = frozenset({HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS})
 
 
 def path_of(task: str) -> tuple[str, str, str]:
@@ -133,7 +133,7 @@ def change(
         try:
             return client.request(method, *path, body=body, headers=headers, timeout=timeout)
         except ApiError as error:
-            if is_last or error.status not in _RETRIED:
+            if is_last or error.status not in outages.RETRIED:
                 raise
             time.sleep(min(error.retry_after, MAX_WAIT))
     raise AssertionError  # the last attempt returns or raises
@@ -176,7 +176,13 @@ def preset(client: Client, version: str, name: str) -> str:
 
 
 def wait(
-    client: Client, task: str, until: Iterable[str], within: float, now: Callable[[], float] = time.monotonic
+    client: Client,
+    task: str,
+    until: Iterable[str],
+    within: float,
+    *,
+    now: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], object] = time.sleep,
 ) -> tuple[Task, bool]:
     """Wait until a task's status or its agent's state is one of ``until``, or no longer will be.
 
@@ -184,7 +190,7 @@ def wait(
     again by itself (``run.on_loss``).
 
     The task is resolved once: if it is deleted meanwhile, the wait raises ``ClientError`` with
-    ``ExitCode.NOT_FOUND``, even if another task takes its name.
+    ``ExitCode.NOT_FOUND``, even if another task takes its name. It outlives outages of the API.
 
     Args:
         client: the server and token to use.
@@ -192,6 +198,7 @@ def wait(
         until: statuses (``active``, ``paused``, …) and states (``idle``, ``complete``, …), in lower case.
         within: the maximum wait, in seconds.
         now: the clock, in seconds.
+        sleep: waits for the given number of seconds before a request is repeated.
 
     Returns:
         The latest task document, and whether the wait ended before the time was up.
@@ -199,28 +206,36 @@ def wait(
     path = path_by_id(client, task)
     awaited = set(until)
     deadline = now() + within
+
+    def left() -> float:
+        return max(0.0, deadline - now())
+
+    def poll(values: Iterable[str], most: float = MAX_WAIT) -> tuple[Task, bool]:
+        return outages.repeat(lambda: _long_poll(client, path, values, min(most, left())), sleep=sleep, left=left)
+
     while True:
-        left = max(0.0, min(MAX_WAIT, deadline - now()))
-        document, is_over = _long_poll(client, path, (*awaited, *FAILURES, ENDED), left)
+        document, is_over = poll((*awaited, *FAILURES, ENDED))
         if is_over and not awaited.intersection(status_and_state(document)):
-            left = max(0.0, min(MAX_WAIT, deadline - now()))
             if document.get("agent_exit") is not None:
-                document, is_awaited = _long_poll(client, path, awaited, min(SETTLE, left))
+                document, is_awaited = poll(awaited, SETTLE)
                 if is_awaited:
                     return document, True
-            is_over = not _starts_again(client, path)
+            is_over = not outages.repeat(lambda: _starts_again(client, path), sleep=sleep, left=left)
             if not is_over:
-                _long_poll(client, path, (*awaited, *STARTING), left)
+                poll((*awaited, *STARTING))
         if is_over or now() >= deadline:
             return document, is_over
 
 
 def has_ended(client: Client, path: tuple[str, ...]) -> bool:
     """Return whether the task at ``path`` has no running agent, and none will be started without being asked for."""
-    document = client.request("GET", *path).body
-    lost = (document["workspace_agent_health"] or {}).get("reason") == LOST
-    ended = document["status"] in {"paused", "error"} or document.get("agent_exit") is not None or lost
-    return ended and not _starts_again(client, path)
+    return is_over(client.request("GET", *path).body) and not _starts_again(client, path)
+
+
+def is_over(task: Task) -> bool:
+    """Return whether a task has no running agent, though one may be started."""
+    lost = (task.get("workspace_agent_health") or {}).get("reason") == LOST
+    return bool(task.get("status") in {"paused", "error"} or task.get("agent_exit") is not None or lost)
 
 
 def _long_poll(client: Client, path: tuple[str, ...], until: Iterable[str], wait: float) -> tuple[Task, bool]:
@@ -270,7 +285,8 @@ def build_log(client: Client, task: str, number: int) -> list[Mapping[str, Any]]
     build = _build(client, show(client, task)["id"], number)
     if build is None:
         message = f"there is no build {number} of task {task!r}"
-        raise ClientError(ExitCode.NOT_FOUND, message, f"see those that there are with: taskherd task builds {task}")
+        advice = f"see those that there are with: taskherd task builds {shlex.quote(task)}"
+        raise ClientError(ExitCode.NOT_FOUND, message, advice)
     agents = [agent["id"] for resource in build["resources"] for agent in resource["agents"]]
     paths = (("workspacebuilds", build["id"]), *(("workspaceagents", each) for each in agents))
     return sorted((entry for path in paths for entry in _log(client, path)), key=lambda entry: str(entry["created_at"]))
