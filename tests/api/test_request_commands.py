@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import uuid
 from functools import partial
 from typing import Any
@@ -96,6 +97,22 @@ async def test_requests_shows_what_is_asked_and_was_answered(api_harness: ApiHar
     assert [each["id"] for each in await shell.json("requests", "shows", "--open")] == [str(request_id)]
     assert "May I clean up?" in (await shell.run("show", "shows")).stdout
     assert "asks: May I clean up?" in (await shell.run("list")).stdout
+
+
+@pytest.mark.parametrize("option", ["a; touch /tmp/x $(id)", "it's `id`", "-rf", "--text"])
+async def test_the_command_that_answers_can_be_copied(api_harness: ApiHarness, option: str) -> None:
+    """Whatever an agent calls an option, the line that is printed answers with that one, and runs nothing else."""
+    task_id, shell = await active(api_harness, name="copied"), Shell(api_harness)
+    options = [{"id": option, "label": "Allow", "kind": "allow_once"}]
+    request_id = await approval(api_harness, task_id, title="May I?", options=options)
+    printed = (await shell.run("requests", "copied")).stdout
+    (line,) = [line for line in printed.splitlines() if line.startswith("next")]
+    dashes = ["--"] if option.startswith("-") else []
+    words = shlex.split(line.removeprefix("next"))
+    assert words == ["taskherd", "task", "answer", *dashes, "copied", str(request_id)[:8], option]
+    assert (await shell.run(*words[2:])).stdout == "Answered: May I?\n"
+    (request,) = await requests_of(api_harness.alice, task_id)
+    assert request["answer"]["option_id"] == option
 
 
 async def test_the_fleets_queue(api_harness: ApiHarness) -> None:

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from taskherd.cli.main import WITHOUT_SETTINGS, app
+from taskherd.cli.output import command_line
 
 KEY = "0123456789abcdef0123456789abcdef"
 
@@ -68,6 +69,13 @@ def test_config_hides_secrets(arguments: list[str]) -> None:
     assert "alice:********@mq.example" in result.stdout
     assert KEY not in result.output
     assert "s3cr3t" not in result.output
+
+
+def test_a_command_to_be_copied_is_quoted_for_a_shell() -> None:
+    """Each argument is one word of it as it is; one that looks like an option comes after ``--``."""
+    assert command_line("taskherd task resume", "alice/fix") == "taskherd task resume alice/fix"
+    assert command_line("taskherd dead replay", "$(id)") == "taskherd dead replay '$(id)'"
+    assert command_line("taskherd dead replay", "-x", "") == "taskherd dead replay -- -x ''"
 
 
 def test_version_and_help_need_no_settings() -> None:

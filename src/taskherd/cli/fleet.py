@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -171,7 +172,7 @@ def _notes(found: Mapping[str, Any]) -> None:
     if not pools:
         print_note("No pools.", "  apply a template whose run.pool names one, with: taskherd directory apply FILE.yaml")
     for name in (printable(pool["name"]) for pool in pools if not pool["runners"]):
-        start = f"  start one with: TASKHERD_RUNNER_POOL={name} taskherd runner"
+        start = f"  start one with: TASKHERD_RUNNER_POOL={shlex.quote(name)} taskherd runner"
         print_note(f"No runner has said hello for pool {name}.", start)
     if found["workers"] == []:
         print_note("No worker has been seen in the last minutes.", "  start one with: taskherd worker")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -40,6 +41,15 @@ def print_note(*lines: str) -> None:
 def printable(value: object) -> str:
     """Return a value as text on one line; characters that could control the terminal are escaped."""
     return "".join(_printable(each) for each in str(value))
+
+
+def command_line(command: str, *arguments: str) -> str:
+    """Return a command to be copied into a shell: arguments may be from anybody, and are quoted.
+
+    They come after ``--`` if one looks like an option.
+    """
+    dashes = ["--"] if any(each.startswith("-") for each in arguments) else []
+    return " ".join([command, *dashes, *map(shlex.quote, arguments)])
 
 
 def _printable(character: str) -> str:

@@ -100,7 +100,7 @@ def _more(found: Mapping[str, Any], query: str) -> None:
     for name, group in found["groups"].items():
         if group["next"] and name != "active":  # of which only agents without a state are shown
             terms = _option(f"{query} {group['q']}".strip())
-            command = f"taskherd task list{terms} --sort {group['sort']}"
+            command = f"taskherd task list{terms} --sort {shlex.quote(group['sort'])}"
             print_note(f"Only some tasks that are {name.replace('_', ' ')} are listed; see all with: {command}")
 
 

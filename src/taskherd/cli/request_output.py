@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from taskherd.cli.output import age, moment_and_age
+from taskherd.cli.output import age, command_line, moment_and_age
 from taskherd.cli.tables import Column, fields, table
 from taskherd.client.agent_requests import short
 
@@ -72,7 +72,7 @@ def outcome(request: AgentRequest) -> str:
 
 def _details(request: AgentRequest, task: str) -> None:
     choices = request["options"]
-    answer = choices[0]["id"] if choices else '"TEXT"'
+    words = (task, short(request), *(each["id"] for each in choices[:1]))
     fields(
         ("request", request["id"]),
         (request["kind"], request["title"]),
@@ -81,7 +81,7 @@ def _details(request: AgentRequest, task: str) -> None:
         ("options", ", ".join(f"{each['id']} ({each['label']})" for each in choices)),
         ("asked", moment_and_age(request["since"])),
         ("expires", request["expires_at"] or ""),
-        ("next", f"taskherd task answer {task} {short(request)} {answer}"),
+        ("next", command_line("taskherd task answer", *words) + ("" if choices else ' "TEXT"')),
     )
 
 

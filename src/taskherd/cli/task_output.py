@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from taskherd.cli.output import age, duration, moment, moment_and_age, printable
+from taskherd.cli.output import age, command_line, duration, moment, moment_and_age, printable
 from taskherd.cli.tables import COLORS, Column, colored, fields, table, wrapped
 from taskherd.client.tasks import LOST
 
@@ -184,9 +184,10 @@ def _how_ended(agent_exit: Mapping[str, Any], *, words: bool) -> str:
 def next_step(explanation: Mapping[str, Any], task: str) -> str:
     """Return the command that starts the agent of a task again; "" if it runs and has not stalled."""
     if explanation["resume"]["value"]:
-        return f"taskherd task resume {task}"
+        return command_line("taskherd task resume", task)
     if explanation["stalled_since"]["value"]:
-        return f"taskherd task pause {task}, and when it is paused: taskherd task resume {task}"
+        pause, resume = (command_line(f"taskherd task {action}", task) for action in ("pause", "resume"))
+        return f"{pause}, and when it is paused: {resume}"
     return ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -96,7 +97,9 @@ def list_(
         table(_COLUMNS, map(_row, listed))
     else:
         whose = f" of user {user!r}" if user else ""
-        print_note(f"No tokens{whose}.", f"  create one with: taskherd token create --user {user or 'NAME'}")
+        print_note(
+            f"No tokens{whose}.", f"  create one with: taskherd token create --user {shlex.quote(user or 'NAME')}"
+        )
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import timedelta
@@ -122,7 +123,7 @@ def _pools(demand: _Demand, consumers: Mapping[str, int], settings: Settings) ->
     late = timedelta(seconds=settings.runner_answer_timeout)
     for pool in sorted({*templates, *waiting}):
         what, request = f"pool {pool}", _merged(demand.requests, pool)
-        start = f"start a runner: `TASKHERD_RUNNER_POOL={pool} taskherd runner`"
+        start = f"start a runner: `TASKHERD_RUNNER_POOL={shlex.quote(pool)} taskherd runner`"
         if not consumers[pool]:
             if request:
                 yield error(what, f"no runner consumes; {_waiting(request, demand.now)}", start)
@@ -155,7 +156,7 @@ def _runners(demand: _Demand, consumers: Mapping[str, int]) -> Iterable[Finding]
         stuck = [each for each in requests if not (each.may_use_pool and consumers[each.pool])]
         found = "it does not consume; " + "; ".join(_waiting(each, demand.now) for each in stuck or requests)
         if stuck:
-            advice = f"start it again on its machine: `TASKHERD_RUNNER_NAME={runner} taskherd runner`"
+            advice = f"start it again on its machine: `TASKHERD_RUNNER_NAME={shlex.quote(runner)} taskherd runner`"
             yield error(what, found, advice)
         else:
             advice = "its pool takes over after TASKHERD_RUNNER_ANSWER_TIMEOUT; start it again for its workspaces"
