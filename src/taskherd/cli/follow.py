@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from taskherd import durations
 from taskherd.cli import task_output
 from taskherd.cli.lifecycle import app
-from taskherd.cli.output import OutputFormat, OutputOption, document, line, print_error, print_note, printable
+from taskherd.cli.output import (
+    OutputFormat,
+    OutputOption,
+    command_line,
+    document,
+    line,
+    print_error,
+    print_note,
+    printable,
+)
 from taskherd.cli.task import EXIT_CODES, TaskArgument
 from taskherd.client import events, http, task_logs, tasks
+from taskherd.client.conversation import Entry
 from taskherd.client.errors import ClientError, ExitCode
 
 __all__ = ["app"]
@@ -98,8 +108,12 @@ def logs(
 ) -> None:
     """Show the conversation with a task's agent; entries with > were sent to it. Times are in UTC.
 
-    With --follow, JSON is one entry per line. It ends with 0 when the agent has ended or is lost, or the task is paused
-    or deleted; but not while an agent starts or will be started again, nor while a complete task still has its agent.
+    With --follow, an entry is printed once it is final: when another one comes after it, its tool call has ended, the
+    agent is idle or has ended, or nothing was added for 3 seconds. One that changes after that is printed again. JSON
+    is one entry per line; of those with the same id, the last one counts.
+
+    It ends with 0 when the agent has ended or is lost, or the task is paused or deleted; but not while an agent starts
+    or will be started again, nor while a complete task still has its agent.
     """
     client = http.from_environment()
     if follow:
@@ -112,10 +126,10 @@ def logs(
     elif body["logs"]:
         task_output.log_entries(body["logs"])
     else:
-        print_note("No entries yet.", f"  wait for them with: taskherd task logs -f {printable(task)}")
+        print_note("No entries yet.", f"  wait for them with: {printable(command_line('taskherd task logs -f', task))}")
 
 
-def _print_entries(entries: list[dict[str, Any]], output: OutputFormat) -> None:
+def _print_entries(entries: list[Entry], output: OutputFormat) -> None:
     if output is OutputFormat.JSON:
         for entry in entries:
             line(entry)

@@ -7,57 +7,105 @@ from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any, Final
 
-from taskherd.backoff import Backoff
-from taskherd.client import tasks
-from taskherd.client.errors import ApiError, Unreachable
+from taskherd.client import outages, stream_reader, tasks
+from taskherd.client.conversation import Conversation, Entry
+from taskherd.client.errors import ApiError, ClientError
+from taskherd.client.events import StreamEvent
 from taskherd.client.http import Client
 
 INTERVAL: Final = 1.0
-"""Seconds between two requests for new entries."""
-MAX_FAILURES: Final = 8
-"""Maximum number of consecutive failed requests; the wait after each grows up to 15 seconds."""
-_BACKOFF: Final = Backoff(first=1.0, maximum=15.0, jitter=0.2)
-_RETRIED: Final = frozenset({HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS})
+"""Seconds without an event after which it is checked which entries are final, and whether the agent has ended."""
+_RESTING: Final = frozenset({"idle", "complete", "failed"})
+"""States of an agent that writes nothing."""
 
 
-def follow(
-    client: Client, task: str, *, notice: Callable[[str], None], sleep: Callable[[float], None] = time.sleep
-) -> Iterator[list[dict[str, Any]]]:
-    """Yield the entries of a conversation so far, then new ones, until the task has no agent and gets none by itself.
+def follow(client: Client, task: str, *, notice: Callable[[str], None]) -> Iterator[list[Entry]]:
+    """Yield the entries of a conversation so far, then others, until the task has no agent and gets none by itself.
+
+    An entry is yielded once it is final: another one comes after it, its tool call has ended, the agent is idle or has
+    ended, or it has not changed for ``conversation.QUIET`` seconds. One that changes after that is yielded again.
 
     The task is resolved once: if it is deleted, its conversation ends, even if another task takes its name.
 
     Args:
         client: the server and token to use.
         task: an id, a name, or ``owner/name``.
-        notice: called with the reason each time that a request fails and is repeated.
-        sleep: waits for the given number of seconds.
+        notice: called with the reason each time that the connection is lost, or a request fails and is repeated.
 
     Raises:
-        ClientError: if there is no such task, or the server fails ``MAX_FAILURES`` times in a row.
+        ClientError: if there is no such task, or the server fails ``outages.MAX_FAILURES`` times in a row.
     """
-    path = tasks.path_by_id(client, task)
-    after, failures, is_over = -1, 0, False
-    while True:
-        try:
-            query = {"after": str(after)} if after >= 0 else None
-            entries = client.request("GET", *path, "logs", query=query).body["logs"]
-            if entries:
-                yield entries
-                after = max(entry["id"] for entry in entries)  # an entry that came late is before its successors
-            elif is_over:
-                return
-            else:
-                is_over = tasks.has_ended(client, path)
-            failures = 0
-        except (ApiError, Unreachable) as error:
-            if isinstance(error, ApiError) and error.status == HTTPStatus.NOT_FOUND:
-                return  # it was deleted
-            if failures >= MAX_FAILURES or (isinstance(error, ApiError) and error.status not in _RETRIED):
-                raise
-            notice(error.message)
-            failures += 1
-            sleep(_BACKOFF.delay(failures))
-            continue
-        if not is_over:
-            sleep(INTERVAL)
+    follower = _Follower(client, tasks.path_by_id(client, task), notice)
+    try:
+        yield from follower.entries()
+    except ClientError as error:
+        yield from follower.rest()
+        if not (isinstance(error, ApiError) and error.status == HTTPStatus.NOT_FOUND):  # it was deleted
+            raise
+
+
+class _Follower:
+    """One follower of one conversation."""
+
+    def __init__(self, client: Client, path: tuple[str, ...], notice: Callable[[str], None]) -> None:
+        self._client = client
+        self._path = path
+        self._notice = notice
+        self._conversation = Conversation()
+        self._document: tasks.Task = {}
+
+    def entries(self) -> Iterator[list[Entry]]:
+        """Yield entries that are final until there will be none."""
+        path = (*self._path, "watch")
+        with stream_reader.reading(self._client, *path, query={"logs": "1"}, notice=self._notice) as next_event:
+            while True:
+                event = next_event(INTERVAL)
+                was_resting, has_ended = self._is_resting, False
+                if event is not None:
+                    self._apply(event)
+                elif tasks.is_over(self._document):
+                    has_ended = self._repeated(lambda: tasks.has_ended(self._client, self._path))
+                comes_to_rest = self._is_resting and not was_resting
+                if has_ended or comes_to_rest:
+                    self._read(self._conversation.after)
+                found = self._conversation.take(time.monotonic(), everything=has_ended or comes_to_rest)
+                if found:
+                    yield found
+                if has_ended or (event is not None and event.type == "task.deleted"):
+                    yield from self.rest()
+                    return
+
+    def rest(self) -> Iterator[list[Entry]]:
+        """Yield what is left, in its last version."""
+        found = self._conversation.take(time.monotonic(), everything=True)
+        if found:
+            yield found
+
+    @property
+    def _is_resting(self) -> bool:
+        return bool(self._document) and (
+            tasks.is_over(self._document) or tasks.status_and_state(self._document)[1] in _RESTING
+        )
+
+    def _apply(self, event: StreamEvent) -> None:
+        match event.type:
+            case "task.logs":
+                after = self._conversation.after
+                self._conversation.receive(event.data["logs"], time.monotonic())
+                if event.data["truncated"]:
+                    self._read(after)
+            case "task.snapshot":
+                self._document = event.data
+            case "task.updated":
+                self._document = event.data["data"]["task"]
+            case _:
+                pass
+
+    def _read(self, after: int) -> None:
+        """Read the entries after an id, for what the stream has not told, or not yet."""
+        query = {"after": str(after)} if after >= 0 else None
+        body = self._repeated(lambda: self._client.request("GET", *self._path, "logs", query=query).body)
+        self._conversation.receive(body["logs"], time.monotonic())
+
+    def _repeated(self, attempt: Callable[[], Any]) -> Any:
+        return outages.repeat(attempt, notice=self._notice)
