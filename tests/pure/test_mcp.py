@@ -13,8 +13,12 @@ from collections.abc import Callable
 from threading import Event
 from typing import Any
 
+import pytest
+
 from taskherd.client.errors import ClientError, ExitCode
+from taskherd.client.http import ApiResponse, Client
 from taskherd.client.mcp_stdio import MAX_CALLS, MAX_LINE, VERSIONS, Argument, Server, Tool, call
+from taskherd.client.mcp_tools import UserTools
 
 ENVIRONMENT = {"PATH": os.environ["PATH"], "TASKHERD_URL": "http://127.0.0.1:1", "TASKHERD_TOKEN": "x"}
 SLOW = {
@@ -212,3 +216,29 @@ def test_a_call_that_waits_is_cancelled_by_the_client_or_its_end() -> None:
         each["id"]: each["result"]["structuredContent"] for each in map(json.loads, output.getvalue().splitlines())
     }
     assert answers == {0: {"waited": 0}, 1: {"waited": 1}, 2: {"quick": True}}
+
+
+@pytest.mark.parametrize(
+    ("named", "meant"),
+    [
+        ("fix", ("me", "fix")),
+        ("fix.agent", ("me", "fix")),
+        ("john.doe/fix", ("john.doe", "fix")),
+        ("john.doe/fix.agent", ("john.doe", "fix")),
+        ("john.doe--fix.agent", ("john.doe", "fix")),
+        (" john--fix ", ("john", "fix")),
+    ],
+)
+def test_a_task_is_named_with_its_owner_and_perhaps_an_agent(named: str, meant: tuple[str, str]) -> None:
+    """As Coder's tools name it: the agent is left out, and a dot in the name of the owner is part of that."""
+    paths: list[tuple[str, ...]] = []
+
+    class Recorder(Client):
+        """A client that notes what is requested."""
+
+        def request(self, method: str, *path: str, **_: Any) -> ApiResponse:
+            paths.append((method, *path))
+            return ApiResponse(200, {}, {"status": "active", "current_state": None})
+
+    UserTools(Recorder("http://nowhere", "token")).get_task_status(named)
+    assert paths == [("GET", "tasks", *meant)]

@@ -303,7 +303,8 @@ def available(environ: Mapping[str, str]) -> list[Tool]:
 
 def _task_reference(task_id: str) -> str:
     """Return a task reference for the API: without the agent name that Coder's tools accept, ``/`` for ``--``."""
-    return task_id.strip().partition(".")[0].replace("--", "/")
+    owner, slash, name = task_id.strip().replace("--", "/").rpartition("/")
+    return f"{owner}{slash}{name.partition('.')[0]}"
 
 
 def _first_set(environ: Mapping[str, str], names: tuple[str, ...]) -> str:
