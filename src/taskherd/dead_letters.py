@@ -37,7 +37,8 @@ class Replay:
     """A replay: what it selects, and what became of that so far.
 
     ``replayed`` has ids, ``reasons`` the numbers of those by reason, ``kept`` why others were not replayed, by id, and
-    ``bytes_read`` is the total size of the bodies that were looked at.
+    ``bytes_read`` is the total size of the bodies that were looked at. ``beyond`` is the number of those beyond
+    the limit.
     """
 
     selection: Selection
@@ -45,6 +46,7 @@ class Replay:
     reasons: Counter[str] = field(default_factory=Counter)
     kept: dict[str, str] = field(default_factory=dict)
     bytes_read: int = 0
+    beyond: int = 0
 
     @property
     def missing(self) -> frozenset[str]:
@@ -89,7 +91,9 @@ async def replay(
 
     publisher = Publisher(connection, identified=True)
     try:
-        await dead_letters.replay(connection, publisher, names, target_of, on_replayed, limit=limit, more=more)
+        state.beyond = await dead_letters.replay(
+            connection, publisher, names, target_of, on_replayed, limit=limit, more=more
+        )
     finally:
         await publisher.close()
 

@@ -78,7 +78,7 @@ def test_a_command_prints_json(invoke: Invoke, amqp_url: str, amqp_prefix: str, 
         replaced["TOKEN"] = invoke("token", "create", "--user", "bob")["id"]
     if command.startswith("dead"):
         invoke("topology", "apply")
-        asyncio.run(_publish_dead_letter(amqp_url, amqp_prefix, b"\x1b[2J \xff \n two lines"))
+        asyncio.run(publish_dead_letter(amqp_url, amqp_prefix, b"\x1b[2J \xff \n two lines"))
         replaced["LETTER"] = invoke("dead", "list")[0]["id"]
     printed = invoke(*(replaced.get(word, word) for word in command.split()), exit_code=FAILING.get(command, 0))
     assert isinstance(printed, list) == (command in LISTS)
@@ -102,7 +102,7 @@ def _names() -> Iterator[str]:
             yield f"{group} {name}"
 
 
-async def _publish_dead_letter(amqp_url: str, prefix: str, content: bytes) -> None:
+async def publish_dead_letter(amqp_url: str, prefix: str, content: bytes) -> None:
     """Publish a dead letter that can be replayed."""
     origin = Origin(f"{prefix}.reports", f"{prefix}.reports", "key")
     body, headers = encode(content, DeadLetterReason.NOT_JSON, "not JSON", origin)

@@ -212,10 +212,24 @@ async def test_only_what_was_confirmed_is_removed() -> None:
     assert broker.acked == []
 
 
+async def test_how_many_were_beyond_the_limit_is_known() -> None:
+    """What is dead-lettered again as soon as it is replayed does not count."""
+    broker: Any = Broker()
+    target = ReplayTarget("events", "key", {})
+
+    def bury_again(message: QueuedMessage, _why: str | None) -> None:
+        broker.queue.append(message.body)
+
+    for limit, beyond in ((2, 1), (9, 0)):
+        broker.outcomes, broker.queue = [CONFIRMED] * 3, [b"1", b"2", b"3"]
+        left = await dead_letters.replay(broker, broker, NAMES, lambda _: target, bury_again, limit=limit)
+        assert left == beyond
+
+
 async def test_the_selected_ones_are_removed() -> None:
-    """Of the first ones alone; an ack that is not written in time is an outage."""
+    """Of the first ones alone; how many are beyond those is known."""
     broker: Any = Broker(b"1", b"2", b"1", b"1")
-    assert await dead_letters.purge(broker, NAMES, lambda message: message.body == b"1", limit=3) == 2
+    assert await dead_letters.purge(broker, NAMES, lambda message: message.body == b"1", limit=3) == (2, 1)
     assert broker.acked == [1, 3]
 
 
@@ -235,5 +249,5 @@ async def test_purging_all_counts_them() -> None:
 
     for bodies, number in (((b"1", b"2"), 2), ((), 0)):
         broker: Any = Purged(*bodies)
-        assert await dead_letters.purge(broker, NAMES, limit=1) == number
+        assert await dead_letters.purge(broker, NAMES, limit=1) == (number, 0)
     assert purged == ["p.dead"] * 2

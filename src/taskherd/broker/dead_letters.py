@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 from pamqp import encode
@@ -60,6 +60,13 @@ class ReplayTarget:
     exchange: str
     routing_key: str
     headers: Mapping[str, Any]
+
+
+class Purged(NamedTuple):
+    """How many dead letters were removed, and how many there were beyond those that were looked at."""
+
+    removed: int
+    beyond: int
 
 
 OnReplayed: TypeAlias = Callable[[QueuedMessage, str | None], None]
@@ -143,19 +150,19 @@ async def purge(
     select: Callable[[QueuedMessage], bool] | None = None,
     *,
     limit: int,
-) -> int:
-    """Remove the selected dead letters among the first ``limit``, or all without ``select``; return their number."""
+) -> Purged:
+    """Remove the selected dead letters among the first ``limit``, or all without ``select``."""
     if select is None:
         async with connection.temporary_channel() as channel:
             with map_errors("purging"):
-                return (await channel.queue_purge(names.dead)).message_count or 0
+                return Purged((await channel.queue_purge(names.dead)).message_count or 0, 0)
     removed = 0
     async with _reading(connection, names) as reader:
         async for message in reader.get(limit):
             if select(_queued(message)):
                 await reader.ack(message)
                 removed += 1
-    return removed
+    return Purged(removed, reader.beyond)
 
 
 async def replay(
@@ -167,11 +174,11 @@ async def replay(
     *,
     limit: int,
     more: Callable[[], bool] = lambda: True,
-) -> None:
+) -> int:
     """Publish the first ``limit`` dead letters to their targets while ``more()``; remove each once it is confirmed.
 
-    A dead letter for which ``target_of`` returns None is kept. A crash in between replays one twice, but loses none.
-    May raise ``Unavailable``, or ``MayNotRead``.
+    Return how many there were beyond the limit. A dead letter for which ``target_of`` returns None is kept. A crash in
+    between replays one twice, but loses none. May raise ``Unavailable``, or ``MayNotRead``.
     """
     async with _reading(connection, names) as reader:
         async for message in reader.get(limit, more):
@@ -183,6 +190,7 @@ async def replay(
             if obstacle is None:
                 await reader.ack(message)
             on_replayed(queued, obstacle)
+        return reader.beyond
 
 
 async def _publish_again(publisher: Publisher, queued: QueuedMessage, target: ReplayTarget) -> str | None:
@@ -210,10 +218,14 @@ async def _publish_again(publisher: Publisher, queued: QueuedMessage, target: Re
 
 
 class _Reader:
-    """Takes messages out of the dead-letter queue; ``left`` is the number that was not taken, as far as is known."""
+    """Takes messages out of the dead-letter queue.
+
+    ``left`` is the number that was not taken, and ``beyond`` that of those beyond the limit when it began, as far as is
+    known.
+    """
 
     def __init__(self, channel: AbstractChannel, queue: str) -> None:
-        self.left = 0
+        self.left = self.beyond = 0
         self._channel = channel
         self._queue = queue
         self._took_returned = False
@@ -228,7 +240,9 @@ class _Reader:
             message = await self._get()
             if message is None:
                 return
-            limit = limit if taken else min(limit, 1 + self.left)
+            if not taken:
+                self.beyond = max(0, 1 + self.left - limit)
+                limit = min(limit, 1 + self.left)
             taken += 1
             yield message
 

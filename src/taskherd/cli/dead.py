@@ -15,10 +15,12 @@ from taskherd.cli.output import (
     OutputFormat,
     OutputOption,
     age,
+    command_line,
     document,
     moment_and_age,
     print_error,
     print_note,
+    printable,
 )
 from taskherd.cli.tables import Column, fields, table
 from taskherd.dead_letters import Replay, Selection
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from taskherd.broker.connection import SupervisedConnection
+    from taskherd.broker.dead_letters import Purged, QueuedMessage
     from taskherd.settings import Settings
 
 app = typer.Typer(
@@ -43,6 +46,7 @@ LimitOption = Annotated[
 IdsArgument = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids from `taskherd dead list`.")]
 ReasonOption = Annotated[str | None, typer.Option("--reason", help="Only dead letters with this reason.")]
 AllOption = Annotated[bool, typer.Option("--all", help="All dead letters, up to --limit.")]
+_MORE = "`taskherd dead list` shows the ids; read more with --limit"
 _PREVIEW_BYTES = 200
 _COLUMNS = (
     Column("ID"),
@@ -91,7 +95,7 @@ def show(
     if found is None:
         print_error(
             f"no dead letter {letter} among the oldest {limit}",
-            "`taskherd dead list` shows the ids; read more with --limit",
+            _MORE,
         )
         raise typer.Exit(1)
     body = found.body.decode("utf-8", "backslashreplace")
@@ -111,7 +115,7 @@ def show(
         ("index", "" if found.index is None else f"{found.index} of the array it arrived in"),
         ("size", f"{found.length} bytes{', of which only the beginning was kept' if found.truncated else ''}"),
         ("body", body),
-        ("next", f"taskherd dead replay {found.id}" if found.replay_obstacle is None else ""),
+        ("next", command_line("taskherd dead replay", found.id) if found.replay_obstacle is None else ""),
         ("no replay", found.replay_obstacle or ""),
     )
 
@@ -127,9 +131,10 @@ def replay(
     """Publish dead letters again to the exchange they came from.
 
     Each one is removed from the dead letters after the broker has confirmed it. Exits with 1 if some could not be
-    published. They are sent as your own RabbitMQ user, so you vouch for them. Two kinds are replayed only by their id:
-    those of an untrusted sender, and those that RabbitMQ dead-lettered before a worker checked their sender. What the
-    workers would refuse is kept: if TASKHERD_COMMAND_SENDERS or TASKHERD_REPORT_SENDERS is set, it must have your user.
+    published, or an id was not found. They are sent as your own RabbitMQ user, so you vouch for them. Two kinds are
+    replayed only by their id: those of an untrusted sender, and those that RabbitMQ dead-lettered before a worker
+    checked their sender. What the workers would refuse is kept: if TASKHERD_COMMAND_SENDERS or TASKHERD_REPORT_SENDERS
+    is set, it must have your user.
     """
     _check_selection(ids, reason, everything=everything, hint="name ids, or use --reason or --all")
     state = asyncio.run(_replay(Selection(frozenset(ids or ()), reason), limit))
@@ -140,7 +145,8 @@ def replay(
         typer.echo(f"{count} replayed")
         for letter, obstacle in kept.items():
             print_error(f"{letter} was not replayed: {obstacle}")
-    if kept:
+    is_complete = _tell_rest(state.selection, state.missing, state.beyond, limit)
+    if kept or not is_complete:
         raise typer.Exit(1)
 
 
@@ -152,13 +158,31 @@ def purge(
     limit: LimitOption = 1000,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
-    """Delete dead letters permanently: those with these ids, with this reason or, if both are given, with both."""
+    """Delete dead letters permanently: those with these ids, with this reason or, if both are given, with both.
+
+    Exits with 1 if an id was not found.
+    """
     _check_selection(ids, reason, everything=everything, hint="name ids, or use --reason or --all")
-    removed = asyncio.run(_purge(Selection(frozenset(ids or ()), reason), limit))
+    selection = Selection(frozenset(ids or ()), reason)
+    found, (removed, beyond) = asyncio.run(_purge(selection, limit))
     if output is OutputFormat.JSON:
         document({"purged": removed})
     else:
         typer.echo(f"{removed} purged")
+    if not _tell_rest(selection, selection.ids - found, beyond, limit):
+        raise typer.Exit(1)
+
+
+def _tell_rest(selection: Selection, missing: frozenset[str], beyond: int, limit: int) -> bool:
+    """Say what was not found, and what was not looked at; return whether every id was found."""
+    with_reason = " with this reason" if selection.reason else ""
+    for letter in sorted(missing):
+        print_error(f"no dead letter {printable(letter)}{with_reason} among the oldest {limit}")
+    if missing:
+        print_note(f"  {_MORE}")
+    if beyond and not selection.ids:
+        print_note(f"Only the oldest {limit} were read; read more with --limit.")
+    return not missing
 
 
 def _check_selection(ids: list[str] | None, reason: str | None, *, everything: bool, hint: str) -> None:
@@ -185,10 +209,19 @@ async def _replay(selection: Selection, limit: int) -> Replay:
     return state
 
 
-async def _purge(selection: Selection, limit: int) -> int:
+async def _purge(selection: Selection, limit: int) -> tuple[set[str], Purged]:
+    """Purge the selected dead letters; return the ids of those, unless all were purged, and the numbers."""
+    found: set[str] = set()
+
+    def select(message: QueuedMessage) -> bool:
+        letter = decode(message)
+        if selection.has(letter):
+            found.add(letter.id)
+        return letter.id in found
+
     async with _broker() as (_, connection, names):
-        select = None if selection == Selection() else (lambda message: selection.has(decode(message)))
-        return await queue.purge(connection, names, select, limit=limit)
+        is_all = selection == Selection()
+        return found, await queue.purge(connection, names, None if is_all else select, limit=limit)
 
 
 def _as_json(letter: DeadLetter) -> dict[str, Any]:
