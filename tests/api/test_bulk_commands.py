@@ -62,6 +62,19 @@ async def test_only_newlines_end_a_line_of_a_file(api_harness: ApiHarness, tmp_p
     assert "Sort the\u2028names" in {task["initial_prompt"] for task in tasks}
 
 
+async def test_a_file_may_begin_with_a_byte_order_mark(api_harness: ApiHarness, tmp_path: Path) -> None:
+    """As editors on Windows write it: it is no part of the first task, from a file and from stdin."""
+    shell, file = Shell(api_harness), tmp_path / "marked.txt"
+    for name, words in (("from-file", ("--from", str(file))), ("from-stdin", ("--from", "-"))):
+        text = f'\ufeff{{"input": "Marked {name}", "name": "{name}"}}\n\ufeffNot at the beginning, {name}\n'
+        file.write_text(text, encoding="utf-8")
+        result = await shell.run("create", *words, stdin=text)
+        assert result.exit_code == 0, result.output
+    prompts = {task["initial_prompt"] for task in (await api_harness.alice.get("/tasks")).json()["tasks"]}
+    assert {"Marked from-file", "Marked from-stdin"} <= prompts
+    assert len(prompts) == 4
+
+
 async def test_a_create_from_a_file_that_breaks_off_can_be_repeated(api_harness: ApiHarness, tmp_path: Path) -> None:
     """If a request fails as a whole, the key is printed with which a repeat creates nothing twice."""
     shell, file = Shell(api_harness), tmp_path / "long.txt"

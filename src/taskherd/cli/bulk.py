@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 MAX_FILE: Final = 64 * 1024 * 1024
 MAX_LINES: Final = 10_000
 """Maximum size in characters, and number of tasks, of a file with tasks to create."""
+_BYTE_ORDER_MARK: Final = "\ufeff"
 MAX_SHOWN: Final = 20
 """Maximum number of refusals, and of tasks of a dry run, that are printed for people."""
 DONE: Final[Mapping[str, str]] = {
@@ -156,9 +158,9 @@ def read_entries(path: str, defaults: Mapping[str, Any]) -> list[dict[str, Any]]
 def _read(path: str) -> str:
     try:
         if path == "-":
-            text = sys.stdin.read(MAX_FILE + 1)
+            text = sys.stdin.read(MAX_FILE + 1).removeprefix(_BYTE_ORDER_MARK)
         else:
-            with Path(path).open(encoding="utf-8") as file:
+            with Path(path).open(encoding="utf-8-sig") as file:
                 text = file.read(MAX_FILE + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise ClientError(ExitCode.USAGE, f"cannot read {path}: {error}") from None
@@ -214,4 +216,4 @@ def _show_created(result: bulk.Result, output: OutputFormat) -> None:
 
 
 def _repeat_advice(key: str) -> str:
-    return f"  repeat the command with --idempotency-key {key}: what was created is not created again"
+    return f"  repeat the command with --idempotency-key {shlex.quote(key)}: what was created is not created again"
