@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from taskherd.api.tasks import queries
 from taskherd.client import conversation
 from tests.api.test_command_line import Shell, quiet
 from tests.harness.api import ApiHarness
@@ -103,3 +104,22 @@ async def test_a_followed_conversation_outlives_an_outage(
     assert "; reconnecting" in result.stderr
     lines = [line[11:] for line in result.stdout.splitlines() if line[11:] != "line 29"]  # if the outage took long
     assert lines == [*(f"line {number}" for number in range(29)), "line 29, longer", "line 30"]
+
+
+async def test_older_entries_that_are_left_out_are_said(
+    api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer has the newest entries only; if there are more, stderr says so, in both formats."""
+    task = uuid.UUID((await api_harness.active(name="long"))["id"])
+    shell = Shell(api_harness)
+    await api_harness.worker.report(logged(task, 1, *((number, f"line {number}") for number in range(5))))
+    await until_logged(api_harness, "line 4")
+    whole = await shell.run("logs", "long")
+    assert (len(whole.stdout.splitlines()), whole.stderr) == (5, "")
+    monkeypatch.setattr(queries, "MAX_LOG_ENTRIES", 3)
+    for words in (("logs", "long"), ("logs", "long", "-o", "json")):
+        result = await shell.run(*words)
+        assert result.exit_code == 0
+        assert result.stderr == "Only the newest 3 entries are printed; older ones are left out.\n"
+    await api_harness.worker.database.execute("DELETE FROM task_logs WHERE log_id < 2")
+    assert (await shell.run("logs", "long")).stderr == ""

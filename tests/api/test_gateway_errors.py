@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -13,6 +14,7 @@ import pytest
 from taskherd.backoff import Backoff
 from taskherd.client import outages
 from taskherd.client.errors import Unreachable
+from taskherd.client.tasks import MAX_ATTEMPTS
 from tests.api.test_command_line import Shell, quiet
 from tests.harness.api import ApiHarness
 from tests.harness.worker import make_report
@@ -93,6 +95,23 @@ async def test_a_change_is_repeated_after_errors_of_a_proxy(
             answers += [(b"GET", status)]
             code, message = await shell.code("show", "through", TASKHERD_URL=url)
             assert (code, "it is not from the taskherd API" in message) == (1, True)
+
+
+async def test_a_create_that_failed_can_be_repeated(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it may have been made all the same, the key is printed with which a repeat makes it once."""
+    monkeypatch.setattr("taskherd.client.tasks.MAX_WAIT", 0.01)
+    shell = Shell(api_harness)
+    answers = [(b"POST", b"504 Gateway Time-out")] * MAX_ATTEMPTS
+    async with gateway(api_harness.base, answers) as url:
+        code, message = await shell.code("create", "Make it once", TASKHERD_URL=url)
+    key = re.search(r"repeat the command with --idempotency-key (\S+):", message)
+    assert key is not None, message
+    assert code == 1
+    words = ("create", "Make it once", "--idempotency-key", key[1])
+    first, second = [await shell.json(*words) for _ in range(2)]
+    assert first["id"] == second["id"]
+    code, message = await shell.code("create", "Refused", "--name", "not a name")
+    assert (code, "--idempotency-key" in message) == (6, False)
 
 
 def _left(*seconds: float) -> Callable[[], float]:

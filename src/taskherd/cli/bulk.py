@@ -195,7 +195,7 @@ def create_all(
                     refused.append((index, ApiError.from_response(result["status"], result["error"], None)))
                 _show_created(result, output)
     except (ClientError, KeyboardInterrupt):
-        print_note(_repeat_advice(key))
+        print_note(repeat_advice(key))
         raise
     for index, error in islice(refused, MAX_SHOWN):
         print_error(f"task {index + 1}: {printable(error.message)}")
@@ -204,7 +204,7 @@ def create_all(
     print_note(f"{len(refused)} of {len(entries)} tasks were not created.")
     kinds = Counter(error.code for _, error in refused)
     if kinds[ExitCode.ERROR]:
-        print_note(_repeat_advice(key))
+        print_note(repeat_advice(key))
     raise typer.Exit(refused[0][1].code)
 
 
@@ -215,5 +215,6 @@ def _show_created(result: bulk.Result, output: OutputFormat) -> None:
         typer.echo(f"{printable(result['task']['owner_name'])}/{printable(result['task']['name'])}")
 
 
-def _repeat_advice(key: str) -> str:
+def repeat_advice(key: str) -> str:
+    """Return how to repeat a create that may have taken effect."""
     return f"  repeat the command with --idempotency-key {shlex.quote(key)}: what was created is not created again"

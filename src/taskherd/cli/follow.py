@@ -120,13 +120,15 @@ def logs(
         for entries in task_logs.follow(client, task, notice=_notice):
             _print_entries(entries, output)
         return
-    body = client.request("GET", *tasks.path_of(task), "logs").body
+    body, has_older = task_logs.newest(client, task)
     if output is OutputFormat.JSON:
         document(body)
     elif body["logs"]:
         task_output.log_entries(body["logs"])
     else:
         print_note("No entries yet.", f"  wait for them with: {printable(command_line('taskherd task logs -f', task))}")
+    if has_older:
+        print_note(f"Only the newest {len(body['logs'])} entries are printed; older ones are left out.")
 
 
 def _print_entries(entries: list[Entry], output: OutputFormat) -> None:

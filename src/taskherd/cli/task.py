@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import sys
 from typing import Annotated, Any
+from uuid import uuid4
 
 import typer
 from typer.core import TyperGroup
 
 from taskherd.cli import bulk, task_output
-from taskherd.cli.output import OutputFormat, OutputOption, document, moment, print_error, printable
+from taskherd.cli.output import OutputFormat, OutputOption, document, moment, print_error, print_note, printable
 from taskherd.cli.tables import fields
 from taskherd.client import http, tasks
 from taskherd.client.errors import ClientError, ExitCode
@@ -143,7 +144,14 @@ def create(
         body["name"] = name
     if title:
         body["display_name"] = title
-    _print_task(client, tasks.change(client, "POST", "tasks", owner, body=body, key=key).body, output)
+    key = key or str(uuid4())
+    try:
+        created = tasks.change(client, "POST", "tasks", owner, body=body, key=key).body
+    except ClientError as error:
+        if error.code is ExitCode.ERROR:  # it may have been created all the same
+            print_note(bulk.repeat_advice(key))
+        raise
+    _print_task(client, created, output)
 
 
 @app.command(epilog=EXIT_CODES)

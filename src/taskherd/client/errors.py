@@ -36,10 +36,13 @@ _BY_STATUS: Final[dict[int, ExitCode]] = {
     HTTPStatus.FORBIDDEN: ExitCode.UNAUTHORIZED,
     HTTPStatus.NOT_FOUND: ExitCode.NOT_FOUND,
 }
+_GATEWAY: Final = "try again in a moment; if it persists, check the proxy in front of `taskherd api`"
 _ADVICE: Final[dict[int, str]] = {
     HTTPStatus.UNAUTHORIZED: "set TASKHERD_TOKEN to a valid token; `taskherd token create --user NAME` prints one",
     HTTPStatus.NOT_FOUND: "run `taskherd task list` to see your tasks",
     HTTPStatus.TOO_MANY_REQUESTS: "wait a moment, then try again",
+    HTTPStatus.BAD_GATEWAY: _GATEWAY,
+    HTTPStatus.GATEWAY_TIMEOUT: _GATEWAY,
     HTTPStatus.SERVICE_UNAVAILABLE: "try again in a moment; if it persists, check that a worker is running",
 }
 

@@ -19,6 +19,15 @@ _RESTING: Final = frozenset({"idle", "complete", "failed"})
 """States of an agent that writes nothing."""
 
 
+def newest(client: Client, task: str) -> tuple[dict[str, Any], bool]:
+    """Return the newest entries of a conversation, as the API does, and whether there are older ones."""
+    path = (*tasks.path_of(task), "logs")
+    body: dict[str, Any] = client.request("GET", *path).body
+    first = min((entry["id"] for entry in body["logs"]), default=0)
+    older = first and client.request("GET", *path, query={"before": str(first), "limit": "1"}).body["logs"]
+    return body, bool(older)
+
+
 def follow(client: Client, task: str, *, notice: Callable[[str], None]) -> Iterator[list[Entry]]:
     """Yield the entries of a conversation so far, then others, until the task has no agent and gets none by itself.
 
