@@ -134,38 +134,67 @@ async def test_the_failed_checks_that_are_remembered_are_bounded(
     assert checks.parts == [[1]]
 
 
-@pytest.mark.parametrize("error", [PromptSizeError("together"), StatementTimeout("too slow")])
-async def test_more_checks_than_can_be_done_together_are_done_in_parts(
-    damaged_checks: Callable[..., DamagedChecks], error: TaskherdError
+async def test_more_checks_than_fit_into_memory_are_done_in_parts(
+    damaged_checks: Callable[..., DamagedChecks],
 ) -> None:
-    """Each is done, and none is postponed."""
+    """Each is done at once, and none is postponed."""
     checks = damaged_checks()
-    checks.most, checks.too_many = 2, error
+    checks.most, checks.too_many = 2, PromptSizeError("together")
     assert await checks.run_for(1, 2, 3, 4) == 4
     assert checks.parts == [[1, 2, 3, 4], [1, 2], [3, 4]]
     assert (checks.count("batch_failures", reason="bisected"), checks.count("timer_checks_failed")) == (1, 0)
 
 
-async def test_a_check_that_alone_takes_too_long_twice_in_a_row_is_postponed(
+async def test_checks_that_take_too_long_together_are_fewer_the_next_time(
     damaged_checks: Callable[..., DamagedChecks],
 ) -> None:
-    """Perhaps the database is slow, the first time; the second time the others are checked without it."""
+    """One timeout for each run, because all may take as long; after a success they are more again."""
     checks = damaged_checks()
-    checks.slow = {UUID(int=2)}
-    for between in ("another that is slow", "a success", "nothing"):
+    checks.most, checks.too_many = 2, StatementTimeout("too slow")
+    for tried in ([[1, 2, 3, 4, 5, 6, 7, 8]], [[1, 2, 3, 4]]):
         with pytest.raises(StatementTimeout):
-            await checks.run_for(1, 2, 3)
-        if between == "another that is slow":
-            checks.slow = {UUID(int=3)}
-            with pytest.raises(StatementTimeout):
-                await checks.run_for(1, 3)
-        elif between == "a success":
-            checks.slow = set()
-            assert await checks.run_for(1, 2) == 2
-        checks.slow = {UUID(int=2)}
+            await checks.run_for(*range(1, 9))
+        assert checks.parts == tried
+        checks.parts.clear()
+    assert await checks.run_for(*range(1, 6)) == 5
+    assert checks.parts == [[1, 2], [3, 4], [5]]
+    checks.most = 1000
+    checks.parts.clear()
+    assert await checks.run_for(*range(1, 6)) == 5
+    assert checks.parts == [[1, 2, 3, 4], [5]]
     assert checks.count("timer_checks_failed") == 0
-    assert await checks.run_for(1, 2, 3) == 2
+
+
+async def test_a_check_that_alone_takes_too_long_keeps_no_other_waiting(
+    damaged_checks: Callable[..., DamagedChecks],
+) -> None:
+    """The others come first the next time; if they succeed it is not the database that is slow."""
+    checks = damaged_checks()
+    checks.slow = {UUID(int=1)}
+    for tried in ([[1, 2, 3, 4]], [[1, 2]], [[1]]):
+        with pytest.raises(StatementTimeout):
+            await checks.run_for(1, 2, 3, 4)
+        assert checks.parts == tried
+        checks.parts.clear()
+    assert await checks.run_for(1, 2, 3, 4) == 3
+    assert checks.parts == [[2], [3], [4], [1]]
     assert checks.count("timer_checks_failed") == 1
     checks.parts.clear()
-    assert await checks.run_for(2) == 0
-    assert checks.parts == []
+    assert await checks.run_for(1, 2) == 1
+    assert checks.parts == [[2]]
+
+
+async def test_a_check_that_alone_takes_too_long_is_postponed_in_the_end(
+    damaged_checks: Callable[..., DamagedChecks],
+) -> None:
+    """The third time in a row, if there are no others; a success begins anew."""
+    checks = damaged_checks()
+    for ends in (False, True):
+        checks.slow = {UUID(int=1)}
+        for _ in range(2):
+            with pytest.raises(StatementTimeout):
+                await checks.run_for(1)
+        if not ends:
+            checks.slow = set()
+        assert await checks.run_for(1) == (0 if ends else 1)
+    assert checks.count("timer_checks_failed") == 1

@@ -29,6 +29,12 @@ RETRY_AFTER = timedelta(minutes=5)
 MAX_FAILED = 10_000
 """Maximum number of such tasks that are remembered; further ones may be checked earlier."""
 
+MAX_PART = 1_000
+"""Maximum number of tasks that are checked together."""
+
+MAX_TIMEOUTS = 3
+"""Number of times in a row that the check of one task alone may take too long before it counts as failed."""
+
 
 class TimerChecks:
     """Reconciles timer checks, and remembers the tasks whose check failed."""
@@ -39,40 +45,64 @@ class TimerChecks:
         self._relay = relay
         self._failed: dict[UUID, float] = {}
         """The tasks whose check failed, the earliest first, each with the monotonic time of its next check."""
+        self._part = MAX_PART
+        """Number of tasks that are checked together now: fewer while that takes too long."""
         self._timed_out: UUID | None = None
         """The task whose check alone took too long the last time that one did."""
+        self._timeouts = 0
+        """How often in a row it did."""
 
     async def run(self, checks: Mapping[UUID, TimerCheck]) -> int:
-        """Check tasks, but for those whose check failed a moment ago, and return the number that succeeded."""
+        """Check tasks, but for those whose check failed a moment ago, and return the number that succeeded.
+
+        Raise ``StatementTimeout`` the first time that something takes too long, since that may be so of all: the next
+        run checks fewer tasks together, and last the one whose check alone took too long.
+        """
         now = monotonic()
-        return await self._run(
-            {task_id: each for task_id, each in checks.items() if not self._has_failed(task_id, now)}
-        )
+        waiting = {task_id: each for task_id, each in checks.items() if not self._has_failed(task_id, now)}
+        last = {task_id: waiting.pop(task_id) for task_id in [self._timed_out] if task_id in waiting}
+        items, size = list(waiting.items()), self._part
+        parts = [dict(items[start : start + size]) for start in range(0, len(items), size)]
+        succeeded = 0
+        for part in (*parts, last):
+            succeeded += await self._run(part)
+        self._part = min(2 * self._part, MAX_PART)
+        return succeeded
 
     async def _run(self, checks: Mapping[UUID, TimerCheck]) -> int:
-        """Reconcile checks. A batch that fails, or takes too long, is halved until the tasks that fail are found.
-
-        Raise ``StatementTimeout`` if the check of one task takes too long, perhaps because the database is slow. The
-        second time in a row it is due to the task, which is then postponed.
-        """
+        """Reconcile checks. A batch that fails is halved until the tasks that fail are found."""
         if not checks:
             return 0
         try:
             await self._reconcile(checks)
-        except (*MESSAGE_ERRORS, PromptSizeError, StatementTimeout) as error:
+        except StatementTimeout as error:
+            if len(checks) > 1:
+                self._part = len(checks) // 2
+                raise
+            return await self._note_timeout(next(iter(checks)), error)
+        except (*MESSAGE_ERRORS, PromptSizeError) as error:
             if len(checks) == 1:
-                task_id = next(iter(checks))
-                if isinstance(error, StatementTimeout) and task_id != self._timed_out:
-                    self._timed_out = task_id
-                    raise
-                await self._postpone(task_id, error)
+                await self._postpone(next(iter(checks)), error)
                 return 0
             self._context.metrics.batch_failures.labels("bisected").inc()
             each, half = list(checks.items()), len(checks) // 2
             return await self._run(dict(each[:half])) + await self._run(dict(each[half:]))
         if self._timed_out in checks:
             self._timed_out = None
+        elif self._timed_out is not None:
+            self._timeouts = MAX_TIMEOUTS  # so it is not the database that is slow
         return len(checks)
+
+    async def _note_timeout(self, task_id: UUID, error: StatementTimeout) -> int:
+        """Postpone a task whose check takes too long once others do not, or it has too often; else raise ``error``."""
+        if task_id != self._timed_out:
+            self._timed_out, self._timeouts = task_id, 0
+        self._timeouts += 1
+        if self._timeouts < MAX_TIMEOUTS:
+            raise error
+        self._timed_out = None
+        await self._postpone(task_id, error)
+        return 0
 
     async def _reconcile(self, checks: Mapping[UUID, TimerCheck]) -> None:
         result = await reconcile(self._context, Batch(timer_checks=checks), self._context.now())

@@ -310,6 +310,47 @@ async def test_a_prompt_whose_runner_died(life: StreamLife, died: str, *, is_giv
     assert given == ["Do it"] * (1 if is_given else 2)
     assert journal.inputs == {prompt_id: InputDelivery.DELIVERED}
     assert life.follower._stream.in_turn
+    assert {state for state, _ in life.states} == {"working"}
+    assert [entry["content"] for entry in life.entries] == ["Do it"]
+
+
+async def test_a_prompt_that_was_taken_while_the_disk_was_full_is_not_given_again(
+    life: StreamLife, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the shim says of it stays until a checkpoint is on disk."""
+    given = journaling_prompt(life)
+    outbox, checkpoint = life.context.outbox, dict[str, Any]()
+    async with life.followed():
+        await life.until(life.waiting)
+        checkpoint = outbox.checkpoint
+        with monkeypatch.context() as patch:
+            patch.setattr(Outbox, "is_saved", property(lambda _: False, lambda *_: None), raising=False)
+            life.take()
+            await life.until(life.follower._has_begun.is_set)
+    outbox.checkpoint = checkpoint  # what the next runner finds on disk
+    assert life.context.journal.prompt_id is not None
+    life.context.journal.inputs[life.context.journal.prompt_id] = InputDelivery.DELIVERING
+    life.follow_again()
+    async with life.followed():
+        await life.until(life.follower._has_begun.is_set)
+    assert given == ["Do it"]
+    assert [path.name for path in life.folder.stdin.iterdir()] == []
+
+
+async def test_a_checkpoint_of_an_earlier_release_gives_no_prompt_again(life: StreamLife) -> None:
+    """It does not say whether the agent was given a message, only that there was one."""
+    given = journaling_prompt(life)
+    async with life.followed():
+        await life.until(life.waiting)
+        life.take()
+        await life.until(life.follower._has_begun.is_set)
+    del life.context.outbox.checkpoint["was_given"]
+    assert life.context.journal.prompt_id is not None
+    life.context.journal.inputs[life.context.journal.prompt_id] = InputDelivery.DELIVERING
+    life.follow_again()
+    async with life.followed():
+        await life.until(life.follower._has_begun.is_set)
+    assert given == ["Do it"]
 
 
 @DIED

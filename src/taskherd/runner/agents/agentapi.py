@@ -39,6 +39,7 @@ from taskherd.runner.agents.words import last_with_words
 from taskherd.runner.log_ids import FIRST_ERROR_ID
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
     from taskherd.domain.reports import LogEntry, Report
@@ -213,11 +214,12 @@ class AgentApiFollower(FollowerWithoutRequests):
         """
         if self._context.unsettled_prompt is None:
             return
+        prompt = self._context.prompt.strip()
         with suppress(TimeoutError):
             async with asyncio.timeout(STABLE_TIMEOUT):
-                await self._stable.wait()
-                await self._wait_quiet(min(self._context.run.idle_after, QUIET_TIME))
-        is_shown = self._posted_texts.settle(self._context.prompt.strip())
+                quiet_time = min(self._context.run.idle_after, QUIET_TIME)
+                await self._wait_quiet(quiet_time, unless=lambda: self._posted_texts.is_shown(prompt))
+        is_shown = self._posted_texts.settle(prompt)
         self._context.recover_prompt(is_given=is_shown or not self._stable.is_set())
         await self._context.save()
 
@@ -427,12 +429,14 @@ class AgentApiFollower(FollowerWithoutRequests):
                     return
             await asyncio.sleep(_QUIET_POLL_INTERVAL)
 
-    async def _wait_quiet(self, seconds: float) -> None:
-        """Wait until the screen has been stable for that long since now."""
+    async def _wait_quiet(self, seconds: float, *, unless: Callable[[], bool] = lambda: False) -> None:
+        """Wait until the screen has been stable for that long since now, or ``unless`` returns True."""
         loop = asyncio.get_running_loop()
         since = loop.time()
-        while not self._stable.is_set() or loop.time() - max(since, self._stable_since) < seconds:  # noqa: ASYNC110
-            await asyncio.sleep(_QUIET_POLL_INTERVAL)  # time itself sends no event
+        while not unless() and (  # noqa: ASYNC110 - time itself sends no event
+            not self._stable.is_set() or loop.time() - max(since, self._stable_since) < seconds
+        ):
+            await asyncio.sleep(_QUIET_POLL_INTERVAL)
 
     async def _wait_stable(self, deadline: float) -> None:
         """Wait until the agent is stable. Raise ``NotDelivered`` after ``deadline``."""

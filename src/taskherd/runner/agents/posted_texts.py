@@ -52,12 +52,15 @@ class PostedTexts:
         """Forget the text that was added last: the agent did not get it."""
         self._texts.pop()
 
+    def is_shown(self, text: str) -> bool:
+        """Return whether a message shows this text."""
+        return any(each.message_id != _UNSEEN for each in self._texts if each.digest == _digest(text))
+
     def settle(self, text: str) -> bool:
         """Return whether a message shows this text; forget it otherwise, because it is to be posted again."""
-        same = [each for each in self._texts if each.digest == _digest(text)]
-        is_shown = any(each.message_id != _UNSEEN for each in same)
+        is_shown = self.is_shown(text)
         if not is_shown:
-            self._texts = [each for each in self._texts if each not in same]
+            self._texts = [each for each in self._texts if each.digest != _digest(text)]
         return is_shown
 
     def source(self, message_id: int, role: str, text: str) -> LogSource | None:

@@ -102,7 +102,7 @@ class EventStreamFollower(FollowerWithoutRequests):
         self._line: int | None = checkpoint.get("line")
         """The line of the input that the agent may not have been given yet."""
         self._next_line: int = checkpoint.get("next_line", 0)
-        self._was_given: bool = checkpoint.get("was_given", False)
+        self._was_given: bool = checkpoint.get("was_given", self._next_line > 0)  # absent: of an earlier release
         """Whether the agent was given a message on its stdin, of which the prompt is the first."""
         self._reported: tuple[str, str] = tuple(checkpoint.get("reported", ("", "")))
         self._status_at = 0.0
@@ -231,9 +231,15 @@ class EventStreamFollower(FollowerWithoutRequests):
             is_given = self._line in self._writer.known() and self._writer.endings().get(self._line, True)
             self._was_given |= is_given
             if not is_given:
-                self._stream.in_turn, self._stream.state = False, AgentState.IDLE
-            self._line = None
+                self._stream.in_turn = False
+                if self._context.unsettled_prompt is None:
+                    self._stream.state = AgentState.IDLE
+                else:  # it is given again
+                    self._stream.take_back_turn()
+            ended, self._line = self._line, None
             self._commit()
+            if self._context.outbox.is_saved:
+                self._writer.forget(ended)
         if self._context.run.stdin_kind == "pipe":
             self._context.recover_prompt(is_given=self._was_given)
 
@@ -391,7 +397,8 @@ class EventStreamFollower(FollowerWithoutRequests):
             self._stream.in_turn, self._stream.state = False, AgentState.IDLE
         if not self._is_concluded:
             self._commit()
-        self._writer.forget(line)
+        if self._context.outbox.is_saved:  # else the next runner looks again
+            self._writer.forget(line)
         if not was_written:
             raise NotDelivered(words)
 

@@ -73,6 +73,10 @@ class AgentEventStream(ABC):
         self.add(LogSource.INPUT, text)
         self.in_turn, self.state, self.last_words = True, AgentState.WORKING, ""
 
+    def take_back_turn(self) -> None:
+        """Let the next input take the place of the latest entry, which is that of an input that was never given."""
+        self._next -= 1
+
     def add(self, source: LogSource, text: str, kind: LogKind | None = None) -> None:
         """Add an entry to the log."""
         self._show({"entry": self._next, "source": source, "text": text, "kind": kind})
