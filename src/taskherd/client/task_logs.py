@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any, Final
 
-from taskherd.client import outages, stream_reader, tasks
+from taskherd.client import outages, tasks
 from taskherd.client.conversation import Conversation, Entry
 from taskherd.client.errors import ApiError, ClientError
 from taskherd.client.events import StreamEvent
 from taskherd.client.http import Client
+from taskherd.client.stream_reader import StreamReader
 
 INTERVAL: Final = 1.0
 """Seconds without an event after which it is checked which entries are final, and whether the agent has ended."""
@@ -66,9 +67,9 @@ class _Follower:
     def entries(self) -> Iterator[list[Entry]]:
         """Yield entries that are final until there will be none."""
         path = (*self._path, "watch")
-        with stream_reader.reading(self._client, *path, query={"logs": "1"}, notice=self._notice) as next_event:
+        with StreamReader(self._client, *path, query={"logs": "1"}, notice=self._notice) as stream:
             while True:
-                event = next_event(INTERVAL)
+                event = stream.next(INTERVAL)
                 was_resting, has_ended = self._is_resting, False
                 if event is not None:
                     self._apply(event)

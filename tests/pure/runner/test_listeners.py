@@ -130,11 +130,10 @@ def test_a_port_that_is_connected_to_itself_is_nobodys(other: int) -> None:
 
 def test_the_addresses_are_those_of_the_kernel() -> None:
     """A number for each four bytes, of this machine's byte order."""
-    if sys.byteorder == "little":
-        mapped = "0000000000000000FFFF0000"
-        own = {"0100007F", f"{mapped}0100007F"}
-        assert own == listeners._OWN
-        assert own | {"00000000", "0" * 32, f"{mapped}00000000"} == listeners._REACHED
+    loopback, mapped = {"little": ("0100007F", "FFFF0000"), "big": ("7F000001", "0000FFFF")}[sys.byteorder]
+    own = {loopback, f"{'0' * 16}{mapped}{loopback}"}
+    assert own == listeners._OWN
+    assert own | {"0" * 8, "0" * 32, f"{'0' * 16}{mapped}{'0' * 8}"} == listeners._REACHED
 
 
 def test_of_a_process_that_hides_its_files_the_user_decides(monkeypatch: pytest.MonkeyPatch, other: int) -> None:
