@@ -178,7 +178,6 @@ async def test_tasks_given_by_id(api_harness: ApiHarness) -> None:
     ("body", "field"),
     [
         ({"action": "pause"}, "q"),
-        ({"action": "pause", "q": "owner:me", "ids": [str(uuid.uuid4())]}, "q"),
         ({"action": "pause", "q": " "}, "q"),
         ({"action": "pause", "q": "color:red"}, "color"),
         ({"action": "stop", "q": "owner:me"}, "action"),
@@ -239,6 +238,27 @@ async def test_a_dry_run_changes_nothing(api_harness: ApiHarness) -> None:
     assert [task["task_id"] for task in response.json()["tasks"]] == [tasks[0]["id"]]
     assert (await api_harness.alice.get("/task-actions")).json()["actions"] == []
     assert (await api_harness.get(tasks[0]["id"]))["status"] == "pending"
+
+
+async def test_an_action_is_for_what_a_dry_run_found(api_harness: ApiHarness) -> None:
+    """Of the ids of a dry run, those that still match are changed: nothing that matches since, nor of others."""
+    tasks = [await api_harness.create(input=f"Found by the dry run {number}") for number in range(2)]
+    body: dict[str, Any] = {"action": "delete", "q": "owner:me"}
+    found = (await api_harness.alice.post("/task-actions", json={**body, "dry_run": True})).json()["ids"]
+    assert found == [task["id"] for task in reversed(tasks)]
+    later = await api_harness.create(input="Made after the dry run")
+    foreign = await api_harness.create(api_harness.bob, input="Of Bob, who has not been asked")
+    assert (await api_harness.alice.delete(f"/tasks/me/{tasks[0]['id']}")).status_code == 202
+    nothing = await finished(api_harness.alice, await act(api_harness.alice, **body, ids=[]))
+    assert (nothing["state"], nothing["total"]) == ("completed", 0)
+    made = await act(api_harness.alice, key="once", **body, ids=[*found, foreign["id"]])
+    done = await finished(api_harness.alice, made)
+    assert (done["q"], done["total"], done["succeeded"]) == ("owner:me", 1, 1)
+    assert [row["task_id"] for row in await results(api_harness.alice, done)] == [tasks[1]["id"]]
+    again = {**body, "ids": [later["id"]]}  # what a client sends that has asked again, since it got no answer
+    response = await api_harness.alice.post("/task-actions", json=again, headers={"Idempotency-Key": "once"})
+    assert (response.status_code, response.json()) == (200, done)
+    assert [task["id"] for task in (await api_harness.alice.get("/tasks")).json()["tasks"]] == [later["id"]]
 
 
 async def test_an_action_is_made_once_for_a_key(api_harness: ApiHarness) -> None:

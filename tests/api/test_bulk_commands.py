@@ -190,6 +190,34 @@ async def test_a_confirmation_names_the_number_of_tasks(
     assert (result.exit_code, "Deleted 1 of 1 tasks.\n" in result.stdout) == (0, True)
 
 
+async def test_only_confirmed_tasks_are_changed(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What matches only since the question stays, also if nothing matched then; so does what matches no more."""
+    monkeypatch.setattr(commands, "is_interactive", lambda: True)
+    loop, preview = asyncio.get_running_loop(), bulk.preview_action
+    names = ["confirmed", "changed"]
+    for name in names:
+        await api_harness.active(name=name)
+
+    async def meanwhile() -> None:
+        names.append(f"later{len(names)}")
+        await api_harness.active(name=names[-1])
+        await shell.run("pause", "changed")
+
+    def preview_then_change(*arguments: str) -> Mapping[str, object]:
+        shown = preview(Client(api_harness.base, api_harness.tokens["alice"]), *arguments[1:])
+        asyncio.run_coroutine_threadsafe(meanwhile(), loop).result(timeout=60)
+        return shown
+
+    shell = Shell(api_harness)
+    monkeypatch.setattr(bulk, "preview_action", preview_then_change)
+    result = await shell.run("delete", "--query", "owner:me status:active", stdin="y\n")
+    assert "Delete 2 tasks? [y/N]" in result.stderr
+    assert (result.exit_code, "Deleted 1 of 1 tasks.\n" in result.stdout) == (0, True)
+    result = await shell.run("delete", "--query", "name:later3")
+    assert (result.exit_code, result.stdout) == (0, "Deleted 0 of 0 tasks.\n")
+    assert {task["name"] for task in await shell.json("list")} == {"changed", "later2", "later3"}
+
+
 async def test_tasks_are_named_or_searched(api_harness: ApiHarness) -> None:
     """A command takes tasks or a search; options of the search are refused without one, and a bad search says why."""
     shell = Shell(api_harness)

@@ -181,6 +181,20 @@ async def test_all_that_match_are_deleted_with_their_progress(board: Board) -> N
     assert page.tab.errors == []
 
 
+async def test_what_matches_since_the_question_stays(board: Board) -> None:
+    """A task that matches while the question is open is not among those that somebody has confirmed."""
+    harness = board.harness
+    page = await select_many(board, "bob")
+    await ask_for(page, "Delete", f"Delete {MANY} tasks?")
+    await harness.create(harness.bob, name="late", input="Made during the question")
+    await page.click("dialog button", f"Delete {MANY} tasks")
+    await page.sees(f"Deleted {MANY} tasks", ".job")
+    left = (await harness.bob.get("/tasks", params={"q": "owner:me"})).json()["tasks"]
+    assert [task["name"] for task in left] == ["late"]
+    assert (await harness.bob.delete("/tasks/me/late")).status_code == 202
+    assert page.tab.errors == []
+
+
 async def test_many_are_changed_without_a_mouse(board: Board) -> None:
     """Tab, Space and Enter select, ask and confirm, for what can be undone and for what cannot."""
     harness = board.harness

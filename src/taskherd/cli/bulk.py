@@ -62,6 +62,7 @@ def act(action: str, query: str, *, text: str | None = None, dry_run: bool, yes:
     Exits with 6 if a task was refused, and with 1 if the action ended before its last task.
     """
     client = http.from_environment()
+    ids: Sequence[str] | None = None
     if dry_run or not yes:
         preview = bulk.preview_action(client, action, query, text)
         if dry_run:
@@ -69,7 +70,8 @@ def act(action: str, query: str, *, text: str | None = None, dry_run: bool, yes:
             return
         if not _confirmed(action, preview["total"]):
             raise ClientError(ExitCode.USAGE, "nothing was changed", "confirm with y, or add --yes")
-    started = bulk.start_action(client, action, query, text)
+        ids = preview.get("ids")  # null from a server of an earlier version
+    started = bulk.start_action(client, action, query, text, ids=ids)
     try:
         finished = _follow(client, started)
     except KeyboardInterrupt:

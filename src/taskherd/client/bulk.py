@@ -84,7 +84,15 @@ def preview_action(client: Client, action: str, query: str, text: str | None = N
     return shown
 
 
-def start_action(client: Client, action: str, query: str, text: str | None = None, key: str | None = None) -> Action:
+def start_action(
+    client: Client,
+    action: str,
+    query: str,
+    text: str | None = None,
+    key: str | None = None,
+    *,
+    ids: Sequence[str] | None = None,
+) -> Action:
     """Start an action for all tasks that match now; it goes on without this client.
 
     Args:
@@ -93,8 +101,10 @@ def start_action(client: Client, action: str, query: str, text: str | None = Non
         query: search terms, as of the list of tasks.
         text: what a ``send`` sends.
         key: the idempotency key, with which a repeated call returns the same action; a random one by default.
+        ids: those of a preview, if the action is to be for no other tasks.
     """
-    started: Action = tasks.change(client, "POST", ACTIONS, body=_body(action, query, text), key=key).body
+    body = {**_body(action, query, text), **({} if ids is None else {"ids": ids})}
+    started: Action = tasks.change(client, "POST", ACTIONS, body=body, key=key).body
     return started
 
 

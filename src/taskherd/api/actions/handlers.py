@@ -108,9 +108,11 @@ async def _add(request: RequestContext, new: task_actions.NewAction) -> None:
 
 
 def _check(body: CreateAction) -> None:
-    """Raise a 400 unless the body selects tasks in one way, and has an input if the action needs one."""
-    if (body.q is None) == (body.ids is None):
-        raise invalid(("q", "Expected either q or ids."))
+    """Raise a 400 unless the body selects tasks, and has an input if the action needs one."""
+    if body.q is None and body.ids is None:
+        raise invalid(("q", "Expected q or ids."))
+    if body.q is None and not body.ids:
+        raise invalid(("ids", "Expected at least one ID."))
     if body.q is not None and not body.q.strip():
         raise invalid(("q", "Expected at least one search term, such as owner:me for all of your tasks."))
     if (body.input is None) == (body.action is ActionType.SEND):
@@ -121,7 +123,10 @@ def _check(body: CreateAction) -> None:
 
 
 def _digest(body: CreateAction) -> bytes:
+    """Return what recognizes a repeated request. With ``q``, IDs do not count: another dry run found others."""
     content = body.model_dump(mode="json", exclude={"dry_run"})
+    if body.q is not None:
+        content["ids"] = None
     return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).digest()
 
 
@@ -134,11 +139,11 @@ def _repeated(stored: Row, digest: bytes) -> BufferedResponse:
 async def _select(request: RequestContext, body: CreateAction) -> tuple[Sequence[UUID], frozenset[UUID]]:
     """Return the ids of the tasks, and those of them that do not exist or that the caller may not see."""
     reader = request.api.reader
-    if body.ids is not None:
-        task_ids = list(dict.fromkeys(body.ids))
+    if body.q is None:
+        task_ids = list(dict.fromkeys(body.ids or ()))
         visible = await task_actions.visible(reader, request.caller.user_id, task_ids)
         return task_ids, frozenset(task_ids) - visible
-    selected = await search.task_filter(request, search.WatchQuery(q=body.q or ""))
+    selected = await search.task_filter(request, search.WatchQuery(q=body.q))
     task_ids = list(await task_queries.task_ids(reader, replace(selected, limit=MAX_TASKS)))
     if len(task_ids) > MAX_TASKS:
         raise HTTPError(
@@ -146,6 +151,9 @@ async def _select(request: RequestContext, body: CreateAction) -> tuple[Sequence
             f"More than {MAX_TASKS:,} tasks match.",
             "Narrow the search, for example by owner, status, state or template, and repeat it for the rest.",
         )
+    if body.ids is not None:
+        confirmed = frozenset(body.ids)
+        task_ids = [task_id for task_id in task_ids if task_id in confirmed]
     return task_ids, frozenset()
 
 
@@ -158,7 +166,8 @@ async def _preview(
         {"task_id": row["id"], "owner_name": row["username"], "name": row["name"], "status": row["status"]}
         for row in rows
     ]
-    return json({"action": body.action, "total": len(task_ids), "missing": len(missing), "tasks": tasks})
+    found = {} if body.q is None else {"ids": task_ids}
+    return json({"action": body.action, "total": len(task_ids), "missing": len(missing), "tasks": tasks, **found})
 
 
 async def get(request: RequestContext) -> BufferedResponse:

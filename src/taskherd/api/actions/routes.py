@@ -19,8 +19,8 @@ ROUTES: Final = (
         summary="Create an action for many AI tasks",
         description=(
             "Pauses, resumes or deletes up to 10,000 tasks, or sends an input to them. The tasks are those that match"
-            " now. They are changed one after the other at a limited rate, also while the API or the worker is"
-            " restarted; the action ends when the token of this request does."
+            " now; with the `ids` of a dry run, only those of them. They are changed one after the other at a limited"
+            " rate, also while the API or the worker is restarted; the action ends when the token of this request does."
         ),
         body=CreateAction,
         headers=(KEY_HEADER,),

@@ -43,15 +43,17 @@ class ActionState(StrEnum):
 
 
 class CreateAction(BaseModel):
-    """An action, and the tasks that it is for: either those that match ``q``, or those of ``ids``."""
+    """An action, and the its tasks: those that match ``q``, or those of ``ids``, or those of ``ids`` that match."""
 
     action: ActionType
     q: Annotated[str, Field(strict=True, max_length=4096)] | None = Field(
         None,
         description="Search terms, as of the list of tasks; at least one. `owner:me` selects all tasks of the caller.",
     )
-    ids: Annotated[list[UUID], Field(min_length=1, max_length=MAX_TASKS)] | None = Field(
-        None, description="IDs of tasks. One that does not exist, or that the caller may not see, has the result 404."
+    ids: Annotated[list[UUID], Field(max_length=MAX_TASKS)] | None = Field(
+        None,
+        description="IDs of tasks, at least one. One that does not exist, or that the caller may not see, has the"
+        " result 404. With `q`: the `ids` of a dry run, perhaps none; the action is for those of them that match now.",
     )
     input: Input | None = Field(None, description="For `send`: the input, 1 byte to 256 KiB of UTF-8.")
     dry_run: Annotated[bool, Field(strict=True)] = Field(
@@ -99,6 +101,10 @@ class ActionPreview(BaseModel):
     total: int
     missing: int = Field(description="Number of IDs of tasks that do not exist, or that the caller may not see.")
     tasks: list[PreviewedTask]
+    ids: list[UUID] | None = Field(
+        None,
+        description="With `q`: all of the tasks. Send them with the action, for which no other tasks are then taken.",
+    )
 
 
 class ActionResult(BaseModel):

@@ -58,7 +58,8 @@ export async function start(action, target, whose, signal) {
       if (!signal.aborted) session.keepDraft(DRAFT, "");
       return null;
     }
-    const created = preview.ok ? await api.send("POST", "/task-actions", body, { key }) : preview;
+    const confirmedIds = preview.ok && preview.value.ids; // none with a server of an earlier version
+    const created = preview.ok ? await api.send("POST", "/task-actions", { ...body, ...(confirmedIds && { ids: confirmedIds }) }, { key }) : preview;
     if (created.ok) {
       session.keepDraft(DRAFT, "");
       return created.value;
