@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.board.pages import Board
+from tests.board.pages import Board, Page
 from tests.harness.api import ALICE, BOB, OTHER
 from tests.harness.worker import PRESET, TEMPLATE, VERSION, build_report
 
@@ -120,6 +120,59 @@ async def test_a_task_is_started_with_the_keyboard_alone(board: Board) -> None:
     await page.tab.insert("Only by keyboard")
     await page.tab.press("Enter", ctrl=True)
     await page.tab.until("location.pathname.startsWith('/tasks/alice/')")
+    assert page.tab.errors == []
+
+
+HOLDING_TASKS = """window.real = fetch, window.sent = 0;
+window.held = new Promise((go) => (window.release = go)), window.fetch = async (path, options) => {
+    if (options.method === 'POST' && String(path).endsWith('/tasks/me')) { sent += 1; await held; }
+    return real(path, options);
+}, 0"""
+"""Holds new tasks back until ``release`` is called, and counts them in ``sent``."""
+
+
+async def start_and_leave(board: Board, name: str) -> Page:
+    """Start a task, which is held back, go to the list of tasks meanwhile, and type in its filter."""
+    page = await board.open("/new")
+    await page.tab.until("document.querySelector('#prompt')")
+    await page.click("details summary", "Name and labels")
+    await page.tab.evaluate("document.querySelector('#name').focus()")
+    await page.tab.insert(name)
+    await page.tab.evaluate("document.querySelector('#prompt').focus()")
+    await page.tab.insert(f"Start {name} and go on")
+    await page.tab.evaluate(HOLDING_TASKS)
+    await page.tab.press("Enter", ctrl=True)
+    await page.becomes("sent === 1")
+    await page.click(".bar nav a", "Tasks")
+    await page.tab.until("document.querySelector('.page.tasks[data-ready]')")
+    await page.tab.press("/")
+    await page.tab.until("document.activeElement.getAttribute('role') === 'combobox'")
+    await page.tab.insert("name:")
+    return page
+
+
+async def test_who_has_left_the_form_stays_there(board: Board) -> None:
+    """Once the task is there, a message leads to it; the address, the focus and what is written stay as they are."""
+    page = await start_and_leave(board, "left-behind")
+    await page.tab.evaluate("release(), 0")
+    await page.sees("The task was started.", ".toast")
+    await page.tab.insert("left")
+    assert await page.tab.evaluate("[location.pathname, document.activeElement.value]") == ["/tasks", "name:left"]
+    assert await page.tab.evaluate("sessionStorage.getItem('taskherd-draft:alice:new')") in {"", None}
+    await page.click(".toast button", "Show it")
+    await page.tab.until("location.pathname === '/tasks/alice/left-behind'")
+    assert page.tab.errors == []
+
+
+async def test_who_has_left_the_form_is_told_that_it_was_refused(board: Board) -> None:
+    """A message says why there is no task, and what was written is in the form again."""
+    await board.harness.create(name="twice-left", input="It has the name already")
+    page = await start_and_leave(board, "twice-left")
+    await page.tab.evaluate("release(), 0")
+    await page.sees('Workspace "twice-left" already exists.', ".toast.bad")
+    assert await page.tab.evaluate("[location.pathname, document.activeElement.value]") == ["/tasks", "name:"]
+    await page.click(".toast button", "Back to the form")
+    await page.tab.until(f"document.querySelector('#prompt') && {PROMPT} === 'Start twice-left and go on'")
     assert page.tab.errors == []
 
 

@@ -358,6 +358,38 @@ async def test_a_double_click_does_it_once(board: Board) -> None:
     assert page.tab.errors == []
 
 
+HOLDING = """window.real = fetch, window.deleting = false;
+window.held = new Promise((go) => (window.release = go)), window.fetch = async (path, options) => {
+    if (options.method === 'DELETE') { deleting = true; await held; }
+    return real(path, options);
+}, 0"""
+"""Holds deletions back until ``release`` is called."""
+
+
+async def test_who_has_left_the_page_of_a_deleted_task_stays_there(board: Board) -> None:
+    """A deletion that takes its time only says that it is done when its page was left; otherwise it leads to the list."""
+    for name in ("deleted-late", "deleted-here"):
+        await board.harness.active(name=name, display_name=name)
+        page = await open_task(board, name)
+        await page.tab.evaluate(HOLDING)
+        await page.tab.press("#")
+        await page.click("dialog button", "Delete")
+        await page.becomes("deleting")
+        if name == "deleted-late":
+            await page.click(".bar a", "New task")
+            await page.tab.until("document.activeElement?.id === 'prompt'")
+            await page.tab.insert("Somewhere else")
+            await page.tab.evaluate("release(), 0")
+            await page.sees(f"{name} was deleted.", ".toast")
+            assert await page.tab.evaluate("[location.pathname, document.activeElement.value]") == [
+                *("/new", "Somewhere else"),
+            ]
+        else:
+            await page.tab.evaluate("release(), 0")
+            await page.tab.until("location.pathname === '/tasks'")
+        assert page.tab.errors == []
+
+
 async def test_a_key_that_is_held_down_does_it_once(board: Board) -> None:
     """A key that repeats does nothing again, unless it moves; pressed twice, it waits for what the first press does."""
     page, _ = await paused(board, "held-down")

@@ -198,6 +198,7 @@ class NewTask {
       this.busy = false;
       return this.draw();
     }
+    const written = session.draft(this.draft);
     const answer = await api.send("POST", "/tasks/me", {
       template_version_id: template.active_version_id,
       input: fields.prompt,
@@ -207,14 +208,26 @@ class NewTask {
       ...(labels && Object.keys(labels).length && { labels }),
     }, { key: this.key });
     this.busy = false;
-    if (answer.ok) {
-      session.keepDraft(this.draft, "");
-      return router.go(api.taskPath(answer.value));
-    }
+    const left = this.view.signal.aborted; // perhaps to the form, where something else may be written by now
+    if (answer.ok && (!left || session.draft(this.draft) === written)) session.keepDraft(this.draft, "");
+    if (left) return this.tell(answer);
+    if (answer.ok) return router.go(api.taskPath(answer.value));
     this.key = answer.status ? api.newKey() : this.key;
     for (const { field, detail } of answer.validations) this.problems[field] = detail;
     this.failed = answer.validations.some((each) => each.field in FIELDS) ? null : answer;
     this.showProblems();
+  }
+
+  /**
+   * Say what became of the task to somebody who has left the form.
+   * @param {import("../api.js").Result<any>} answer
+   */
+  async tell(answer) {
+    if (!answer.ok && answer.aborted) return;
+    const { toast } = await import("../dialog.js"); // loaded since the form was shown
+    const go = (/** @type {string} */ label, /** @type {string} */ address) => ({ label, run: () => router.go(address) });
+    if (answer.ok) toast("The task was started.", { action: go("Show it", api.taskPath(answer.value)) });
+    else toast(api.explain(answer), { bad: true, action: go("Back to the form", `/new${this.search}`) });
   }
 
   showProblems() {

@@ -236,7 +236,11 @@ class TaskPage {
     const { task } = this;
     if (!task || this.doing.has(action.name) || (this.accepted?.name === action.name && this.accepted.task === task)) return; // it shows soon
     if (!action.may(this.task, this.explained)) return toast(action.unless?.(this.task, this.explained) || `${action.label.replace("…", "")}: not now.`);
-    const context = { task: this.task, path: this.path, changed: () => this.readSoon(), gone: () => { toast(`${title(this.task)} was deleted.`); router.go("/tasks"); } };
+    const gone = () => {
+      toast(`${title(this.task)} was deleted.`);
+      if (!this.view.signal.aborted) router.go("/tasks");
+    };
+    const context = { task: this.task, path: this.path, changed: () => this.readSoon(), gone };
     this.doing.add(action.name);
     try {
       if (await action.run(context)) this.accepted = { name: action.name, task };
