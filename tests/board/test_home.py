@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import uuid
+from typing import Any
 
 import pytest
 
-from tests.board.pages import Board
+from tests.board.pages import Board, Page
 from tests.harness.api import OTHER_VERSION
 from tests.harness.asking import asked
 from tests.harness.worker import VERSION, build_report, make_report
@@ -174,6 +175,70 @@ async def test_an_agent_that_waits_is_answered_inline(board: Board) -> None:
     await page.sees("Nothing needs you", "h1")
     await page.sees("acme/app#7", "section[aria-labelledby=ended]")
     await page.tab.until("!document.title.startsWith('(')")
+    assert page.tab.errors == []
+
+
+async def write_to(page: Page, task: dict[str, Any], text: str) -> None:
+    """Send a message to the task of a row, which has no open text field yet."""
+    row = f".need[data-id='{task['id']}']"
+    await page.click(f"{row} button", "Reply")
+    await page.tab.until("document.activeElement.tagName === 'TEXTAREA'")
+    await page.tab.insert(text)
+    await page.click(f"{row} .reply button", "Send")
+
+
+CUT_OFF = """window.keys = [], window.real = fetch, window.cut = true;
+window.fetch = async (path, options) => {
+    const response = await real(path, options);
+    if (!String(path).endsWith('/send')) return response;
+    keys.push(options.headers['Idempotency-Key']);
+    if (cut) throw new TypeError('cut off');
+    return response;
+}, 0"""
+"""Loses the answers to messages, which arrive, while ``cut`` is true, and keeps their keys in ``keys``."""
+
+
+async def test_a_reply_without_an_answer_is_sent_once(board: Board) -> None:
+    """What is sent again after its answer was lost has the same key; the same text to a later question has not."""
+    task = await board.harness.active(display_name="Replied once")
+    await status(board, task["id"], "idle", "Which branch?")
+    page = await board.open("/")
+    await page.sees("Which branch?", ".needs")
+    await page.tab.evaluate(CUT_OFF)
+    await write_to(page, task, "The main one")
+    await page.sees("The server cannot be reached.", ".toast.bad")
+    await page.tab.evaluate("cut = false")
+    await page.click(".reply button", "Send")
+    await page.sees("Sent", ".needs")
+    keys = await page.tab.evaluate("keys")
+    assert (len(keys), len(set(keys))) == (3, 1)
+    actions = (await board.harness.alice.get(f"/tasks/me/{task['id']}/events")).json()["actions"]
+    assert [each["input"] for each in actions] == ["The main one"]
+    await status(board, task["id"], "working", "On the main one")
+    await status(board, task["id"], "idle", "And which tag?")
+    await page.tab.press("j")  # takes in what is held back while the row has the focus
+    await page.sees("And which tag?", ".needs")
+    await write_to(page, task, "The main one")
+    await page.becomes("keys.length === 4")
+    assert len(set(await page.tab.evaluate("keys"))) == 2
+    assert (await board.harness.alice.delete(f"/tasks/me/{task['id']}")).status_code == 202
+    assert page.tab.errors == []
+
+
+async def test_a_reply_is_for_the_task_of_its_row(board: Board) -> None:
+    """Another task that has taken the name of a deleted one gets no message that was written to that one."""
+    harness = board.harness
+    first = await harness.active(name="taken-over", display_name="The first")
+    await status(board, first["id"], "idle", "What is the password?")
+    page = await board.open("/")
+    await page.sees("What is the password?", ".needs")
+    await page.stop_following()
+    assert (await harness.alice.delete("/tasks/me/taken-over")).status_code == 202
+    second = await harness.active(name="taken-over", display_name="The second")
+    await write_to(page, first, "It is a secret")
+    await page.tab.until("document.querySelector('.toast.bad')")
+    assert await harness.worker.database.fetchval("SELECT count(*) FROM inputs WHERE content = 'It is a secret'") == 0
+    assert (await harness.alice.delete(f"/tasks/me/{second['id']}")).status_code == 202
     assert page.tab.errors == []
 
 

@@ -367,7 +367,7 @@ window.held = new Promise((go) => (window.release = go)), window.fetch = async (
 
 
 async def test_who_has_left_the_page_of_a_deleted_task_stays_there(board: Board) -> None:
-    """A deletion that takes its time only says that it is done when its page was left; otherwise it leads to the list."""
+    """A deletion that takes its time only says that it is done if its page was left; else it leads to the list."""
     for name in ("deleted-late", "deleted-here"):
         await board.harness.active(name=name, display_name=name)
         page = await open_task(board, name)

@@ -64,15 +64,16 @@ const NUMBERS = /** @type {const} */ ([
 export function taskRow(page, { kind, task, since }, became) {
   const { id } = task;
   const path = api.taskPath(task);
+  const byId = `/tasks/${task.owner_id}/${id}`; // another task may take the name of one that was deleted
   const state = describe(task);
   const target = link(task.current_state?.uri);
   const who = html`${page.scope === "everyone" ? html` · ${task.owner_name}` : nothing} · <bdi>${task.template_display_name || task.template_name}</bdi>${target
     ? html` · <a class="link" href=${target.href} title=${target.href} rel="noopener noreferrer" target="_blank">${target.text}</a>` : nothing}
     · <span class="state ${state.color}">${state.word}</span> <time-ago at=${since}></time-ago>`;
   const resume = html`<button class="button" ?disabled=${page.busy.has(id)}
-    @click=${() => page.act(id, "POST", `${path}/resume`, undefined, "Resumed")}>Resume</button>`;
+    @click=${() => page.act(id, "POST", `${byId}/resume`, undefined, "Resumed")}>Resume</button>`;
   const answer = html`<button class="button" aria-expanded=${page.open.has(id)} @click=${() => page.toggle(id)}>Reply…</button>`;
-  const send = (/** @type {string} */ text) => page.act(id, "POST", `${path}/send`, { input: text }, "Sent");
+  const send = (/** @type {string} */ text) => page.act(id, "POST", `${byId}/send`, { input: text }, "Sent");
   const waits = kind === "idle" || kind === "waiting";
   const headline = waits ? state.says : `${title(task)} ${HEADLINES[kind]?.(task) || ""}`;
   const about = waits ? html`<a href=${path} dir="auto">${title(task)}</a>`

@@ -75,6 +75,8 @@ class Home {
     this.open = new Set();
     /** @type {Set<string>} */
     this.busy = new Set();
+    /** @type {Map<string, {sent: string, key: string}>} what had no answer, by its row: the same again is not sent twice */
+    this.unanswered = new Map();
   }
 
   start() {
@@ -564,7 +566,12 @@ class Home {
     if (row?.contains(document.activeElement)) row.focus({ preventScroll: true }); // its buttons are about to go
     this.busy.add(id);
     this.draw();
-    const answer = await api.send(method, path, body);
+    const sent = JSON.stringify([path, body]);
+    const earlier = this.unanswered.get(id);
+    const key = body && earlier?.sent === sent ? earlier.key : api.newKey();
+    const answer = await api.send(method, path, body, { key });
+    if (answer.status) this.unanswered.delete(id);
+    else this.unanswered.set(id, { sent, key });
     this.busy.delete(id);
     if (answer.ok) {
       this.done.set(id, said);
