@@ -5,7 +5,8 @@
 #
 # With arguments it also makes users of further runners, each with its pool and the names of the runners that use it:
 #   sh deploy/compose/secrets.sh runner-gpu=gpu,gpu-1
-# They are kept in secrets/runners, where a line can be changed or removed before the next run.
+# They are kept in secrets/runners, where a line can be changed or removed before the next run. RabbitMQ only adds the users that are
+# defined: of a runner whose line was removed, a run prints the command that deletes its user.
 set -eu
 for runner; do
     printf '%s\n' "$runner" | grep -Eqx 'runner-[a-z0-9-]+=[a-z0-9-]+(,[a-z0-9-]+)*' ||
@@ -52,3 +53,10 @@ done <runners
 printf '%s\n' '{"vhosts": [{"name": "/"}], "users": ['"$users"'], "permissions": ['"$permissions"']}' >rabbitmq.json
 # The management API is for commands in the container, not for agents.
 printf '%s\n' 'load_definitions = /etc/rabbitmq/taskherd.json' 'management.tcp.ip = 127.0.0.1' >rabbitmq.conf
+for file in rabbitmq_runner*_password; do
+    name=${file#rabbitmq_} name=${name%_password}
+    grep -q "^$name=" runners || [ ! -e "$file" ] || cat <<END
+# $name has no line in secrets/runners, but RabbitMQ accepts its user until this has run:
+docker compose -f deploy/compose.yaml exec rabbitmq rabbitmqctl delete_user taskherd-$name && rm deploy/compose/secrets/$file
+END
+done

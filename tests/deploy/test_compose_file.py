@@ -225,6 +225,35 @@ def test_a_runner_of_another_pool_is_added_as_documented(tmp_path: Path) -> None
     assert accepted == {**usual, "taskherd-runner-gpu": frozenset({pool})}
 
 
+def test_a_removed_runner_keeps_no_access(tmp_path: Path) -> None:
+    """RabbitMQ keeps users that are no longer defined: a run without a runner's line prints how to delete its user."""
+    (tmp_path / "compose").mkdir()
+    script = shutil.copy(ROOT / "deploy" / "compose" / "secrets.sh", tmp_path / "compose")
+    secrets = tmp_path / "compose" / "secrets"
+
+    def printed(*arguments: str) -> str:
+        return subprocess.run(["sh", script, *arguments], capture_output=True, check=True, timeout=30, text=True).stdout
+
+    assert printed("runner-gpu=gpu,gpu-1", "runner-gpu-old=old,old-1") == ""
+    lines = (secrets / "runners").read_text().splitlines()
+    (secrets / "runners").write_text("".join(f"{line}\n" for line in lines if not line.startswith("runner-gpu-old=")))
+    (command,) = (line for line in printed().splitlines() if "delete_user" in line)
+    users = [each["name"] for each in json.loads((secrets / "rabbitmq.json").read_text())["users"]]
+    assert users[-2:] == ["taskherd-runner", "taskherd-runner-gpu"]
+    documented = re.findall(r"^docker compose .* delete_user .*$", OPERATIONS, re.MULTILINE)
+    assert [each.replace("runner-gpu", "runner-gpu-old") for each in documented] == [command]
+    docker = tmp_path / "docker"
+    docker.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/called\n')
+    docker.chmod(0o755)
+    (tmp_path / "deploy").symlink_to(tmp_path)
+    subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=True, timeout=30
+    )
+    called = (tmp_path / "called").read_text()
+    assert called.endswith(" exec rabbitmq rabbitmqctl delete_user taskherd-runner-gpu-old\n")
+    assert printed() == ""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 async def test_rabbitmq_listens_with_tls_for_other_machines(tmp_path: Path) -> None:
