@@ -298,6 +298,18 @@ def test_an_empty_setting_of_one_process_overrides_a_common_setting(name: str, c
 
 
 @pytest.mark.parametrize(
+    ("value", "text"),
+    [(134_217_728, "134217728"), (1_000_000.0, "1000000"), (0.25, "0.25"), (True, "true"), ("1e6 B", "1e6 B")],
+)
+def test_a_setting_reaches_all_processes_as_it_is_written(value: object, text: str) -> None:
+    """Large numbers have no exponent, also where Helm has read them as floats; other values stay as they are."""
+    manifests = render({"settings": {"LOG_BYTES_MOST": value}, "operator": {"enabled": True}})
+    found = {name: environment(pod).get("TASKHERD_LOG_BYTES_MOST") for name, pod in pods(manifests)}
+    names = [f"taskherd-{process}" for process in ("worker", "api", "runner", "operator")]
+    assert {name: found[name] for name in names} == dict.fromkeys(names, text)
+
+
+@pytest.mark.parametrize(
     ("values", "senders"),
     [
         ({}, {"COMMAND_SENDERS": "taskherd-api,taskherd-operator"}),

@@ -110,9 +110,14 @@ COMMAND_SENDERS: {{ $prefix }}-api,{{ $prefix }}-operator
 - {name: TASKHERD_RUNNER_AGENT_UIDS, value: {{ . | quote }}}
 {{- end }}
 {{- range $name, $value := $settings }}
-- {name: {{ printf "TASKHERD_%s" $name }}, value: {{ $value | quote }}}
+- {name: {{ printf "TASKHERD_%s" $name }}, value: {{ include "taskherd.text" $value | quote }}}
 {{- end }}
 {{- include "taskherd.extra" (dict "ctx" . "key" "extraEnv") }}
+{{- end -}}
+
+{{/* A value as text. Of a float, which numbers in values may be, `quote` alone makes 1.34217728e+08. */}}
+{{- define "taskherd.text" -}}
+{{- if kindIs "string" . }}{{ . }}{{ else }}{{ toJson . }}{{ end -}}
 {{- end -}}
 
 {{/* The entries of a list that all pods have, then those of this process. `key` is the name of both lists. */}}
