@@ -360,6 +360,7 @@ async def test_what_the_agent_said_of_itself_last_is_told_with_its_end(
     agent: Printing, last: str, states: list[str]
 ) -> None:
     """However soon it came after another status; it counts unless the exit says more."""
+    agent.follower._is_new = False  # its start was reported
     agent.print("::taskherd state=working message=one\n", 100.0)
     agent.output.write(f"::taskherd state={last} message=two\n".encode())
     await agent.follower.conclude(ExitRecord("exited", code=0))

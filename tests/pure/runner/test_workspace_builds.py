@@ -298,6 +298,7 @@ async def test_a_stop_ends_what_runs_without_a_journal(builds: Builds, monkeypat
     ("run", "exit_record", "given", "ready"),
     [
         ({}, '{"reason": "exited", "code": 0}', True, True),
+        ({"agent": "self"}, '{"reason": "exited", "code": 0}', True, True),
         ({"output": "claude-stream-json", "stdin": "pipe"}, '{"reason": "exited", "code": 0}', False, True),
         ({"agent": "acp"}, '{"reason": "exited", "code": 0}', False, False),
         ({}, '{"reason": "not started", "detail": "no such file"}', False, False),
@@ -326,6 +327,8 @@ async def test_an_agent_that_ran_between_two_runners_was_started(
     found = [report["lifecycle"] for report in reports_of(builds.agent.outbox, "agent.lifecycle")]
     assert found == (["ready"] if ready else ["start_error"])
     assert builds.journal.exit_reported
+    logged = [entry["content"] for log in reports_of(builds.agent.outbox, "task.log") for entry in log["entries"]]
+    assert ("Do it" in logged) is given
 
 
 async def test_an_exit_between_two_runners_is_told_although_the_disk_is_full(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from taskherd.domain.reports import Health, LogSource
+from taskherd.domain.reports import ExitReason, Health, LogSource
 from taskherd.runner.agents import stdin
 from taskherd.runner.agents.context import (
     FollowerWithoutRequests,
@@ -42,9 +42,7 @@ class SelfReportingFollower(FollowerWithoutRequests):
 
     async def follow(self) -> None:
         """Log the prompt and report that the agent is ready, then wait until cancelled."""
-        if self._is_new and self._context.prompt:
-            self._is_new = False
-            self._log_input(self._context.prompt)
+        self._log_prompt()
         if not self._context.journal.ready_reported:
             self._context.reporter.ready()
             self._context.journal.ready_reported = True
@@ -68,8 +66,16 @@ class SelfReportingFollower(FollowerWithoutRequests):
     async def conclude(self, agent_exit: ExitRecord) -> None:
         """Report how the agent ended and its final state, which it can no longer report itself."""
         agent_exit = as_interrupted(self._context, agent_exit)
+        if agent_exit.why is not ExitReason.NOT_STARTED:
+            self._log_prompt()
         words = log_last_output(self._context, agent_exit)
         report_exit(self._context, agent_exit, "", shorten(words.rpartition("\n")[2]), words)
+
+    def _log_prompt(self) -> None:
+        """Log the prompt, unless that was done: no runner may have followed the agent."""
+        if self._is_new and self._context.prompt:
+            self._is_new = False
+            self._log_input(self._context.prompt)
 
     def _log_input(self, text: str) -> None:
         """Append the prompt or an input to the log; the agent's own entries have other ids."""

@@ -12,7 +12,7 @@ from datetime import UTC
 from math import inf
 from typing import TYPE_CHECKING, ClassVar
 
-from taskherd.domain.reports import AgentState, Health, InterruptOutcome, LogSource
+from taskherd.domain.reports import AgentState, ExitReason, Health, InterruptOutcome, LogSource
 from taskherd.messages.limits import MAX_CONTENT_BYTES
 from taskherd.runner.activity import LOOK_INTERVAL, ActivityWatch
 from taskherd.runner.agents import output, stdin
@@ -141,8 +141,7 @@ class StdioFollower(FollowerWithoutRequests):
     async def follow(self) -> None:
         """Report what the agent writes, until cancelled."""
         loop = asyncio.get_running_loop()
-        if self._is_new:
-            self._report_start()
+        self._report_start()
         if not self._context.journal.ready_reported:
             self._context.reporter.ready()
             self._context.journal.ready_reported = True
@@ -190,6 +189,8 @@ class StdioFollower(FollowerWithoutRequests):
     async def conclude(self, agent_exit: ExitRecord) -> None:
         """Report the remaining output and the exit."""
         agent_exit = as_interrupted(self._context, agent_exit)
+        if agent_exit.why is not ExitReason.NOT_STARTED:
+            self._report_start()
         unread = output.size(self._context.folder.output) - self._offset
         if unread > MAX_FINAL_BYTES:
             self._lines = output.LineSplitter()
@@ -208,8 +209,10 @@ class StdioFollower(FollowerWithoutRequests):
         report_exit(self._context, agent_exit, state, shorten(self._last_line), words)
 
     def _report_start(self) -> None:
-        """Log the prompt and report ``working``."""
-        prompt = self._context.prompt
+        """Log the prompt and report ``working``, unless that was done: no runner may have followed the agent."""
+        if not self._is_new:
+            return
+        self._is_new, prompt = False, self._context.prompt
         self._state = AgentState.WORKING
         entries = [self._entry(LogSource.INPUT, prompt)] if prompt else []
         self._report(entries, self._context.reporter.status_report(AgentState.WORKING, "The agent has started."))
