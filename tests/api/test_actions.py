@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from taskherd.api.actions import executor, handlers, progress
+from taskherd.api.actions.schemas import MAX_TASKS
 from taskherd.dev.ports import find_free
 from taskherd.dev.services import Services
 from taskherd.errors import Unavailable
@@ -259,6 +260,17 @@ async def test_an_action_is_for_what_a_dry_run_found(api_harness: ApiHarness) ->
     response = await api_harness.alice.post("/task-actions", json=again, headers={"Idempotency-Key": "once"})
     assert (response.status_code, response.json()) == (200, done)
     assert [task["id"] for task in (await api_harness.alice.get("/tasks")).json()["tasks"]] == [later["id"]]
+
+
+async def test_the_largest_action_fits_into_a_request(api_harness: ApiHarness) -> None:
+    """As many tasks as it may have and the longest input, however JSON escapes that."""
+    ids = [str(uuid.UUID(int=number)) for number in range(1, MAX_TASKS + 1)]
+    body = {"action": "send", "q": "owner:me", "ids": ids, "input": "я" * (128 * 1024), "dry_run": True}
+    content = json.dumps(body, ensure_ascii=True)
+    response = await api_harness.alice.post(
+        "/task-actions", content=content, headers={"Content-Type": "application/json"}
+    )
+    assert (response.status_code, response.json()["total"]) == (200, 0)
 
 
 async def test_an_action_is_made_once_for_a_key(api_harness: ApiHarness) -> None:

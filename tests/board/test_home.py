@@ -192,10 +192,11 @@ window.fetch = async (path, options) => {
     const response = await real(path, options);
     if (!String(path).endsWith('/send')) return response;
     keys.push(options.headers['Idempotency-Key']);
+    if (cut === 'unconfirmed') return new Response('{"message": "Not confirmed in time."}', {status: 503});
     if (cut) throw new TypeError('cut off');
     return response;
 }, 0"""
-"""Loses the answers to messages, which arrive, while ``cut`` is true, and keeps their keys in ``keys``."""
+"""Loses the answers to messages, which arrive, while ``cut`` is set, and keeps their keys in ``keys``."""
 
 
 async def test_a_reply_without_an_answer_is_sent_once(board: Board) -> None:
@@ -207,11 +208,14 @@ async def test_a_reply_without_an_answer_is_sent_once(board: Board) -> None:
     await page.tab.evaluate(CUT_OFF)
     await write_to(page, task, "The main one")
     await page.sees("The server cannot be reached.", ".toast.bad")
+    await page.tab.evaluate("cut = 'unconfirmed', 0")
+    await page.click(".reply button", "Send")
+    await page.sees("Not confirmed in time.", ".toast.bad")
     await page.tab.evaluate("cut = false")
     await page.click(".reply button", "Send")
     await page.sees("Sent", ".needs")
     keys = await page.tab.evaluate("keys")
-    assert (len(keys), len(set(keys))) == (3, 1)
+    assert (len(keys), len(set(keys))) == (4, 1)
     actions = (await board.harness.alice.get(f"/tasks/me/{task['id']}/events")).json()["actions"]
     assert [each["input"] for each in actions] == ["The main one"]
     await status(board, task["id"], "working", "On the main one")
@@ -219,7 +223,7 @@ async def test_a_reply_without_an_answer_is_sent_once(board: Board) -> None:
     await page.tab.press("j")  # takes in what is held back while the row has the focus
     await page.sees("And which tag?", ".needs")
     await write_to(page, task, "The main one")
-    await page.becomes("keys.length === 4")
+    await page.becomes("keys.length === 5")
     assert len(set(await page.tab.evaluate("keys"))) == 2
     assert (await board.harness.alice.delete(f"/tasks/me/{task['id']}")).status_code == 202
     assert page.tab.errors == []

@@ -21,6 +21,12 @@ pytestmark = pytest.mark.slow
 SETTINGS = ",".join(name for name in session_settings("") if name not in {"application_name", "timezone"})
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a session through PgBouncer take its time, which on a busy machine is that of two connections."""
+    monkeypatch.setattr("taskherd.store.connecting.CONNECT_TIMEOUT", 30.0)
+
+
 async def _read_and_write(url: str, rounds: int = 30) -> None:
     """Execute the same few statements again and again, on several connections at once."""
     engine = open_engine(url, size=4, application_name="taskherd-tests")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from taskherd.api.actions import handlers, progress
-from taskherd.api.actions.schemas import Action, ActionPreview, ActionResults, Actions, CreateAction
+from taskherd.api.actions.schemas import MAX_BYTES, Action, ActionPreview, ActionResults, Actions, CreateAction
 from taskherd.api.commands import KEY_HEADER
 from taskherd.api.http.route import ResponseSpec, Route
 
@@ -23,6 +23,7 @@ ROUTES: Final = (
             " rate, also while the API or the worker is restarted; the action ends when the token of this request does."
         ),
         body=CreateAction,
+        max_body=MAX_BYTES,
         headers=(KEY_HEADER,),
         responses={
             200: ResponseSpec(

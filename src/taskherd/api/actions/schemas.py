@@ -14,6 +14,8 @@ from taskherd.messages.fields import Input
 
 MAX_TASKS: Final = 10_000
 """Maximum number of tasks of one action."""
+MAX_BYTES: Final = 2 * 1024 * 1024
+"""Maximum size of a request for an action: the ids of as many tasks, and an input, as JSON may escape them."""
 MAX_PREVIEW: Final = 100
 """Maximum number of tasks that a dry run shows."""
 
@@ -43,7 +45,7 @@ class ActionState(StrEnum):
 
 
 class CreateAction(BaseModel):
-    """An action, and the its tasks: those that match ``q``, or those of ``ids``, or those of ``ids`` that match."""
+    """An action, and its tasks: those that match ``q``, or those of ``ids``, or those of ``ids`` that match."""
 
     action: ActionType
     q: Annotated[str, Field(strict=True, max_length=4096)] | None = Field(

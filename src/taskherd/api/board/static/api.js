@@ -249,6 +249,14 @@ export function explain(failed) {
 }
 
 /**
+ * Return whether a request may have been carried out although nothing confirms it: it is sent again with its key.
+ * @param {Result<any>} answer
+ */
+export function isUnsettled(answer) {
+  return !answer.ok && (answer.status === 0 || answer.status >= 500);
+}
+
+/**
  * The path of a task, or of something below it.
  * @param {{owner_name: string, name: string}} task
  */

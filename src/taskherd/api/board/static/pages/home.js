@@ -570,8 +570,8 @@ class Home {
     const earlier = this.unanswered.get(id);
     const key = body && earlier?.sent === sent ? earlier.key : api.newKey();
     const answer = await api.send(method, path, body, { key });
-    if (answer.status) this.unanswered.delete(id);
-    else this.unanswered.set(id, { sent, key });
+    if (body && api.isUnsettled(answer)) this.unanswered.set(id, { sent, key });
+    else if (body) this.unanswered.delete(id);
     this.busy.delete(id);
     if (answer.ok) {
       this.done.set(id, said);

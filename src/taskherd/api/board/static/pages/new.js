@@ -212,7 +212,7 @@ class NewTask {
     if (answer.ok && (!left || session.draft(this.draft) === written)) session.keepDraft(this.draft, "");
     if (left) return this.tell(answer);
     if (answer.ok) return router.go(api.taskPath(answer.value));
-    this.key = answer.status ? api.newKey() : this.key;
+    if (!api.isUnsettled(answer)) this.key = api.newKey();
     for (const { field, detail } of answer.validations) this.problems[field] = detail;
     this.failed = answer.validations.some((each) => each.field in FIELDS) ? null : answer;
     this.showProblems();

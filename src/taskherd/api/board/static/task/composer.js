@@ -36,8 +36,8 @@ export function composer({ task, path, working, sent }) {
     const key = earlier?.body === said ? earlier.key : api.newKey();
     const answer = await api.send("POST", `${path}/send`, body, { key });
     delete form.dataset.busy;
-    if (answer.status) unanswered.delete(form);
-    else unanswered.set(form, { body: said, key });
+    if (api.isUnsettled(answer)) unanswered.set(form, { body: said, key });
+    else unanswered.delete(form);
     if (!answer.ok) return answer.aborted ? undefined : toast(api.explain(answer), { bad: true });
     if (field.value === input) {
       field.value = "";
