@@ -22,6 +22,8 @@ class Broker:
     def __init__(self) -> None:
         self.sent: list[OutgoingMessage] = []
         self.outcomes: list[PublishOutcome | Exception] = []
+        self.further: PublishOutcome | Exception = PublishOutcome.CONFIRMED
+        """What becomes of messages after these."""
         self.on_failed: list[Callable[[], None]] = []
         self.starts: bool | Exception = True
 
@@ -32,7 +34,7 @@ class Broker:
     async def send(self, message: OutgoingMessage) -> PublishOutcome:
         """Note a message, which is confirmed unless a test says otherwise."""
         self.sent.append(message)
-        outcome = self.outcomes.pop(0) if self.outcomes else PublishOutcome.CONFIRMED
+        outcome = self.outcomes.pop(0) if self.outcomes else self.further
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -235,15 +237,15 @@ async def test_a_record_that_cannot_be_read_is_an_error(calls: Calls) -> None:
 async def test_a_call_that_was_never_published_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     """Because too many wait, or as the broker confirms nothing; one that it has confirmed may be carried out."""
     calls = Calls(timeout=0.05)
-    calls.broker.outcomes = [Unavailable("no broker")] * 10_000
+    calls.broker.further = Unavailable("no broker")
     with pytest.raises(NotPublished, match="no broker"):
         await calls.call()
-    calls.broker.outcomes = [PublishOutcome.UNROUTED] * 10_000
+    calls.broker.further = PublishOutcome.UNROUTED
     with pytest.raises(NotPublished, match="no queue is bound"):
         await calls.call()
-    calls.broker.outcomes = []
+    confirmed = Calls(timeout=1)
     with pytest.raises(Unavailable) as raised:
-        await calls.call()
+        await confirmed.call()
     assert not isinstance(raised.value, NotPublished)
     monkeypatch.setattr(command_client, "MAX_WAITING", 0)
     with pytest.raises(NotPublished, match="calls are waiting"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from typing import cast
 from uuid import UUID
@@ -182,6 +183,21 @@ async def test_a_check_that_alone_takes_too_long_keeps_no_other_waiting(
     checks.parts.clear()
     assert await checks.run_for(1, 2) == 1
     assert checks.parts == [[2]]
+
+
+async def test_checks_that_alone_take_too_long_keep_no_other_waiting(
+    damaged_checks: Callable[..., DamagedChecks],
+) -> None:
+    """However many they are."""
+    checks = damaged_checks()
+    checks.slow = {UUID(int=1), UUID(int=2), UUID(int=4)}
+    for _ in range(8):
+        with suppress(StatementTimeout):
+            await checks.run_for(1, 2, 3, 4, 5)
+    assert checks.count("timer_checks_failed") == 3
+    checks.parts.clear()
+    assert await checks.run_for(1, 2, 3, 4, 5) == 2
+    assert [number for part in checks.parts for number in part] == [3, 5]
 
 
 async def test_a_check_that_alone_takes_too_long_is_postponed_in_the_end(

@@ -75,7 +75,8 @@ async def identify_peer(own_port: int, port: int, shim: int | None, uid: int | N
     for _ in range(_LOOKS):
         peer = Peer.UNKNOWN
         if shim is not None:
-            peer = await asyncio.to_thread(look, own_port, port, shim, uid)
+            with suppress(OSError):  # without a free descriptor nothing can be found out
+                peer = await asyncio.to_thread(look, own_port, port, shim, uid)
         if peer is Peer.AGENT:
             return peer
         looks.add(peer)
@@ -87,7 +88,7 @@ def look(own_port: int, port: int, shim: int, uid: int | None) -> Peer:
     """Return whose process has the other end of a connection, as far as one look at /proc shows it.
 
     As long as nobody has accepted the connection, it belongs to who listens. Where /proc does not show a process's
-    files, the user decides; a kernel that shows no sockets shows no strangers.
+    files, the user decides; a kernel that shows no sockets shows no strangers. Raise ``OSError`` if it cannot be read.
     """
     found = _sockets(own_port, port)
     if found is None:
@@ -124,7 +125,7 @@ def _sockets(own_port: int, port: int) -> list[Socket] | None:
 def _table(name: str) -> list[str] | None:
     try:
         return Path(f"/proc/self/net/{name}").read_text(encoding="ascii").splitlines()[1:]
-    except OSError:  # no IPv6, or a kernel that shows nothing
+    except (FileNotFoundError, PermissionError):  # no IPv6, or a kernel that shows nothing
         return None
 
 
@@ -148,8 +149,10 @@ def _inodes(pids: Collection[int]) -> tuple[set[int], bool]:
     for pid in pids:
         try:
             names = os.listdir(f"/proc/{pid}/fd")  # noqa: PTH208 - as below
-        except OSError as error:  # another error than this one: it has exited
-            hides = hides or isinstance(error, PermissionError)
+        except PermissionError:
+            hides = True
+            continue
+        except (FileNotFoundError, ProcessLookupError):  # it has exited
             continue
         for name in names:
             with suppress(OSError):  # it was closed meanwhile

@@ -23,7 +23,7 @@ def processes() -> Iterator[tuple[int, list[str]]]:
         if entry.isdigit():
             try:
                 fields = _stat(int(entry))
-            except OSError:
+            except (FileNotFoundError, ProcessLookupError, PermissionError):  # it has exited, or is hidden
                 continue
             if fields[0] != "Z":
                 yield int(entry), fields

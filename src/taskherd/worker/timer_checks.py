@@ -33,7 +33,7 @@ MAX_PART = 1_000
 """Maximum number of tasks that are checked together."""
 
 MAX_TIMEOUTS = 3
-"""Number of times in a row that the check of one task alone may take too long before it counts as failed."""
+"""Number of times in a row that the check of one task alone takes too long until it counts as failed."""
 
 
 class TimerChecks:
@@ -47,24 +47,22 @@ class TimerChecks:
         """The tasks whose check failed, the earliest first, each with the monotonic time of its next check."""
         self._part = MAX_PART
         """Number of tasks that are checked together now: fewer while that takes too long."""
-        self._timed_out: UUID | None = None
-        """The task whose check alone took too long the last time that one did."""
-        self._timeouts = 0
-        """How often in a row it did."""
+        self._timeouts: dict[UUID, int] = {}
+        """How often in a row the check of each task alone took too long."""
 
     async def run(self, checks: Mapping[UUID, TimerCheck]) -> int:
         """Check tasks, but for those whose check failed a moment ago, and return the number that succeeded.
 
         Raise ``StatementTimeout`` the first time that something takes too long, since that may be so of all: the next
-        run checks fewer tasks together, and last the one whose check alone took too long.
+        run checks fewer tasks together, and last those whose check alone took too long.
         """
         now = monotonic()
         waiting = {task_id: each for task_id, each in checks.items() if not self._has_failed(task_id, now)}
-        last = {task_id: waiting.pop(task_id) for task_id in [self._timed_out] if task_id in waiting}
+        last = [{task_id: waiting.pop(task_id)} for task_id in self._timeouts if task_id in waiting]
         items, size = list(waiting.items()), self._part
         parts = [dict(items[start : start + size]) for start in range(0, len(items), size)]
         succeeded = 0
-        for part in (*parts, last):
+        for part in parts + last:
             succeeded += await self._run(part)
         self._part = min(2 * self._part, MAX_PART)
         return succeeded
@@ -87,20 +85,20 @@ class TimerChecks:
             self._context.metrics.batch_failures.labels("bisected").inc()
             each, half = list(checks.items()), len(checks) // 2
             return await self._run(dict(each[:half])) + await self._run(dict(each[half:]))
-        if self._timed_out in checks:
-            self._timed_out = None
-        elif self._timed_out is not None:
-            self._timeouts = MAX_TIMEOUTS  # so it is not the database that is slow
+        if self._timeouts.keys().isdisjoint(checks):  # so it is not the database that is slow
+            self._timeouts = dict.fromkeys(self._timeouts, MAX_TIMEOUTS - 1)
+        else:
+            self._timeouts = {task_id: count for task_id, count in self._timeouts.items() if task_id not in checks}
         return len(checks)
 
     async def _note_timeout(self, task_id: UUID, error: StatementTimeout) -> int:
         """Postpone a task whose check takes too long once others do not, or it has too often; else raise ``error``."""
-        if task_id != self._timed_out:
-            self._timed_out, self._timeouts = task_id, 0
-        self._timeouts += 1
-        if self._timeouts < MAX_TIMEOUTS:
+        count = self._timeouts.pop(task_id, 0) + 1
+        if count < MAX_TIMEOUTS:
+            if len(self._timeouts) >= MAX_FAILED:
+                del self._timeouts[next(iter(self._timeouts))]
+            self._timeouts[task_id] = count
             raise error
-        self._timed_out = None
         await self._postpone(task_id, error)
         return 0
 

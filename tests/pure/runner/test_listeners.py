@@ -170,6 +170,26 @@ def test_a_kernel_that_shows_no_sockets_shows_no_strangers(monkeypatch: pytest.M
         assert look(own, server.port, other, None) is Peer.AGENT
 
 
+@pytest.mark.parametrize("fails", ["the sockets", "the processes", "their files"])
+async def test_without_a_free_descriptor_nobody_is_known(
+    monkeypatch: pytest.MonkeyPatch, other: int, fails: str
+) -> None:
+    """Neither the agent nor a stranger: it is tried again."""
+
+    def fail(*_: object, **__: object) -> Any:
+        raise OSError(24, "Too many open files")
+
+    with serving() as server, server.connected() as own:
+        match fails:
+            case "the sockets":
+                monkeypatch.setattr(Path, "read_text", fail)
+            case "the processes":
+                monkeypatch.setattr(process_table, "_stat", fail)
+            case _:
+                monkeypatch.setattr(listeners, "_inodes", fail)
+        assert await identify_peer(own, server.port, other, None) is Peer.UNKNOWN
+
+
 A, S, U = Peer.AGENT, Peer.STRANGER, Peer.UNKNOWN
 
 

@@ -14,7 +14,7 @@ from taskherd.domain.reports import Health
 from taskherd.messages.limits import MAX_CONTENT_BYTES
 from taskherd.runner.activity import LOOK_INTERVAL
 from taskherd.runner.agents import stdio
-from taskherd.runner.agents.log_budget import LogBudget, LogRates
+from taskherd.runner.agents.log_budget import READ_COST, LogBudget, LogRates
 from taskherd.runner.agents.output import MAX_LINE
 from taskherd.runner.agents.status_pace import STATUS_EVERY
 from taskherd.runner.agents.stdio import StdioFollower
@@ -262,19 +262,20 @@ def test_lines_that_came_together_are_one_entry(agent: Printing) -> None:
 
 
 def test_what_is_reported_counts_for_the_budget(tmp_path: Path) -> None:
-    """Entries and states by one each, and by its bytes what was read, whether it is shown or not."""
+    """Entries and states by one each, and by its bytes what was read, shown or not; each read by a minimum."""
     agent, budget = Printing(tmp_path), Spending()
     agent.context = replace(agent.context, log_budget=budget)
     agent.follower = StdioFollower(agent.context)
     agent.print("é\n")
-    assert budget.spent == [(2, 2), (0, 1)]
+    assert budget.spent == [(2, 2), (0, READ_COST - 2)]
     for text, spent in (
-        ("\n" * 99, (1, 99)),
-        ("0 %\r50 %\r99 %\r", (0, 0)),
-        ("100 %\n", (1, 20)),
-        ("::taskherd state=idle message=é\n", (0, 33)),
+        ("\n" * 999, (1, 999)),
+        ("\n" * 99, (0, READ_COST)),
+        ("0 %\r50 %\r99 %\r", (0, READ_COST)),
+        ("100 %\n", (1, READ_COST)),
+        (f"::taskherd state=idle message={'é' * 500}\n", (0, 1_031)),
         ("x" * (MAX_LINE + 10), (1, MAX_LINE + 10)),
-        ("x" * 10 + "\n", (1, len("… (20 more bytes of this line were dropped)".encode()))),
+        ("x" * 10 + "\n", (1, READ_COST)),
     ):
         budget.spent.clear()
         agent.print(text, 200.0)

@@ -12,12 +12,13 @@ from uuid import UUID
 import pytest
 
 from taskherd.domain.reports import InterruptOutcome
+from taskherd.messages.limits import LOG_BURST
 from taskherd.runner.agents import interrupting
 from taskherd.runner.agents.acp.lines import LineWriter
 from taskherd.runner.agents.context import DeliveryUnknown, NotDelivered
 from taskherd.runner.agents.event_stream import follower
 from taskherd.runner.agents.event_stream.follower import LINE_COST, EventStreamFollower
-from taskherd.runner.agents.log_budget import LOG_SHARE, LogBudget, LogRates
+from taskherd.runner.agents.log_budget import LOG_SHARE, READ_COST, LogBudget, LogRates
 from taskherd.runner.agents.status_pace import STATUS_EVERY
 from taskherd.runner.journal import InputDelivery
 from taskherd.runner.outbox import Budget, Outbox
@@ -353,6 +354,25 @@ async def test_a_checkpoint_of_an_earlier_release_gives_no_prompt_again(life: St
     assert given == ["Do it"]
 
 
+async def test_a_prompt_that_is_given_again_replaces_no_other_entry(life: StreamLife) -> None:
+    """What the agent printed meanwhile stays in the log."""
+    given = journaling_prompt(life)
+    async with life.followed():
+        await life.until(life.waiting)
+        life.write("Warning")
+        await life.until(lambda: (None, "Warning") in life.contents)
+    life.take(".failed")
+    assert life.context.journal.prompt_id is not None
+    life.context.journal.inputs[life.context.journal.prompt_id] = InputDelivery.DELIVERING
+    life.follow_again()
+    async with life.followed():
+        await life.until(lambda: len(given) == 2)
+        await life.until(life.waiting)
+        life.take()
+        await life.until(life.follower._has_begun.is_set)
+    assert [text for _, text in life.contents] == ["Do it", "Warning", "Do it"]
+
+
 @DIED
 async def test_a_prompt_whose_runner_died_before_the_agent_did(life: StreamLife, died: str, *, is_given: bool) -> None:
     """It counts as given if the shim wrote it; else the next build's agent is given it."""
@@ -394,7 +414,8 @@ async def test_what_is_reported_counts_for_the_budget(tmp_path: Path) -> None:
     life.read(INIT, said("é"), done)
     shares = life.follower._reader.offset // LOG_SHARE + 3 * LINE_COST
     invisible = len(json.dumps(INIT)) + len(json.dumps(done))
-    assert [sum(numbers) for numbers in zip(*budget.spent, strict=True)] == [2 + 1, 2 + shares + invisible]
+    assert shares + invisible < READ_COST
+    assert [sum(numbers) for numbers in zip(*budget.spent, strict=True)] == [2 + 1, 2 + READ_COST]
 
 
 @pytest.mark.parametrize("line", ["1", '{"type":"x"}', "", '{"type":"user","message":{"content":[]}}', "{}"])
@@ -482,6 +503,27 @@ async def test_of_plain_lines_that_are_left_the_first_mebibyte_is_logged(life: S
         ("notice", f"taskherd: {dropped} bytes of output that are no events were left out"),
     ]
     assert life.states[-1][1] == "y"
+
+
+async def test_a_large_plain_line_leaves_room_for_others(life: StreamLife) -> None:
+    """Its entry is shortened, so it counts for no more than that: what says why the agent has ended is logged."""
+    life.write("x" * 2_000_000, {"type": "x"}, "fatal: no key")
+    await life.follower.conclude(ExitRecord("exited", code=1))
+    assert (None, "fatal: no key") in life.contents
+
+
+async def test_output_in_small_pieces_is_not_read_without_end(tmp_path: Path) -> None:
+    """Each read costs, however little it finds."""
+    life = StreamLife(tmp_path)
+    life.change(log_budget=LogBudget(LogRates(1_000, 1_000), lambda: 0.0))
+    life.read(INIT)
+    reads = 0
+    while life.context.log_budget.has_room:
+        reads += 1
+        with (life.folder.output / f"{0:020d}").open("a") as file:
+            file.write("x")
+        life.follower._read()
+    assert reads < 1_000 * LOG_BURST / READ_COST + 1
 
 
 async def test_a_plain_line_between_events_counts_more_than_its_bytes(life: StreamLife) -> None:

@@ -26,6 +26,7 @@ from taskherd.runner.agents.interrupting import (
     mark_interrupted,
     send_interrupt,
 )
+from taskherd.runner.agents.log_budget import READ_COST
 from taskherd.runner.agents.reaction import QUIET_TIME, InterruptReaction
 from taskherd.runner.agents.status_pace import CHANGE_EVERY, STATUS_EVERY
 from taskherd.runner.agents.words import last_with_words, last_words
@@ -246,7 +247,7 @@ class StdioFollower(FollowerWithoutRequests):
         elif chunk.data:
             reports = self._activity_status(now)
         shown = self._report_lines(lines, reports)
-        size -= self._lines.pending
+        size = max(size - self._lines.pending, READ_COST)
         self._context.log_budget.spend(0, max(0, size - shown))  # shown or not, it was read
         return advanced
 

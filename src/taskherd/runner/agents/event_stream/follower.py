@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import orjson
 
 from taskherd.domain.reports import AgentState, Health, InterruptOutcome, LogKind, LogSource
+from taskherd.messages.limits import MAX_CONTENT_BYTES
 from taskherd.runner.agents import output
 from taskherd.runner.agents.acp.lines import LineReader, LineWriter
 from taskherd.runner.agents.context import (
@@ -43,7 +44,7 @@ from taskherd.runner.agents.interrupting import (
     mark_interrupted,
     send_interrupt,
 )
-from taskherd.runner.agents.log_budget import LOG_SHARE
+from taskherd.runner.agents.log_budget import LOG_SHARE, READ_COST
 from taskherd.runner.agents.status_pace import CHANGE_EVERY, STATUS_EVERY
 from taskherd.runner.agents.words import last_with_words, last_words
 
@@ -290,7 +291,7 @@ class EventStreamFollower(FollowerWithoutRequests):
         size = self._reader.position - before
         if not size:
             return False
-        self._context.log_budget.spend(0, spent + size // LOG_SHARE)
+        self._context.log_budget.spend(0, max(spent + size // LOG_SHARE, READ_COST))
         if self._is_due(asyncio.get_running_loop().time()):
             self._commit()
         else:
@@ -321,7 +322,7 @@ class EventStreamFollower(FollowerWithoutRequests):
             self._stream.last_words = last_with_words(lines, self._stream.last_words)
         for text in output.joined_lines(lines, MAX_TEXT):
             size = len(text.encode(errors="replace"))
-            self._plain_room -= max(size, MIN_PLAIN)
+            self._plain_room -= max(min(size, MAX_CONTENT_BYTES), MIN_PLAIN)  # a longer entry is shortened
             if self._plain_room >= 0:
                 self._stream.add(LogSource.OUTPUT, text)
             else:

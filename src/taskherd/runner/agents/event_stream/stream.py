@@ -37,6 +37,8 @@ class AgentEventStream(ABC):
 
     def __init__(self, checkpoint: Mapping[str, Any]) -> None:
         self._next: int = checkpoint.get("next", 0)
+        self._input: int | None = checkpoint.get("input")
+        """The entry of the latest input."""
         self._calls: dict[str, dict[str, Any]] = {**checkpoint.get("calls", {})}
         self.session: str | None = checkpoint.get("session")
         self.in_turn: bool = checkpoint.get("in_turn", False)
@@ -56,6 +58,7 @@ class AgentEventStream(ABC):
         """Return what the next runner needs."""
         return {
             "next": self._next,
+            "input": self._input,
             "calls": self._calls,
             "session": self.session,
             "in_turn": self.in_turn,
@@ -70,12 +73,14 @@ class AgentEventStream(ABC):
 
     def begin_turn(self, text: str) -> None:
         """Add an input, with which a turn begins."""
+        self._input = self._next
         self.add(LogSource.INPUT, text)
         self.in_turn, self.state, self.last_words = True, AgentState.WORKING, ""
 
     def take_back_turn(self) -> None:
-        """Let the next input take the place of the latest entry, which is that of an input that was never given."""
-        self._next -= 1
+        """Let the next input take the place of the latest one, which was never given, if no entry has followed it."""
+        if self._input == self._next - 1:
+            self._next = self._input
 
     def add(self, source: LogSource, text: str, kind: LogKind | None = None) -> None:
         """Add an entry to the log."""

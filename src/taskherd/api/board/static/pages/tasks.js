@@ -162,7 +162,7 @@ class Tasks {
     this.totals = totals.ok ? totals.value : null; // 400: not every term is counted by
     this.failed = answer.ok ? null : { ...answer, after };
     if (answer.ok) this.take(answer.value, after);
-    else if (!this.loaded) this.rows = []; // which were of another filter
+    else if (!this.loaded) [this.rows, this.next] = [[], ""]; // which were of another filter
     this.loaded = true;
     this.apply(meanwhile); // of which the page may have been read too early
     this.view.shown();
