@@ -16,7 +16,7 @@ from taskherd.observability.metrics import Metrics
 from taskherd.store.engine import DataError, PromptSizeError, StatementTimeout, dispose, open_engine
 from taskherd.worker import timer_checks
 from taskherd.worker.relay import Relay
-from taskherd.worker.timer_checks import RETRY_AFTER, TimerChecks
+from taskherd.worker.timer_checks import GROW_AFTER, RETRY_AFTER, TimerChecks
 from tests.harness.contexts import partial_context
 from tests.harness.histories import NOON
 from tests.harness.worker import WorkerHarness, running_worker
@@ -147,9 +147,9 @@ async def test_more_checks_than_fit_into_memory_are_done_in_parts(
 
 
 async def test_checks_that_take_too_long_together_are_fewer_the_next_time(
-    damaged_checks: Callable[..., DamagedChecks],
+    damaged_checks: Callable[..., DamagedChecks], seconds: list[float]
 ) -> None:
-    """One timeout for each run, because all may take as long; after a success they are more again."""
+    """One timeout for each run, because all may take as long; a minute later they are more again."""
     checks = damaged_checks()
     checks.most, checks.too_many = 2, StatementTimeout("too slow")
     for tried in ([[1, 2, 3, 4, 5, 6, 7, 8]], [[1, 2, 3, 4]]):
@@ -157,12 +157,19 @@ async def test_checks_that_take_too_long_together_are_fewer_the_next_time(
             await checks.run_for(*range(1, 9))
         assert checks.parts == tried
         checks.parts.clear()
-    assert await checks.run_for(*range(1, 6)) == 5
-    assert checks.parts == [[1, 2], [3, 4], [5]]
     checks.most = 1000
-    checks.parts.clear()
-    assert await checks.run_for(*range(1, 6)) == 5
-    assert checks.parts == [[1, 2, 3, 4], [5]]
+    for passed, tried in (
+        (0, [[1, 2], [3, 4], [5]]),
+        (GROW_AFTER - 1, [[1, 2], [3, 4], [5]]),
+        (1, [[1, 2], [3, 4], [5]]),
+        (GROW_AFTER - 1, [[1, 2, 3, 4], [5]]),
+        (1, [[1, 2, 3, 4], [5]]),
+        (0, [[1, 2, 3, 4, 5]]),
+    ):
+        seconds[0] += passed
+        assert await checks.run_for(*range(1, 6)) == 5
+        assert checks.parts == tried
+        checks.parts.clear()
     assert checks.count("timer_checks_failed") == 0
 
 

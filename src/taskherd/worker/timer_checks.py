@@ -32,6 +32,9 @@ MAX_FAILED = 10_000
 MAX_PART = 1_000
 """Maximum number of tasks that are checked together."""
 
+GROW_AFTER = 60.0
+"""Seconds after which more tasks are checked together again, because a run that fails delays what the sweeper finds."""
+
 MAX_TIMEOUTS = 3
 """Number of times in a row that the check of one task alone takes too long until it counts as failed."""
 
@@ -47,6 +50,8 @@ class TimerChecks:
         """The tasks whose check failed, the earliest first, each with the monotonic time of its next check."""
         self._part = MAX_PART
         """Number of tasks that are checked together now: fewer while that takes too long."""
+        self._grow_at = 0.0
+        """The monotonic time from which on it may be twice as many."""
         self._timeouts: dict[UUID, int] = {}
         """How often in a row the check of each task alone took too long."""
 
@@ -64,7 +69,8 @@ class TimerChecks:
         succeeded = 0
         for part in parts + last:
             succeeded += await self._run(part)
-        self._part = min(2 * self._part, MAX_PART)
+        if self._part < MAX_PART and now >= self._grow_at:
+            self._part, self._grow_at = min(2 * self._part, MAX_PART), now + GROW_AFTER
         return succeeded
 
     async def _run(self, checks: Mapping[UUID, TimerCheck]) -> int:
@@ -75,7 +81,7 @@ class TimerChecks:
             await self._reconcile(checks)
         except StatementTimeout as error:
             if len(checks) > 1:
-                self._part = len(checks) // 2
+                self._part, self._grow_at = len(checks) // 2, monotonic() + GROW_AFTER
                 raise
             return await self._note_timeout(next(iter(checks)), error)
         except (*MESSAGE_ERRORS, PromptSizeError) as error:
