@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from taskherd.api.tasks import queries
+from taskherd.api.tasks import log_follow, queries
 from taskherd.client import conversation
 from tests.api.test_command_line import Shell, quiet
 from tests.harness.api import ApiHarness
@@ -34,9 +34,9 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     received: list[str] = []
     receive = conversation.Conversation.receive
 
-    def noted(self: conversation.Conversation, entries: Iterable[conversation.Entry], now: float) -> None:
+    def noted(self: conversation.Conversation, entries: Iterable[conversation.Entry], now: float, **words: Any) -> None:
         found = list(entries)
-        receive(self, found, now)
+        receive(self, found, now, **words)
         received.extend(entry["content"] for entry in found)
 
     monkeypatch.setattr(conversation.Conversation, "receive", noted)
@@ -104,6 +104,36 @@ async def test_a_followed_conversation_outlives_an_outage(
     assert "; reconnecting" in result.stderr
     lines = [line[11:] for line in result.stdout.splitlines() if line[11:] != "line 29"]  # if the outage took long
     assert lines == [*(f"line {number}" for number in range(29)), "line 29, longer", "line 30"]
+
+
+async def test_what_a_stream_leaves_out_after_an_outage_is_printed(
+    api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the rest of an entry that was printed before because it was quiet."""
+    monkeypatch.setattr(conversation, "QUIET", 0.0)
+    monkeypatch.setattr(log_follow, "MAX_ENTRIES", 2)
+    received = spy(monkeypatch)
+    task = uuid.UUID((await api_harness.active(name="leaves-out"))["id"])
+    await api_harness.worker.report(logged(task, 1, (0, "Hel")))
+    await until_logged(api_harness, "Hel")
+    proxy = await TcpProxy.before(api_harness.base)
+    try:
+        url = f"http://127.0.0.1:{proxy.port}"
+        follower = asyncio.create_task(Shell(api_harness).run("logs", "-f", "leaves-out", TASKHERD_URL=url))
+        await eventually(lambda: "Hel" in received)
+        proxy.freeze()
+        proxy.cut()
+        await api_harness.worker.report(
+            logged(task, 2, (0, "Hello"), *((number, f"{number}") for number in range(1, 5)))
+        )
+        await until_logged(api_harness, "4")
+        proxy.thaw()
+        await eventually(lambda: "4" in received)
+        await api_harness.worker.report(make_report("agent.exit", task, why="exited", status=0))
+        result = await asyncio.wait_for(follower, 60)
+    finally:
+        await proxy.stop()
+    assert [line[11:] for line in result.stdout.splitlines()] == ["Hel", "Hello", "1", "2", "3", "4"]
 
 
 async def test_older_entries_that_are_left_out_are_said(

@@ -62,7 +62,6 @@ def test_a_tool_call_that_goes_on_is_not_final() -> None:
     assert ids(followed.take(QUIET)) == [4, 5]
     followed.receive([entry(6, "sleep more", status="pending")], QUIET)
     assert ids(followed.take(QUIET, everything=True)) == [6]
-    assert followed.after == 6
 
 
 def test_a_quiet_entry_is_final_once() -> None:
@@ -78,6 +77,38 @@ def test_a_quiet_entry_is_final_once() -> None:
     assert followed.take(9 * QUIET) == []
     followed.receive([entry(2, "Next")], 9 * QUIET)
     assert [each["content"] for each in followed.take(9 * QUIET)] == ["Hello world"]
+
+
+def test_what_may_still_change_is_read_again() -> None:
+    """An entry that was taken only because it was quiet, or at the end, is after ``after`` until it ends."""
+    followed = Conversation()
+    followed.receive([entry(4, type="input"), entry(5, "Hel")], 0)
+    assert ids(followed.take(QUIET)) == [4, 5]
+    assert followed.after == 4
+    followed.receive([entry(5, "Hello")], QUIET)
+    assert [each["content"] for each in followed.take(QUIET, everything=True)] == ["Hello"]
+    assert followed.after == 4
+    followed.receive([entry(6, kind="notice")], QUIET)
+    assert ids(followed.take(QUIET)) == [6]
+    assert followed.after == 6
+
+
+def test_a_read_does_not_bring_an_earlier_version_back(monkeypatch: Any) -> None:
+    """It may come from a standby that is behind; of a stream the last version counts, whichever it is."""
+    monkeypatch.setattr(conversation, "MAX_REMEMBERED", 2)
+    followed = Conversation()
+    for content in ("Hel", "Hello", "Hello world"):
+        followed.receive([entry(1, content)], 0)
+    for content in ("Hel", "Hello"):
+        followed.receive([entry(1, content)], 0, may_be_older=True)
+    assert [each["content"] for each in followed.take(0, everything=True)] == ["Hello world"]
+    followed.receive([entry(1, "Hello"), entry(2, "Next")], 0, may_be_older=True)
+    assert ids(followed.take(0, everything=True)) == [2]
+    followed.receive([entry(1, "Hello")], 0)
+    assert [each["content"] for each in followed.take(0)] == ["Hello"]
+    followed.receive([entry(1, "Goodbye")], 0)
+    followed.receive([entry(1, "Hel")], 0, may_be_older=True)
+    assert [each["content"] for each in followed.take(0)] == ["Hel"], "more versions are remembered than MAX_REMEMBERED"
 
 
 def test_few_entries_are_remembered(monkeypatch: Any) -> None:

@@ -12,7 +12,8 @@ Entry: TypeAlias = Mapping[str, Any]
 QUIET: Final = 3.0
 """Seconds without a change after which an entry counts as final the first time; one that is written changes often."""
 MAX_REMEMBERED: Final = 10_000
-"""Maximum number of entries whose last version is remembered, as many as an answer of the API has."""
+"""Maximum number of entries whose last version is remembered, as many as an answer of the API has, and of versions
+that were replaced."""
 _ENDED: Final = frozenset({"completed", "failed"})
 _OPEN: Final = frozenset({"pending", "in_progress"})
 
@@ -25,6 +26,10 @@ class Conversation:
         """By id, each with the time since when it is as it is."""
         self._taken: dict[int, int] = {}
         """By id, the hash of the version."""
+        self._unsettled: dict[int, Entry] = {}
+        """By id, those that were taken although they may change."""
+        self._replaced: dict[tuple[int, int], None] = {}
+        """The ids and hashes of versions that were replaced."""
         self._last: dict[int, list[int]] = {}
         """The greatest place so far, by its first number: entries of one kind come all after those of the other."""
         self._last_input: dict[int, list[int]] = {}
@@ -34,20 +39,33 @@ class Conversation:
     @property
     def after(self) -> int:
         """The id after which are all entries that are new or may have changed, -1 at the beginning."""
-        return min(self._open, default=self._greatest + 1) - 1
+        return min((*self._open, *self._unsettled), default=self._greatest + 1) - 1
 
-    def receive(self, entries: Iterable[Entry], now: float) -> None:
-        """Add entries, in any order; those that are known already replace their earlier versions."""
+    def receive(self, entries: Iterable[Entry], now: float, *, may_be_older: bool = False) -> None:
+        """Add entries, in any order; those that are known already replace their earlier versions.
+
+        Args:
+            entries: the entries.
+            now: the time, in seconds.
+            may_be_older: whether they may be older than what is known: versions that were replaced are then ignored.
+        """
         for entry in entries:
             number, place = entry["id"], entry["place"]
             self._greatest = max(self._greatest, number)
             for last in (self._last, self._last_input) if entry["type"] == "input" else (self._last,):
                 last[place[0]] = max(last.get(place[0], []), place)
             version = _version(entry)
+            known = _version(self._open[number][0]) if number in self._open else self._taken.get(number)
+            if version == known or (may_be_older and (number, version) in self._replaced):
+                continue
+            if known is not None:
+                self._replaced[number, known] = None
+                self._replaced.pop((number, version), None)
             if self._taken.get(number) == version:
-                self._open.pop(number, None)
-            elif number not in self._open or _version(self._open[number][0]) != version:
+                del self._open[number]
+            else:
                 self._open[number] = (entry, now)
+        _forget_oldest(self._replaced)
 
     def take(self, now: float, *, everything: bool = False) -> list[Entry]:
         """Return the entries that are final now, or all, in their order; each version is returned once."""
@@ -56,19 +74,28 @@ class Conversation:
             del self._open[entry["id"]]
             self._taken.pop(entry["id"], None)
             self._taken[entry["id"]] = _version(entry)
-        while len(self._taken) > MAX_REMEMBERED:
-            del self._taken[next(iter(self._taken))]
+            self._unsettled[entry["id"]] = entry
+        _forget_oldest(self._taken)
+        self._unsettled = {number: entry for number, entry in self._unsettled.items() if not self._is_settled(entry)}
         return sorted(found, key=lambda entry: list(entry["place"]))
 
     def _is_final(self, entry: Entry, unchanged: float) -> bool:
+        is_first = entry["id"] not in self._taken and entry.get("status") not in _OPEN
+        return (is_first and unchanged >= QUIET) or self._is_settled(entry)
+
+    def _is_settled(self, entry: Entry) -> bool:
         place, status = entry["place"], entry.get("status")
         if place < self._last_input.get(place[0], []):  # what belongs to an earlier turn has ended with it
             return True
         if status in _OPEN:
             return False
         is_whole = status in _ENDED or entry["type"] == "input" or entry.get("kind") == "notice"
-        is_first = entry["id"] not in self._taken
-        return is_whole or place < self._last[place[0]] or (is_first and unchanged >= QUIET)
+        return is_whole or place < self._last[place[0]]
+
+
+def _forget_oldest(remembered: dict[Any, Any]) -> None:
+    while len(remembered) > MAX_REMEMBERED:
+        del remembered[next(iter(remembered))]
 
 
 def _version(entry: Entry) -> int:

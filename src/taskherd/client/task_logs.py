@@ -70,15 +70,15 @@ class _Follower:
         with StreamReader(self._client, *path, query={"logs": "1"}, notice=self._notice) as stream:
             while True:
                 event = stream.next(INTERVAL)
-                was_resting, has_ended = self._is_resting, False
+                has_ended = False
                 if event is not None:
                     self._apply(event)
                 elif tasks.is_over(self._document):
                     has_ended = self._repeated(lambda: tasks.has_ended(self._client, self._path))
-                comes_to_rest = self._is_resting and not was_resting
-                if has_ended or comes_to_rest:
-                    self._read(self._conversation.after)
-                found = self._conversation.take(time.monotonic(), everything=has_ended or comes_to_rest)
+                if has_ended:
+                    self._read()
+                is_quiet = event is None and self._is_resting
+                found = self._conversation.take(time.monotonic(), everything=is_quiet)
                 if found:
                     yield found
                 if has_ended or (event is not None and event.type == "task.deleted"):
@@ -100,10 +100,11 @@ class _Follower:
     def _apply(self, event: StreamEvent) -> None:
         match event.type:
             case "task.logs":
-                after = self._conversation.after
-                self._conversation.receive(event.data["logs"], time.monotonic())
-                if event.data["truncated"]:
-                    self._read(after)
+                try:
+                    if event.data["truncated"]:
+                        self._read()
+                finally:  # what the stream has is newer
+                    self._conversation.receive(event.data["logs"], time.monotonic())
             case "task.snapshot":
                 self._document = event.data
             case "task.updated":
@@ -111,11 +112,12 @@ class _Follower:
             case _:
                 pass
 
-    def _read(self, after: int) -> None:
-        """Read the entries after an id, for what the stream has not told, or not yet."""
+    def _read(self) -> None:
+        """Read the entries that are new or may have changed, for what the stream has not told, or not yet."""
+        after = self._conversation.after
         query = {"after": str(after)} if after >= 0 else None
         body = self._repeated(lambda: self._client.request("GET", *self._path, "logs", query=query).body)
-        self._conversation.receive(body["logs"], time.monotonic())
+        self._conversation.receive(body["logs"], time.monotonic(), may_be_older=True)
 
     def _repeated(self, attempt: Callable[[], Any]) -> Any:
         return outages.repeat(attempt, notice=self._notice)
