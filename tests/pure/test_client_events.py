@@ -84,3 +84,14 @@ def test_a_permanent_error_is_raised() -> None:
     with pytest.raises(ApiError):
         list(server.follow())
     assert server.notices == ["no"]
+
+
+def test_the_reason_of_the_last_refusal_is_raised() -> None:
+    """A server that answers, but never with a stream, has said why; one that went away since then has not."""
+    busy = ApiError(503, ExitCode.ERROR, "too many streams", "", 1)
+    with pytest.raises(ApiError, match="too many streams"):
+        list(Server(*[busy] * (MAX_FAILURES + 1)).follow())
+    with pytest.raises(ClientError, match="did not come back"):
+        list(Server(*[busy] * MAX_FAILURES).follow())
+    with pytest.raises(ClientError, match="did not come back"):
+        list(Server(*[busy] * MAX_FAILURES, b": hi\n\n").follow())

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from taskherd.client import conversation, task_logs, tasks
+from taskherd.backoff import Backoff
+from taskherd.client import conversation, events, task_logs, tasks
+from taskherd.client.errors import ApiError, ExitCode
 from taskherd.client.http import ApiResponse, Client
 
 ID = "11111111-1111-1111-1111-111111111111"
@@ -23,6 +25,7 @@ class Server(Client):
         super().__init__("http://nowhere", "token")
         self.events: Queue[bytes] = Queue()
         self.logs: list[conversation.Entry] = []
+        self.refusal: ApiError | None = None
 
     def request(self, method: str, *path: str, query: Mapping[str, str] | None = None, **_: Any) -> ApiResponse:
         """Return the task, or the entries of its log."""
@@ -33,7 +36,9 @@ class Server(Client):
 
     @contextmanager
     def stream(self, *_: str, **__: Any) -> Iterator[Any]:
-        """Return the stream."""
+        """Return the stream, unless it is refused."""
+        if self.refusal is not None:
+            raise self.refusal
         yield self
 
     def read1(self, _: int) -> bytes:
@@ -103,3 +108,15 @@ def test_what_a_stream_left_out_is_read(monkeypatch: pytest.MonkeyPatch) -> None
     server.send("task.deleted", {"data": {"task": task("idle")}})
     assert list(followed) == []
     server.events.put(b"")
+
+
+def test_the_log_so_far_is_printed_without_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the server has no room for another stream, the follower prints the log before it says so."""
+    monkeypatch.setattr(events, "BACKOFF", Backoff(first=0.01, maximum=0.01, jitter=0))
+    server = Server()
+    server.logs = [entry(0, "Fix it", type="input"), entry(1, "Hel")]
+    server.refusal = ApiError(503, ExitCode.ERROR, "too many streams", "", 1)
+    followed = task_logs.follow(server, ID, notice=print)
+    assert contents(next(followed)) == ["Fix it", "Hel"]
+    with pytest.raises(ApiError, match="too many streams"):
+        next(followed)

@@ -54,11 +54,13 @@ def stream_events(
         is_stopped: whether the stream is to end; asked when something was received, and before a reconnect.
 
     Raises:
-        ClientError: if the server refuses the stream, or cannot be reached ``MAX_FAILURES`` times in a row.
+        ClientError: if the server refuses the stream, or cannot be reached ``MAX_FAILURES`` times in a row. If the
+            server answered the last time, it is the error of that answer.
     """
     position, failures = "", 0
     while not is_stopped():
         parser = sse.Parser(max_event_bytes=MAX_EVENT, last_event_id=position)
+        refusal: ApiError | None = None
         try:
             headers = {"Last-Event-ID": position} if position else {}
             with client.stream("GET", *path, query=query, headers=headers, timeout=MAX_SILENCE) as response:
@@ -70,13 +72,14 @@ def stream_events(
         except ApiError as error:
             if error.status not in RETRIED:
                 raise
+            refusal = error
             notice(error.message)
         except Unreachable as error:
             notice(error.message)
         position = parser.last_event_id
         failures += 1
         if failures > MAX_FAILURES:
-            raise ClientError(
+            raise refusal or ClientError(
                 ExitCode.ERROR, "the stream was lost and did not come back", "check that `taskherd api` is running"
             )
         requested = min((parser.retry_ms or 0) / 1000, BACKOFF.maximum)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -49,8 +50,12 @@ def follow(client: Client, task: str, *, notice: Callable[[str], None]) -> Itera
     try:
         yield from follower.entries()
     except ClientError as error:
+        is_deleted = isinstance(error, ApiError) and error.status == HTTPStatus.NOT_FOUND
+        if isinstance(error, ApiError) and not is_deleted:  # the server answers, but perhaps has no room for a stream
+            with suppress(ClientError):
+                follower.read()
         yield from follower.rest()
-        if not (isinstance(error, ApiError) and error.status == HTTPStatus.NOT_FOUND):  # it was deleted
+        if not is_deleted:
             raise
 
 
@@ -76,7 +81,7 @@ class _Follower:
                 elif tasks.is_over(self._document):
                     has_ended = self._repeated(lambda: tasks.has_ended(self._client, self._path))
                 if has_ended:
-                    self._read()
+                    self._repeated(self.read)
                 is_quiet = event is None and self._is_resting
                 found = self._conversation.take(time.monotonic(), everything=is_quiet)
                 if found:
@@ -84,6 +89,13 @@ class _Follower:
                 if has_ended or (event is not None and event.type == "task.deleted"):
                     yield from self.rest()
                     return
+
+    def read(self) -> None:
+        """Read the entries that are new or may have changed, for what the stream has not told, or not yet."""
+        after = self._conversation.after
+        query = {"after": str(after)} if after >= 0 else None
+        body = self._client.request("GET", *self._path, "logs", query=query).body
+        self._conversation.receive(body["logs"], time.monotonic(), may_be_older=True)
 
     def rest(self) -> Iterator[list[Entry]]:
         """Yield what is left, in its last version."""
@@ -102,7 +114,7 @@ class _Follower:
             case "task.logs":
                 try:
                     if event.data["truncated"]:
-                        self._read()
+                        self._repeated(self.read)
                 finally:  # what the stream has is newer
                     self._conversation.receive(event.data["logs"], time.monotonic())
             case "task.snapshot":
@@ -111,13 +123,6 @@ class _Follower:
                 self._document = event.data["data"]["task"]
             case _:
                 pass
-
-    def _read(self) -> None:
-        """Read the entries that are new or may have changed, for what the stream has not told, or not yet."""
-        after = self._conversation.after
-        query = {"after": str(after)} if after >= 0 else None
-        body = self._repeated(lambda: self._client.request("GET", *self._path, "logs", query=query).body)
-        self._conversation.receive(body["logs"], time.monotonic(), may_be_older=True)
 
     def _repeated(self, attempt: Callable[[], Any]) -> Any:
         return outages.repeat(attempt, notice=self._notice)
