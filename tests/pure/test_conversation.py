@@ -50,18 +50,22 @@ def test_some_entries_are_final_at_once() -> None:
     assert ids(followed.take(0)) == [4]
 
 
-def test_a_tool_call_that_goes_on_is_not_final() -> None:
-    """Neither by what comes after it nor by the time; but the next turn, or the end of the agent, ends it."""
+def test_a_tool_call_that_goes_on_is_final_only_the_first_time() -> None:
+    """Not by what comes after it, but once it was quiet; then by its end, the next turn, or the end of the agent."""
     followed = Conversation()
     followed.receive([entry(1, "make", status="in_progress"), entry(2, "Waiting"), entry(3, "Still")], 0)
-    assert ids(followed.take(QUIET)) == [2, 3]
+    assert ids(followed.take(1)) == [2]
+    assert ids(followed.take(QUIET)) == [1, 3]
     assert followed.after == 0
-    followed.receive([entry(1, "make: 14 passed", status="completed")], QUIET)
-    assert [each["content"] for each in followed.take(QUIET)] == ["make: 14 passed"]
-    followed.receive([entry(4, "sleep", status="pending"), entry(5, "Go on", type="input")], QUIET)
-    assert ids(followed.take(QUIET)) == [4, 5]
-    followed.receive([entry(6, "sleep more", status="pending")], QUIET)
-    assert ids(followed.take(QUIET, everything=True)) == [6]
+    followed.receive([entry(1, "make: 1 passed", status="in_progress")], QUIET)
+    assert followed.take(9 * QUIET) == []
+    followed.receive([entry(1, "make: 14 passed", status="completed")], 9 * QUIET)
+    assert [each["content"] for each in followed.take(9 * QUIET)] == ["make: 14 passed"]
+    assert followed.after == 2
+    followed.receive([entry(4, "sleep", status="pending"), entry(5, "Go on", type="input")], 9 * QUIET)
+    assert ids(followed.take(9 * QUIET)) == [4, 5]
+    followed.receive([entry(6, "sleep more", status="pending")], 9 * QUIET)
+    assert ids(followed.take(9 * QUIET, everything=True)) == [6]
 
 
 def test_a_quiet_entry_is_final_once() -> None:

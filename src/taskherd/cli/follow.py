@@ -109,8 +109,8 @@ def logs(
     """Show the conversation with a task's agent; entries with > were sent to it. Times are in UTC.
 
     With --follow, an entry is printed once it is final: when another one comes after it, its tool call has ended, the
-    agent is idle or has ended, or nothing was added for 3 seconds. One that changes after that is printed again. JSON
-    is one entry per line; of those with the same id, the last one counts.
+    agent is idle or has ended, or, the first time, nothing was added for 3 seconds. One that changes after that is
+    printed again once it is final. JSON is one entry per line; of those with the same id, the last one counts.
 
     It ends with 0 when the agent has ended or is lost, or the task is paused or deleted; but not while an agent starts
     or will be started again, nor while a complete task still has its agent.

@@ -80,7 +80,7 @@ class Conversation:
         return sorted(found, key=lambda entry: list(entry["place"]))
 
     def _is_final(self, entry: Entry, unchanged: float) -> bool:
-        is_first = entry["id"] not in self._taken and entry.get("status") not in _OPEN
+        is_first = entry["id"] not in self._taken
         return (is_first and unchanged >= QUIET) or self._is_settled(entry)
 
     def _is_settled(self, entry: Entry) -> bool:

@@ -34,7 +34,8 @@ def follow(client: Client, task: str, *, notice: Callable[[str], None]) -> Itera
     """Yield the entries of a conversation so far, then others, until the task has no agent and gets none by itself.
 
     An entry is yielded once it is final: another one comes after it, its tool call has ended, the agent is idle or has
-    ended, or it has not changed for ``conversation.QUIET`` seconds. One that changes after that is yielded again.
+    ended, or, the first time, it has not changed for ``conversation.QUIET`` seconds, such as a tool call that goes on.
+    One that changes after that is yielded again, once it is final.
 
     The task is resolved once: if it is deleted, its conversation ends, even if another task takes its name.
 
