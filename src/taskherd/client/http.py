@@ -113,7 +113,7 @@ class Client:
                 yield response
         except HTTPError as error:
             with error:
-                body = _decode_error(error.code, error.read(MAX_BODY))
+                body = _read_error(error)
                 raise ApiError.from_response(error.code, body, error.headers.get("Retry-After")) from None
         except URLError as error:
             raise Unreachable(f"cannot reach {self._base}: {error.reason}") from None
@@ -155,11 +155,13 @@ def _decode_json(raw: bytes) -> Any:
         raise Unreachable("the response is not JSON, so it is not from the taskherd API", f"check {URL}") from None
 
 
-def _decode_error(status: int, raw: bytes) -> Any:
-    """Return the JSON of an error; None for that of a proxy, which says with a page that it has no answer."""
+def _read_error(error: HTTPError) -> Any:
+    """Return the JSON of an error; None if it breaks off, or a proxy says with a page that it has no answer."""
     try:
-        return _decode_json(raw)
+        return _decode_json(error.read(MAX_BODY))
+    except (OSError, HTTPException):
+        return None
     except Unreachable:
-        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        if error.code < HTTPStatus.INTERNAL_SERVER_ERROR:
             raise
         return None

@@ -1,0 +1,42 @@
+"""What the client makes of the answers of a server, also of broken ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+
+import pytest
+
+from taskherd.client.errors import ApiError, ExitCode
+from taskherd.client.http import Client
+
+BROKEN = b"Transfer-Encoding: chunked\r\n\r\nno size\r\n"
+"""The rest of an answer whose body cannot be read."""
+
+
+@asynccontextmanager
+async def server(*answers: bytes) -> AsyncIterator[Client]:
+    """Yield a client of a server that gives an answer to each request: its status, headers and body."""
+    left = list(answers)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 " + left.pop(0))
+        await writer.drain()
+        writer.close()
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with listening:
+        yield Client(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", "token")
+
+
+@pytest.mark.parametrize("status", [HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE])
+async def test_an_error_whose_body_breaks_off_is_that_of_its_status(status: HTTPStatus) -> None:
+    """What the server says about it is lost, but not what it is."""
+    async with server(b"%d Error\r\nRetry-After: 7\r\n" % status + BROKEN) as client:
+        with pytest.raises(ApiError, match=f"answered with status {status}") as found:
+            await asyncio.to_thread(client.request, "GET", "tasks")
+    assert (found.value.status, found.value.retry_after) == (status, 7)
+    assert found.value.code is (ExitCode.NOT_FOUND if status == HTTPStatus.NOT_FOUND else ExitCode.ERROR)
