@@ -83,7 +83,7 @@ async def test_a_change_is_repeated_after_errors_of_a_proxy(
     api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a 503 of the API, with the same key; a page where an answer should be is not from the API."""
-    monkeypatch.setattr("taskherd.client.tasks.MAX_WAIT", 0.01)
+    monkeypatch.setattr("taskherd.client.tasks.MAX_RETRY_AFTER", 0.01)
     shell = Shell(api_harness)
     answers = [(b"POST", b"502 Bad Gateway"), (b"POST", b"504 Gateway Time-out")]
     async with gateway(api_harness.base, answers) as url:
@@ -99,7 +99,7 @@ async def test_a_change_is_repeated_after_errors_of_a_proxy(
 
 async def test_a_create_that_failed_can_be_repeated(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it may have been made all the same, the key is printed with which a repeat makes it once."""
-    monkeypatch.setattr("taskherd.client.tasks.MAX_WAIT", 0.01)
+    monkeypatch.setattr("taskherd.client.tasks.MAX_RETRY_AFTER", 0.01)
     shell = Shell(api_harness)
     answers = [(b"POST", b"504 Gateway Time-out")] * MAX_ATTEMPTS
     async with gateway(api_harness.base, answers) as url:

@@ -9,6 +9,7 @@ from http import HTTPStatus
 
 import pytest
 
+from taskherd.client import tasks
 from taskherd.client.errors import ApiError, ExitCode
 from taskherd.client.http import Client
 
@@ -40,3 +41,13 @@ async def test_an_error_whose_body_breaks_off_is_that_of_its_status(status: HTTP
             await asyncio.to_thread(client.request, "GET", "tasks")
     assert (found.value.status, found.value.retry_after) == (status, 7)
     assert found.value.code is (ExitCode.NOT_FOUND if status == HTTPStatus.NOT_FOUND else ExitCode.ERROR)
+
+
+async def test_a_write_waits_as_long_as_the_server_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to a minute; less would only be refused again."""
+    naps: list[float] = []
+    monkeypatch.setattr("taskherd.client.tasks.time.sleep", naps.append)
+    refusals = (b"429 Slow\r\nRetry-After: %d\r\nContent-Length: 2\r\n\r\n{}" % wait for wait in (40, 400))
+    async with server(*refusals, b"200 OK\r\nContent-Length: 2\r\n\r\n{}") as client:
+        await asyncio.to_thread(tasks.change, client, "POST", "tasks", "me")
+    assert naps == [40, 60]

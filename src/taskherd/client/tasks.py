@@ -21,6 +21,8 @@ MAX_DELETED: Final = 100
 """Maximum number of deleted tasks in a list, which has one page."""
 MAX_ATTEMPTS: Final = 3
 """Attempts to send a write while the server is unavailable or too busy; its Idempotency-Key makes repeats safe."""
+MAX_RETRY_AFTER: Final = 60.0
+"""Maximum wait before a write is repeated, in seconds; the server asks for up to a minute beyond a rate limit."""
 MAX_WAIT: Final = 25.0
 """Maximum duration of one long poll, in seconds: proxies end a request that is silent for longer, many after 60."""
 FAILURES: Final = ("failed", "error")
@@ -135,7 +137,7 @@ def change(
         except ApiError as error:
             if is_last or error.status not in outages.RETRIED:
                 raise
-            time.sleep(min(error.retry_after, MAX_WAIT))
+            time.sleep(min(error.retry_after, MAX_RETRY_AFTER))
     raise AssertionError  # the last attempt returns or raises
 
 
