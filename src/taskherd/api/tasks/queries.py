@@ -37,8 +37,8 @@ class TaskLogQuery(QueryModel):
 
     after: Annotated[int | None, whole_number(0, MAX_POSITION, expected="Expected the id of an entry.")] = Field(
         None,
-        description="ID of an entry; only entries that came after it are returned. By default all entries are. To "
-        "follow a log, give the greatest id so far: an entry that came late is listed before entries with lower ids.",
+        description="ID of an entry; only entries that came after it are returned. By default all entries are. An "
+        "entry that is replaced keeps its id: to follow a log, use `logs/watch`, which has it again then.",
     )
     before: Annotated[int, whole_number(0, MAX_POSITION, expected="Expected the id of an entry.")] = Field(
         MAX_POSITION,
