@@ -28,8 +28,10 @@ class Server(Client):
         self.refusal: ApiError | None = None
 
     def request(self, method: str, *path: str, query: Mapping[str, str] | None = None, **_: Any) -> ApiResponse:
-        """Return the task, or the entries of its log."""
+        """Return the task, or the entries of its log; when older ones are asked for, it was deleted."""
         assert method == "GET"
+        if "before" in (query or {}):
+            raise ApiError(404, ExitCode.NOT_FOUND, "not found", "", 1)
         after = int((query or {}).get("after", -1))
         entries = [each for each in self.logs if each["id"] > after]
         return ApiResponse(200, {}, {"logs": entries} if path[-1] == "logs" else task("working"))
@@ -120,3 +122,10 @@ def test_the_log_so_far_is_printed_without_a_stream(monkeypatch: pytest.MonkeyPa
     assert contents(next(followed)) == ["Fix it", "Hel"]
     with pytest.raises(ApiError, match="too many streams"):
         next(followed)
+
+
+def test_a_log_is_printed_although_its_task_was_deleted_meanwhile() -> None:
+    """It was read before; then there are no older entries to tell of."""
+    server = Server()
+    server.logs = [entry(3, "Read in time")]
+    assert task_logs.newest(server, ID) == ({"logs": server.logs}, False)

@@ -26,7 +26,12 @@ def newest(client: Client, task: str) -> tuple[dict[str, Any], bool]:
     path = (*tasks.path_of(task), "logs")
     body: dict[str, Any] = client.request("GET", *path).body
     first = min((entry["id"] for entry in body["logs"]), default=0)
-    older = first and client.request("GET", *path, query={"before": str(first), "limit": "1"}).body["logs"]
+    try:
+        older = first and client.request("GET", *path, query={"before": str(first), "limit": "1"}).body["logs"]
+    except ApiError as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+        older = []  # the task was deleted meanwhile
     return body, bool(older)
 
 
