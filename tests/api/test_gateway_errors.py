@@ -114,6 +114,19 @@ async def test_a_create_that_failed_can_be_repeated(api_harness: ApiHarness, mon
     assert (code, "--idempotency-key" in message) == (6, False)
 
 
+async def test_a_create_that_was_interrupted_can_be_repeated(
+    api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Ctrl-C, too, the key is printed, since the task may have been created."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("taskherd.client.tasks.change", interrupt)
+    code, message = await Shell(api_harness).code("create", "Stop before the answer", "--idempotency-key", "tuesday")
+    assert (code, "repeat the command with --idempotency-key tuesday:" in message) == (130, True)
+
+
 def _left(*seconds: float) -> Callable[[], float]:
     times = iter(seconds)
     return lambda: next(times)

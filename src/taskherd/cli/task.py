@@ -147,8 +147,10 @@ def create(
     key = key or str(uuid4())
     try:
         created = tasks.change(client, "POST", "tasks", owner, body=body, key=key).body
-    except ClientError as error:
-        if error.code is ExitCode.ERROR:  # it may have been created all the same
+    except (ClientError, KeyboardInterrupt) as error:
+        if (
+            isinstance(error, KeyboardInterrupt) or error.code is ExitCode.ERROR
+        ):  # it may have been created all the same
             print_note(bulk.repeat_advice(key))
         raise
     _print_task(client, created, output)
