@@ -115,10 +115,10 @@ async def test_an_action_made_during_a_look_is_found(api_harness: ApiHarness, mo
         found = await look(reader)
         if not made.done():
             assert not found
+            monkeypatch.setattr(executor, "LOOK_INTERVAL", 3_600)  # not before: another look may just have begun
             made.set_result(await act(api_harness.alice, "pause", q="owner:me"))
         return found
 
-    monkeypatch.setattr(executor, "LOOK_INTERVAL", 3_600)
     monkeypatch.setattr(task_actions, "is_due", look_before_it_is_made)
     assert (await finished(api_harness.alice, await made))["succeeded"] == 1
 

@@ -290,7 +290,7 @@ async def test_purge_removes_the_selected_or_all(
         await publish(publisher, names, b"%d" % n)
     await publish(publisher, names, b"bug", FAULT)
     letters = await read(connection, names)
-    both = await run_command("purge", letters[0].id, "--reason", "fault", "-o", "json")
+    both = await run_command("purge", letters[0].id, "--reason", "fault", "-o", "json", exit_code=1)
     assert orjson.loads(both.stdout) == {"purged": 0}
     assert orjson.loads((await run_command("purge", "--reason", "fault", "-o", "json")).stdout) == {"purged": 1}
     assert [each.body for each in await read(connection, names)] == [b"0", b"1", b"2"]
