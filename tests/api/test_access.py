@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import httpx
@@ -165,21 +165,27 @@ async def test_the_last_use_of_a_token_is_stored(api_harness: ApiHarness) -> Non
     assert not await api_harness.worker.database.fetchval(query, api_harness.tokens["mallory"][:10])
 
 
+async def at_once(request: Callable[[], Awaitable[httpx.Response]]) -> list[httpx.Response]:
+    """Make thirty requests together, and return the answers: a slow machine makes few in a second one by one."""
+    return await asyncio.gather(*(request() for _ in range(30)))
+
+
 async def test_the_rate_limit(start_api: StartApi) -> None:
     """A user over the rate gets a 429 with Retry-After, others do not; guessing tokens is limited by address."""
     async with start_api(api_rate_limit=1, api_rate_burst=5) as api_harness:
-        answers = [await api_harness.alice.get("/tasks") for _ in range(7)]
-        assert [each.status_code for each in answers[:5]] == [200] * 5
-        assert answers[-1].status_code == 429
-        assert 1 <= int(answers[-1].headers["Retry-After"]) <= 60
-        assert answers[-1].json()["message"] == "You have made too many requests. Please wait."
+        answers = await at_once(lambda: api_harness.alice.get("/tasks"))
+        refused = next(each for each in answers if each.status_code == 429)
+        assert [each.status_code for each in answers].count(200) >= 5
+        assert 1 <= int(refused.headers["Retry-After"]) <= 60
+        assert refused.json()["message"] == "You have made too many requests. Please wait."
         assert (await api_harness.bob.get("/tasks")).status_code == 200
-        guesses = [
-            await api_harness.anonymous.get("/tasks", headers={"Coder-Session-Token": "x" * 10 + "-" + "y" * 32})
-            for _ in range(7)
-        ]
-        assert [each.status_code for each in guesses][:5] == [401] * 5
-        assert guesses[-1].status_code == 429
+        guessed = {"Coder-Session-Token": "x" * 10 + "-" + "y" * 32}
+        guesses: list[int] = []
+        async with asyncio.timeout(TIMEOUT):
+            while 429 not in guesses:  # those that fail count when they have
+                made = await at_once(lambda: api_harness.anonymous.get("/tasks", headers=guessed))
+                guesses += [each.status_code for each in made]
+        assert (guesses.count(401) >= 5, set(guesses)) == (True, {401, 429})
         async with asyncio.timeout(TIMEOUT):
             while (await api_harness.alice.get("/tasks")).status_code == 429:  # noqa: ASYNC110 - a bucket sends no event
                 await asyncio.sleep(0.2)
