@@ -32,14 +32,16 @@ def logged(task: uuid.UUID, seq: int, *entries: tuple[int, str], **fields: Any) 
 def spy(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the contents of the entries that followers receive, as they do."""
     received: list[str] = []
-    receive = conversation.Conversation.receive
+    receive = conversation.FollowedConversation.receive
 
-    def noted(self: conversation.Conversation, entries: Iterable[conversation.Entry], now: float, **words: Any) -> None:
+    def noted(
+        self: conversation.FollowedConversation, entries: Iterable[conversation.Entry], now: float, **words: Any
+    ) -> None:
         found = list(entries)
         receive(self, found, now, **words)
         received.extend(entry["content"] for entry in found)
 
-    monkeypatch.setattr(conversation.Conversation, "receive", noted)
+    monkeypatch.setattr(conversation.FollowedConversation, "receive", noted)
     return received
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from taskherd.client import conversation
-from taskherd.client.conversation import QUIET, Conversation, Entry
+from taskherd.client.conversation import QUIET, Entry, FollowedConversation
 
 
 def entry(number: int, content: str = "", **fields: Any) -> Entry:
@@ -20,7 +20,7 @@ def ids(entries: list[Entry]) -> list[int]:
 
 def test_an_entry_is_final_when_another_one_comes_after_it() -> None:
     """It is taken once, in its last version; one with an earlier place, though it came later, ends nothing."""
-    followed = Conversation()
+    followed = FollowedConversation()
     followed.receive([entry(1, "Hel")], 0)
     assert followed.take(1) == []
     followed.receive([entry(2, "came late", place=[0, 1, 1, 2])], 1)
@@ -32,7 +32,7 @@ def test_an_entry_is_final_when_another_one_comes_after_it() -> None:
 
 def test_an_entry_of_another_kind_ends_nothing() -> None:
     """Entries whose places have another first number come all after those of an agent, whenever they were made."""
-    followed = Conversation()
+    followed = FollowedConversation()
     followed.receive([entry(1, "Hel"), entry(2, "aside", place=[1, 1, 1, 2])], 0)
     assert followed.take(1) == []
     followed.receive([entry(3, "sent aside", place=[1, 1, 2, 3], type="input")], 0)
@@ -41,7 +41,7 @@ def test_an_entry_of_another_kind_ends_nothing() -> None:
 
 def test_some_entries_are_final_at_once() -> None:
     """What people sent, notices, and tool calls that have ended are never replaced by a longer version."""
-    followed = Conversation()
+    followed = FollowedConversation()
     followed.receive([entry(1, type="input")], 0)
     assert ids(followed.take(0)) == [1]
     followed.receive([entry(2, kind="notice"), entry(3, status="completed")], 0)
@@ -52,7 +52,7 @@ def test_some_entries_are_final_at_once() -> None:
 
 def test_a_tool_call_that_goes_on_is_final_only_the_first_time() -> None:
     """Not by what comes after it, but once it was quiet; then by its end, the next turn, or the end of the agent."""
-    followed = Conversation()
+    followed = FollowedConversation()
     followed.receive([entry(1, "make", status="in_progress"), entry(2, "Waiting"), entry(3, "Still")], 0)
     assert ids(followed.take(1)) == [2]
     assert ids(followed.take(QUIET)) == [1, 3]
@@ -70,7 +70,7 @@ def test_a_tool_call_that_goes_on_is_final_only_the_first_time() -> None:
 
 def test_a_quiet_entry_is_final_once() -> None:
     """One that did not change for a while is taken; if it then grows, it is taken again when it is really final."""
-    followed = Conversation()
+    followed = FollowedConversation()
     followed.receive([entry(1, "Hel")], 0)
     followed.receive([entry(1, "Hello")], 1)
     assert followed.take(QUIET) == []
@@ -85,7 +85,7 @@ def test_a_quiet_entry_is_final_once() -> None:
 
 def test_what_may_still_change_is_read_again() -> None:
     """An entry that was taken only because it was quiet, or at the end, is after ``after`` until it ends."""
-    followed = Conversation()
+    followed = FollowedConversation()
     followed.receive([entry(4, type="input"), entry(5, "Hel")], 0)
     assert ids(followed.take(QUIET)) == [4, 5]
     assert followed.after == 4
@@ -100,7 +100,7 @@ def test_what_may_still_change_is_read_again() -> None:
 def test_a_read_does_not_bring_an_earlier_version_back(monkeypatch: Any) -> None:
     """It may come from a standby that is behind; of a stream the last version counts, whichever it is."""
     monkeypatch.setattr(conversation, "MAX_REMEMBERED", 2)
-    followed = Conversation()
+    followed = FollowedConversation()
     for content in ("Hel", "Hello", "Hello world"):
         followed.receive([entry(1, content)], 0)
     for content in ("Hel", "Hello"):
@@ -118,7 +118,7 @@ def test_a_read_does_not_bring_an_earlier_version_back(monkeypatch: Any) -> None
 def test_few_entries_are_remembered(monkeypatch: Any) -> None:
     """Of a long conversation only the versions of the latest entries are kept."""
     monkeypatch.setattr(conversation, "MAX_REMEMBERED", 2)
-    followed = Conversation()
+    followed = FollowedConversation()
     for number in range(4):
         followed.receive([entry(number, type="input")], 0)
         followed.take(0)

@@ -18,7 +18,7 @@ _ENDED: Final = frozenset({"completed", "failed"})
 _OPEN: Final = frozenset({"pending", "in_progress"})
 
 
-class Conversation:
+class FollowedConversation:
     """A conversation that goes on: the entries that are still written, and the versions of those that were taken."""
 
     def __init__(self) -> None:

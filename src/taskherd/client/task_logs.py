@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from taskherd.client import outages, tasks
-from taskherd.client.conversation import Conversation, Entry
+from taskherd.client.conversation import Entry, FollowedConversation
 from taskherd.client.errors import ApiError, ClientError
 from taskherd.client.events import StreamEvent
 from taskherd.client.http import Client
@@ -72,7 +72,7 @@ class _Follower:
         self._client = client
         self._path = path
         self._notice = notice
-        self._conversation = Conversation()
+        self._conversation = FollowedConversation()
         self._document: tasks.Task = {}
 
     def entries(self) -> Iterator[list[Entry]]:
@@ -97,7 +97,7 @@ class _Follower:
                     return
 
     def read(self) -> None:
-        """Read the entries that are new or may have changed, for what the stream has not told, or not yet."""
+        """Read the entries that are new or may have changed: the stream may leave some out, or bring them later."""
         after = self._conversation.after
         query = {"after": str(after)} if after >= 0 else None
         body = self._client.request("GET", *self._path, "logs", query=query).body

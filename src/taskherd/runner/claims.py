@@ -54,8 +54,8 @@ class Claims:
 
         If the worker does not answer in time, a request that is certainly the ``only_copy`` is still won: its
         claim is in the worker's queue, ahead of the claim of any later copy. Other copies are dropped, and so is this
-        one if its claim is in no queue, or had to wait before; the worker sends the request again. Only silence means
-        this: whoever is refused does not start the build, since the worker would refuse its reports too.
+        one if its claim is in no queue, or had to wait before; the worker sends the request again. A runner that is
+        refused never starts the build, because the worker would refuse its reports too.
         """
         claim = BuildClaim(request.task_id, request.build_number, self._runner)
         is_ahead = only_copy and not self._room.locked()

@@ -56,8 +56,8 @@ _REACHED: Final = _OWN | {
 
 
 @dataclass(frozen=True, slots=True)
-class Socket:
-    """A socket: the user who opened it, its inode (0: nobody has accepted it yet), and whether it listens."""
+class TcpSocket:
+    """A TCP socket: the user who opened it, its inode (0 until it is accepted), and whether it listens."""
 
     uid: int
     inode: int
@@ -87,7 +87,7 @@ async def identify_peer(own_port: int, port: int, shim: int | None, uid: int | N
 def look(own_port: int, port: int, shim: int, uid: int | None) -> Peer:
     """Return whose process has the other end of a connection, as far as one look at /proc shows it.
 
-    As long as nobody has accepted the connection, it belongs to who listens. Where /proc does not show a process's
+    Until the connection is accepted, it belongs to whoever listens. Where /proc does not show a process's
     files, the user decides; a kernel that shows no sockets shows no strangers. Raise ``OSError`` if it cannot be read.
     """
     found = _sockets(own_port, port)
@@ -101,7 +101,7 @@ def look(own_port: int, port: int, shim: int, uid: int | None) -> Peer:
     return Peer.AGENT if ends and owners else Peer.UNKNOWN
 
 
-def _strangers(owners: Collection[Socket], shim: int, uid: int | None) -> list[Socket]:
+def _strangers(owners: Collection[TcpSocket], shim: int, uid: int | None) -> list[TcpSocket]:
     """Return those of the sockets that neither the descendants of ``shim`` nor the user ``uid`` have."""
     strangers = [each for each in owners if each.uid != uid]
     if not strangers:
@@ -113,7 +113,7 @@ def _strangers(owners: Collection[Socket], shim: int, uid: int | None) -> list[S
     return strangers
 
 
-def _sockets(own_port: int, port: int) -> list[Socket] | None:
+def _sockets(own_port: int, port: int) -> list[TcpSocket] | None:
     """Return the listeners on ``port``, and the other end of the connection from ``own_port``; None if none are shown.
 
     Each table shows listeners first. So a connection that is shown as not accepted yet is that of a listener here.
@@ -129,7 +129,7 @@ def _table(name: str) -> list[str] | None:
         return None
 
 
-def _sockets_in(table: list[str], own_port: int, port: int) -> Iterator[Socket]:
+def _sockets_in(table: list[str], own_port: int, port: int) -> Iterator[TcpSocket]:
     for line in table:
         fields = line.split()
         (address, local), (remote_address, remote) = (field.split(":") for field in fields[1:3])
@@ -138,9 +138,9 @@ def _sockets_in(table: list[str], own_port: int, port: int) -> Iterator[Socket]:
         state, uid, inode = fields[3], int(fields[7]), int(fields[9])
         listens, is_closed = state == _LISTEN, not inode and state not in {_ESTABLISHED, _SYN_RECEIVED}
         if listens and address in _REACHED:
-            yield Socket(uid, inode, listens=True)
+            yield TcpSocket(uid, inode, listens=True)
         elif int(remote, 16) == own_port and {address, remote_address} <= _OWN and not is_closed:
-            yield Socket(uid, inode, listens=False)
+            yield TcpSocket(uid, inode, listens=False)
 
 
 def _inodes(pids: Collection[int]) -> tuple[set[int], bool]:

@@ -131,7 +131,7 @@ class Connector:
                 self._to_close.add(each)
 
     def is_demoted(self, connection: Any) -> bool:
-        """Return whether the URL wants a primary, and the server of ``connection`` has said that it is none any more.
+        """Return whether the URL asks for a primary, and the server of ``connection`` has reported that it is none now.
 
         PostgreSQL reports changes of both settings without being asked
         (https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-ASYNC).

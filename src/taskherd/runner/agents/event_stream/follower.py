@@ -301,7 +301,7 @@ class EventStreamFollower(FollowerWithoutRequests):
     def _apply(self, line: bytes, plain: list[str]) -> int:
         """Apply an event, after the ``plain`` lines before it; what is none, such as an error in words, is one more.
 
-        Return what an event that shows nothing costs beside its share, or it would cost an agent nearly nothing.
+        Return the extra cost of an event that shows nothing, which an agent could otherwise print almost for free.
         """
         try:
             event = orjson.loads(line)
