@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from aio_pika import Connection
 from aiormq.exceptions import ChannelNotFoundEntity
 from structlog.testing import capture_logs
 
-from taskherd.broker.connection import ConnectionHooks, Socket, SupervisedConnection, map_errors
+from taskherd.broker.connection import ConnectionHooks, Socket, SupervisedConnection
+from taskherd.broker.requests import map_errors
 from taskherd.errors import Unavailable
 from tests.broker.conftest import ConnectTo
+from tests.harness.runner import eventually
 from tests.harness.tcp_proxy import TcpProxy
 
 
@@ -177,3 +180,57 @@ async def test_channels_that_the_broker_closes_together_do_not_cost_the_connecti
         await asyncio.gather(*(open_and_lose() for _ in range(100)))
     assert downs == []
     await connection.close()
+
+
+@pytest.mark.parametrize("steps", range(0, 40, 4))
+async def test_a_cancelled_request_for_a_channel_leaves_none_behind(
+    amqp_url: str, connect_to: ConnectTo, steps: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However far it is opened or closed, it is closed once; the connection with its other channels stays."""
+    connection = connect_to(amqp_url, "cancelled")
+    await connection.channel()
+    channels = channels_of(connection)
+
+    async def use_channel() -> None:
+        async with connection.temporary_channel():
+            pass
+
+    for further in range(4):
+        using = asyncio.create_task(use_channel())
+        for _ in range(steps + further):
+            await asyncio.sleep(0)
+        using.cancel()
+        await asyncio.wait({using})
+    await eventually(lambda: [*channels] == [1], 30)
+    assert channels_of(connection) is channels
+    assert [record.getMessage() for record in caplog.records if record.levelname != "DEBUG"] == []
+
+
+async def test_closing_a_channel_may_be_given_up(proxied: tuple[TcpProxy, str]) -> None:
+    """Aiormq closes it once, so that RabbitMQ keeps the connection, with its other channels."""
+    proxy, url = proxied
+    downs: list[str] = []
+    connection = SupervisedConnection(url, "test", ConnectionHooks(on_down=lambda _, reason: downs.append(reason)))
+    connection.start()
+    other = await connection.channel()
+    for _ in range(20):
+        channel = await connection.channel()
+        proxy.freeze_responses()
+        closing = asyncio.create_task(channel.close())
+        for _ in range(30):  # until it is written
+            await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait({closing})
+        proxy.thaw()
+        await eventually(lambda: [*channels_of(connection)] == [1], 30)
+    with map_errors("declaring"):
+        await other.queue_declare(exclusive=True, timeout=30)
+    assert downs == []
+    await connection.close()
+
+
+def channels_of(connection: SupervisedConnection) -> dict[int, Any]:
+    """Return aiormq's channels, by number."""
+    assert connection._connection is not None
+    assert connection._connection.transport is not None
+    return connection._connection.transport.connection.channels

@@ -12,13 +12,8 @@ import pytest
 import trustme
 
 from taskherd.broker import diagnostics
-from taskherd.broker.connection import (
-    REQUEST_TIMEOUT,
-    ConnectionHooks,
-    SupervisedConnection,
-    endpoints_of,
-    open_connection,
-)
+from taskherd.broker.connection import ConnectionHooks, SupervisedConnection, endpoints_of, open_connection
+from taskherd.broker.requests import REQUEST_TIMEOUT
 from taskherd.errors import Misconfigured, Unavailable
 from tests.harness.tcp_proxy import TcpProxy, through
 

@@ -66,6 +66,8 @@ def read() -> None:
         elif message["method"] == "session/cancel":
             state["cancelled"] = "ignore-cancel" not in TRAITS
         else:
+            if message["method"] == "session/prompt":
+                state["cancelled"] = False  # here: a cancel that follows at once is one of this turn
             inbox.put(message)
             if "deaf" in TRAITS and message["method"] == "session/new":
                 return
@@ -215,7 +217,6 @@ def step(verb: str, argument: str) -> "str | None":  # noqa: PLR0915
 
 def prompt(message: dict[str, Any]) -> None:
     """Carry out a turn."""
-    state["cancelled"] = False
     words = "\n".join(block["text"] for block in message["params"]["prompt"])
     reason = None
     for line in words.split("\n"):

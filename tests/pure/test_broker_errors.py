@@ -8,7 +8,7 @@ import errno
 import pytest
 from aiormq.exceptions import AMQPConnectionError, ChannelInvalidStateError, ConnectionClosed
 
-from taskherd.broker.connection import map_errors
+from taskherd.broker.requests import map_errors
 from taskherd.errors import Unavailable
 
 

@@ -14,10 +14,10 @@ from pamqp.commands import Basic
 from taskherd import retry
 from taskherd.broker import consumer as consumers
 from taskherd.broker import topology
-from taskherd.broker.connection import REQUEST_TIMEOUT
 from taskherd.broker.consumer import Consumer
 from taskherd.broker.delivery import Delivery
 from taskherd.broker.prefetch_window import PrefetchWindow
+from taskherd.broker.requests import REQUEST_TIMEOUT
 from taskherd.broker.subscription import Source
 from taskherd.errors import Unavailable
 

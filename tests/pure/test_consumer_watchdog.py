@@ -9,8 +9,9 @@ from typing import cast
 import pytest
 from aiormq.abc import AbstractChannel
 
-from taskherd.broker.connection import REQUEST_TIMEOUT, SupervisedConnection
+from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.consumer import Consumer
+from taskherd.broker.requests import REQUEST_TIMEOUT
 from taskherd.broker.subscription import Source
 from taskherd.errors import Misconfigured, Unavailable
 from taskherd.worker import consumer_watchdog

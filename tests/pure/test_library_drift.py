@@ -49,6 +49,12 @@ REPLACED = {
         "pamqp.commands:Basic.Properties": "74d58a49f884f41e",
         "pamqp.encode:field_table": "552a40bb974f2ea6",
     },
+    "broker/patches/channel_closing.py": {
+        "aiormq.channel:Channel.__close_after_failure": "ec885e9f8ae94021",
+        "aiormq.channel:Channel.rpc": "e99964b185abad1e",
+        "aiormq.channel:Channel._on_close": "3e82a4ccd86644ac",
+        "aiormq.channel:Channel._on_close_ok_frame": "05a3d81b6e2673a6",
+    },
     "broker/patches/pamqp_patches.py": {
         "pamqp.header:ContentHeader": "fcd9c0aa6378d8b1",
         "pamqp.base:BasicProperties": "0994266517ca0ccc",

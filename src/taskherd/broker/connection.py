@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -13,10 +12,10 @@ from aio_pika.connection import make_url
 from aiormq.channel import Channel
 from aiormq.connection import Connection as AiormqConnection
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
-from aiormq.exceptions import AMQPError, ChannelInvalidStateError
 
 from taskherd import retry
-from taskherd.broker.patches import frame_reader, pamqp_patches
+from taskherd.broker.patches import channel_closing, frame_reader, pamqp_patches
+from taskherd.broker.requests import REQUEST_TIMEOUT, close_channel, close_opened, in_background, map_errors
 from taskherd.broker.supervision import survive
 from taskherd.endpoints import Endpoint, Endpoints
 from taskherd.errors import Misconfigured, Unavailable
@@ -26,11 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from aiormq.abc import AbstractChannel
     from yarl import URL
 
-REQUEST_TIMEOUT = 5.0
-"""Maximum duration of one request to the broker, in seconds."""
 MAX_CONNECT_TIME = 30.0
 """Seconds after which who needs a connection for a moment gives up, however many hosts are still to be tried."""
 CHECK_TIMEOUT = 2.0
@@ -45,54 +41,6 @@ and uses the number again, for which RabbitMQ closes the whole connection.
 """
 _CLOSE_TIMEOUT = 2.0
 """Seconds to wait for the broker to confirm that a connection is closed."""
-
-_CONNECTION_ERRORS = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError)
-_BARE_ERRORS = (Exception, RuntimeError)
-
-
-@contextmanager
-def map_errors(action: str = "", timeout: type[Unavailable] = Unavailable) -> Iterator[None]:
-    """Map every error that aio-pika raises while the broker is unreachable to ``Unavailable``, after the action.
-
-    A missing answer becomes a ``timeout``, if that is a class of its own.
-
-    Two of them are peculiar to aiormq: a bare ``Exception`` or ``RuntimeError`` for a request that was pending when
-    the connection ended, and a ``CancelledError`` from a future although the task was not cancelled (``cancelling()``
-    is 0). The other way round, aiormq may raise any of them, or nothing, where the task was cancelled: it ends here.
-    """
-    task = asyncio.current_task()
-    prefix = f"{action}: " if action else ""
-    try:
-        yield
-    except asyncio.CancelledError as error:
-        if task is None or task.cancelling():
-            raise
-        raise Unavailable(f"{prefix}the connection was lost") from error
-    except Exception as error:
-        if not isinstance(error, _CONNECTION_ERRORS) and type(error) not in _BARE_ERRORS:
-            raise
-        if task is not None and task.cancelling():
-            raise asyncio.CancelledError from error
-        if isinstance(error, TimeoutError):
-            raise timeout(f"{prefix}no answer in time") from error
-        raise Unavailable(f"{prefix}{_reason(error)}") from error
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
-
-
-def _reason(error: Exception) -> str:
-    """Return why a request failed, without the number that aiormq's errors have first: errno, or AMQP's reply code."""
-    if isinstance(error, ConnectionError) and error.errno is not None and error.strerror:
-        names_function = error.strerror.startswith("Connect call failed")  # asyncio's text, which has only the address
-        return os.strerror(error.errno) if names_function else error.strerror
-    return str(error) or type(error).__name__
-
-
-async def close_channel(channel: AbstractChannel) -> None:
-    """Close a channel. If that fails, the connection is lost or hangs, and with it the channel."""
-    with suppress(Unavailable), map_errors("closing a channel"):
-        async with asyncio.timeout(REQUEST_TIMEOUT):
-            await channel.close()
 
 
 def _ignore(*_: str) -> None:
@@ -184,6 +132,7 @@ class SupervisedConnection:
         """
         pamqp_patches.install()
         frame_reader.install()
+        channel_closing.install()
         AiormqConnection.FRAME_BUFFER_SIZE = MAX_WAITING_WRITES
         self.name = name
         self._url = url
@@ -246,6 +195,14 @@ class SupervisedConnection:
         connection = self._connection
         if connection is None:
             raise self._unreachable()
+        opening = in_background(self._open_channel(connection, confirms=confirms))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            in_background(close_opened(opening))
+            raise
+
+    async def _open_channel(self, connection: Connection, *, confirms: bool) -> Channel:
         try:
             with map_errors("opening a channel"):
                 async with asyncio.timeout(REQUEST_TIMEOUT):
@@ -278,7 +235,7 @@ class SupervisedConnection:
         try:
             with map_errors("checking the connection"):
                 async with asyncio.timeout(within):
-                    await (await self.channel()).close()
+                    await close_channel(await self.channel())
         except Unavailable as error:
             if isinstance(error.__cause__, TimeoutError):
                 self.drop()

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Final
 
 from taskherd import retry
 from taskherd.broker import topology
-from taskherd.broker.connection import REQUEST_TIMEOUT, SupervisedConnection, close_channel
+from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.prefetch_window import PrefetchWindow
+from taskherd.broker.requests import REQUEST_TIMEOUT, close_channel
 from taskherd.broker.subscription import Source, Subscription
 from taskherd.broker.supervision import survive
 from taskherd.errors import Unavailable

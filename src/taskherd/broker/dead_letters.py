@@ -12,8 +12,9 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 from pamqp import encode
 from pamqp.commands import Basic
 
-from taskherd.broker.connection import REQUEST_TIMEOUT, SupervisedConnection, map_errors
+from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.publisher import JSON, OutgoingMessage, Publisher, PublishOutcome
+from taskherd.broker.requests import REQUEST_TIMEOUT, map_errors
 from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 import aiormq
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
-from taskherd.broker.connection import REQUEST_TIMEOUT, Socket, endpoints_of, map_errors
+from taskherd.broker.connection import Socket, endpoints_of
+from taskherd.broker.requests import REQUEST_TIMEOUT, map_errors
 from taskherd.broker.topology import DELIVERY_LIMIT, TopologyNames
 from taskherd.errors import Unavailable
 from taskherd.settings.urls import with_host

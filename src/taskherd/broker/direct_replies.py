@@ -10,10 +10,10 @@ import asyncio
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from taskherd.broker.connection import REQUEST_TIMEOUT, map_errors
 from taskherd.broker.patches.delivery_dispatcher import DeliveryDispatcher
 from taskherd.broker.patches.frame_reader import TAG_PREFIX
 from taskherd.broker.reply_queues import DIRECT
+from taskherd.broker.requests import REQUEST_TIMEOUT, map_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable

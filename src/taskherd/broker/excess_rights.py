@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 
-from taskherd.broker.connection import REQUEST_TIMEOUT
 from taskherd.broker.diagnostics import open_channel
+from taskherd.broker.requests import REQUEST_TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from aiormq.exceptions import DeliveryError, PublishError
 
-from taskherd.broker.connection import REQUEST_TIMEOUT, SupervisedConnection, close_channel, map_errors
+from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.patches.frame_writer import writer_of
+from taskherd.broker.requests import REQUEST_TIMEOUT, close_channel, map_errors
 from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from aiormq.exceptions import ChannelNotFoundEntity
 
-from taskherd.broker.connection import REQUEST_TIMEOUT, map_errors
 from taskherd.broker.diagnostics import QueueInfo
+from taskherd.broker.requests import REQUEST_TIMEOUT, map_errors
 from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:

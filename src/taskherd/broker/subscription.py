@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, assert_never
 from uuid import uuid4
 
 from taskherd.broker.ack_tracker import Acks, AckTracker
-from taskherd.broker.connection import REQUEST_TIMEOUT, map_errors
 from taskherd.broker.patches.delivery_dispatcher import DeliveryDispatcher, Receive
 from taskherd.broker.patches.frame_reader import LIMITED_TAG_PREFIX, TAG_PREFIX
 from taskherd.broker.prefetch_window import PrefetchWindow, Step
+from taskherd.broker.requests import REQUEST_TIMEOUT, map_errors
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

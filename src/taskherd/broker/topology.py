@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
-from taskherd.broker.connection import REQUEST_TIMEOUT, map_errors
+from taskherd.broker.requests import REQUEST_TIMEOUT, map_errors
 from taskherd.errors import Misconfigured, Unavailable
 
 if TYPE_CHECKING:

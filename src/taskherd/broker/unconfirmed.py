@@ -7,8 +7,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from taskherd import retry
-from taskherd.broker.connection import REQUEST_TIMEOUT, SupervisedConnection, map_errors
+from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.patches.frame_writer import writer_of
+from taskherd.broker.requests import REQUEST_TIMEOUT, map_errors
 from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:

@@ -22,10 +22,10 @@ import uvloop
 from taskherd import __version__, garbage_collector
 from taskherd.backoff import Backoff
 from taskherd.broker import topology
-from taskherd.broker.connection import REQUEST_TIMEOUT
 from taskherd.broker.connections import BrokerConnections
 from taskherd.broker.consumer import Consumer
 from taskherd.broker.publisher import Publisher
+from taskherd.broker.requests import REQUEST_TIMEOUT
 from taskherd.broker.subscription import Source
 from taskherd.broker.unconfirmed import UnconfirmedPublisher
 from taskherd.clock import Clock

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from taskherd.broker.connection import REQUEST_TIMEOUT
+from taskherd.broker.requests import REQUEST_TIMEOUT
 from taskherd.errors import Misconfigured, Unavailable
 
 if TYPE_CHECKING:
