@@ -30,7 +30,7 @@ from taskherd.runner.outbox import Budget
 from taskherd.runner.workspaces.folders import TaskFolder
 from taskherd.runner.workspaces.isolation import Isolation
 from taskherd.runner.workspaces.sandbox import Sandbox
-from taskherd.runner.workspaces.workspace import TaskWorkspace
+from taskherd.runner.workspaces.task_processes import TaskProcesses
 from tests.harness.runner import eventually
 
 pytestmark = pytest.mark.timeout(30)
@@ -214,16 +214,16 @@ async def test_an_exit_is_recorded_also_if_what_the_agent_left_cannot_be_ended(
     runner: Runner, monkeypatch: pytest.MonkeyPatch, logged: list[EventDict]
 ) -> None:
     """The journal says that the exit was reported, and the error is logged; the workspace can be stopped later."""
-    end_all = TaskWorkspace._end_all
+    end_all = TaskProcesses._end_all
 
-    def fail(workspace: TaskWorkspace, build_number: int) -> int:
+    def fail(left: TaskProcesses, build_number: int) -> int:
         if runner.task.run(1).exit.exists():
             raise OSError(errno.EMFILE, "Too many open files")
-        return end_all(workspace, build_number)
+        return end_all(left, build_number)
 
     runner.claims.results = [Claim.WON]
     with monkeypatch.context() as patch:
-        patch.setattr(TaskWorkspace, "_end_all", fail)
+        patch.setattr(TaskProcesses, "_end_all", fail)
         runner.deliver(runner.start_request(1, "exit 3"))
         await eventually(lambda: (journal := runner.journal()) is not None and journal.exit_reported)
     assert [each["event"] for each in logged] == ["cannot end what an agent left"]

@@ -18,7 +18,7 @@ from taskherd.runner.agents.context import AnswerOutcome
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from taskherd.runner.supervisor import PendingRequest
+    from taskherd.runner.requests import PendingRequest
     from taskherd.runner.workspaces.workspace import TaskWorkspace
 
 log = structlog.get_logger(__name__)

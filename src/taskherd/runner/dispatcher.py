@@ -13,7 +13,8 @@ from taskherd.messages.decoding import InvalidMessage
 from taskherd.messages.work import WorkspaceStart, decode_request
 from taskherd.runner import journal as journals
 from taskherd.runner.journal import Journal
-from taskherd.runner.supervisor import PendingRequest, TaskSupervisor
+from taskherd.runner.requests import PendingRequest
+from taskherd.runner.supervisor import TaskSupervisor
 from taskherd.runner.workspaces import folders
 from taskherd.runner.workspaces.folders import TaskFolder
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from taskherd.runner.journal import Journal
     from taskherd.runner.reporter import Reporter
-    from taskherd.runner.supervisor import PendingRequest
+    from taskherd.runner.requests import PendingRequest
     from taskherd.runner.workspaces.workspace import TaskWorkspace
 
 log = structlog.get_logger(__name__)

@@ -7,10 +7,7 @@ that finds the journal. An input is accepted when its outcome is known.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias, assert_never
+from typing import TYPE_CHECKING, assert_never
 from uuid import UUID
 
 import structlog
@@ -20,75 +17,35 @@ from taskherd.messages.work import (
     AgentAnswer,
     AgentInput,
     AgentInterrupt,
-    WorkspaceDelete,
     WorkspaceStart,
-    WorkspaceStop,
 )
-from taskherd.runner import journal as journals
 from taskherd.runner.answers import TaskAnswers
+from taskherd.runner.build_queue import BuildQueue, DiscardTask, DrainTask, LoopFailure, TakenOver
 from taskherd.runner.claims import Claim
 from taskherd.runner.drain import NOTICE, REASON
 from taskherd.runner.inputs import TaskInputs
 from taskherd.runner.interrupts import TaskInterrupts
 from taskherd.runner.journal import Journal, Phase
+from taskherd.runner.journal_writer import JournalWriter
 from taskherd.runner.outbox import Outbox
 from taskherd.runner.reporter import Reporter, SequenceGenerator
+from taskherd.runner.requests import PendingRequest
 from taskherd.runner.workspaces import removal
 from taskherd.runner.workspaces.workspace import StartEnded, TaskWorkspace
 
 if TYPE_CHECKING:
-    from taskherd.messages.work import WorkRequest
+    from collections.abc import Coroutine
+
     from taskherd.runner.context import RunnerContext
     from taskherd.runner.workspaces.folders import TaskFolder
 
 log = structlog.get_logger(__name__)
-
-OnAccepted: TypeAlias = Callable[[], None]
-"""Called when a request may be acknowledged."""
 
 CANNOT_RECORD = (
     "The runner cannot write its journal: {}. Free disk space under its TASKHERD_RUNNER_ROOT or fix the permissions, "
     "then resume the task."
 )
 """Error of a start that could not be recorded."""
-
-
-@dataclass(frozen=True, slots=True)
-class PendingRequest:
-    """A request to be executed; ``only_copy`` is True if it certainly has no other copy in a queue."""
-
-    request: WorkRequest
-    on_accepted: OnAccepted
-    only_copy: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Drain:
-    """A decision of the runner to stop the agent and have it started again."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Discard:
-    """A request to delete the workspace of a task that was deleted, as the build ``build_number``."""
-
-    build_number: int
-
-
-@dataclass(frozen=True, slots=True)
-class _TakenOver:
-    """A finding that another runner has taken the task over, made when ``build_number`` was the latest one here."""
-
-    build_number: int
-
-
-@dataclass(frozen=True, slots=True)
-class _LoopFailure:
-    """The unexpected error of a background loop of the supervisor."""
-
-    error: BaseException
-
-
-_Item: TypeAlias = "PendingRequest | _Discard | _Drain | _TakenOver | _LoopFailure"
 
 
 class TaskSupervisor:
@@ -99,16 +56,15 @@ class TaskSupervisor:
         self._folder = folder
         self._journal = journal
         self._outbox = Outbox(folder.outbox, context.budget, context.schedule_outbox)
-        self._saving = asyncio.Lock()
-        self._saves: set[asyncio.Task[None]] = set()
+        self._writer = writer = JournalWriter(journal, folder.journal)
         above = self._outbox.last_seq
-        self._sequence = SequenceGenerator(journal, context.now, self._save_in_background, above=above)
-        self._inputs = TaskInputs(journal, start_reporter=self._start_reporter, save=self._save, count=self._count)
+        self._sequence = SequenceGenerator(journal, context.now, writer.save_in_background, above=above)
+        self._inputs = TaskInputs(journal, start_reporter=self._start_reporter, save=writer.save, count=self._count)
         self._interrupts = TaskInterrupts(
             journal,
             self._inputs,
             start_reporter=self._start_reporter,
-            save=self._save_if_possible,
+            save=writer.save_if_possible,
             failpoint=context.failpoint,
             count=self._count,
         )
@@ -120,13 +76,11 @@ class TaskSupervisor:
             journal,
             outbox=self._outbox,
             start_reporter=self._start_reporter,
-            save=self._save,
+            save=writer.save,
             deliver_once=self._deliver_once,
-            has_ending=self._has_ending,
+            has_ending=lambda: self._builds.has_ending(journal),
         )
-        self._builds: asyncio.Queue[_Item] = asyncio.Queue()
-        self._waiting: deque[_Item] = deque()
-        """What is in ``_builds``."""
+        self._builds = BuildQueue()
         self._not_claimed = False
         self._holds_starts = self._draining = False
 
@@ -171,15 +125,12 @@ class TaskSupervisor:
         elif isinstance(pending.request, AgentAnswer):
             self._answers.submit(pending)
         else:
-            self._put(pending)
+            self._builds.put(pending)
 
     def take_pending(self) -> list[PendingRequest]:
         """Remove and return the requests that were submitted and not started."""
-        builds = [self._builds.get_nowait() for _ in range(self._builds.qsize())]
-        self._waiting.clear()
-        requests = [each for each in builds if isinstance(each, PendingRequest)]
         others = self._inputs.take_pending() + self._interrupts.take_pending() + self._answers.take_pending()
-        return requests + others
+        return self._builds.take_requests() + others
 
     def hold_starts(self) -> None:
         """Leave starts that are not accepted yet to the next runner."""
@@ -190,7 +141,7 @@ class TaskSupervisor:
         if not self._draining:
             self._draining = self._holds_starts = True
             self._inputs.drain()
-            self._put(_Drain())
+            self._builds.put(DrainTask())
 
     def kill_agent(self) -> None:
         """Cut short the grace time of an agent that is being stopped."""
@@ -200,15 +151,15 @@ class TaskSupervisor:
     def discard(self) -> None:
         """Stop the agent and remove everything, without reports: the task was deleted."""
         self._outbox.discard()
-        self._put(_Discard(self._journal.build_number + 1))
+        self._builds.put(DiscardTask(self._journal.build_number + 1))
 
     def end_taken_over(self, build_number: int) -> None:
         """Stop the agent, because another runner has taken the task over, unless a build was accepted since."""
-        self._put(_TakenOver(build_number))
+        self._builds.put(TakenOver(build_number))
 
     async def run(self) -> None:
         """Finish what an earlier runner started, then execute requests until the task is removed from this runner."""
-        delivery = self._inputs.run(self._workspace, self._save_if_possible)
+        delivery = self._inputs.run(self._workspace, self._writer.save_if_possible)
         loops = [self._start_loop(delivery, "inputs")]
         try:
             await self._workspace.recover()
@@ -216,18 +167,16 @@ class TaskSupervisor:
             loops += [self._start_loop(answering, "answers"), self._start_loop(interruption, "interrupts")]
             await self._recover()
             while not self._is_finished():
-                item = await self._builds.get()
-                self._waiting.popleft()
-                match item:
+                match item := await self._builds.take():
                     case PendingRequest():
                         await self._handle(item)
-                    case _Discard():
+                    case DiscardTask():
                         await self._handle_discard(item)
-                    case _Drain():
+                    case DrainTask():
                         await self._handle_drain()
-                    case _TakenOver():
+                    case TakenOver():
                         await self._handle_taken_over(item)
-                    case _LoopFailure():
+                    case LoopFailure():
                         raise item.error
                     case _:
                         assert_never(item)
@@ -242,29 +191,9 @@ class TaskSupervisor:
                 loop.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
             await self._workspace.detach()
-            await self._wait_saved()
+            await self._writer.wait_saved()
             self._context.drop_outbox(self._outbox)
             self._outbox.close()
-
-    def _put(self, item: _Item) -> None:
-        self._builds.put_nowait(item)
-        self._waiting.append(item)
-
-    def _has_ending(self) -> bool:
-        """Return whether something waits that ends the agent of the latest start, whatever becomes of that start."""
-        return any(self._is_ending(item) for item in self._waiting)
-
-    def _is_ending(self, item: _Item) -> bool:
-        build_number = self._journal.build_number
-        match item:
-            case PendingRequest(request=WorkspaceStop() | WorkspaceDelete() as request):
-                return not self._journal.is_superseded(request)
-            case _Discard():
-                return item.build_number > build_number
-            case _TakenOver():
-                return item.build_number == build_number
-            case _:
-                return isinstance(item, _Drain)
 
     async def _remove_folder(self) -> None:
         """Remove what a delete has left, among it the journal; if that fails, the next runner tries it again."""
@@ -281,12 +210,12 @@ class TaskSupervisor:
 
     def _on_loop_end(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._put(_LoopFailure(error))
+            self._builds.put(LoopFailure(error))
 
     async def _recover(self) -> None:
         """Finish what an earlier runner began, after its agent was adopted."""
         if self._inputs.fail_interrupted():
-            await self._save()
+            await self._writer.save()
         is_drained = self._journal.restart_reason is not None
         if is_drained:
             self._inputs.hold()
@@ -298,7 +227,7 @@ class TaskSupervisor:
         journal = self._journal
         if not journal.build_number:
             is_waiting = self._inputs.pending or self._interrupts.pending
-            return self._not_claimed and self._builds.empty() and not is_waiting
+            return self._not_claimed and not self._builds and not is_waiting
         return journal.transition == "delete" and journal.phase is Phase.DONE
 
     async def _handle(self, pending: PendingRequest) -> None:
@@ -337,14 +266,14 @@ class TaskSupervisor:
             await self._save_accepted()
             await self._execute()
 
-    async def _handle_discard(self, discard: _Discard) -> None:
+    async def _handle_discard(self, discard: DiscardTask) -> None:
         """Delete the task, unless a later build was accepted since the request: then the task exists."""
         if discard.build_number > self._journal.build_number:
             self._journal.accept_build("delete", discard.build_number)
             await self._save_accepted()
             await self._execute()
 
-    async def _handle_taken_over(self, item: _TakenOver) -> None:
+    async def _handle_taken_over(self, item: TakenOver) -> None:
         """Stop the agent, unless a later build was accepted since the question whose the task is, or it is stopped."""
         journal = self._journal
         if item.build_number == journal.build_number and (self.running or journal.transition == "start"):
@@ -364,14 +293,14 @@ class TaskSupervisor:
         log.warning("another runner took over the task, agent stopped", task_id=str(self.task_id), error=error)
         self._journal.accept_build("stop", build_number)
         self._journal.phase = Phase.DONE
-        await self._save_if_possible()
+        await self._writer.save_if_possible()
 
     async def _save_accepted(self) -> None:
         """Save the accepted build. If that fails, fail a start; a stop or delete is executed anyway."""
         journal = self._journal
         try:
             self._folder.create()
-            await self._save()
+            await self._writer.save()
         except OSError as error:
             log.warning("cannot write journal", task_id=str(self.task_id), reason=str(error))
             if journal.transition == "start":
@@ -401,48 +330,11 @@ class TaskSupervisor:
             reason = journal.restart_reason
             reporter.build(JobStatus.SUCCEEDED, health=self._workspace.health, restart_reason=reason)
         self._count(request_type, "failed" if error else "done")
-        await self._save_if_possible()
+        await self._writer.save_if_possible()
 
     async def _deliver_once(self, input_id: UUID, text: str) -> str | None:
         """Deliver an input at most once. Return an error message, or None if that is not known to have failed."""
         return await self._inputs.deliver_once(self._workspace, input_id, text)
-
-    async def _save(self) -> None:
-        """Write the journal to disk. Raise ``OSError`` if that fails.
-
-        It is written to its end, before anything else writes it, also if the caller is cancelled meanwhile.
-        """
-        if not self._journal.build_number:
-            return  # nothing was accepted, so the task is not on this runner
-        writing = self._start_save(self._write())
-        writing.add_done_callback(_retrieve)
-        await asyncio.shield(writing)
-
-    async def _write(self) -> None:
-        async with self._saving:
-            content = self._journal.model_dump_json().encode()
-            await asyncio.to_thread(journals.write, self._folder.journal, content)
-
-    async def _wait_saved(self) -> None:
-        """Wait until no journal is being written: the next supervisor of the task writes the same file."""
-        while self._saves:
-            await asyncio.gather(*self._saves, return_exceptions=True)
-
-    async def _save_if_possible(self) -> None:
-        """Write the journal to disk; if that fails, the next change writes it. Repeating its requests is harmless."""
-        try:
-            await self._save()
-        except OSError as error:
-            log.warning("cannot write journal", task_id=str(self.task_id), reason=str(error))
-
-    def _save_in_background(self) -> None:
-        self._start_save(self._save_if_possible())
-
-    def _start_save(self, save: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(save)
-        self._saves.add(task)
-        task.add_done_callback(self._saves.discard)
-        return task
 
     def _start_reporter(self, build_number: int) -> Reporter:
         """Return a reporter for a start build, its agent and its inputs."""
@@ -461,9 +353,3 @@ class TaskSupervisor:
 
     def _count(self, request_type: str, outcome: str) -> None:
         self._context.metrics.runner_requests.labels(request_type, outcome).inc()
-
-
-def _retrieve(task: asyncio.Task[None]) -> None:
-    """Retrieve the error of a task, or asyncio warns of it if its caller was cancelled."""
-    if not task.cancelled():
-        task.exception()

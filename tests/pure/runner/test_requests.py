@@ -20,7 +20,7 @@ from taskherd.runner.answers import TaskAnswers
 from taskherd.runner.inputs import INTERRUPTED, UNEXPECTED, TaskInputs
 from taskherd.runner.interrupts import TaskInterrupts
 from taskherd.runner.journal import AcceptedInterrupt, InputDelivery
-from taskherd.runner.supervisor import PendingRequest
+from taskherd.runner.requests import PendingRequest
 from tests.pure.runner.contexts import make_context, reports_of
 from tests.pure.runner.test_context import given_start
 

@@ -28,6 +28,7 @@ from taskherd.runner.dispatcher import Dispatcher
 from taskherd.runner.drain import NOTICE, REASON
 from taskherd.runner.journal import InputDelivery, Journal, Phase
 from taskherd.runner.outbox import Budget, Outbox
+from taskherd.runner.requests import PendingRequest
 from taskherd.runner.supervisor import TaskSupervisor
 from taskherd.runner.workspaces.folders import TaskFolder
 from taskherd.runner.workspaces.isolation import Isolation
@@ -40,7 +41,7 @@ from tests.pure.runner.life import a_few_steps
 
 def is_idle(of_task: TaskSupervisor) -> bool:
     """Return whether a supervisor waits for the next request."""
-    return bool(of_task._builds._getters)  # type: ignore[attr-defined]
+    return bool(of_task._builds._arrival._waiters)
 
 
 class Workspace:
@@ -277,7 +278,7 @@ async def test_a_task_is_started_stopped_and_started_again(runner: Runner) -> No
         ("workspace.stop", "ignored"): 1,
     }  # fmt: skip
     assert runner.consumer.acked == [*range(1, 8)]
-    await runner.until(lambda: not (runner.supervisor._saves or runner.dispatcher._acks))
+    await runner.until(lambda: runner.supervisor._writer.is_idle and not runner.dispatcher._acks)
 
 
 async def test_a_text_is_delivered_once(runner: Runner) -> None:
@@ -448,7 +449,7 @@ async def test_what_ends_an_agent_does_not_wait_for_its_start(runner: Runner, en
     assert (runner.workspace.executed, runner.workspace.running) == ([("start", 2)], False)
     match ending:
         case "stop" | "delete":
-            runner.workspace.has_ending = runner.supervisor._has_ending
+            runner.workspace.has_ending = lambda: runner.supervisor._builds.has_ending(runner.journal())
             runner.deliver(ending, 3)
         case "drain":
             runner.supervisor.drain()
@@ -490,17 +491,17 @@ async def test_a_journal_is_written_to_its_end_although_its_caller_is_cancelled(
         at_once -= 1
 
     monkeypatch.setattr(journals, "write", slowly)
-    first = asyncio.create_task(runner.supervisor._save())
+    first = asyncio.create_task(runner.supervisor._writer.save())
     await writing.wait()
     first.cancel()
     await asyncio.wait({first})
     runner.supervisor._journal.port = 7
-    second = asyncio.create_task(runner.supervisor._save())
+    second = asyncio.create_task(runner.supervisor._writer.save())
     await a_few_steps()
     may_go_on.set()
     await second
     assert (first.cancelled(), most, runner.journal().port) == (True, 1, 7)
-    await runner.until(lambda: not runner.supervisor._saves)
+    await runner.until(lambda: runner.supervisor._writer.is_idle)
 
 
 async def test_a_supervisor_ends_when_its_journal_is_written(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -513,17 +514,17 @@ async def test_a_supervisor_ends_when_its_journal_is_written(runner: Runner, mon
         write(path, content)
 
     async def detach() -> None:
-        supervisor._save_in_background()
+        supervisor._writer.save_in_background()
 
     monkeypatch.setattr(journals, "write", slowly)
     monkeypatch.setattr(runner.workspace, "detach", detach)
     detaching = asyncio.create_task(runner.dispatcher.detach())
-    await runner.until(lambda: supervisor._saves)
+    await runner.until(lambda: not supervisor._writer.is_idle)
     await a_few_steps()
     assert not detaching.done()
     may_go_on.set()
     await detaching
-    assert not supervisor._saves
+    assert supervisor._writer.is_idle
 
 
 async def test_an_agent_that_has_done_its_work_is_not_started_again(runner: Runner) -> None:
@@ -606,7 +607,7 @@ async def test_a_runner_that_holds_starts_does_the_rest(runner: Runner) -> None:
     await runner.execute("stop", 3)
     assert (runner.consumer.acked, runner.claims) == ([1, 3], [(1, True)])
     assert runner.workspace.executed == [("start", 1), ("stop", 3)]
-    runner.supervisor.submit(supervisor.PendingRequest(runner.request("start", 4), lambda: None))
+    runner.supervisor.submit(PendingRequest(runner.request("start", 4), lambda: None))
     await runner.until(runner.is_idle)
     assert runner.claims == [(1, True)]
 
@@ -684,7 +685,7 @@ async def test_the_next_runner_goes_on_with_what_was_accepted(runner: Runner) ->
         assert runner.workspace.executed == executed
         assert adopted._inputs._accepted.is_set() is (reason is None)
         if reason is not None:  # the task is to stay stopped after all: nobody is to wait for its agent
-            adopted.submit(supervisor.PendingRequest(runner.request("stop", 3), lambda: None))
+            adopted.submit(PendingRequest(runner.request("stop", 3), lambda: None))
             await runner.until(adopted._inputs._accepted.is_set)
             assert runner.workspace.executed[1:] == [("stop", 3)]
         await follower.detach()

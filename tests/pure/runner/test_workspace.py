@@ -21,8 +21,9 @@ from taskherd.runner.journal import Phase
 from taskherd.runner.outbox import Budget
 from taskherd.runner.workspaces.folders import TaskFolder
 from taskherd.runner.workspaces.isolation import Isolation
+from taskherd.runner.workspaces.launcher import free_port
 from taskherd.runner.workspaces.sandbox import Sandbox
-from taskherd.runner.workspaces.workspace import ENDING_TIMEOUT, TaskWorkspace, free_port
+from taskherd.runner.workspaces.workspace import ENDING_TIMEOUT, TaskWorkspace
 from tests.pure.runner.contexts import make_context, reports_of
 from tests.pure.runner.test_context import given_start
 
@@ -68,12 +69,17 @@ class Place:
             isolation=Isolation(Sandbox([], None), None, None),
         )  # fmt: skip
         self.folder = TaskFolder(root, UUID(int=6))
+        self.save = self.agent.save
         self.is_ending = False
         """Whether a request waits that ends the agent."""
         self.workspace = TaskWorkspace(
             context, self.folder, self.journal, outbox=self.agent.outbox, start_reporter=lambda _: self.agent.reporter,
-            save=self.agent.save, deliver_once=self.agent.deliver_once, has_ending=lambda: self.is_ending,
+            save=self.save_journal, deliver_once=self.agent.deliver_once, has_ending=lambda: self.is_ending,
         )  # fmt: skip
+
+    async def save_journal(self) -> None:
+        """Save the journal, as the test says."""
+        await self.save()
 
     def open(self, build_number: int = 1) -> Session:
         """Open a session with the agent of a build."""
@@ -213,18 +219,18 @@ def test_which_starts_have_left_no_run(place: Place, build_number: int, phase: P
 
 def test_whether_the_last_agent_had_finished(place: Place) -> None:
     """It waited, or it exited with status 0; one that asks in its turn had not."""
-    assert not place.workspace._has_finished()
+    assert not place.workspace._launcher.has_finished()
     for state, turn, finished in (
         ("idle", None, True), ("complete", None, True), ("failed", None, False), ("working", None, False),
         ("idle", 7, False),
     ):  # fmt: skip
         place.note(state=state, turn=turn)
-        assert place.workspace._has_finished() is finished
+        assert place.workspace._launcher.has_finished() is finished
     for number, code in ((1, 3), (2, 0)):
         run = place.folder.run(number)
         run.path.mkdir(parents=True)
         run.exit.write_text(f'{{"reason": "exited", "code": {code}}}')
-        assert place.workspace._has_finished() is (code == 0)
+        assert place.workspace._launcher.has_finished() is (code == 0)
 
 
 def test_the_success_of_the_latest_start_counts(place: Place) -> None:

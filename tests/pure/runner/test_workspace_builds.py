@@ -84,7 +84,7 @@ class Builds(Place):
 
         self.reporter = reporter
         self.workspace._start_reporter = reporter
-        self.workspace._save = self._save
+        self.save = self._save
         monkeypatch.setattr(processes, "start", self._start)
         monkeypatch.setattr(Isolation, "end", self._end)
 
@@ -343,7 +343,7 @@ async def test_an_exit_between_two_runners_is_told_although_the_disk_is_full(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(processes, "adopt", adopt)
-    builds.workspace._save = save
+    builds.save = save
     given_start(builds.agent)
     assert builds.journal.start is not None
     builds.journal.accept(builds.journal.start.model_copy(update={"run": {"command": ["agent"]}}))

@@ -21,8 +21,8 @@ from taskherd.runner.agents.kinds import follower_class
 from taskherd.runner.agents.words import last_words
 from taskherd.runner.workspaces import processes
 from taskherd.runner.workspaces.folders import RunFolder, TaskFolder, list_tasks
+from taskherd.runner.workspaces.launcher import free_port
 from taskherd.runner.workspaces.run_spec import make_run_spec
-from taskherd.runner.workspaces.workspace import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import sys
 from dataclasses import replace
 from functools import partial
@@ -21,13 +20,12 @@ from taskherd.runner.agents.kinds import follower_class
 from taskherd.runner.agents.log_budget import LogBudget
 from taskherd.runner.agents.session import AgentSession
 from taskherd.runner.journal import Phase
-from taskherd.runner.workspaces import processes, removal, terminals
-from taskherd.runner.workspaces.launch_plan import LaunchPlan, plan_launch
-from taskherd.runner.workspaces.run_spec import make_run_spec
+from taskherd.runner.workspaces import processes, removal
+from taskherd.runner.workspaces.launcher import Launcher
+from taskherd.runner.workspaces.task_processes import TaskProcesses
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Awaitable, Callable
     from uuid import UUID
 
     from taskherd.directory_file.run import RunConfig
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
     from taskherd.runner.reporter import Reporter
     from taskherd.runner.workspaces.folders import RunFolder, TaskFolder
     from taskherd.runner.workspaces.processes import ExitRecord, ShimHandle
-    from taskherd.runner.workspaces.terminals import TerminalCommand
 
 log = structlog.get_logger(__name__)
 
@@ -86,6 +83,8 @@ class TaskWorkspace:
         self._save = save
         self._deliver_once = deliver_once
         self._has_ending = has_ending
+        self._processes = TaskProcesses(context.isolation, folder, journal)
+        self._launcher = Launcher(context, folder, journal, outbox=outbox, processes=self._processes, save=save)
         self._session: AgentSession | None = None
         self._last_notice = 0
         self._ending_since: float | None = None
@@ -141,8 +140,8 @@ class TaskWorkspace:
             leftover = (await session.stop()).leftover
             session.reporter.disconnected()
             session.reporter.lifecycle(Lifecycle.OFF)
-        await self._end_unknown_runs()
-        leftover = max(leftover, await self._end_processes())
+        await self._processes.end_unknown_runs()
+        leftover = max(leftover, await self._processes.end())
         if leftover:
             return f"{leftover} processes of the agent could not be killed; check the runner's machine."
         return None
@@ -263,7 +262,7 @@ class TaskWorkspace:
             if problem:
                 if self._session is not None:
                     await session.stop()
-                await self._end_processes()
+                await self._processes.end()
                 return problem
         self.health = follower_class(run).initial_health
         return None
@@ -274,69 +273,7 @@ class TaskWorkspace:
                 reporter,
                 "the workspace starts with an empty folder: this runner has no files of its earlier builds.",
             )
-        uid = await self._isolate(run)
-        plan = self._plan(run, request)
-        self._journal.port = free_port() if follower_class(run).needs_port else None
-        await self._save()
-        await asyncio.to_thread(self._folder.remove_runs)
-        run = run.model_copy(update={"command": plan.command})
-        launched = request if plan.gives_prompt else request.model_copy(update={"prompt": ""})
-        self._folder.write_prompt(launched.prompt, uid)
-        shim = await processes.start(self._folder.run(request.build_number), self._spec(run, launched, uid))
-        self._open_session(shim, request)
-
-    def _plan(self, run: RunConfig, request: WorkspaceStart) -> LaunchPlan:
-        """Return the plan of a launch, and note it in the journal.
-
-        That of an earlier runner stands: it may have removed the runs from which it was made.
-        """
-        journal = self._journal
-        if journal.planned_build == request.build_number:
-            command = (run.resume_command if journal.resumes else None) or run.command
-            return LaunchPlan(command, gives_prompt=journal.gives_prompt)
-        given, has_session = journal.was_given(request.prompt), journal.stream_session is not None
-        plan = plan_launch(run, given=given, finished=self._has_finished(), has_session=has_session)
-        journal.planned_build, journal.gives_prompt = request.build_number, plan.gives_prompt
-        journal.resumes = plan.command == run.resume_command
-        return plan
-
-    async def _isolate(self, run: RunConfig) -> int | None:
-        """Prepare the isolation that the template and the runner's settings demand. Return the agent's user.
-
-        End what an interrupted start may have left. The user is recorded before anything runs as it.
-        """
-        isolation, journal = self._context.isolation, self._journal
-        await asyncio.to_thread(isolation.check, run)
-        await self._end_unknown_runs()
-        await self._end_processes()
-        uid = await asyncio.to_thread(isolation.assign_user, journal.task_id)
-        if uid is not None and uid != journal.agent_uid:
-            journal.agent_uid = uid
-            await self._save()
-        await asyncio.to_thread(isolation.prepare, run, self._folder, uid)
-        return uid
-
-    async def _end_unknown_runs(self) -> None:
-        """Kill what is left of runs that no shim has recorded the exit of, such as those of a journal that was lost."""
-        for run in (each for each in self._folder.list_runs() if not each.exit.exists()):
-            await asyncio.to_thread(processes.kill_marked, run)
-
-    async def _end_processes(self) -> int:
-        """End all processes of the task that its isolation can tell from others. Return the number of those left."""
-        start = self._journal.start
-        number = start.build_number if start is not None else 0
-        return await asyncio.to_thread(self._end_all, number)
-
-    def _end_all(self, build_number: int) -> int:
-        left = sum(terminals.end_all(run) for run in self._folder.list_runs())
-        return max(left, self._context.isolation.end(self._journal.task_id, build_number))
-
-    def _has_finished(self) -> bool:
-        """Return whether the latest agent in this folder had done what it was given: it waited, or exited with 0."""
-        checkpoint = self._outbox.checkpoint
-        if checkpoint.get("state") in {AgentState.IDLE, AgentState.COMPLETE} and checkpoint.get("turn") is None:
-            return True
-        return any(processes.has_succeeded(run) for run in self._folder.list_runs())
+        self._open_session(await self._launcher.launch(run, request), request)
 
     async def _remove(self) -> str | None:
         try:
@@ -372,30 +309,13 @@ class TaskWorkspace:
             self._journal.exit_reported = True
         self._context.metrics.runner_endings.labels(agent_exit.why.value).inc()
         try:
-            await self._end_processes()
+            await self._processes.end()
         except Exception:  # the next start or stop ends them
             log.exception("cannot end what an agent left", task_id=str(self._journal.task_id))
         try:
             await self._save()
         except OSError as error:
             log.warning("cannot write journal", task_id=str(self._journal.task_id), reason=str(error))
-
-    def _spec(self, run: RunConfig, request: WorkspaceStart, uid: int | None) -> processes.RunSpec:
-        journal = self._journal
-        session = journal.stream_session or ""
-        return make_run_spec(run, request, self._context, self._folder, uid=uid, port=journal.port, session=session)
-
-    def _start_command(self, folder: RunFolder, command: TerminalCommand) -> ShimHandle:
-        """Start a command beside the agent. Raise ``OSError`` if that fails."""
-        start, sandbox = self._journal.start, self._context.isolation.sandbox
-        assert start is not None
-        run = template.parse(start.run)
-
-        def wrap(argv: Sequence[str], cwd: Path) -> Sequence[str]:
-            return argv if run.sandbox == "none" else sandbox.wrap(argv, self._folder, cwd, run.network)
-
-        agent = self._spec(run, start, self._journal.agent_uid)
-        return processes.spawn(folder, terminals.make_terminal_spec(agent, command, wrap))
 
     async def _identify_peer(self, folder: RunFolder, own_port: int) -> listeners.Peer:
         """Return who has the other end of the connection from a port to that of this run's agent."""
@@ -436,17 +356,10 @@ class TaskWorkspace:
             log_budget=LogBudget(self._context.log_rates),
             work=self._folder.work,
             workdir=self._folder.work / run.workdir,
-            start_command=self._start_command,
+            start_command=self._launcher.start_command,
             identify_peer=partial(self._identify_peer, self._folder.run(reporter.build_number)),
             mcp_servers=self._mcp_servers(run),
             interrupt_agent=self._interrupt_agent,
             stop_agent=self._stop_agent,
             failpoint=self._context.failpoint,
         )
-
-
-def free_port() -> int:
-    """Return a port that is free now; if another process takes it before the agent does, the agent's start fails."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
