@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextlib import suppress
 from typing import Any
 
@@ -12,7 +13,7 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from structlog.testing import capture_logs
 
 from taskherd.broker.connection import ConnectionHooks, Socket, SupervisedConnection
-from taskherd.broker.requests import map_errors
+from taskherd.broker.requests import close_channel, map_errors
 from taskherd.errors import Unavailable
 from tests.broker.conftest import ConnectTo
 from tests.harness.runner import eventually
@@ -206,6 +207,24 @@ async def test_a_cancelled_request_for_a_channel_leaves_none_behind(
     assert [record.getMessage() for record in caplog.records if record.levelname != "DEBUG"] == []
 
 
+async def test_a_channel_leaves_nothing_behind(amqp_url: str, connect_to: ConnectTo) -> None:
+    """However many are opened and closed on a connection, what waits for the end of the connection stays as it is."""
+    connection = connect_to(amqp_url, "many channels")
+    await connection.wait_up()
+    closing = underlay_of(connection)._closing
+
+    async def use_channels() -> tuple[int, int]:
+        for confirms in (False, True) * 20:
+            await close_channel(await connection.channel(confirms=confirms))
+        gc.collect()
+        return len(closing._callbacks or ()), len(gc.get_objects())
+
+    await use_channels()
+    (callbacks, objects), (more_callbacks, more_objects) = await use_channels(), await use_channels()
+    assert more_callbacks == callbacks
+    assert more_objects < objects + 40, "less than one for each channel"
+
+
 async def test_closing_a_channel_may_be_given_up(proxied: tuple[TcpProxy, str]) -> None:
     """Aiormq closes it once, so that RabbitMQ keeps the connection, with its other channels."""
     proxy, url = proxied
@@ -231,6 +250,12 @@ async def test_closing_a_channel_may_be_given_up(proxied: tuple[TcpProxy, str]) 
 
 def channels_of(connection: SupervisedConnection) -> dict[int, Any]:
     """Return aiormq's channels, by number."""
+    channels: dict[int, Any] = underlay_of(connection).channels
+    return channels
+
+
+def underlay_of(connection: SupervisedConnection) -> Any:
+    """Return aiormq's connection."""
     assert connection._connection is not None
     assert connection._connection.transport is not None
-    return connection._connection.transport.connection.channels
+    return connection._connection.transport.connection

@@ -11,9 +11,10 @@ from taskherd import retry
 from taskherd.backoff import Backoff
 from taskherd.broker import unconfirmed
 from taskherd.broker.publisher import OutgoingMessage
-from taskherd.broker.unconfirmed import UnconfirmedPublisher
+from taskherd.broker.unconfirmed import MAX_TOGETHER, UnconfirmedPublisher
 from taskherd.errors import Unavailable
 from tests.broker.conftest import ConnectTo
+from tests.harness.runner import eventually
 from tests.harness.tcp_proxy import TcpProxy
 
 
@@ -96,6 +97,39 @@ async def test_without_a_connection_the_oldest_message_is_dropped(
     assert told == ["no broker", "still no broker"]
     publisher.stop()
     await asyncio.wait_for(running, 20)
+
+
+async def test_a_connection_that_takes_nothing_is_left(
+    proxied: tuple[TcpProxy, str], connect_to: ConnectTo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written to it would stay in memory beside what waits; a new connection takes what comes later."""
+    monkeypatch.setattr(unconfirmed, "REQUEST_TIMEOUT", 1.0)
+    monkeypatch.setattr(retry, "OUTAGE", Backoff(0, 0))
+    proxy, url = proxied
+    connection = connect_to(url, "unconfirmed")
+    failed, told = asyncio.Event(), list[str]()
+
+    def on_error(reason: str) -> None:
+        told.append(reason)
+        failed.set()
+
+    publisher = UnconfirmedPublisher(connection, on_error)
+    running = asyncio.create_task(publisher.run())
+    try:
+        publisher.offer(OutgoingMessage("", "gone", b"first"))
+        await eventually(lambda: publisher._channel is not None and not publisher._waiting, 30)
+        stuck = connection._connection
+        proxy.freeze()
+        for _ in range(MAX_TOGETHER):  # more than the buffers of the sockets have room for
+            publisher.offer(OutgoingMessage("", "gone", bytes(256 * 1024)))
+        async with asyncio.timeout(60):
+            await failed.wait()
+        assert told[0] == "publishing without a confirm: no answer in time"
+        proxy.thaw()
+        await eventually(lambda: connection._connection not in {stuck, None}, 30)
+    finally:
+        publisher.stop()
+        await asyncio.wait_for(running, 60)
 
 
 @pytest.mark.parametrize("stopped", ["before", "during a wait"])

@@ -81,6 +81,7 @@ EXTENDED = {
         "aio_pika.connection:Connection.connect": "51eea36955499e45",
         "aiormq.connection:TCPTransportFactory": "1d193f4fe5f11ed8",
         "aiormq.connection:TLSTransportFactory": "b950a3c449f82d59",
+        "aiormq.connection:Connection.channel": "6e79fa96e318927d",
         "aiormq.connection:Connection._on_close": "657b9049d8a1e177",
         "aiormq.connection:Connection.__init__": "8bbfd70a6b7c193b",
         "aiormq.channel:Channel._on_close_frame": "351db7021a087252",

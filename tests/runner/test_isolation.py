@@ -591,6 +591,13 @@ if IS_ROOT:
         assert problem.replace("{closed}", str(closed)) in str(failure.value)
 
 
+async def until_command_ended(work: Path) -> None:
+    """Wait until the command that an agent has run through the runner has succeeded."""
+    ended = work / "ended"
+    await eventually(lambda: ended.exists() and ended.read_text(), 60)  # the shell creates it before it writes
+    assert '"exitCode":0' in ended.read_text()
+
+
 COMMAND_BESIDE = """
 tell() { printf '%s\\n' "{\\"jsonrpc\\":\\"2.0\\",$1}"; }
 look() { id -u > $1.user; ls / > $1.root; cat /proc/self/cgroup > $1.cgroup; }
@@ -615,11 +622,40 @@ async def test_a_command_beside_an_agent_is_held_as_the_agent_is(
     await start()
     task_id = await shell(harness, mode, COMMAND_BESIDE, agent="acp", client_terminals=True)
     work = harness.work(task_id)
-    ended = work / "ended"
-    await eventually(lambda: ended.exists() and ended.read_text(), 60)  # the shell creates it before it writes
-    assert '"exitCode":0' in ended.read_text()
+    await until_command_ended(work)
     for name in ("user", "root", "cgroup"):
         assert (work / f"command.{name}").read_text() == (work / f"agent.{name}").read_text()
     assert len(harness.marked(task_id)) >= 2
     assert (await harness.worker.command("task.delete", task_id))["ok"]
     await eventually(lambda: not harness.marked(task_id), 60)
+
+
+COMMAND_WITH_LIBRARY = """
+tell() { printf '%s\\n' "{\\"jsonrpc\\":\\"2.0\\",$1}"; }
+read line; tell '"id":0,"result":{"protocolVersion":1}'
+read line; tell '"id":1,"result":{"sessionId":"s"}'
+read line
+env='{"name":"LD_DEBUG","value":"libs"},{"name":"LD_DEBUG_OUTPUT","value":"'$PWD'/linked"},{"name":"W","value":"a b"}'
+command='echo $W > word'
+tell '"id":"c","method":"terminal/create","params":{"sessionId":"s","command":"'"$command"'","env":['"$env"']}'
+read line
+tell '"id":"w","method":"terminal/wait_for_exit","params":{"terminalId":"terminal-0"}'
+read line; echo "$line" > ended
+while read line; do :; done
+"""
+
+
+@every_mode
+async def test_variables_of_a_command_beside_an_agent_have_no_effect_outside_its_sandbox(
+    harness: RunnerHarness, start: Callable[[], Any], mode: Mode
+) -> None:
+    """The program that makes the sandbox loads no library that they name: it would run in the runner's place."""
+    await start()
+    task_id = await shell(harness, mode, COMMAND_WITH_LIBRARY, agent="acp", client_terminals=True)
+    work = harness.work(task_id)
+    await until_command_ended(work)
+    assert (work / "word").read_text() == "a b\n"
+    linked = "".join(each.read_text() for each in work.glob("linked.*"))
+    assert "libc.so" in linked, "the shell's libraries"
+    assert "bwrap" not in linked
+    assert "libcap" not in linked, "one of bubblewrap's libraries"

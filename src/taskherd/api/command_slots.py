@@ -4,6 +4,9 @@ Commands that arrive together are executed together, and a process handles repli
 one user sends makes what others wait for longer. So while single commands are sent, few of batches and actions are in
 flight, of the users who send them in turns, and while several users send single commands, few of each user. A process
 knows only its own users; between processes the worker lets users take turns.
+
+Commands for one task are executed one after the other. If more of them than a few were in flight, the worker would have
+room for no others: it takes only so many bytes at a time from its queue.
 """
 
 from __future__ import annotations
@@ -25,8 +28,14 @@ FEW_BULK: Final = 4
 """That number while single commands are sent too."""
 FEW_OF_USER: Final = 4
 """Maximum number of single commands of one user that wait for a reply while those of other users are sent too."""
+FEW_OF_TASK: Final = 4
+"""Maximum number of single commands for one task that wait for a reply."""
 QUIET: Final = 0.5
 """Seconds after the answer of a command until the others are not limited any more."""
+
+
+def _ignore() -> None:
+    pass
 
 
 class _Slots:
@@ -84,6 +93,8 @@ class CommandSlots:
         self._bulk = _Slots(self._available_to_bulk)
         self._users: dict[UUID, _Slots] = {}
         """Those of users with a command that waits for a slot or for a reply."""
+        self._tasks: dict[UUID, _Slots] = {}
+        """Those of tasks with such a command."""
         self._single_until = self._shared_until = float("-inf")
 
     @asynccontextmanager
@@ -100,24 +111,24 @@ class CommandSlots:
             self._bulk.release()
 
     @asynccontextmanager
-    async def single(self, user: UUID, deadline: float) -> AsyncIterator[None]:
-        """Hold the slot of a single command of this user while the block runs; wait for it in turn.
+    async def single(self, user: UUID, task: UUID, deadline: float) -> AsyncIterator[None]:
+        """Hold the slot of a single command of this user for a task while the block runs; wait for it in turn.
 
         Raises:
             Unavailable: there was no slot until ``deadline``, in seconds of the loop's clock.
         """
-        slots = self._users.setdefault(user, _Slots(self._available_to_user))
-        self._note_single()
-        try:
-            await slots.acquire(user, deadline)
-            try:
-                yield
-            finally:
-                self._note_single()
-                slots.release()
-        finally:
-            if slots.idle:
-                self._users.pop(user, None)
+        async with (
+            _held(self._tasks, task, _Slots(lambda: FEW_OF_TASK), user=user, deadline=deadline, on_change=_ignore),
+            _held(
+                self._users,
+                user,
+                _Slots(self._available_to_user),
+                user=user,
+                deadline=deadline,
+                on_change=self._note_single,
+            ),
+        ):
+            yield
 
     def _note_single(self) -> None:
         """Leave room for others for a while: a single command is sent, or was answered."""
@@ -131,3 +142,31 @@ class CommandSlots:
 
     def _available_to_user(self) -> float:
         return FEW_OF_USER if self._now() < self._shared_until else float("inf")
+
+
+@asynccontextmanager
+async def _held(
+    all_slots: dict[UUID, _Slots],
+    key: UUID,
+    new: _Slots,
+    *,
+    user: UUID,
+    deadline: float,
+    on_change: Callable[[], None],
+) -> AsyncIterator[None]:
+    """Hold one of the slots of ``key`` while the block runs; ``new`` ones are forgotten when none is in use.
+
+    ``on_change`` is called when a command comes, and before its slot is given back.
+    """
+    slots = all_slots.setdefault(key, new)
+    on_change()
+    try:
+        await slots.acquire(user, deadline)
+        try:
+            yield
+        finally:
+            on_change()
+            slots.release()
+    finally:
+        if slots.idle:
+            all_slots.pop(key, None)

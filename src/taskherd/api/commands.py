@@ -82,7 +82,7 @@ async def send_command(request: RequestContext, command: Command) -> CommandResu
     request.log_fields = {"command_id": str(command.command_id), "task_id": str(command.task_id)}
     deadline = asyncio.get_running_loop().time() + request.api.settings.api_command_timeout
     try:
-        async with request.api.command_slots.single(command.actor_id, deadline):
+        async with request.api.command_slots.single(command.actor_id, command.task_id, deadline):
             result = await execute(request.api, command, deadline)
     except Unavailable as error:
         request.log_fields["reason"] = str(error)

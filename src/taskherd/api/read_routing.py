@@ -68,6 +68,8 @@ class ReplicationProgress:
         if replayed is None:
             self.forget()
             return
+        if replayed < self.replayed:
+            self.forget()
         self.replayed = replayed
         while self._samples and self._samples[0].position <= replayed:
             self.shown_until = self._samples.popleft().time

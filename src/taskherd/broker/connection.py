@@ -206,15 +206,18 @@ class SupervisedConnection:
         try:
             with map_errors("opening a channel"):
                 async with asyncio.timeout(REQUEST_TIMEOUT):
-                    channel = connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
-                    await channel.initialize()
-                    underlay = await channel.get_underlay_channel()
+                    underlay = connection.transport.connection if connection.transport is not None else None
+                    if underlay is None:
+                        raise ConnectionError("the connection is closed")
+                    await underlay.ready()
+                    # aio-pika's channel would leave callbacks on the connection, 3 KB each, until that ends.
+                    channel = await underlay.channel(publisher_confirms=confirms, on_return_raises=confirms)
         except Unavailable as error:
             if isinstance(error.__cause__, TimeoutError) and connection is self._connection:
                 self.drop()  # the broker opens a channel at once, so it hangs
             raise
-        assert isinstance(underlay, Channel)
-        return underlay
+        assert isinstance(channel, Channel)
+        return channel
 
     @asynccontextmanager
     async def temporary_channel(self) -> AsyncIterator[Channel]:

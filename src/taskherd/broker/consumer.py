@@ -331,12 +331,7 @@ class Consumer:
         """Adjust the prefetch; while acks are held back it stays as it is."""
         if not self._acks_allowed.is_set():
             return
-        try:
-            await subscription.adjust()
-        except Unavailable:
-            if not subscription.channel.is_closed:
-                self._connection.drop()  # the broker may still deliver; a new channel makes it certain
-            raise
+        await subscription.adjust()
         if subscription.window.exhausted:
             self._wake()
 

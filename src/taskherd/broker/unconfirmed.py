@@ -94,9 +94,14 @@ class UnconfirmedPublisher:
             self._writer = writer_of(self._channel, REQUEST_TIMEOUT)
         messages = [self._next() for _ in range(min(MAX_TOGETHER, len(self._waiting)))]
         assert self._writer is not None
-        with map_errors("publishing without a confirm"):
-            async with asyncio.timeout(REQUEST_TIMEOUT):
-                await self._writer.write(messages)
+        try:
+            with map_errors("publishing without a confirm"):
+                async with asyncio.timeout(REQUEST_TIMEOUT):
+                    await self._writer.write(messages)
+        except Unavailable as error:
+            if isinstance(error.__cause__, TimeoutError):
+                self._connection.drop()  # it takes nothing, and would keep in memory all that is written to it
+            raise
 
     def _next(self) -> OutgoingMessage:
         """Take the oldest message."""

@@ -54,7 +54,9 @@ async def _apply(settings: Settings, names: topology.TopologyNames) -> list[str]
     """Declare everything and return the pools and runners with a queue; without a database there are none."""
     targets = await _work_targets(settings.database_url) if settings.database_url else []
     async with open_connection(settings.amqp_url, "topology") as connection:
-        await topology.declare(await connection.channel(), names, settings.report_partitions)
+        async with connection.temporary_channel() as channel:
+            await topology.declare(channel, names, settings.report_partitions)
         for target in targets:
-            await topology.declare_work_queue(await connection.channel(), names, target)
+            async with connection.temporary_channel() as channel:
+                await topology.declare_work_queue(channel, names, target)
     return targets

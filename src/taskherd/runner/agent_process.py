@@ -35,7 +35,7 @@ def become_agent(spec: Mapping[str, Any], streams: tuple[int, int, int], problem
         for target, descriptor in enumerate(streams):
             os.dup2(descriptor, target)
         _prepare(spec)
-        os.execvpe(program, spec["argv"], {**os.environ, **spec["own_env"]})  # noqa: S606 - what this is for
+        os.execvpe(program, *_arguments_and_variables(spec))  # noqa: S606 - what this is for
     except OSError as error:
         name = error.filename if isinstance(error.filename, str) else program
         message = f"[Errno {error.errno}] {error.strerror}: {program if name.endswith(f'/{program}') else name!r}"
@@ -56,6 +56,23 @@ def _prepare(spec: Mapping[str, Any]) -> None:
         privileges.drop(uid)
     privileges.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # after ``drop``, which resets it
     os.chdir(spec["cwd"])
+
+
+def _arguments_and_variables(spec: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """Return the arguments, the program among them, and the environment of the process to be executed.
+
+    A sandbox gets the agent's own variables by a file that bubblewrap reads, and sets them inside: bubblewrap itself
+    runs outside, where it must not load the libraries that they name. Its arguments are visible to other users.
+    """
+    argv, own = spec["argv"], spec["own_env"]
+    if not (spec["sandboxed"] and own):
+        return argv, {**os.environ, **own}
+    options = "".join(f"--setenv\0{name}\0{value}\0" for name, value in own.items())
+    descriptor = os.memfd_create("variables", 0)
+    with os.fdopen(descriptor, "wb", closefd=False) as file:
+        file.write(os.fsencode(options))
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return [argv[0], "--args", str(descriptor), *argv[1:]], {**os.environ}
 
 
 def _apply_limits(spec: Mapping[str, Any]) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
-from taskherd.api.command_slots import FEW_BULK, FEW_OF_USER, MAX_BULK, QUIET, CommandSlots
+from taskherd.api.command_slots import FEW_BULK, FEW_OF_TASK, FEW_OF_USER, MAX_BULK, QUIET, CommandSlots
 from taskherd.errors import Unavailable
 
 ALICE, BOB, CAROL = UUID(int=1), UUID(int=2), UUID(int=3)
@@ -58,12 +58,12 @@ class Clock:
         return Load(lambda: self.slots.bulk(user, asyncio.get_running_loop().time() + 60.0))
 
     def of(self, user: UUID) -> Load:
-        """Return a load of single commands of a user."""
+        """Return a load of single commands of a user, for as many tasks."""
         return Load(lambda: self.single(user))
 
-    def single(self, user: UUID, wait: float = 60.0) -> AbstractAsyncContextManager[None]:
-        """Return a slot for one command of a user."""
-        return self.slots.single(user, asyncio.get_running_loop().time() + wait)
+    def single(self, user: UUID, wait: float = 60.0, *, task: UUID | None = None) -> AbstractAsyncContextManager[None]:
+        """Return a slot for one command of a user, for a task that no other one is for unless it is given."""
+        return self.slots.single(user, task or uuid4(), asyncio.get_running_loop().time() + wait)
 
 
 async def settle() -> None:
@@ -247,10 +247,44 @@ async def test_a_new_command_overtakes_none_that_waits() -> None:
     await asyncio.gather(*tasks)
 
 
-async def test_slots_of_users_are_forgotten() -> None:
-    """A process remembers nothing of users without a command in flight."""
+async def test_few_commands_for_one_task_are_in_flight() -> None:
+    """Of users in turns; commands for other tasks do not wait for them."""
+    clock = Clock()
+    task = UUID(int=9)
+    alice, bob = (Load(lambda user=user: clock.single(user, task=task)) for user in (ALICE, BOB))  # type: ignore[misc]
+    tasks = await alice.start(MANY) + await bob.start(2)
+    assert (alice.running, bob.running) == (FEW_OF_TASK, 0)
+    async with clock.single(ALICE, wait=1):
+        pass
+    await alice.release(1)
+    clock.time += QUIET * 1.1
+    await alice.release(3)
+    assert (alice.running, bob.running) == (FEW_OF_TASK - 2, 2)
+    await alice.release(MANY - 4)
+    await bob.release(2)
+    await asyncio.gather(*tasks)
+    assert alice.order == list(range(MANY))
+
+
+async def test_a_command_whose_task_has_too_many_is_given_up() -> None:
+    """At its deadline; the others go on, and it has left nothing behind."""
+    clock = Clock()
+    task = UUID(int=9)
+    load = Load(lambda: clock.single(ALICE, task=task))
+    tasks = await load.start(FEW_OF_TASK)
+    with pytest.raises(Unavailable, match="too many commands"):
+        async with clock.single(BOB, wait=0.01, task=task):
+            pass
+    await load.release(FEW_OF_TASK)
+    await asyncio.gather(*tasks)
+    assert (vars(clock.slots)["_users"], vars(clock.slots)["_tasks"]) == ({}, {})
+
+
+async def test_slots_of_users_and_tasks_are_forgotten() -> None:
+    """A process remembers nothing of users and tasks without a command in flight."""
     clock = Clock()
     for number in range(1_000):
         async with clock.single(UUID(int=number)):
             pass
     assert not vars(clock.slots)["_users"]
+    assert not vars(clock.slots)["_tasks"]

@@ -49,6 +49,16 @@ def test_a_restarted_standby_counts_only_from_a_new_sample() -> None:
     assert shown(progress) == 4.0
 
 
+def test_a_standby_that_is_behind_what_it_showed_has_restarted() -> None:
+    """Also if no comparison failed meanwhile: nothing is known of what it shows until it reaches a position again."""
+    progress = ReplicationProgress()
+    progress.update(Sample(1.0, 100), 100)
+    progress.update(Sample(2.0, 200), 90)
+    assert (progress.shown_until, progress.replayed) == (None, 90)
+    progress.update(None, 200)
+    assert progress.shown_until == 2.0
+
+
 def test_a_caller_waits_for_their_own_mark() -> None:
     """A caller is allowed once the standby shows what they saw; others are allowed at once."""
     marks = ReadMarks()
