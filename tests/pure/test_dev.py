@@ -57,7 +57,7 @@ def test_a_runner_is_started_without_what_only_servers_need(python: Path, monkey
 
 
 SET_USERS = (
-    f", or set {agent_users.VARIABLE}=200000-265535, which was not done because other users cannot enter /closed"
+    f", or set {agent_users.VARIABLE}=400000-465535, which was not done because other users cannot enter /closed"
 )
 
 

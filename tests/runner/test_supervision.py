@@ -187,10 +187,36 @@ async def test_a_journal_that_cannot_be_read_now_is_read_later(
     with monkeypatch.context() as patch:
         patch.setattr(journals, "load", lambda _: None)
         runner.deliver(runner.start_request(2))
-        await eventually(
-            lambda: "cannot read the journal of a task, trying again" in [each["event"] for each in logged]
-        )
+        await eventually(lambda: "cannot read the files of a task, trying again" in [each["event"] for each in logged])
     await runner.until_acked(1, 1)
+
+
+@pytest.mark.parametrize("file", ["journal.json", "outbox.jsonl"])
+async def test_a_request_waits_for_files_that_cannot_be_read_now(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, logged: list[EventDict], file: str
+) -> None:
+    """For want of descriptors nothing is known of the task: it is not taken for a new one."""
+    runner.claims.results = [Claim.WON, RuntimeError("unexpected"), Claim.SKIPPED]
+    runner.deliver(runner.start_request(1, "exit 3"))
+    await eventually(lambda: (journal := runner.journal()) is not None and journal.exit_reported)
+    monkeypatch.setattr(dispatcher, "RESTART_AFTER", 0.2)
+    runner.deliver_as(2, runner.start_request(2))
+    await eventually(lambda: not runner.dispatcher._supervisors)
+    read = Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if path.name == file:
+            raise OSError(errno.EMFILE, "Too many open files", str(path))
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        runner.deliver_as(3, runner.input_request("one"))
+        await eventually(lambda: "cannot read the files of a task, trying again" in [each["event"] for each in logged])
+        assert not runner.dispatcher._supervisors
+    await eventually(lambda: runner.dispatcher._supervisors)
+    supervisor = runner.dispatcher._supervisors[runner.task.task_id]
+    assert (supervisor.build_number, len(supervisor._outbox) > 0) == (1, True)
 
 
 async def test_an_unexpected_error_of_the_loop_that_delivers_inputs_is_noticed(

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 VARIABLE: Final = "TASKHERD_RUNNER_AGENT_UIDS"
-RANGE: Final = "200000-265535"
+RANGE: Final = "400000-465535"
+"""Not that of the files in ``deploy/``: two runners on one machine must not share a range."""
 _SUBORDINATE: Final = (Path("/etc/subuid"), Path("/etc/subgid"))
 _OTHERS_MAY_ENTER: Final = 0o001
 

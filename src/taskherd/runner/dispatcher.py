@@ -72,12 +72,16 @@ class Dispatcher:
     def adopt_tasks(self) -> int:
         """Start a supervisor for every task that an earlier runner left on this disk, and return their number."""
         for folder in folders.list_tasks(self._context.root):
-            journal = journals.load(folder.journal)
-            if journal is None or journal.task_id != folder.task_id:
-                log.warning("folder without a readable journal, ignored", folder=str(folder.path))
+            try:
+                journal = journals.load(folder.journal)
+                if journal is None or journal.task_id != folder.task_id:
+                    log.warning("folder without a readable journal, ignored", folder=str(folder.path))
+                    self._context.isolation.hold_user(folder.task_id, folder.owner())
+                    continue
+                self._add_supervisor(folder, journal)
+            except OSError as error:
                 self._context.isolation.hold_user(folder.task_id, folder.owner())
-                continue
-            self._add_supervisor(folder, journal)
+                self._restart_later(folder.task_id, str(error))
         return len(self._supervisors)
 
     def discard(self, task_id: UUID) -> None:
@@ -166,9 +170,8 @@ class Dispatcher:
             return True
         only_copy = request.attempt == 1 and not delivery.redelivered
         pending = PendingRequest(request, partial(self._on_accepted, delivery), only_copy)
-        supervisor = self._supervisor_of(request)
         self._unaccepted[delivery.epoch, delivery.delivery_tag] = pending
-        supervisor.submit(pending)
+        self._submit(pending)
         return True
 
     def _on_accepted(self, delivery: Delivery) -> None:
@@ -176,6 +179,18 @@ class Dispatcher:
         ack = asyncio.create_task(self._consumer.ack([delivery]), name="ack")
         self._acks.add(ack)
         ack.add_done_callback(self._acks.discard)
+
+    def _submit(self, pending: PendingRequest) -> None:
+        """Pass a request on to the supervisor of its task, or leave it to the next one if that cannot be made now."""
+        task_id = pending.request.task_id
+        try:
+            supervisor = self._supervisor_of(pending.request)
+        except OSError as error:
+            if task_id not in self._left:  # else that was done when its supervisor failed
+                self._restart_later(task_id, str(error))
+            self._left.setdefault(task_id, []).append(pending)
+        else:
+            supervisor.submit(pending)
 
     def _supervisor_of(self, request: WorkRequest) -> TaskSupervisor:
         supervisor = self._supervisors.get(request.task_id)
@@ -208,18 +223,24 @@ class Dispatcher:
             asyncio.get_running_loop().call_later(RESTART_AFTER, self._restart, task_id)
             return
         for pending in supervisor.take_pending():  # submitted while the supervisor was finishing
-            self._supervisor_of(pending.request).submit(pending)
+            self._submit(pending)
+
+    def _restart_later(self, task_id: UUID, reason: str) -> None:
+        log.error("cannot read the files of a task, trying again", task_id=str(task_id), reason=reason)
+        asyncio.get_running_loop().call_later(RESTART_AFTER, self._restart, task_id)
 
     def _restart(self, task_id: UUID) -> None:
         """Add the next supervisor of a task, unless a request has done that, or there is nothing to be done."""
         if task_id in self._supervisors or self._detaching:
             return
         folder = TaskFolder(self._context.root, task_id)
-        journal = journals.load(folder.journal)
-        if journal is not None:
-            self._add_supervisor(folder, journal)
-        elif folder.journal.exists():
-            log.error("cannot read the journal of a task, trying again", task_id=str(task_id))
-            asyncio.get_running_loop().call_later(RESTART_AFTER, self._restart, task_id)
-        elif left := self._left.get(task_id):
-            self._supervisor_of(left[0].request)
+        try:
+            journal = journals.load(folder.journal)
+            if journal is not None:
+                self._add_supervisor(folder, journal)
+            elif folder.journal.exists():
+                self._restart_later(task_id, "its journal is damaged")
+            elif left := self._left.get(task_id):
+                self._supervisor_of(left[0].request)
+        except OSError as error:
+            self._restart_later(task_id, str(error))

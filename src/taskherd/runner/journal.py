@@ -174,10 +174,13 @@ def write(path: Path, content: bytes) -> None:
 
 
 def load(path: Path) -> Journal | None:
-    """Return the journal at ``path``, or None if it does not exist or cannot be read."""
+    """Return the journal at ``path``, or None if it does not exist or is damaged.
+
+    Raise any other ``OSError``, such as for want of descriptors: then the task may be there.
+    """
     try:
         return Journal.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
         return None
 
 

@@ -197,7 +197,7 @@ class Outbox:
             self._file = None
 
     def _load(self) -> None:
-        with suppress(OSError):
+        with suppress(FileNotFoundError):
             content = self._path.read_bytes()
             self._torn = not content.endswith(b"\n") and bool(content)
             for line in content.splitlines():

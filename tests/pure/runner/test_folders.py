@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -169,3 +170,12 @@ def test_only_folders_of_tasks_are_tasks(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / str(three)).write_text("no folder")
     assert [(task.root, task.task_id) for task in list_tasks(tmp_path)] == [(tmp_path, one), (tmp_path, two)]
+
+
+@pytest.mark.parametrize("name", ["home", "work"])
+def test_a_link_that_an_agent_left_in_place_of_its_folder_is_not_followed(task: TaskFolder, name: str) -> None:
+    """A sandbox would show what it leads to, writable."""
+    shutil.rmtree(task.path / name, ignore_errors=True)
+    (task.path / name).symlink_to("/")
+    with pytest.raises(NotADirectoryError):
+        task.prepare(None)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 from itertools import pairwise
 from pathlib import Path
+from typing import Never
 
 import pytest
 from hypothesis import given
@@ -115,6 +117,22 @@ def test_a_gap_between_two_segments_is_missing(tmp_path: Path) -> None:
     assert output.read(folder, 10, 2) == output.OutputChunk(b"de", 0, 12)
     assert output.read(folder, 12, 99) == output.OutputChunk(b"f", 0, 13)
     assert output.read(folder, 13, 99) == output.OutputChunk(b"", 0, 13)
+
+
+def test_a_segment_that_cannot_be_read_now_is_no_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for want of descriptors: it is read the next time, and nothing of it is missing."""
+    (tmp_path / f"{0:020d}").write_bytes(b"one\n")
+    (tmp_path / f"{4:020d}").write_bytes(b"two\n")
+
+    def fail(path: str, *_: object, **__: object) -> Never:
+        raise OSError(errno.EMFILE, "Too many open files", path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", fail)
+        found = output.read(tmp_path, 0, 100)
+    assert (found.data, found.missing, found.end) == (b"", 0, 0)
+    found = output.read(tmp_path, 0, 100)
+    assert (found.data, found.missing, found.end) == (b"one\n", 0, 4)
 
 
 def test_output_that_was_deleted_is_missing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 import subprocess
@@ -40,7 +41,11 @@ class Machine:
         monkeypatch.setattr(privileges, "missing", lambda: self.missing)
         monkeypatch.setattr(privileges, "living", self._living)
         monkeypatch.setattr(privileges, "kill_all", self._kill_all)
+        self.groups: dict[int, str] = {}
         monkeypatch.setattr(pwd, "getpwall", self._users)
+        monkeypatch.setattr(
+            grp, "getgrall", lambda: [SimpleNamespace(gr_gid=gid, gr_name=name) for gid, name in self.groups.items()]
+        )
         monkeypatch.setattr(subprocess, "run", self._run)
         monkeypatch.setattr(time, "monotonic", lambda: self.clock)
         monkeypatch.setattr(time, "sleep", self._sleep)
@@ -113,6 +118,14 @@ def test_users_of_others_cannot_be_used(
     machine.names = names
     found = users._problem()
     assert found is None if problem is None else problem in str(found)
+
+
+def test_groups_of_others_cannot_be_used(machine: Machine, users: AgentUsers) -> None:
+    """The number of an agent's user is also that of its group, to which its files are open."""
+    machine.groups = {FIRST - 1: "a", LAST + 1: "b"}
+    assert users._problem() is None
+    machine.groups[LAST] = "staff"
+    assert users._problem() == "300000-300004 contains the ids of existing groups (staff); choose another range"
 
 
 def test_what_keeps_a_runner_from_using_them_is_said(

@@ -105,6 +105,8 @@ def read(folder: Path, offset: int, limit: int) -> OutputChunk:
             continue
         begin = max(offset, start)
         data = _read(f"{folder}/{start:020d}", begin - start, limit)
+        if data is None:
+            break
         if data or next_start is None:
             return OutputChunk(data, begin - offset if data else 0, begin + len(data) if data else offset)
         if begin < next_start:  # the rest of this segment could not be written
@@ -147,13 +149,18 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
-def _read(path: str, position: int, limit: int) -> bytes:
-    """Return up to ``limit`` bytes of a segment; one that has no more is not opened, which takes most of the time."""
+def _read(path: str, position: int, limit: int) -> bytes | None:
+    """Return up to ``limit`` bytes of a segment, None if it cannot be read now, as for want of descriptors.
+
+    One that has no more is not opened, which takes most of the time.
+    """
     try:
         if os.stat(path).st_size <= position:  # noqa: PTH116 - five times a second for each agent
             return b""
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - the same
             file.seek(position)
             return file.read(limit)
-    except OSError:
+    except FileNotFoundError:
         return b""
+    except OSError:
+        return None

@@ -194,6 +194,8 @@ class TaskFolder:
         removal.remove(self.tmp)
         for folder in (self.home, self.tmp):
             folder.mkdir(mode=0o700, exist_ok=True)
+        for folder in (self.work, self.home):  # an agent that ran without a sandbox may have left a link
+            os.close(open_folder(folder))
         if uid is not None:
             os.chown(self.path, -1, uid)
             self.path.chmod(0o710)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 import secrets
@@ -54,10 +55,13 @@ class AgentUsers:
     def _problem(self) -> str | None:
         if missing := privileges.missing():
             return f"the runner lacks {', '.join(missing)}; run it as root or with these capabilities"
-        taken = {entry.pw_uid: entry.pw_name for entry in pwd.getpwall()} | {os.getuid(): "the runner's user"}
-        names = [taken[uid] for uid in sorted(taken) if uid == self.killer_uid or uid in self._uids]
-        if names:
-            return f"{self} contains the ids of existing users ({', '.join(names[:_MAX_NAMES])}); choose another range"
+        users = {entry.pw_uid: entry.pw_name for entry in pwd.getpwall()} | {os.getuid(): "the runner's user"}
+        groups = {entry.gr_gid: entry.gr_name for entry in grp.getgrall()}
+        for kind, taken in (("users", users), ("groups", groups)):
+            names = [taken[number] for number in sorted(taken) if self.killer_uid <= number <= self._uids[-1]]
+            if names:
+                shown = ", ".join(names[:_MAX_NAMES])
+                return f"{self} contains the ids of existing {kind} ({shown}); choose another range"
         command = [sys.executable, "-I", "-S", privileges.__file__, "exec", str(self._uids[-1]), "/usr/bin/env", "true"]
         result = subprocess.run(command, capture_output=True, text=True, timeout=_CHECK_TIMEOUT, check=False)  # noqa: S603 - fixed arguments
         if result.returncode:
