@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
+from taskherd.errors import Unavailable
 from taskherd.store import connection_pool as pools
 from taskherd.store.connection_pool import ConnectionPool
 from tests.harness.tcp_proxy import TcpProxy, through
@@ -107,7 +108,7 @@ async def test_closing_wakes_all_waiters(connection_pool: ConnectionPool) -> Non
     waiting = asyncio.create_task(connection_pool.acquire(60))
     await asyncio.sleep(0)
     await connection_pool.close(0.1)
-    with pytest.raises(asyncpg.InterfaceError):
+    with pytest.raises(Unavailable):
         await waiting
     connection_pool.release(first)
     assert connection_pool.in_use == 0

@@ -1,20 +1,31 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
 from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy import text
-from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from taskherd.errors import Misconfigured, Retry, TaskherdError, Unavailable
+from taskherd.errors import Misconfigured, Retry, Unavailable
 from taskherd.store import engine as engines
 from taskherd.store import tasks
 from taskherd.store.connecting import sqlalchemy_url
 from taskherd.store.direct import DirectStatement
-from taskherd.store.engine import DataError, ReadOnly, classify, dispose, open_engine, transaction
+from taskherd.store.engine import (
+    STATEMENT_BUGS,
+    DataError,
+    ReadOnly,
+    classify,
+    dispose,
+    open_engine,
+    transaction,
+)
+from taskherd.store.read_pool import ReadPool
 from taskherd.store.task_creation import insert_tasks
 from tests.harness.databases import connected
 from tests.harness.tcp_proxy import TcpProxy, through
@@ -235,13 +246,92 @@ async def test_an_engine_whose_server_hangs_can_be_closed(database_url: str, mon
     await proxy.stop()
 
 
-async def test_a_bug_surfaces(engine: AsyncEngine) -> None:
+NO_TABLE = "SELECT * FROM no_such_table"
+NO_COLUMN = "SELECT no_such_column FROM tasks"
+NO_VALUE = "SELECT 1 WHERE $1 = $2"
+
+
+@pytest.mark.parametrize(
+    ("statement", "path", "mistake"),
+    [
+        (NO_TABLE, "sqlalchemy", "no_such_table"),
+        (NO_COLUMN, "sqlalchemy", "no_such_column"),
+        (NO_TABLE, "direct", "no_such_table"),
+        (NO_COLUMN, "direct", "no_such_column"),
+        (NO_VALUE, "direct", "the server expects 2 arguments for this query, 0 were passed"),
+        (NO_COLUMN, "pool", "no_such_column"),
+        (NO_VALUE, "pool", "the server expects 2 arguments for this query, 1 was passed"),
+    ],
+)
+async def test_a_bug_surfaces(database_url: str, statement: str, path: str, mistake: str) -> None:
     """An error in a statement is raised as it is: nothing waits for the end of an outage, or blames a value."""
-    with pytest.raises(ProgrammingError, match="no_such_table") as raised:
-        async with transaction(engine) as connection:
-            await connection.execute(text("SELECT * FROM no_such_table"))
-    assert not isinstance(raised.value, TaskherdError)
+    engine = open_engine(database_url, size=1, application_name="taskherd-tests")
+    pool = ReadPool(database_url, size=1, application_name="taskherd-tests")
+
+    async def execute() -> None:
+        if path == "pool":
+            await pool.fetch(statement, *(["one value"] if statement is NO_VALUE else []))
+        else:
+            async with transaction(engine) as connection:
+                if path == "direct":
+                    await DirectStatement(statement).fetch(connection, {})
+                else:
+                    await connection.execute(text(statement))
+
+    with pytest.raises(STATEMENT_BUGS, match=mistake) as raised:
+        await execute()
     assert classify(raised.value) is None
+    await pool.close()
+    await dispose(engine)
+
+
+async def test_two_statements_at_a_time_are_a_bug(engine: AsyncEngine) -> None:
+    """A connection executes one statement at a time; a second one is our mistake, not an outage."""
+    async with transaction(engine) as connection:
+        at_a_time = (DirectStatement("SELECT pg_sleep(0.1)").fetch(connection, {}) for _ in range(2))
+        _, error = await asyncio.gather(*at_a_time, return_exceptions=True)
+    assert isinstance(error, asyncpg.InterfaceError)
+    assert "another operation is in progress" in str(error)
+    assert classify(error) is None
+
+
+async def test_a_server_that_cannot_be_verified_is_unavailable(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What asyncpg itself finds wrong while it connects is no bug in a statement."""
+    monkeypatch.delenv("PGSSLROOTCERT", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    url = f"{database_url}{'&' if '?' in database_url else '?'}sslmode=verify-full"
+    engine = open_engine(url, size=1, application_name="taskherd-tests")
+    pool = ReadPool(url, size=1, application_name="taskherd-tests")
+    reason = r"^PostgreSQL can't be reached: root certificate file .* does not exist"
+    with pytest.raises(Unavailable, match=reason):
+        await pool.fetch("SELECT 1")
+    with pytest.raises(Unavailable, match=reason):
+        async with transaction(engine):
+            raise AssertionError
+    await pool.close()
+    await dispose(engine)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda connection, _: connection.fetch("SELECT 1"),
+        lambda connection, _: connection.transaction().start(),
+        lambda _, begun: begun.commit(),
+    ],
+    ids=["statement", "begin", "commit"],
+)
+async def test_a_closed_connection_is_an_outage(database_url: str, use: Callable[[Any, Any], Awaitable[None]]) -> None:
+    """What asyncpg raises when a connection that was lost is used again has no error code."""
+    connection = await asyncpg.connect(database_url, timeout=30)
+    begun = connection.transaction()
+    await begun.start()
+    connection.terminate()
+    with pytest.raises(asyncpg.InterfaceError) as raised:
+        await use(connection, begun)
+    assert type(classify(raised.value)) is Unavailable
 
 
 async def test_a_deadlock_is_retried_by_one_transaction(engine: AsyncEngine) -> None:

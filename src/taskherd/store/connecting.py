@@ -25,7 +25,7 @@ CONNECT_TIMEOUT: Final = 3.0
 """Seconds until an attempt to connect to one address fails; TLS, the password and the check of the target included."""
 
 FAILURES: Final = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-"""All errors of asyncpg that are not bugs of the caller."""
+"""All errors of asyncpg; ``engine.classify`` tells which of them are bugs of the caller."""
 
 EXAMPLE: Final = "postgresql://user:password@host/database"
 
@@ -89,8 +89,8 @@ class Connector:
 
         Raises:
             Misconfigured: the session lacks settings, see ``store.sessions``.
-            asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError: the answer of an only server.
-            Unavailable: no server could be reached; the message has the reason for each.
+            asyncpg.PostgresError, asyncpg.InternalClientError: the answer of an only server.
+            Unavailable: no server could be reached, or trusted; the message has the reason for each.
         """
 
         async def attempt(endpoint: Endpoint) -> Any:
@@ -100,6 +100,8 @@ class Connector:
             connection, endpoint = await self._endpoints.connect(attempt, FAILURES)
         except Unavailable as error:
             raise Unavailable(f"PostgreSQL can't be reached: {error}") from error
+        except asyncpg.InterfaceError as error:
+            raise Unavailable(f"PostgreSQL can't be reached: {error.args[0]}") from error
         self._connected[connection] = endpoint
         return connection
 

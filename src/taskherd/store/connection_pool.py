@@ -13,6 +13,8 @@ from typing import Any, Final
 
 import asyncpg
 
+from taskherd.errors import Unavailable
+
 LIFETIME: Final = 1800.0
 """Age in seconds after which a connection is replaced, so that neither server nor client collects garbage for ever."""
 
@@ -43,7 +45,7 @@ class ConnectionPool:
 
         Raises:
             TimeoutError: none was available within ``max_wait`` seconds.
-            asyncpg.InterfaceError: the pool is closed.
+            Unavailable: the pool is closed.
             OSError, asyncpg.PostgresError, Unavailable: connecting failed.
         """
         while not self._closed:
@@ -57,7 +59,7 @@ class ConnectionPool:
             connection = await self._wait_for_release(max_wait)
             if connection is not None:
                 return connection
-        raise asyncpg.InterfaceError("the connection pool is closed")
+        raise Unavailable("the connection pool is closed")
 
     def release(self, connection: Any) -> None:
         """Pass the connection to the longest waiter, or keep it; discard it if it is closed or too old."""

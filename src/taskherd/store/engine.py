@@ -62,8 +62,11 @@ STATEMENT_ERRORS: Final = frozenset({"26000", "42P05"})
 PgBouncer in transaction mode."""
 
 
-STATEMENT_BUGS: Final = (SQLAlchemyError, asyncpg.PostgresError)
+STATEMENT_BUGS: Final = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
 """What ``transaction`` raises as it is, because it is none of its errors: a mistake in a statement or in the schema."""
+
+_CLOSED: Final = "connection is closed"
+"""Part of each ``InterfaceError`` of a lost connection (asyncpg 0.32); the others are about a wrong use of asyncpg."""
 
 
 class DataError(TaskherdError):
@@ -219,8 +222,12 @@ def _is_stale_plan(error: BaseException, code: str | None) -> bool:
 def _is_lost_connection(error: BaseException) -> bool:
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
-    kinds = (OSError, TimeoutError, PoolTimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-    return any(isinstance(cause, kinds) for cause in _causes(error))
+    kinds = (OSError, TimeoutError, PoolTimeoutError, asyncpg.InternalClientError)
+    return any(isinstance(cause, kinds) or _is_closed(cause) for cause in _causes(error))
+
+
+def _is_closed(error: BaseException) -> bool:
+    return isinstance(error, asyncpg.InterfaceError) and _CLOSED in str(error)
 
 
 @asynccontextmanager
