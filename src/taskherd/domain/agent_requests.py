@@ -23,6 +23,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from taskherd.domain.blank import is_blank
 from taskherd.domain.command_results import REQUEST_NOT_FOUND, CommandRefused
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.report_json import canonical_json
@@ -159,7 +160,7 @@ def refusal(state: TaskState, record: AgentRequestRecord | None, command: Answer
         return _invalid("option_id", f"One of these was expected: {', '.join(options)}.")
     if not options and command.option_id is not None:
         return _invalid("option_id", "The request has no options: answer it with a text.")
-    if not options and not (command.text or "").strip():
+    if not options and is_blank(command.text or ""):
         return _invalid("text", "A text that is not blank was expected.")
     return None
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 from uuid import UUID
 
 from taskherd.domain import agent_requests, builds, inbox, interrupts, labels, names
+from taskherd.domain.blank import is_blank
 from taskherd.domain.command_results import (
     ALREADY_RUNNING,
     BUILD_ACTIVE,
@@ -168,12 +169,13 @@ def _create(command: Create, now: datetime, context: CommandContext) -> CommandA
     preset = None if preset == NIL else preset
     if preset is not None and preset not in version.presets:
         return CommandRefused(400, "Preset not found.")
-    if not command.input.strip():
+    if is_blank(command.input):
         return NO_INPUT
     name = _refuse_bad_names(command) or _refuse_bad_labels(command.labels or {}) or _choose_name(command, context)
     if isinstance(name, CommandRefused):
         return name
-    display = (command.display_name or "").strip()
+    display = command.display_name or ""
+    display = "" if is_blank(display) else display.strip()
     state = builds.initial_state(command.task_id, now)
     task = Task(
         id=command.task_id,
@@ -226,7 +228,7 @@ def _delete(task: Task, now: datetime) -> CommandAccepted:
 
 
 def _update_input(task: Task, command: UpdateInput) -> CommandAccepted | CommandRefused:
-    if not command.input.strip():
+    if is_blank(command.input):
         return NO_INPUT
     if current_status(task.state) is not Status.PAUSED:
         return CommandRefused(409, "Unable to update task input, task must be paused.")
@@ -279,7 +281,7 @@ def _answer_by_input(
     task: Task, command: Send, record: AgentRequestRecord, now: datetime
 ) -> CommandAccepted | CommandRefused:
     """Answer the agent's question with an input: clients of Coder's API have no other way to do that."""
-    if not command.input.strip():
+    if is_blank(command.input):
         return NO_INPUT
     answer = agent_requests.RequestAnswer(None, command.input, command.actor_id, now, command.command_id)
     state, record = agent_requests.accept(task.state, record, answer, now)
@@ -298,7 +300,7 @@ def _answer(
     answer = agent_requests.RequestAnswer(command.option_id, text, command.actor_id, now, command.command_id)
     state, record = agent_requests.accept(task.state, record, answer, now)
     task = replace(task, state=state)
-    if record.wants_text or not (command.text or "").strip():
+    if record.wants_text or is_blank(command.text or ""):
         return CommandAccepted(task, answered=record)
     interrupted = _begin_interrupt(task, command.command_id, now) or CommandAccepted(task)
     return replace(_steer(interrupted, command.command_id, command.text), answered=record)

@@ -278,7 +278,8 @@ def test_an_answer_is_checked_in_order() -> None:
         refused = desk.answer(APPROVAL, option_id, text)
         assert (refused.status, refused.message, refused.validations[0][0]) == (400, "Invalid answer.", field_)
     assert desk.answer(APPROVAL).validations == (("option_id", "One of these was expected: allow, reject."),)
-    for option_id, text, field_ in ((None, None, "text"), (None, " \n", "text"), ("allow", "yes", "option_id")):
+    texts = ((None, None, "text"), (None, " \n", "text"), (None, "\u200b", "text"), ("allow", "yes", "option_id"))
+    for option_id, text, field_ in texts:
         refused = desk.answer(QUESTION, option_id, text)
         assert (refused.status, refused.validations[0][0]) == (400, field_)
     assert isinstance(desk.answer(APPROVAL, "reject"), CommandAccepted)
@@ -415,7 +416,8 @@ def test_with_pull_acceptance_is_delivery() -> None:
 def test_an_input_answers_the_only_question() -> None:
     """It does if the only open request is a question for a text; a blank one is refused, and one that steers steers."""
     desk = _desk_of(agent_request(), status(AgentState.IDLE))
-    assert desk.send(" ") == NO_INPUT
+    for blank in (" ", "\u200b", "\u2800"):
+        assert desk.send(blank) == NO_INPUT
     answered = desk.send("core")
     assert (answered.answered.report.request_id, answered.input_id, answered.queued) == (QUESTION, None, False)
     assert desk.state.inbox.queued == 0
@@ -460,7 +462,7 @@ def test_a_text_to_an_option_steers() -> None:
     assert desk.last is not None
     assert [new.content for new in desk.last.new_inputs] == ["Use make check"]
     desk = _desk_of(approval())
-    assert desk.answer(APPROVAL, "reject", " ").steers is False
+    assert desk.answer(APPROVAL, "reject", " \u200b").steers is False
     starting = _desk_of(approval(), lifecycle(seq=5, at=lifecycle().lifecycle.STARTING))
     queued = starting.answer(APPROVAL, "reject", "later")
     assert (queued.interrupt_id, queued.queued, starting.state.inbox.queued) == (None, True, 1)

@@ -157,6 +157,8 @@ def test_what_commands_of_a_batch_start_and_stop_counts_for_the_next() -> None:
     assert context.names_in_use == {running.owner_id: {running.name.lower()}}
 
 
+BLANK = (" ", "\n", "\u200b", "\ufeff \u00ad", "\u2800", "\u3164", "\x07")
+"""Texts that nobody can see."""
 OWNER, OTHER_OWNER, ORGANIZATION = UUID(int=21), UUID(int=22), UUID(int=23)
 VERSION, UNUSABLE, FOREIGN, PRESET = UUID(int=24), UUID(int=25), UUID(int=26), UUID(int=27)
 TEMPLATE = UUID(int=28)
@@ -210,8 +212,9 @@ def test_a_create_takes_what_was_chosen() -> None:
     )
     assert (task.name, task.display_name, task.preset_id) == ("My-Task", "Mine", PRESET)
     assert list(task.state.labels.items()) == [("repo", "a"), ("team", "blue")]
-    plain = created(name="", display_name="  ", template_version_preset_id=UUID(int=0), labels={})
-    assert (plain.name, plain.display_name, plain.preset_id) == ("fix-1a2b", "Fix the login", None)
+    for blank in BLANK:
+        plain = created(name="", display_name=blank, template_version_preset_id=UUID(int=0), labels={})
+        assert (plain.name, plain.display_name, plain.preset_id) == ("fix-1a2b", "Fix the login", None)
     assert created(display_name="d" * 64).display_name == "d" * 64
     assert created(input="!?", name="a-name").display_name == "A name"
 
@@ -236,7 +239,7 @@ def test_a_create_takes_what_was_chosen() -> None:
             "Template version not found or you do not have access to this resource",
         ),
         ({"template_version_preset_id": UUID(int=97)}, 400, "Preset not found."),
-        ({"input": " \n"}, 400, "Task input is required."),
+        *(({"input": blank}, 400, "Task input is required.") for blank in BLANK),
         ({"name": "new"}, 400, "Unable to create a Task with the provided name."),
         ({"display_name": "d" * 65}, 400, "Display name must be 64 characters or less."),
         ({"labels": {"": "x"}}, 400, "Invalid labels."),
@@ -317,7 +320,9 @@ def test_only_a_paused_task_gets_another_prompt() -> None:
     assert isinstance(changed, CommandAccepted)
     assert changed.task == with_fields(paused, prompt="another way")
     assert refusal(active(), update("another way")) == (409, "Unable to update task input, task must be paused.")
-    assert refusal(active(), update(" ")) == refusal(paused, update("\n")) == (400, "Task input is required.")
+    for blank in BLANK:
+        assert refusal(active(), update(blank)) == refusal(paused, update(blank)) == (400, "Task input is required.")
+    assert isinstance(handle_command(paused, update("\u200b.\u200b"), NOON, LENIENT), CommandAccepted)
 
 
 def test_which_tasks_take_no_inputs() -> None:

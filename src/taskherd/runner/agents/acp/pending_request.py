@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from taskherd.domain.blank import is_blank
 from taskherd.domain.reports import AgentRequest
 from taskherd.domain.value import replace
 from taskherd.messages.reports import decode_stored_report, encode_report
@@ -35,7 +36,7 @@ class PendingAcpRequest:
         """Return whether this is an answer: one of the options, or text if there are none."""
         if self.request.options:
             return option_id in {option.id for option in self.request.options}
-        return option_id is None and bool(text and text.strip())
+        return option_id is None and not is_blank(text or "")
 
     def result(self, option_id: str | None, text: str | None) -> dict[str, Any]:
         """Return the result that gives the agent an answer."""

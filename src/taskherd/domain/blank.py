@@ -1,0 +1,20 @@
+"""Which texts are blank: prompts, answers and display names that nobody could see."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Final
+
+_UNSEEN_CATEGORIES: Final = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})
+"""Control and format characters, such as the zero width space, and separators.
+
+https://www.unicode.org/reports/tr44/#General_Category_Values
+"""
+
+_UNSEEN: Final = "\u115f\u1160\u2800\u3164\uffa0"
+"""Letters and symbols without a mark: Hangul fillers, and the Braille pattern without dots."""
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a text is empty, or all its characters are unseen."""
+    return all(each in _UNSEEN or unicodedata.category(each) in _UNSEEN_CATEGORIES for each in text.strip())
