@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -199,6 +200,31 @@ def tasks_share_a_text(test: ast.AST, shared: Mapping[str, str]) -> bool:
     return in_loops or any(count > 1 for count in counts.values())
 
 
+def takes_time_for_a_wait(test: ast.AST) -> bool:
+    """Return whether a test expects that tasks are not done after a time, as tasks that never began are not either."""
+    bodies = (getattr(node, name, None) for node in ast.walk(test) for name in ("body", "orelse", "finalbody"))
+    pairs = (pair for body in bodies if isinstance(body, list) for pair in pairwise(body))
+    return any(_waits_a_time(first) and _expects_unfinished(second) for first, second in pairs)
+
+
+def _waits_a_time(statement: ast.stmt) -> bool:
+    match statement:
+        case (
+            ast.Expr(value=ast.Await(value=ast.Call() as call)) | ast.Assign(value=ast.Await(value=ast.Call() as call))
+        ):
+            return called_name(call) == "wait" and {each.arg for each in call.keywords} == {"timeout"}
+        case _:
+            return False
+
+
+def _expects_unfinished(statement: ast.stmt) -> bool:
+    match statement:
+        case ast.Assert(test=ast.UnaryOp(op=ast.Not(), operand=ast.Name() | ast.Call() as operand)):
+            return isinstance(operand, ast.Name) or called_name(operand) == "done"
+        case _:
+            return False
+
+
 def problems_of(test: ast.FunctionDef | ast.AsyncFunctionDef, shared: Mapping[str, str]) -> set[str]:
     """Return the kinds of problems of a test; ``shared`` are the texts of tasks in the requests of its module."""
     nodes = list(body_of(test))
@@ -211,6 +237,8 @@ def problems_of(test: ast.FunctionDef | ast.AsyncFunctionDef, shared: Mapping[st
         found.add("early return")
     if tasks_share_a_text(test, shared):
         found.add("tasks with the same text")
+    if takes_time_for_a_wait(test):
+        found.add("takes time for a wait")
     return found
 
 
@@ -362,6 +390,8 @@ MODULE = "BODY = {'template_version_id': ID, 'input': 'Do that'}\n\ndef test_it(
             "tasks with the same text",
         ),
         ("assert [post(BODY) for _ in range(3)] == them", "tasks with the same text"),
+        ("done, _ = await asyncio.wait({it}, timeout=1)\n    assert not done", "takes time for a wait"),
+        ("if do():\n        await wait({it}, timeout=1)\n        assert not it.done()", "takes time for a wait"),
     ],
 )
 def test_each_rule_finds_what_it_forbids(body: str, problem: str) -> None:
@@ -386,6 +416,9 @@ def test_each_rule_finds_what_it_forbids(body: str, problem: str) -> None:
         "for number in range(3):\n        assert create(input=f'Do it {number}')",
         "for task in do():\n        assert send(task, input='Go on')",
         "assert post(BODY) == post(BODY)",
+        "done, _ = await asyncio.wait({it}, timeout=1)\n    assert done",
+        "await asyncio.wait({it})\n    assert not it.result()",
+        "await asyncio.wait({it, end}, timeout=9, return_when=FIRST_COMPLETED)\n    assert not it.done()",
     ],
 )
 def test_a_test_that_can_fail_is_no_problem(body: str) -> None:

@@ -155,8 +155,9 @@ async def test_an_interrupt_ends_a_prompt_that_is_just_given(tmp_path: Path, mon
         await eventually(lambda: InputDelivery.DELIVERING in run.journal.inputs.values())
         assert run.session is not None
         assert run.session.follower.is_at_work
-        interrupt = asyncio.create_task(run.session.follower.interrupt())
-        await asyncio.wait({interrupt}, timeout=0.2)
+        follower: Any = run.session.follower
+        interrupt = asyncio.create_task(follower.interrupt())
+        await eventually(lambda: interrupt.done() or follower._has_begun._waiters)
         assert not interrupt.done()
         is_recorded.set()
         assert await interrupt == "stopped"

@@ -11,7 +11,7 @@ from taskherd.store import command_log, parked_reports
 from taskherd.store.command_preconditions import References, lock_and_read
 from taskherd.store.engine import transaction
 from taskherd.store.task_creation import insert_tasks
-from tests.store.conftest import NOW, task_row
+from tests.store.conftest import NOW, task_row, waits_for_lock
 
 
 async def test_what_commands_refer_to_is_found(engine: AsyncEngine) -> None:
@@ -41,7 +41,6 @@ async def test_a_create_sees_what_was_parked_while_it_waited(engine: AsyncEngine
     async with transaction(engine) as parking:
         await parked_reports.lock_task_ids(parking, [task_id])
         creating = asyncio.create_task(create())
-        done, _ = await asyncio.wait({creating}, timeout=0.2)
-        assert not done
+        assert await waits_for_lock(engine, creating)
         await parked_reports.park(parking, [parked_reports.ReportToPark(task_id, NOW, "{}")], 10)
     assert await creating

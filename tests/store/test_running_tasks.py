@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from taskherd.store import running_tasks
 from taskherd.store.command_preconditions import References, lock_and_read
 from taskherd.store.engine import transaction
+from tests.store.conftest import waits_for_lock
 
 ALICE, BOB, CAROL = UUID(int=0xA1), UUID(int=0xB1), UUID(int=0xC1)
 
@@ -53,8 +54,7 @@ async def test_a_count_waits_for_the_transaction_that_counted_before(engine: Asy
         assert await count(BOB) == {BOB: 0}
         second = asyncio.create_task(count(BOB, ALICE))
         await running_tasks.add(first, [(uuid4(), ALICE)])
-        done, _ = await asyncio.wait({second}, timeout=0.2)
-        assert not done
+        assert await waits_for_lock(engine, second)
     assert await second == {ALICE: 1, BOB: 0}
 
 
