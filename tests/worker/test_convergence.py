@@ -131,14 +131,14 @@ async def check_convergence(harness: WorkerHarness) -> None:
     await create_all(harness, late[len(late) // 2 :])
     await harness.until_row("SELECT count(*) FROM outbox", is_=0)
     await harness.until(lambda: all(harness.document(task_id) for task_id in ids))
-    rows = await harness.database.fetch("SELECT id, name, display_name, created_at, document::text FROM tasks")
+    rows = await harness.database.fetch("SELECT id, version, name, display_name, created_at, document::text FROM tasks")
     assert len(rows) == len(ids)
+    versions = {uuid.UUID(str(row["id"])): row["version"] for row in rows}
+    await harness.until(lambda: {task_id: max(harness.versions(task_id), default=0) for task_id in ids} == versions)
     for row in rows:
         task_id = uuid.UUID(str(row["id"]))
         expected_document = expected(created_task(task_id, row), histories[task_id])
-        document = without_timestamp(json.loads(row["document"]))
-        assert json.dumps(document) == json.dumps(expected_document)
-        assert without_timestamp({**document, **harness.document(task_id)}) == without_timestamp(
-            harness.document(task_id)
-        )
+        document, published = json.loads(row["document"]), harness.document(task_id)
+        assert json.dumps(without_timestamp(document)) == json.dumps(expected_document)
+        assert {**published, **document} == published
     assert await index_violations(harness.database) == []
