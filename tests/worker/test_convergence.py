@@ -12,6 +12,8 @@ import aio_pika
 import pytest
 
 from taskherd.domain import fold
+from taskherd.domain.reports import AgentExit, AppStatus, WorkspaceBuild
+from taskherd.domain.value import replace
 from taskherd.domain.view import derive_view
 from taskherd.messages.document import core_document
 from tests.harness.histories import NOON, history, report_fields, shuffled_batches
@@ -33,7 +35,7 @@ PUBLISH_TIMEOUT = 120.0
 PATIENT = {"agent_lost_after": 3600, "agent_connect_timeout": 3600, "stalled_after": 3600, "build_timeout": 3600}
 """Timeouts that do not pass during the test: what happens then is no part of a history."""
 TWINS = 3
-"""Number of tasks that get the same history, each in another order."""
+"""Number of tasks that get the same history, each in another order and with ids and texts of its own."""
 
 
 def expected(task: Task, reports: Sequence[Report]) -> dict[str, Any]:
@@ -67,6 +69,36 @@ def created_task(task_id: uuid.UUID, row: Any) -> Task:
         created_at=row["created_at"],
         updated_at=row["created_at"],
     )
+
+
+def own_report(report: Report) -> Report:
+    """Return the report with ids and texts that it has for no other task."""
+    task_id = report.task_id
+
+    def own_id(of: uuid.UUID) -> uuid.UUID:
+        return uuid.uuid5(task_id, str(of))
+
+    def own(text: str) -> str:
+        return text and f"{text} of {task_id}"
+
+    if report.agent_id is not None:
+        report = replace(report, agent_id=own_id(report.agent_id))
+    match report:
+        case WorkspaceBuild(workspace=workspace, app=app, error=error, reason=reason):
+            report = replace(
+                report,
+                workspace=workspace and replace(workspace, id=own_id(workspace.id), name=own(workspace.name)),
+                app=app and replace(app, id=own_id(app.id), url=app.url and f"{app.url}/{task_id}"),
+                error=error and own(error),
+                reason=reason and own(reason),
+            )
+        case AppStatus(message=message, uri=uri):
+            report = replace(report, message=own(message), uri=uri and f"{uri}/{task_id}")
+        case AgentExit(words=words):
+            report = replace(report, words=words and own(words))
+        case _:
+            pass
+    return report
 
 
 def messages(random: Random, histories: dict[uuid.UUID, list[Report]]) -> list[list[Report]]:
@@ -118,7 +150,7 @@ async def check_convergence(harness: WorkerHarness) -> None:
     for seed in range(HISTORIES):
         for _ in range(TWINS):
             task_id = uuid.uuid4()
-            histories[task_id] = history(Random(seed), task_id)
+            histories[task_id] = [own_report(each) for each in history(Random(seed), task_id)]
     ids = list(histories)
     random.shuffle(ids)
     early, late = ids[: len(ids) // 2], ids[len(ids) // 2 :]
