@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -63,6 +64,24 @@ def test_an_invalid_file_changes_nothing(run: Run) -> None:
         assert message in errors
         assert "\x1b" not in errors
     assert applied(run, example)[1] == "No changes; the directory is at revision 1.\n"
+
+
+def test_what_contradicts_the_directory_is_shown_with_its_line(run: Run) -> None:
+    """A new id for a name that is taken, and a template that moves, in the order of the file."""
+    example = EXAMPLE.read_text()
+    applied(run, example.encode())
+    other, new, counts = (f"7a2d9c11-58e4-4b6f-9f3a-2c8e6d4b1a{digits}" for digits in ("91", "92", "22"))
+    bob = re.search(r"id: (\S+)\n +username: bob\n", example)
+    assert bob is not None
+    content = example.replace("\nusers:\n", f"\n  - {{id: {other}, name: other}}\nusers:\n").replace(bob[1], new)
+    content = content.replace("organization: acme\n    name: counts", "organization: other\n    name: counts")
+    line = {each.removeprefix("  - id: "): number for number, each in enumerate(content.splitlines(), 1)}
+    code, _, errors = applied(run, content.encode(), "--dry-run")
+    assert code == 1
+    assert [each.split(": ")[:2] for each in errors.splitlines()[1:]] == [
+        [f"  line {line[new]}", f"users {new}"],
+        [f"  line {line[counts]}", f"templates {counts}"],
+    ]
 
 
 def test_deactivating_much_must_be_allowed(run: Run) -> None:

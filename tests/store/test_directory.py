@@ -259,7 +259,7 @@ async def test_a_name_cannot_move_to_another_id(engine: AsyncEngine) -> None:
     content["organizations"][1]["id"] = identity(3)
     with pytest.raises(InvalidDirectory) as refused:
         await apply(engine, content)
-    assert [problem.split(":")[0] for problem in refused.value.problems] == [
+    assert [problem.split(": ")[1] for problem in refused.value.problems] == [
         f"organizations {identity(3)}",
         f"users {identity(13)}",
     ]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Final, Literal, TypeAlias
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, PrivateAttr
 
 from taskherd.directory_file.document import Location
 from taskherd.directory_file.run import RunConfig
@@ -104,6 +104,15 @@ class Directory(DirectoryPart):
     users: list[UserPart] = []
     templates: list[TemplatePart] = []
     runners: list[RunnerPart] = []
+    _lines: dict[tuple[object, ...], int] = PrivateAttr(default_factory=dict)
+
+    def remember_lines(self, line_of: Callable[[Location], int]) -> None:
+        """Remember the line of each entry in its file, from the line of a location."""
+        self._lines = {key: line_of(location) for key, _, location in _unique_values(self)}
+
+    def line_of(self, kind: str, entry_id: object) -> int | None:
+        """Return the line of the id of an organization, user, template, version or preset, None if it is not known."""
+        return self._lines.get((kind, entry_id))
 
     @property
     def pools(self) -> set[str]:

@@ -34,7 +34,7 @@ class InvalidDirectory(TaskherdError):  # noqa: N818 - named as the errors in ``
 
 
 def parse(content: bytes) -> Directory:
-    """Parse and validate a directory file, as UTF-8.
+    """Parse and validate a directory file, as UTF-8. The directory knows the lines of its entries.
 
     Raises:
         InvalidDirectory: not valid YAML, a field is missing, unknown or invalid, or entries contradict each other.
@@ -42,13 +42,14 @@ def parse(content: bytes) -> Directory:
     try:
         written = document.read(content)
     except document.UnreadableFile as error:
-        raise InvalidDirectory([_problem(error.line, error.problem)]) from None
+        raise InvalidDirectory([problem_at(error.line, error.problem)]) from None
     if written.root.value is None:
         raise InvalidDirectory(["the file is empty; expected at least `organizations:` with one organization"])
     directory, found = _validate(written.root.value)
     mistakes = [*written.mistakes, *_located(written, found)]
     if directory is None or mistakes:
-        raise InvalidDirectory(_problem(line, problem) for line, problem in sorted(mistakes))
+        raise InvalidDirectory(problem_at(line, problem) for line, problem in sorted(mistakes))
+    directory.remember_lines(written.line)
     return directory
 
 
@@ -60,7 +61,7 @@ def parse_templates(content: bytes) -> Sequence[TemplatePart]:
     try:
         written = document.read(content)
     except document.UnreadableFile as error:
-        raise InvalidDirectory([_problem(error.line, error.problem)]) from None
+        raise InvalidDirectory([problem_at(error.line, error.problem)]) from None
     values = written.root.value
     if not isinstance(values, dict) or values.keys() != {"templates"}:
         return parse(content).templates
@@ -69,7 +70,7 @@ def parse_templates(content: bytes) -> Sequence[TemplatePart]:
     except ValidationError as error:
         errors = [(each["loc"], _message(each)) for each in error.errors(include_url=False, include_input=False)]
         mistakes = sorted([*written.mistakes, *_located(written, errors)])
-        raise InvalidDirectory(_problem(line, problem) for line, problem in mistakes) from None
+        raise InvalidDirectory(problem_at(line, problem) for line, problem in mistakes) from None
 
 
 def _validate(values: object) -> tuple[Directory | None, list[Contradiction]]:
@@ -114,5 +115,6 @@ def _located(written: Document, found: Iterable[Contradiction]) -> Iterator[tupl
         yield written.line(location), f"{path(location)}: {problem}"
 
 
-def _problem(line: int | None, problem: str) -> str:
+def problem_at(line: int | None, problem: str) -> str:
+    """Return a problem with its line, if that is known."""
     return problem if line is None else f"line {line}: {problem}"

@@ -11,7 +11,7 @@ from sqlalchemy import Table, bindparam, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from taskherd.directory_file.model import Directory
-from taskherd.directory_file.parse import InvalidDirectory
+from taskherd.directory_file.parse import InvalidDirectory, problem_at
 from taskherd.store import tables
 from taskherd.store.directory_changes import (
     ORGANIZATION,
@@ -129,13 +129,14 @@ async def _plan(connection: AsyncConnection, directory: Directory) -> list[Table
         for spec, desired in zip(TABLE_SPECS, _desired_rows(directory), strict=True)
     ]
     problems = [
-        problem
+        (directory.line_of(each.spec.kind, entry_id), f"{each.spec.table.name} {entry_id}: {problem}")
         for each in plans
         for find in (_parent_changes, _name_conflicts)
-        for problem in find(each.spec, each.desired, each.existing)
+        for entry_id, problem in find(each.spec, each.desired, each.existing)
     ]
     if problems:
-        raise InvalidDirectory(problems)
+        problems.sort(key=lambda located: located[0] or 0)
+        raise InvalidDirectory(problem_at(line, problem) for line, problem in problems)
     return plans
 
 
@@ -225,29 +226,30 @@ async def _existing_rows(connection: AsyncConnection, spec: TableSpec) -> Rows:
     return {tuple(row[column] for column in spec.key): dict(row) for row in rows}
 
 
-def _parent_changes(spec: TableSpec, desired: Rows, existing: Rows) -> Iterator[str]:
-    """Yield an error message for each entry that would move to another parent."""
+def _parent_changes(spec: TableSpec, desired: Rows, existing: Rows) -> Iterator[tuple[UUID, str]]:
+    """Yield the id of each entry that would move to another parent, and an error message."""
     for key, row in desired.items():
         for column in spec.fixed:
             if key in existing and existing[key][column] != row[column]:
                 yield (
-                    f"{spec.table.name} {row['id']}: belongs to {existing[key][column]} and can't move to "
-                    f"{row[column]}; give it a new id there"
+                    row["id"],
+                    f"belongs to {existing[key][column]} and can't move to {row[column]}; give it a new id there",
                 )
 
 
-def _name_conflicts(spec: TableSpec, desired: Rows, existing: Rows) -> Iterator[str]:
-    """Yield an error message for each name in the file that an entry missing from the file still has."""
+def _name_conflicts(spec: TableSpec, desired: Rows, existing: Rows) -> Iterator[tuple[UUID, str]]:
+    """Yield the id of each entry whose name an entry missing from the file still has, and an error message."""
     if spec.name is None:
         return
     kept_names = {_scoped_name(spec, row): row["id"] for key, row in existing.items() if key not in desired}
     for row in desired.values():
         kept_id = kept_names.get(_scoped_name(spec, row))
         if kept_id is not None:
-            yield (
-                f"{spec.table.name} {row['id']}: the name {row[spec.name]!r} belongs to {kept_id}, which the file "
-                "leaves out and which is kept for the tasks that refer to it; use that id, or another name"
+            problem = (
+                f"the name {row[spec.name]!r} belongs to {kept_id}, which the file leaves out and which is kept for "
+                "the tasks that refer to it; use that id, or another name"
             )
+            yield row["id"], problem
 
 
 def _scoped_name(spec: TableSpec, row: Mapping[str, Any]) -> Key:
