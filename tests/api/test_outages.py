@@ -11,6 +11,7 @@ import asyncpg
 import httpx
 import pytest
 
+from taskherd.broker import repeating_client
 from taskherd.dev.services import Services
 from tests.api.conftest import StartApi
 from tests.harness.api import TIMEOUT, VERSION, ApiHarness, running_api
@@ -84,9 +85,10 @@ async def test_without_the_database(start_api: StartApi, services: Services) -> 
 
 
 async def test_a_write_is_visible_in_another_process(
-    start_api: StartApi, database_url: str, amqp_url: str, amqp_prefix: str
+    start_api: StartApi, database_url: str, amqp_url: str, amqp_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A write that one process has answered is visible to the next read from another process."""
+    monkeypatch.setattr(repeating_client, "REPEAT_AFTER", 30.0)  # both may say 201 once they have sent a command again
     async with start_api() as api_harness, running_api(database_url, amqp_url, amqp_prefix) as other:
         headers = {"Coder-Session-Token": api_harness.tokens["alice"]}
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{other.port}/api/v2", headers=headers) as second:

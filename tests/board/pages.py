@@ -151,8 +151,11 @@ class Page:
             f"[...document.querySelectorAll({json.dumps(selector)})]"
             f".find((each) => each.innerText.trim().startsWith({json.dumps(text)}) && !each.disabled)"
         )
-        await self.tab.until(found)
-        await self.tab.evaluate(f"{found}.click()")
+        async with asyncio.timeout(TIMEOUT):
+            while True:
+                await self.tab.until(found)
+                if await self.tab.evaluate(f"((each) => each !== undefined && (each.click(), true))({found})"):
+                    return  # else it was drawn again in between
 
     async def tap(self, selector: str) -> None:
         """Touch the middle of an element, which is on the screen, with a finger."""

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -241,7 +241,8 @@ class AcpRun:
         def is_reached() -> bool:
             return self.state[0] == state and words in self.state[1]
 
-        await eventually(lambda: self.exits or is_reached(), 60)
+        with suppress(TimeoutError):
+            await eventually(lambda: self.exits or is_reached(), 60)
         if not is_reached():
             log = output.tail(self.task.run(self.build).log, TAIL_BYTES)
             pytest.fail(f"{self.state} instead of {(state, words)}: {self.exits}\n{log}")

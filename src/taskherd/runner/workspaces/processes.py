@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +54,9 @@ KILLED_STATUS = 128 + signal.SIGKILL
 """Exit status of a shell whose command was killed with SIGKILL."""
 _POLL_INTERVAL = 0.01
 """Seconds between two checks whether a shim has started its agent."""
-_KILL_ROUNDS = 20
+KILL_TIMEOUT = 2.0
+"""Seconds within which processes that are killed must have ended."""
+_KILL_POLL_INTERVAL = 0.005
 _IMPORT_PATH = Path(shim.__file__).parents[2]
 """The folder that contains the package ``taskherd``."""
 
@@ -378,14 +381,19 @@ def has_succeeded(folder: RunFolder) -> bool:
 
 
 def kill_marked(folder: RunFolder) -> int:
-    """Kill every process that carries the marker of this run, and return the number of those that survived."""
-    pids: list[int] = []
-    for _ in range(_KILL_ROUNDS):
-        pids = _marked(folder)
-        if not pids:
+    """Kill every process that carries the marker of this run, and return the number of those that survived.
+
+    Wait for their end for ``KILL_TIMEOUT`` at most: on a busy machine a killed process exists for a while.
+    """
+    deadline = time.monotonic() + KILL_TIMEOUT
+    while pids := set(_marked(folder)):
+        process_table.send_signal(pids, signal.SIGSTOP)
+        marked = set(_marked(folder))
+        process_table.send_signal(marked, signal.SIGKILL)
+        if time.monotonic() > deadline:
             break
-        process_table.send_signal(set(pids), signal.SIGSTOP)
-        process_table.send_signal(set(_marked(folder)), signal.SIGKILL)
+        if marked <= pids:  # none was started meanwhile
+            time.sleep(_KILL_POLL_INTERVAL)
     return len(pids)
 
 
