@@ -138,16 +138,27 @@ async def test_a_program_that_cannot_be_started_was_not_started(harness: RunnerH
     )
 
 
-@pytest.mark.parametrize("deleted", ['"${PWD%/*}"', '"$TASKHERD_RUN_FOLDER"'], ids=["task", "run"])
+WHEN_TOLD = "echo up; until [ -e ../go ]; do sleep 0.05; done; "
+
+
+@pytest.mark.parametrize(
+    ("waits", "deleted"),
+    [(WHEN_TOLD, '"${PWD%/*}"'), (WHEN_TOLD, '"$TASKHERD_RUN_FOLDER"'), ("", '"$TASKHERD_RUN_FOLDER"')],
+    ids=["task", "run", "run at once"],
+)
 @pytest.mark.parametrize("then", ["exit 3", "exec sleep 1000"])
-async def test_an_agent_that_deletes_its_own_folder_did_run(harness: RunnerHarness, deleted: str, then: str) -> None:
+async def test_an_agent_that_deletes_its_own_folder_did_run(
+    harness: RunnerHarness, waits: str, deleted: str, then: str
+) -> None:
     """Its end is lost with the folder, and the task says so; it can be resumed, and its processes are gone."""
     runner = await harness.start()
-    task_id = await shell(harness, f"echo up; until [ -e ../go ]; do sleep 0.05; done; rm -rf {deleted}; {then}")
-    await harness.until_output(task_id, "up")
-    await harness.until_status(task_id, "active")
-    (harness.work(task_id).parent / "go").touch()
+    task_id = await shell(harness, f"{waits}until rm -rf {deleted}; do :; done; {then}")
+    if waits:
+        await harness.until_output(task_id, "up")
+        await harness.until_status(task_id, "active")
+        (harness.work(task_id).parent / "go").touch()
     if then != "exit 3":
+        await harness.until_status(task_id, "active")
         await eventually(lambda: not (harness.state(task_id) / "run-1").exists())
         assert (await harness.worker.command("task.pause", task_id))["ok"]
         await harness.until_status(task_id, "paused")
@@ -155,6 +166,7 @@ async def test_an_agent_that_deletes_its_own_folder_did_run(harness: RunnerHarne
         ended = await until_ended(harness, task_id)
         assert (ended["why"], ended["status"]) == ("lost", None)
         await harness.until_state(task_id, "failed", "the folder of its run was deleted")
+        assert await harness.inputs(task_id) == [prompt_of(task_id)]
     assert harness.marked(task_id) == set()
     await shell(harness, "echo up again; exec sleep 1000")
     assert (await harness.worker.command("task.resume", task_id))["ok"]

@@ -20,7 +20,7 @@ from taskherd.errors import Unavailable
 from taskherd.runner.agents import output
 from taskherd.runner.workspaces import processes
 from taskherd.runner.workspaces.folders import RunFolder
-from tests.harness.runner import eventually, is_alive
+from tests.harness.runner import eventually, is_alive, marked_by
 
 SEGMENT = 64 * 1024
 COUNT_AFTER_GO = """
@@ -196,6 +196,42 @@ async def test_a_program_that_cannot_be_started_is_named(
         await processes.start(folder, spec)
     record = json.loads(folder.exit.read_text())
     assert (record["reason"], record["leftover"], record["output"]) == ("not started", 0, 0)
+
+
+@pytest.mark.parametrize("then", ["exit 3", "exec sleep 1000"])
+@pytest.mark.parametrize("waits", ["", 'until [ -e "$F/started.json" ]; do :; done; '], ids=["first", "then"])
+async def test_an_agent_that_deletes_its_folder_at_once_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: str, then: str
+) -> None:
+    """Whether its shim could record that, and whether the runner saw it: how it ended is lost with the folder."""
+    monkeypatch.setattr(processes, "_POLL_INTERVAL", 0.5)
+    folder = RunFolder(tmp_path / "run-1")
+    script = f'{waits}until rm -rf "$F"; do :; done; {then}'
+    handle = await processes.start(folder, shell_spec(tmp_path, script))
+    await eventually(lambda: not folder.path.exists())
+    handle.stop()
+    assert await handle.wait() == processes.ExitRecord("lost", detail=processes.FOLDER_DELETED)
+    handle.close()
+    assert marked_by(str(folder.path)) == set()
+
+
+async def test_an_agent_that_deletes_the_record_of_its_start_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its exit is recorded."""
+    monkeypatch.setattr(processes, "_POLL_INTERVAL", 0.5)
+    deletes = 'until [ -e "$F/started.json" ]; do :; done; rm "$F/started.json"'
+    handle = await processes.start(RunFolder(tmp_path / "run-1"), shell_spec(tmp_path, f"{deletes}; exit 3"))
+    assert await handle.wait() == processes.ExitRecord("exited", 3)
+    handle.close()
+
+
+def shell_spec(folder: Path, script: str) -> processes.RunSpec:
+    """Return how a shell script is run whose ``F`` is the folder of its run."""
+    return processes.RunSpec(
+        argv=["sh", "-c", f"F=$TASKHERD_RUN_FOLDER; {script}"], cwd=folder, env={"PATH": os.environ["PATH"]},
+        grace=1, timeout=None, memory=None, cpu=None, cgroup=None, stdin=None,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,10 @@ class Shim:
         if not error:
             shim = {"pid": os.getpid(), "start": start_ticks(os.getpid()), "at": time.time()}
             agent = {"agent": self._agent, "agent_start": self._agent_start, "sandboxed": self._spec["sandboxed"]}
-            write_atomically(f"{self._folder}/started.json", encode({**shim, **agent}))
+            try:
+                write_atomically(f"{self._folder}/started.json", encode({**shim, **agent}))
+            except FileNotFoundError:  # the agent has deleted the folder already
+                pass
             self._follow()
             leftover = self._end()
         self._record_exit(exit_record, error, leftover)

@@ -218,8 +218,10 @@ async def start(folder: RunFolder, spec: RunSpec) -> ShimHandle:
     exit_wait = asyncio.create_task(handle.wait())
     try:
         async with asyncio.timeout(START_TIMEOUT):
-            while not folder.started.exists():
+            while not (folder.started.exists() or _is_deleted(folder)):
                 if exit_wait.done():
+                    if exit_wait.result().reason != "not started":
+                        break
                     handle.close()
                     raise Unavailable(str(exit_wait.result().detail))
                 await asyncio.sleep(_POLL_INTERVAL)
@@ -234,6 +236,11 @@ async def start(folder: RunFolder, spec: RunSpec) -> ShimHandle:
         await asyncio.wait({exit_wait})
     handle.agent_started = True
     return handle
+
+
+def _is_deleted(folder: RunFolder) -> bool:
+    """Return whether the agent has deleted the folder of its run: what the shim was given is there before it runs."""
+    return not folder.spec.exists()
 
 
 def spawn(folder: RunFolder, spec: RunSpec) -> ShimHandle:
