@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness.runner import RunnerHarness, eventually
+from tests.harness.runner import RunnerHarness, eventually, is_alive
 from tests.harness.tasks import prompt_of
 
 pytestmark = pytest.mark.timeout(180)
@@ -173,3 +173,29 @@ async def test_an_agent_that_deletes_its_own_folder_did_run(
     await harness.until_status(task_id, "active")
     assert [line for line in runner.lines() if "exception" in line] == []
     assert harness.worker.reasons() == []
+
+
+@pytest.mark.parametrize("then", ["exit 3", "exec sleep 1000"])
+async def test_an_agent_that_deletes_its_own_folder_is_lost_for_the_next_runner(
+    harness: RunnerHarness, then: str
+) -> None:
+    """Whether it has ended or not: the task says so, nothing of the agent is left, and it can be resumed."""
+    runner = await harness.start()
+    script = f'{WHEN_TOLD}until rm -rf "$TASKHERD_RUN_FOLDER"; do :; done; {then}'
+    task_id = await shell(harness, script)
+    await harness.until_output(task_id, "up")
+    await harness.until_status(task_id, "active")
+    shim = harness.agent(task_id)["pid"]
+    await runner.kill()
+    (harness.work(task_id).parent / "go").touch()
+    await eventually(lambda: not (harness.state(task_id) / "run-1").exists())
+    if then == "exit 3":
+        await eventually(lambda: not is_alive(shim))
+    await harness.start()
+    ended = await until_ended(harness, task_id)
+    assert (ended["why"], ended["status"]) == ("lost", None)
+    await harness.until_state(task_id, "failed", "the folder of its run was deleted")
+    assert harness.marked(task_id) == set()
+    await shell(harness, "echo up again; exec sleep 1000")
+    assert (await harness.worker.command("task.resume", task_id))["ok"]
+    await harness.until_status(task_id, "active")

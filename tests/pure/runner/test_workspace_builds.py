@@ -294,6 +294,20 @@ async def test_a_stop_ends_what_runs_without_a_journal(builds: Builds, monkeypat
     assert killed == [builds.folder.run(2).path]
 
 
+@pytest.mark.parametrize("again", ["stop", "start"])
+async def test_an_agent_that_deleted_the_folder_of_its_run_is_ended(
+    builds: Builds, monkeypatch: pytest.MonkeyPatch, again: str
+) -> None:
+    """By a stop, and before the next runner repeats its start; nothing is looked for before the first one."""
+    killed: list[Path] = []
+    monkeypatch.setattr(processes, "kill_marked", lambda run: killed.append(run.path))
+    assert (await builds.start(1), killed) == (None, [])
+    builds.folder.run(1).remove()
+    builds.workspace._session = None
+    assert await (builds.execute("stop") if again == "stop" else builds.start(1)) is None
+    assert killed == [builds.folder.run(1).path]
+
+
 @pytest.mark.parametrize(
     ("run", "exit_record", "given", "ready"),
     [
@@ -472,6 +486,31 @@ async def test_the_next_runner_reports_an_exit(
     assert [report["why"] for report in reports_of(builds.agent.outbox, "agent.exit")] == ([found[1]] if found else [])
     assert builds.journal.exit_reported is (found is not None)
     assert not builds.workspace.running
+
+
+@pytest.mark.parametrize("deleted", ["folder", "record"])
+async def test_an_agent_that_was_up_and_deleted_what_its_shim_wrote_is_lost(
+    builds: Builds, monkeypatch: pytest.MonkeyPatch, deleted: str
+) -> None:
+    """The next runner knows from its journal that it ran, and ends what is left of it."""
+    killed: list[RunFolder] = []
+
+    def kill_marked(run: RunFolder) -> int:
+        killed.append(run)
+        return 0
+
+    monkeypatch.setattr(processes, "kill_marked", kill_marked)
+    given_start(builds.agent)
+    assert builds.journal.start is not None
+    builds.journal.start = builds.journal.start.model_copy(update={"run": {"command": ["agent"]}})
+    builds.journal.build_number, builds.journal.transition, builds.journal.phase = 1, "start", Phase.DONE
+    if deleted == "record":
+        builds.folder.run(1).recreate()
+    await builds.workspace.recover()
+    assert [report["why"] for report in reports_of(builds.agent.outbox, "agent.exit")] == ["lost"]
+    assert reports_of(builds.agent.outbox, "app.status")[-1]["message"] == processes.FOLDER_DELETED
+    assert (builds.journal.exit_reported, killed) == (True, [builds.folder.run(1)])
+    assert builds.counted(builds.workspace._context.metrics.runner_adopted) == {"lost": 1}
 
 
 async def test_an_agents_port_is_its_own(builds: Builds, monkeypatch: pytest.MonkeyPatch) -> None:

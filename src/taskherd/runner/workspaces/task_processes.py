@@ -9,7 +9,7 @@ from taskherd.runner.workspaces import processes, terminals
 
 if TYPE_CHECKING:
     from taskherd.runner.journal import Journal
-    from taskherd.runner.workspaces.folders import TaskFolder
+    from taskherd.runner.workspaces.folders import RunFolder, TaskFolder
     from taskherd.runner.workspaces.isolation import Isolation
 
 
@@ -29,8 +29,16 @@ class TaskProcesses:
 
     async def end_unknown_runs(self) -> None:
         """Kill what is left of runs that no shim has recorded the exit of, such as those of a journal that was lost."""
-        for run in (each for each in self._folder.list_runs() if not each.exit.exists()):
+        for run in (each for each in (*self._folder.list_runs(), *self._deleted_runs()) if not each.exit.exists()):
             await asyncio.to_thread(processes.kill_marked, run)
+
+    def _deleted_runs(self) -> list[RunFolder]:
+        """Return the run of the latest start if its agent may have deleted its folder."""
+        start = self._journal.start
+        if start is None or self._journal.planned_build != start.build_number:
+            return []
+        run = self._folder.run(start.build_number)
+        return [] if run.path.exists() else [run]
 
     def _end_all(self, build_number: int) -> int:
         left = sum(terminals.end_all(run) for run in self._folder.list_runs())

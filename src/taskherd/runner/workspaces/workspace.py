@@ -158,12 +158,12 @@ class TaskWorkspace:
             return
         folder = self._folder.run(start.build_number)
         shim = await processes.adopt(folder)
-        agent_ran = folder.started.exists()
+        agent_ran = folder.started.exists() or self._journal.workspace_is_up
         if shim is not None:
             self._context.metrics.runner_adopted.labels("running").inc()
             self._open_session(shim, start)
         elif agent_ran:
-            agent_exit = await asyncio.to_thread(processes.read_exit, folder)
+            agent_exit = await asyncio.to_thread(processes.read_exit, folder, agent_started=agent_ran)
             if agent_exit.reason == "lost" and self._journal.transition != "start":
                 agent_exit = replace(agent_exit, reason="stopped")  # the earlier runner was stopping it
             self._context.metrics.runner_adopted.labels("lost" if agent_exit.reason == "lost" else "ended").inc()
