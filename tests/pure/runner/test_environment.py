@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,13 @@ def test_placeholders_are_replaced_once() -> None:
         "{prompt}", "--{parameter.model-name}-{parameter.text}", "{task_id}/{task_name}", "{prompt_file}", "{other}",
         request=request,
     ) == ["say {task_id} now", "--7-{prompt}", f"{TASK}/fix-it", "/t/prompt.txt", "{other}"]  # fmt: skip
+
+
+def test_an_agent_may_be_run_by_the_python_of_its_runner() -> None:
+    """Whatever PATH it inherits; a variable may lead to it, too."""
+    assert command("{runner_python}", "-m", "taskherd") == [sys.executable, "-m", "taskherd"]
+    given = variables(start(), inherited={"PATH": "/bin"}, inherit=["PATH"], set={"PYTHON": "{runner_python}"})
+    assert (given["PYTHON"], given["PATH"]) == (sys.executable, "/bin")
 
 
 def test_port_and_session_are_empty_if_there_is_none() -> None:

@@ -6,6 +6,7 @@ Nothing else is inherited from the runner.
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 MAX_ARGUMENT = 128 * 1024 - 1
 """Maximum size in bytes of one argument or environment string on Linux (MAX_ARG_STRLEN, execve(2))."""
-_PLACEHOLDER = re.compile(r"\{(prompt|prompt_file|port|session|task_id|task_name|parameter\.[A-Za-z0-9_.-]+)\}")
+_PLACEHOLDER = re.compile(
+    r"\{(prompt|prompt_file|port|session|task_id|task_name|runner_python|parameter\.[A-Za-z0-9_.-]+)\}"
+)
 _NOT_IN_VARIABLES = re.compile(r"[^A-Za-z0-9_]")
 
 
@@ -115,6 +118,7 @@ def _placeholders(request: WorkspaceStart, paths: LaunchPaths) -> dict[str, str]
         "session": paths.session,
         "task_id": str(request.task_id),
         "task_name": request.task_name,
+        "runner_python": sys.executable,
         **{f"parameter.{name}": str(value).replace("\0", "") for name, value in parameters.items()},
     }
 
