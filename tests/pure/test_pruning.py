@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any, cast
@@ -13,6 +14,9 @@ import pytest
 
 from taskherd.broker.publisher import OutgoingMessage, PublishOutcome
 from taskherd.broker.topology import TopologyNames
+from taskherd.domain import builds
+from taskherd.domain.outcome import ReportOutcome
+from taskherd.domain.task import TaskState
 from taskherd.domain.updates import TimerCheck
 from taskherd.errors import Unavailable
 from taskherd.observability.metrics import Metrics
@@ -51,6 +55,7 @@ class Tables:
         self.checks: list[dict[UUID, TimerCheck]] = []
         self.due: list[UUID] = []
         self.parked: list[ParkedReport] = []
+        self.tasks: dict[UUID, TaskState] = {}
         self.refused: set[str] = set()
         self.letters: list[OutgoingMessage] = []
         self.metrics, self.rates = Metrics(), Rates()
@@ -79,6 +84,10 @@ class Tables:
         """Return the reports that have expired."""
         self.asked.append(("lock_expired", before, limit))
         return self.parked
+
+    async def states(self, _: object, ids: Collection[UUID]) -> dict[UUID, TaskState]:
+        """Return the states of the tasks that exist."""
+        return {each: self.tasks[each] for each in ids if each in self.tasks}
 
     async def count(self, _: object, template_pools: object) -> Counts:
         """Count rows."""
@@ -129,6 +138,7 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> Tables:
         monkeypatch.setattr(module, name, tables.deleting(label))
     monkeypatch.setattr(erasure, "due", tables.due_tasks)
     monkeypatch.setattr(parked_reports, "lock_expired", tables.lock_expired)
+    monkeypatch.setattr(maintenance_module, "load_states", tables.states)
     monkeypatch.setattr(stats, "counts", tables.count)
     monkeypatch.setattr(maintenance_module, "transaction", _no_transaction)
     return tables
@@ -199,10 +209,26 @@ async def test_reports_that_expire_are_dead_letters(tables: Tables) -> None:
     assert (second.routing_key, second.body) == (str(UUID(int=2)), b"report 2")
     headers = first.headers or {}
     assert headers["x-taskherd-reason"] == "parked_expired"
-    assert "was not created in time" in str(headers["x-taskherd-detail"])
+    assert headers["x-taskherd-detail"] == "The task was not created in time."
     assert headers["x-taskherd-time"] == (second.headers or {})["x-taskherd-time"]
     assert tables.value("dead_lettered_total", reason="parked_expired") == 2
     assert tables.rates._letters == {(NOON, "parked_expired"): 2}
+
+
+async def test_what_a_create_has_rejected_says_why(tables: Tables) -> None:
+    """If that can still be told: a build number far too high is the sender's mistake, however long it was parked."""
+    heartbeat = {"type": "agent.heartbeat", "task_id": str(UUID(int=1)), "seq": 1}
+    reports = [json.dumps({**heartbeat, "build_number": number}) for number in (1_002, 1_001)] + ["no report"]
+    tables.parked = [ParkedReport(number, UUID(int=1), NOON, each) for number, each in enumerate(reports)]
+    tables.tasks = {UUID(int=1): builds.initial_state(UUID(int=1), NOON)}
+    assert await tables.maintenance.expire_parked_once(NOON) == 3
+    found = [(each.headers or {}) for each in tables.letters]
+    assert [each["x-taskherd-reason"] for each in found] == ["build_out_of_range", *["parked_expired"] * 2]
+    assert [each["x-taskherd-detail"] for each in found] == [
+        ReportOutcome.BUILD_OUT_OF_RANGE.detail, *["The create of the task rejected the report."] * 2
+    ]  # fmt: skip
+    assert tables.value("dead_lettered_total", reason="build_out_of_range") == 1
+    assert tables.rates._letters == {(NOON, "build_out_of_range"): 1, (NOON, "parked_expired"): 2}
 
 
 async def test_a_report_whose_dead_letter_is_not_confirmed_stays_parked(tables: Tables) -> None:

@@ -87,11 +87,12 @@ async def test_a_parked_report_in_conflict_with_its_create_expires(harness: Work
     await harness.until(lambda: harness.dead_letters)
     assert json.loads(harness.dead_letters[0].body) == conflict
     assert harness.reasons() == ["parked_expired"]
+    assert harness.dead_letters[0].headers["x-taskherd-detail"] == "The create of the task rejected the report."
     assert await harness.database.fetchval("SELECT count(*) FROM parked") == 0
 
 
 async def test_a_parked_report_with_a_build_number_far_too_high_expires(harness: WorkerHarness) -> None:
-    """It is judged when its task is created, does not affect the task, and is dead-lettered after parked_ttl."""
+    """It is judged when its task is created, and does not affect it; after parked_ttl its dead letter says why."""
     task_id = uuid.uuid4()
     stray = make_report("app.status", task_id, build_number=2**31 - 1, seq=1, state="failed", message="stray")
     await harness.report(stray, make_report("app.status", task_id, build_number=1, seq=1, state="idle", message="x"))
@@ -102,6 +103,7 @@ async def test_a_parked_report_with_a_build_number_far_too_high_expires(harness:
     assert await harness.expire_parked() == 1
     await harness.until(lambda: harness.dead_letters)
     assert [json.loads(letter.body) for letter in harness.dead_letters] == [stray]
+    assert harness.reasons() == ["build_out_of_range"]
     assert await harness.database.fetchval("SELECT count(*) FROM parked") == 0
 
 

@@ -40,7 +40,7 @@ MEANINGS: Mapping[DeadLetterReason, str] = {
     DeadLetterReason.UNTRUSTED_SENDER: "Its property user_id is missing, or names a user that may not send it.",
     DeadLetterReason.USAGE_OVERFLOW: "Usage of a 17th model of a build, or beyond what the total of a task can hold.",
     DeadLetterReason.REQUESTS_OVERFLOW: "A request of an agent whose task has 100 open ones already.",
-    DeadLetterReason.PARKED_EXPIRED: "A report whose task was not created within parked_ttl.",
+    DeadLetterReason.PARKED_EXPIRED: "A report whose task was not created within parked_ttl, or rejected it.",
     DeadLetterReason.PARKED_OVERFLOW: "Too many reports are parked for the task already.",
     DeadLetterReason.COMMAND_REFUSED: "A command that was refused and has no reply_to.",
     DeadLetterReason.DATA_ERROR: "The database rejected a value.",

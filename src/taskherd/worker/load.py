@@ -31,7 +31,7 @@ from taskherd.worker.directory_cache import NO_ENTRIES, DirectoryEntries
 from taskherd.worker.usage import load_ledgers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from taskherd.domain.commands import Command
     from taskherd.domain.directory import TemplatePool
     from taskherd.domain.reports import Report
+    from taskherd.domain.task import TaskState
     from taskherd.messages.claims import OwnershipQuery
     from taskherd.store import AsyncConnection
     from taskherd.store.command_log import RecordedCommand
@@ -145,6 +146,11 @@ async def load_ownership(
     return [
         {task_id: ownership(states, claims, task_id, query.runner) for task_id in query.task_ids} for query in queries
     ]
+
+
+async def load_states(connection: AsyncConnection, task_ids: Collection[UUID]) -> dict[UUID, TaskState]:
+    """Return the states of the existing tasks among ``task_ids``. This locks and changes nothing."""
+    return {task_id: state for task_id, (state, _) in (await tasks.states(connection, task_ids)).items()}
 
 
 def _start_update(row: StoredTask, lease: lease_module.Lease | None) -> TaskUpdate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from datetime import timedelta
 from enum import StrEnum
 from itertools import accumulate
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING
 import structlog
 
 from taskherd.broker.dead_letters import build_dead_letter, publish_dead_letters
-from taskherd.domain.outcome import DeadLetterReason
+from taskherd.domain import fold
+from taskherd.domain.outcome import DeadLetterReason, ReportOutcome
 from taskherd.domain.updates import TimerCheck
 from taskherd.errors import Retry, Unavailable
 from taskherd.messages.dead_letters import Origin, encode
+from taskherd.messages.reports import decode_stored_report
 from taskherd.store import (
     command_log,
     erasure,
@@ -28,6 +31,7 @@ from taskherd.store import (
     workers,
 )
 from taskherd.store.engine import DataError, transaction
+from taskherd.worker.load import load_states
 from taskherd.worker.rates import RETENTION as RATES_RETENTION
 
 if TYPE_CHECKING:
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from taskherd.broker.publisher import OutgoingMessage
+    from taskherd.domain.task import TaskState
     from taskherd.store import AsyncConnection
     from taskherd.store.parked_reports import ParkedReport
     from taskherd.worker.context import WorkerContext
@@ -184,22 +189,25 @@ class Maintenance:
             rows = _limit_bytes(await parked_reports.lock_expired(connection, before, MAX_EXPIRED))
             if not rows:
                 return 0
-            letters = [self._dead_letter_of(row, now) for row in rows]
+            states = await load_states(connection, {row.task_id for row in rows})
+            reasons = [_reason_of(row, states.get(row.task_id), now) for row in rows]
+            letters = [self._dead_letter_of(row, reason, now) for row, reason in zip(rows, reasons, strict=True)]
             obstacles = await publish_dead_letters(context.dead_publisher, letters)
             expired = [row.id for row, obstacle in zip(rows, obstacles, strict=True) if obstacle is None]
             await parked_reports.delete(connection, expired)
-        context.metrics.dead_lettered.labels(DeadLetterReason.PARKED_EXPIRED.value).inc(len(expired))
-        for _ in expired:
-            context.rates.count_dead_letter(DeadLetterReason.PARKED_EXPIRED.value, now)
+        for (reason, _), obstacle in zip(reasons, obstacles, strict=True):
+            if obstacle is None:
+                context.metrics.dead_lettered.labels(reason.value).inc()
+                context.rates.count_dead_letter(reason.value, now)
         if any(obstacles):
             raise Unavailable(next(filter(None, obstacles)))
         return len(rows)
 
-    def _dead_letter_of(self, row: ParkedReport, now: datetime) -> OutgoingMessage:
+    def _dead_letter_of(self, row: ParkedReport, why: tuple[DeadLetterReason, str], now: datetime) -> OutgoingMessage:
         names = self._context.names
         origin = Origin(names.reports, names.reports, str(row.task_id))
-        detail = "The task was not created in time, or its create rejected the report."
-        body, headers = encode(row.report.encode(), DeadLetterReason.PARKED_EXPIRED, detail, origin, time=now)
+        reason, detail = why
+        body, headers = encode(row.report.encode(), reason, detail, origin, time=now)
         return build_dead_letter(names, origin.routing_key, body, headers)
 
     async def erase_once(self, now: datetime) -> int:
@@ -291,6 +299,16 @@ def _limit_bytes(rows: Sequence[ParkedReport]) -> Sequence[ParkedReport]:
     """Return the first rows, at least one, with up to ``MAX_EXPIRED_BYTES`` of reports in all."""
     sizes = accumulate(len(row.report.encode()) for row in rows)
     return rows[: max(1, sum(size <= MAX_EXPIRED_BYTES for size in sizes))]
+
+
+def _reason_of(row: ParkedReport, state: TaskState | None, now: datetime) -> tuple[DeadLetterReason, str]:
+    """Return why a parked report was not folded, with a detail; ``state``: that of its task, None: it has none."""
+    if state is None:
+        return DeadLetterReason.PARKED_EXPIRED, "The task was not created in time."
+    with suppress(ValueError):  # a report that is valid for another version only
+        if fold.is_out_of_range(decode_stored_report(row.report, now), state):
+            return DeadLetterReason.BUILD_OUT_OF_RANGE, ReportOutcome.BUILD_OUT_OF_RANGE.detail
+    return DeadLetterReason.PARKED_EXPIRED, "The create of the task rejected the report."
 
 
 async def _prune_actions(connection: AsyncConnection, before: datetime, limit: int) -> int:
