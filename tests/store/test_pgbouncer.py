@@ -133,6 +133,23 @@ async def test_a_pool_with_less_time_works_with_the_guards_of_the_role(start_pgb
         await pool.close()
 
 
+async def test_session_mode_in_the_url_of_transaction_mode_is_a_misconfiguration(
+    start_pgbouncer: StartPgBouncer,
+) -> None:
+    """With tracked statements every one of them works, but settings reach any server session: none gets any."""
+    async with start_pgbouncer(pool_mode="transaction", max_prepared_statements="200") as bouncer:
+        url = bouncer.url(pgbouncer="session")
+        with pytest.raises(Misconfigured, match=r"^database_url: .* expected pgbouncer=transaction"):
+            await _hold(url, "SELECT 1")
+        reader = ReadPool(url, size=1, application_name="taskherd-tests", setting="database_read_url")
+        with pytest.raises(Misconfigured, match=r"^database_read_url: .* expected pgbouncer=transaction"):
+            await reader.fetch("SELECT 1")
+        await reader.close()
+        plain = await asyncpg.connect(bouncer.url(), timeout=10)
+        assert await plain.fetchval("SHOW statement_timeout") == "0"
+        await plain.close(timeout=5)
+
+
 async def test_the_wrong_mode_is_a_misconfiguration(start_pgbouncer: StartPgBouncer) -> None:
     """Prepared statements that vanish between transactions raise an error that names the right option."""
     async with start_pgbouncer(pool_mode="transaction", default_pool_size="3", max_prepared_statements="0") as bouncer:

@@ -175,6 +175,12 @@ class SessionFactory:
 
     async def _establish(self, connection: Any) -> None:
         if self._pooling is Pooling.SESSION:
+            if await _tracks_statements(connection):
+                raise Misconfigured(
+                    "database_url",
+                    "PgBouncer is not in session mode, so settings would reach the sessions of others: "
+                    f"expected {URL_OPTION}=transaction in the URL, or pool_mode = session in PgBouncer",
+                )
             wanted = _checked(self._settings)
             await connection.execute("; ".join(f"SET {name} = '{value}'" for name, value in wanted.items()))
         if not self._checked or not _checked(self._settings):
@@ -198,7 +204,10 @@ def _advice(pooling: Pooling, found: Sequence[Deviation]) -> str:
 
 
 async def _tracks_statements(connection: Any) -> bool:
-    """Return whether PgBouncer tracks prepared statements: it then gives them names of its own at the server."""
+    """Return whether PgBouncer tracks prepared statements: it then gives them names of its own at the server.
+
+    It never does in session mode (https://www.pgbouncer.org/config.html#max_prepared_statements).
+    """
     name = f"taskherd_{uuid.uuid4().hex}"
     async with connection.transaction():
         statement = await connection.prepare("SELECT 1", name=name)
