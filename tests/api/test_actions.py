@@ -345,6 +345,20 @@ async def test_an_action_keeps_to_its_rate_and_can_be_canceled(start_api: StartA
         assert (again.status_code, again.json()) == (202, done)
 
 
+async def test_the_actions_of_a_user_share_the_rate(start_api: StartApi) -> None:
+    """Many small actions change no more tasks a second than a large one, also those made after others have ended."""
+    async with start_api(api_action_rate=2) as api_harness:
+        tasks = [await api_harness.create(input=f"One of four {number}") for number in range(4)]
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        made = [await act(api_harness.alice, "delete", ids=[task["id"]]) for task in tasks[:3]]
+        assert (await finished(api_harness.alice, made[2]))["succeeded"] == 1
+        assert loop.time() - started >= 0.9  # at two a second, it comes a second after the first one
+        last = await act(api_harness.alice, "delete", ids=[tasks[3]["id"]])
+        assert (await finished(api_harness.alice, last))["succeeded"] == 1
+        assert loop.time() - started >= 1.4
+
+
 async def test_unfinished_actions_are_limited(start_api: StartApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user has a limited number of unfinished actions, one of which is executed at a time; others are not held up."""
     monkeypatch.setattr(handlers, "MAX_UNFINISHED", 2)

@@ -107,8 +107,8 @@ async def test_times_are_clamped_in_the_order_of_their_keys(engine: AsyncEngine)
     await clamping
 
 
-async def test_only_times_in_the_future_of_workers_and_unfinished_actions_are_clamped(engine: AsyncEngine) -> None:
-    """Others stay, also the time at which a finished action would have gone on."""
+async def test_only_times_in_the_future_of_workers_and_actions_are_clamped(engine: AsyncEngine) -> None:
+    """Others stay. A finished action is clamped, too: the next one of its user waits for its pause."""
     add = """
     INSERT INTO task_actions (id, user_id, token_id, action, digest, total, refused, created_at, next_at, finished_at)
     VALUES (:id, :id, 'token', 'pause', '', 1, 0, :past, :next, :finished)"""
@@ -131,4 +131,4 @@ async def test_only_times_in_the_future_of_workers_and_unfinished_actions_are_cl
         seen = await connection.execute(text("SELECT seen_at, drained_since FROM workers ORDER BY worker_id"))
         assert [tuple(row) for row in seen] == [(NOW, NOW), (NOW, PAST), (PAST, None)]
         due = await connection.execute(text("SELECT next_at FROM task_actions ORDER BY id"))
-        assert due.scalars().all() == [NOW, PAST, FUTURE]
+        assert due.scalars().all() == [NOW, PAST, NOW]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
@@ -124,6 +125,58 @@ async def test_users_take_turns_and_their_actions_are_in_order(engine: AsyncEngi
         await save(engine, step, [204])
     assert order == [first, other, first, second]
     assert await claim(engine) is None
+
+
+async def test_the_next_action_of_a_user_waits_for_the_pause_of_the_last_one(engine: AsyncEngine) -> None:
+    """The pause after an action's last step holds for its user, also for what is added later, but for nobody else."""
+    one, two = await add_user(engine, "one"), await add_user(engine, "two")
+    first, second = await add(engine, one, 1), await add(engine, one, 1)
+    step = await claim(engine)
+    assert step is not None
+    assert step.id == first
+    await save(engine, step, [204], LEASE)
+    assert await column(engine, "finished_at IS NOT NULL", step.id)
+    third, other = await add(engine, one, 1), await add(engine, two, 1)
+    step = await claim(engine)
+    assert step is not None
+    assert step.id == other
+    assert await claim(engine) is None
+    async with transaction(engine) as connection:
+        await connection.execute(text("UPDATE task_actions SET next_at = now() WHERE id = :id"), {"id": first})
+    step = await claim(engine)
+    assert step is not None
+    assert step.id == second
+    await save(engine, step, [204])
+    step = await claim(engine)
+    assert step is not None
+    assert step.id == third
+
+
+@pytest.mark.parametrize("failure", [None, "ended"])
+async def test_an_action_that_ends_without_a_step_holds_nobody_up(engine: AsyncEngine, failure: str | None) -> None:
+    """The next one is due when an action was canceled or failed, not when the lease of that is over."""
+    user_id = await add_user(engine, "one")
+    first, second = await add(engine, user_id, 3), await add(engine, user_id, 1)
+    assert first is not None
+    async with transaction(engine) as connection:
+        if failure is None:
+            await task_actions.cancel(connection, user_id, first)
+        claimed = await task_actions.claim(connection, LEASE, uuid4())
+        assert claimed is not None
+        assert claimed.id == first
+        await task_actions.finish(connection, first, failure)
+    step = await claim(engine)
+    assert step is not None
+    assert step.id == second
+
+
+async def test_pauses_are_found_by_an_index(engine: AsyncEngine) -> None:
+    """However many actions are finished, a claim reads only those whose pause is not over, and no whole table."""
+    async with transaction(engine) as connection:
+        values = {"lease": LEASE, "lease_id": uuid4()}
+        plan = "\n".join((await connection.execute(text(f"EXPLAIN {task_actions.CLAIM.text}"), values)).scalars())
+    assert re.search(r"on task_actions_pause_idx .*\n +Index Cond: \(next_at > now\(\)\)", plan), plan
+    assert "Seq Scan on task_actions" not in plan
 
 
 async def test_the_unfinished_actions_of_a_user_are_limited(engine: AsyncEngine) -> None:

@@ -50,7 +50,7 @@ CLAMP_REQUESTS: Final = text(
 CLAMP_WORKERS: Final = text("""
 UPDATE workers SET seen_at = :now, drained_since = LEAST(drained_since, :now) WHERE seen_at > :now
 """)
-CLAMP_ACTIONS: Final = text("UPDATE task_actions SET next_at = :now WHERE finished_at IS NULL AND next_at > :now")
+CLAMP_ACTIONS: Final = text("UPDATE task_actions SET next_at = :now WHERE next_at > :now")
 CLAMP_CHUNKS: Final[tuple[tuple[TextClause, UUID | int], ...]] = (
     (CLAMP_DEADLINES, UUID(int=0)),
     (CLAMP_PARKED, 0),

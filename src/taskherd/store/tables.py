@@ -589,6 +589,7 @@ task_actions = Table(
     Column("finished_at", Time),
     Column("failure", Text),
     Index("task_actions_next_at_idx", "next_at", postgresql_where=text("finished_at IS NULL")),
+    Index("task_actions_pause_idx", "next_at", postgresql_where=text("finished_at IS NOT NULL")),
     Index("task_actions_user_idx", "user_id", text("created_at DESC"), text("id DESC")),
     CheckConstraint("action IN ('pause', 'resume', 'delete', 'send', 'interrupt')", name="task_actions_action_check"),
     comment="Jobs that do one thing to many tasks; API processes write and execute them",

@@ -2,7 +2,7 @@
 
 A step is claimed by moving ``next_at`` into the future, so that it is both the lease of the process that executes the
 step and the time of the next one. Steps of all actions are due in the order of ``next_at``; those of one user are
-executed one action after the other.
+executed one action after the other. After the last step, ``next_at`` is when the user's next action is due.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ UPDATE task_actions SET canceled_at = COALESCE(canceled_at, now())
 WHERE id = :id AND user_id = :user_id AND finished_at IS NULL
 """)
 
-# The step that has been due for longest. Actions of one user are executed in order, but a canceled one ends at once.
+# The step that has been due for longest. Actions of one user are executed in order, with a pause after each step, but a
+# canceled one ends at once.
 CLAIM: Final = text(f"""
 UPDATE task_actions AS c
 SET next_at = now() + CAST(:lease AS interval), lease_id = :lease_id, started_at = COALESCE(c.started_at, now())
@@ -92,7 +93,8 @@ WHERE u.id = c.user_id AND c.id = (
     SELECT a.id FROM task_actions AS a
     WHERE a.finished_at IS NULL AND a.next_at <= now() AND (a.canceled_at IS NOT NULL OR NOT EXISTS (
         SELECT FROM task_actions AS b
-        WHERE b.user_id = a.user_id AND b.finished_at IS NULL AND (b.created_at, b.id) < (a.created_at, a.id)))
+        WHERE b.user_id = a.user_id AND b.finished_at IS NULL AND (b.created_at, b.id) < (a.created_at, a.id))
+      AND a.user_id NOT IN (SELECT user_id FROM task_actions WHERE finished_at IS NOT NULL AND next_at > now()))
     ORDER BY a.next_at, a.id LIMIT 1
     FOR UPDATE SKIP LOCKED)
 RETURNING c.id, c.user_id, c.action, c.input, c.failures, c.canceled_at IS NOT NULL AS canceled,
@@ -128,7 +130,9 @@ WHERE a.id = :id
 
 # The input is no longer needed, and would outlive the tasks that it was sent to.
 FINISH: Final = text("""
-UPDATE task_actions SET finished_at = now(), input = NULL, failure = CAST(:failure AS text)
+UPDATE task_actions
+SET finished_at = now(), input = NULL, failure = CAST(:failure AS text),
+    next_at = CASE WHEN :after_step THEN next_at ELSE now() END
 WHERE id = :id AND finished_at IS NULL
   AND (CAST(:failure AS text) IS NOT NULL OR canceled_at IS NOT NULL OR succeeded + refused = total)
 """)
@@ -250,7 +254,7 @@ async def add(connection: AsyncConnection, action: NewAction, message: str, max_
         missing = [task_id in action.missing for task_id in action.task_ids]
         values = {"id": action.id, "task_ids": list(action.task_ids), "missing": missing, "message": message}
         await connection.execute(ADD_TASKS, values)
-        await connection.execute(FINISH, {"id": action.id, "failure": None})
+        await finish(connection, action.id, None)
     return True
 
 
@@ -274,7 +278,9 @@ async def pending(connection: AsyncConnection, step: ClaimedStep, limit: int) ->
 async def save(
     connection: AsyncConnection, step: ClaimedStep, results: Sequence[TaskResult], *, failed: bool, delay: timedelta
 ) -> None:
-    """Store the results of a step, and finish the action after its last one. The next step is due after ``delay``.
+    """Store the results of a step, and finish the action after its last one.
+
+    The next step is due after ``delay``, also if it is one of the user's next action.
 
     A task that has a result keeps it, so saving a step twice is harmless.
     """
@@ -289,12 +295,15 @@ async def save(
         "delay": delay,
     }
     await connection.execute(SAVE, values)
-    await finish(connection, step.id, None)
+    await connection.execute(FINISH, {"id": step.id, "failure": None, "after_step": True})
 
 
 async def finish(connection: AsyncConnection, action_id: UUID, failure: str | None) -> None:
-    """Finish an action that was canceled or has all its results, or, with a ``failure``, in any case."""
-    await connection.execute(FINISH, {"id": action_id, "failure": failure})
+    """Finish an action that was canceled or has all its results, or, with a ``failure``, in any case.
+
+    The next action of its user is due at once.
+    """
+    await connection.execute(FINISH, {"id": action_id, "failure": failure, "after_step": False})
 
 
 async def prune(connection: AsyncConnection, before: datetime, kept: int, limit: int) -> int:
