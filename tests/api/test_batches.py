@@ -11,6 +11,7 @@ import pytest
 
 from taskherd.api import command_slots
 from taskherd.api.tasks import batches
+from taskherd.api.tasks.schemas import MAX_BATCH
 from tests.api.conftest import StartApi
 from tests.api.test_tasks import GOLDEN
 from tests.harness.api import ALICE, BOB, OTHER_VERSION, VERSION, ApiHarness
@@ -110,6 +111,24 @@ async def test_repeating_a_batch_creates_nothing_twice(api_harness: ApiHarness) 
     assert statuses(changed) == [409]
     assert changed["results"][0]["error"]["message"] == "Idempotency-Key was used for another request."
     assert await api_harness.worker.database.fetchval("SELECT count(*) FROM tasks") == 150
+
+
+async def test_each_task_of_a_batch_can_be_repeated_alone(api_harness: ApiHarness) -> None:
+    """A key of a batch that would be too long with the index of a task is refused, with the limit."""
+    task = entry("Repeat it alone")
+    for length in (252, 255, 256):
+        refused = await api_harness.alice.post(
+            "/task-batches", json={"tasks": [task]}, headers={"Idempotency-Key": "k" * length}
+        )
+        assert refused.status_code == 400
+        assert refused.json()["validations"] == [
+            {"field": "Idempotency-Key", "detail": "Expected 1 to 251 printable ASCII characters."}
+        ]
+    entries = ["not an object"] * (MAX_BATCH - 1)
+    made = (await post(api_harness, [*entries, task], "k" * 251))["results"][-1]
+    assert made["idempotency_key"] == f"{'k' * 251}/999"
+    alone = await api_harness.alice.post("/tasks/me", json=task, headers={"Idempotency-Key": made["idempotency_key"]})
+    assert (alone.status_code, alone.json()["id"]) == (200, made["task"]["id"])
 
 
 async def test_each_task_may_have_a_key_of_its_own(api_harness: ApiHarness) -> None:

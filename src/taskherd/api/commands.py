@@ -48,13 +48,13 @@ def is_key(text: str) -> bool:
     return 0 < len(text) <= MAX_KEY_LENGTH and text.isascii() and text.isprintable()
 
 
-def idempotency_key_of(request: RequestContext) -> str | None:
-    """Return the request's Idempotency-Key, or None without one."""
+def idempotency_key_of(request: RequestContext, max_length: int = MAX_KEY_LENGTH) -> str | None:
+    """Return the request's Idempotency-Key, or None without one. Raise a 400 if it can't be one."""
     key = request.headers.get(IDEMPOTENCY_KEY.lower())
     if key is None:
         return None
-    if not is_key(key):
-        raise invalid((IDEMPOTENCY_KEY, f"Expected 1 to {MAX_KEY_LENGTH} printable ASCII characters."))
+    if not is_key(key) or len(key) > max_length:
+        raise invalid((IDEMPOTENCY_KEY, f"Expected 1 to {max_length} printable ASCII characters."))
     return key
 
 

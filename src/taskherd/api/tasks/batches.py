@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid4, uuid5
 
 import orjson
 
 from taskherd.api.command_slots import MAX_BULK
-from taskherd.api.commands import NOT_CONFIRMED, execute, idempotency_key_of, is_key, refusal
+from taskherd.api.commands import (
+    KEY_HEADER,
+    MAX_KEY_LENGTH,
+    NOT_CONFIRMED,
+    execute,
+    idempotency_key_of,
+    is_key,
+    refusal,
+)
 from taskherd.api.http import bodies
 from taskherd.api.http.errors import HTTPError, invalid, unavailable
 from taskherd.api.http.responses import BufferedResponse
 from taskherd.api.tasks import documents
 from taskherd.api.tasks.commands import charge_create, create_command, find_owner
-from taskherd.api.tasks.schemas import BatchTask
+from taskherd.api.tasks.schemas import MAX_BATCH, BatchTask
 from taskherd.domain.command_results import CommandRefused
 from taskherd.errors import Misconfigured, Retry, Unavailable
 from taskherd.store import command_log
@@ -33,6 +42,9 @@ if TYPE_CHECKING:
 
 MAX_BYTES: Final = 4 * 1024 * 1024
 """Maximum size of the body of a request."""
+MAX_BATCH_KEY_LENGTH: Final = MAX_KEY_LENGTH - len(f"/{MAX_BATCH - 1}")
+"""Maximum length of a batch's Idempotency-Key: each task has it with its index, and can be repeated alone with that."""
+BATCH_KEY_HEADER: Final = replace(KEY_HEADER, schema={**KEY_HEADER.schema, "maxLength": MAX_BATCH_KEY_LENGTH})
 MAX_REQUESTS, MAX_REQUESTS_OF_USER = 8, 2
 """Maximum number of requests in progress in one process, of all users and of one."""
 SENT_TOGETHER: Final = 64
@@ -64,7 +76,7 @@ class _Batch:
         self._request = request
         self._entries = entries
         self._results: list[dict[str, Any]] = [{} for _ in entries]
-        self._key = idempotency_key_of(request)
+        self._key = idempotency_key_of(request, MAX_BATCH_KEY_LENGTH)
         self._keys = _keys(entries, self._key or str(uuid4()))
         self._executed: frozenset[UUID] = frozenset()
         self._owners: dict[tuple[str, UUID | None], UUID | HTTPError] = {}
@@ -195,7 +207,7 @@ def _keys(entries: Sequence[Any], batch_key: str) -> list[str | HTTPError]:
         if key is None:
             key = f"{batch_key}/{index}"
         elif not isinstance(key, str) or not is_key(key):
-            keys.append(invalid(("idempotency_key", "Expected 1 to 255 printable ASCII characters.")))
+            keys.append(invalid(("idempotency_key", f"Expected 1 to {MAX_KEY_LENGTH} printable ASCII characters.")))
             continue
         if key in used:
             keys.append(invalid(("idempotency_key", "Another task of this batch has the same key.")))

@@ -202,7 +202,7 @@ ROUTES: Final = (
         body=CreateTasks,
         max_body=batches.MAX_BYTES,
         admit=batches.admit,
-        headers=(KEY_HEADER,),
+        headers=(batches.BATCH_KEY_HEADER,),
         responses={
             200: ResponseSpec("The results, in the order of the tasks.", CreateResults),
             413: ResponseSpec("The body is larger than 4 MiB."),
