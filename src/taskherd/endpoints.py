@@ -83,15 +83,21 @@ async def resolve(host: Host) -> Sequence[str]:
 
 
 class _Preference(Generic[K]):
-    """An order of alternatives: the one that succeeded last, those that did not fail, then the longest ago failed."""
+    """An order of alternatives: the one that succeeded last, those that did not fail, then the longest ago failed.
+
+    Of those that did not fail, the one that ``other`` tried last comes last.
+    """
 
     def __init__(self) -> None:
+        self.other: _Preference[K] | None = None
+        self.tried: K | None = None
         self._last_good: K | None = None
         self._failed: dict[K, None] = {}
 
     def order(self, alternatives: Iterable[K]) -> list[K]:
         ranks = {failed: rank for rank, failed in enumerate(self._failed, start=1)}
-        return sorted(alternatives, key=lambda each: (each != self._last_good, ranks.get(each, 0)))
+        taken = None if self.other is None else self.other.tried
+        return sorted(alternatives, key=lambda each: (each != self._last_good, ranks.get(each, 0), each == taken))
 
     def succeeded(self, alternative: K) -> None:
         self._last_good = alternative
@@ -117,6 +123,11 @@ class Endpoints:
         self._host_order: _Preference[Host] = _Preference()
         self._address_order: _Preference[Endpoint] = _Preference()
 
+    def keep_apart(self, other: Endpoints) -> None:
+        """Let each of the two begin elsewhere than at the server that the other one has tried last, if it can."""
+        self._host_order.other, other._host_order.other = other._host_order, self._host_order
+        self._address_order.other, other._address_order.other = other._address_order, self._address_order
+
     async def connect(
         self, attempt: Callable[[Endpoint], Awaitable[T]], errors: tuple[type[Exception], ...]
     ) -> tuple[T, Endpoint]:
@@ -129,6 +140,7 @@ class Endpoints:
         expected: tuple[type[Exception], ...] = (*errors, TimeoutError)
         failures: list[tuple[str, Exception]] = []
         for host in self._host_order.order(self.hosts):
+            self._host_order.tried = host
             try:
                 endpoints = await self._endpoints(host)
             except OSError as error:
@@ -139,6 +151,7 @@ class Endpoints:
                 self._host_order.failed(host)  # as below
                 raise
             for endpoint in endpoints:
+                self._address_order.tried = endpoint
                 try:
                     async with asyncio.timeout(self._limit):
                         result = await attempt(endpoint)

@@ -132,15 +132,6 @@ def test_the_user_of_a_connection(url: str, user: str | None) -> None:
     assert SupervisedConnection(url, "test").user == user
 
 
-@pytest.mark.parametrize(("first", "order"), [(0, "abc"), (1, "bca"), (2, "cab"), (3, "abc"), (7, "bca")])
-def test_hosts_are_tried_from_the_first_on(first: int, order: str) -> None:
-    """So that the processes of an installation are spread over them."""
-    url = "amqp://a:1,b:2,c:3/"
-    for endpoints in (endpoints_of(url, first), SupervisedConnection(url, "test", first_host=first)._endpoints):
-        assert [host.name for host in endpoints.hosts] == [*order]
-    assert [host.name for host in SupervisedConnection(url, "test")._endpoints.hosts] == ["a", "b", "c"]
-
-
 def test_a_url_without_a_host_is_a_configuration_error() -> None:
     """It says what is expected."""
     with pytest.raises(Misconfigured, match="expected a URL like amqp://"):

@@ -67,6 +67,39 @@ async def test_a_lost_connection_counts_against_its_server() -> None:
     assert await servers.connect(endpoints) == [OTHER.name]
 
 
+async def test_two_that_keep_apart_begin_at_different_servers() -> None:
+    """A good server is kept, wherever the other one is, and is shared rather than one that failed tried again."""
+    one, two, servers = Endpoints([HUNG, GOOD, OTHER], LIMIT), Endpoints([HUNG, GOOD, OTHER], LIMIT), Servers()
+    one.keep_apart(two)
+    assert await servers.connect(one) == [HUNG.name]
+    assert await servers.connect(two) == [GOOD.name]
+    servers.hung = {HUNG.name}
+    one.mark_failed(Endpoint(HUNG, HUNG.name))
+    assert await servers.connect(one) == [OTHER.name]
+    one.mark_failed(Endpoint(OTHER, OTHER.name))
+    assert await servers.connect(one) == [GOOD.name]
+    assert await servers.connect(two) == [GOOD.name]
+
+
+async def test_two_that_keep_apart_choose_different_names() -> None:
+    """Also at the same time, while their addresses are not known yet."""
+    chosen, both = list[str](), asyncio.Event()
+
+    async def resolve(host: Host) -> list[str]:
+        chosen.append(host.name)
+        if len(chosen) == 2:
+            both.set()
+        await both.wait()
+        return [f"192.0.2.{len(host.name)}"]
+
+    hosts = [Host("a.example", 1), Host("bb.example", 1)]
+    one, two = Endpoints(hosts, 60, resolve), Endpoints(hosts, 60, resolve)
+    two.keep_apart(one)
+    servers = Servers()
+    found = await asyncio.gather(one.connect(servers.attempt, (OSError,)), two.connect(servers.attempt, (OSError,)))
+    assert (chosen, [endpoint.host for _, endpoint in found]) == (["a.example", "bb.example"], hosts)
+
+
 async def test_each_address_of_a_name_has_its_own_limit() -> None:
     """A DNS name with several addresses counts as several servers, and the last good address is tried first."""
 

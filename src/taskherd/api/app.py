@@ -112,7 +112,8 @@ class ApiProcess:
         self.id = f"{socket.gethostname()}-{uuid4().hex[:8]}"
         """The name of this process in the lists of connections of RabbitMQ and PostgreSQL."""
         self._connections = BrokerConnections(settings.amqp_url, f"api {self.id}", self.metrics)
-        self._repeats = SupervisedConnection(settings.amqp_url, f"api {self.id} repeat", first_host=1)
+        self._repeats = SupervisedConnection(settings.amqp_url, f"api {self.id} repeat")
+        self._repeats.keep_apart(self._connections.publish)
         size = max(1, settings.database_pool - WRITE_CONNECTIONS)
         name = f"taskherd api {self.id}"
         self._reader = ReadPool(settings.database_url, size=size, application_name=name)

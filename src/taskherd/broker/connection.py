@@ -122,13 +122,11 @@ class SupervisedConnection:
         name: str,
         hooks: ConnectionHooks | None = None,
         *,
-        first_host: int = 0,
         endpoints: Endpoints | None = None,
     ) -> None:
         """Create it, unconnected.
 
-        At first the hosts are tried in order, from that with the index ``first_host``, or as the given ``endpoints`` of
-        the URL remember them.
+        At first the hosts are tried in order, or as the given ``endpoints`` of the URL remember them.
         """
         pamqp_patches.install()
         frame_reader.install()
@@ -136,7 +134,7 @@ class SupervisedConnection:
         AiormqConnection.FRAME_BUFFER_SIZE = MAX_WAITING_WRITES
         self.name = name
         self._url = url
-        self._endpoints = endpoints or endpoints_of(url, first_host)
+        self._endpoints = endpoints or endpoints_of(url)
         self._hooks = hooks or ConnectionHooks()
         self._up = asyncio.Event()
         self._tried = asyncio.Event()
@@ -164,6 +162,10 @@ class SupervisedConnection:
     def is_started(self) -> bool:
         """True from ``start`` to ``close``."""
         return self._supervisor is not None
+
+    def keep_apart(self, other: SupervisedConnection) -> None:
+        """Let the two begin at different servers, if there are several; call it before ``start``."""
+        self._endpoints.keep_apart(other._endpoints)
 
     def start(self) -> None:
         """Start connecting in the background."""
@@ -345,16 +347,14 @@ async def open_connection(
         await connection.close()
 
 
-def endpoints_of(url: str, first: int = 0) -> Endpoints:
-    """Return the endpoints of an AMQP URL, from the host with this index, each with ``REQUEST_TIMEOUT``.
+def endpoints_of(url: str) -> Endpoints:
+    """Return the endpoints of an AMQP URL, each with ``REQUEST_TIMEOUT``.
 
     Raises:
         Misconfigured: the URL names no host, or one of them is malformed.
     """
     try:
-        hosts = amqp_hosts(url)
-        start = first % len(hosts)
-        return Endpoints((*hosts[start:], *hosts[:start]), REQUEST_TIMEOUT)
+        return Endpoints(amqp_hosts(url), REQUEST_TIMEOUT)
     except ValueError as error:
         raise Misconfigured("amqp_url", f"{error}; expected a URL like amqp://user:password@host:5672/vhost") from None
 
