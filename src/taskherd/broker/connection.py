@@ -224,11 +224,19 @@ class SupervisedConnection:
     @asynccontextmanager
     async def temporary_channel(self) -> AsyncIterator[Channel]:
         """Open a channel for the block; its end requeues what was not acknowledged. Raise as ``channel`` does."""
-        channel = await self.channel()
-        try:
+        async with self.temporary_channels(1) as (channel,):
             yield channel
+
+    @asynccontextmanager
+    async def temporary_channels(self, count: int) -> AsyncIterator[list[Channel]]:
+        """Open so many channels for the block, as ``temporary_channel`` does one."""
+        channels: list[Channel] = []
+        try:
+            for _ in range(count):
+                channels.append(await self.channel())  # noqa: PERF401 - those before are closed if this one fails
+            yield channels
         finally:
-            await close_channel(channel)
+            await asyncio.gather(*map(close_channel, channels))
 
     async def drop_if_hung(self, within: float = CHECK_TIMEOUT) -> None:
         """Abort the connection if the broker does not answer a request on it ``within`` so many seconds.

@@ -5,14 +5,13 @@ https://www.rabbitmq.com/docs/access-control#authorisation lists what each opera
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from taskherd.broker.diagnostics import QueueInfo
-from taskherd.broker.requests import REQUEST_TIMEOUT, map_errors
-from taskherd.errors import Unavailable
+from taskherd.broker.requests import REQUEST_TIMEOUT, map_errors, share_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -29,23 +28,13 @@ QUEUES_OF_EACH: Final = 8
 
 async def read(connection: SupervisedConnection, queues: Iterable[str]) -> dict[str, QueueInfo]:
     """Return those of ``queues`` that exist, by name. Raise ``Unavailable`` if the broker does not answer."""
-    names = list(dict.fromkeys(queues))
-    remaining, found = iter(names), dict[str, QueueInfo]()
-    try:
-        async with asyncio.TaskGroup() as readers:
-            for _ in range(min(MAX_CHANNELS, -(-len(names) // QUEUES_OF_EACH))):
-                readers.create_task(_read(connection, remaining, found))
-    except* Unavailable as group:
-        first: BaseException = group
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        problem = first
-    else:
-        return found
-    raise problem
+    names, found = list(dict.fromkeys(queues)), dict[str, QueueInfo]()
+    channels = min(MAX_CHANNELS, -(-len(names) // QUEUES_OF_EACH))
+    await share_out(names, [partial(_read, connection, found)] * channels)
+    return found
 
 
-async def _read(connection: SupervisedConnection, remaining: Iterator[str], found: dict[str, QueueInfo]) -> None:
+async def _read(connection: SupervisedConnection, found: dict[str, QueueInfo], remaining: Iterator[str]) -> None:
     """Look at one of the remaining queues after the other."""
     channel: AbstractChannel | None = None
     try:

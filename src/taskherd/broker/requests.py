@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from aiormq.exceptions import AMQPError, ChannelInvalidStateError
 
-from taskherd.errors import Unavailable
+from taskherd.errors import TaskherdError, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterable, Iterator
 
     from aiormq.abc import AbstractChannel
     from aiormq.channel import Channel
@@ -93,3 +93,24 @@ def in_background(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     _background.add(task)
     task.add_done_callback(_background.discard)
     return task
+
+
+async def share_out(items: Iterable[T], workers: Iterable[Callable[[Iterator[T]], Coroutine[Any, Any, None]]]) -> None:
+    """Run workers at the same time, each of which takes one of the items after the other.
+
+    Raises:
+        TaskherdError: the first one that a worker raised; the others were cancelled.
+    """
+    remaining = iter(items)
+    try:
+        async with asyncio.TaskGroup() as group:
+            for worker in workers:
+                group.create_task(worker(remaining))
+    except* TaskherdError as errors:
+        first: BaseException = errors
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        problem = first
+    else:
+        return
+    raise problem

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
-from taskherd.broker.requests import REQUEST_TIMEOUT, map_errors
+from taskherd.broker.requests import REQUEST_TIMEOUT, map_errors, share_out
 from taskherd.errors import Misconfigured, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from aiormq.abc import AbstractChannel
     from pamqp.common import FieldTable
 
 DELIVERY_LIMIT = 200
 """Number of redeliveries after which a quorum queue dead-letters a message."""
+MAX_CHANNELS = 8
+"""Maximum number of channels on which partitions are declared at the same time."""
+PARTITIONS_OF_EACH = 8
+"""Number of partitions for which it is worth opening another channel."""
 _UNLIMITED = -1
 _ALL_KEYS = "#"
 _EQUAL_WEIGHT = "1"
@@ -100,8 +106,15 @@ class TopologyNames:
         return f"{self.work}.{target}"
 
 
-async def declare(channel: AbstractChannel, names: TopologyNames, partitions: int = 1) -> None:
-    """Declare every exchange and the shared queues; idempotent.
+def channels_for(partitions: int) -> int:
+    """Return the number of channels on which to declare so many partitions."""
+    return min(MAX_CHANNELS, -(-partitions // PARTITIONS_OF_EACH))
+
+
+async def declare(
+    channel: AbstractChannel, names: TopologyNames, partitions: int = 1, others: Sequence[AbstractChannel] = ()
+) -> None:
+    """Declare every exchange and the shared queues; idempotent. Partitions are declared on ``others`` at the same time.
 
     Before lowering the number of partitions, let their queues run empty: those beyond the new number are kept and
     receive no more reports, but no worker consumes them.
@@ -116,7 +129,7 @@ async def declare(channel: AbstractChannel, names: TopologyNames, partitions: in
         for queue in names.queues:
             await _declare_shared(channel, names, queue, partitions)
     if partitions > 1:
-        await _declare_partitions(channel, names, partitions)
+        await _declare_partitions((channel, *others), names, partitions)
 
 
 async def declare_queue(channel: AbstractChannel, names: TopologyNames, queue: str, partitions: int) -> None:
@@ -141,19 +154,24 @@ async def _declare_shared(channel: AbstractChannel, names: TopologyNames, queue:
         await channel.exchange_unbind(names.report_hash, names.reports, _ALL_KEYS, timeout=REQUEST_TIMEOUT)
 
 
-async def _declare_partitions(channel: AbstractChannel, names: TopologyNames, partitions: int) -> None:
+async def _declare_partitions(channels: Sequence[AbstractChannel], names: TopologyNames, partitions: int) -> None:
     """Distribute the reports over ``partitions`` queues, each with a single active consumer."""
-    with _explain_mismatch(
-        "declaring the partitions", "TASKHERD_REPORT_PARTITIONS", "1, or the plugin rabbitmq_consistent_hash_exchange"
-    ):
+    channel = channels[0]
+    with _explain_partitions():
         await channel.exchange_declare(
             names.report_hash, exchange_type="x-consistent-hash", durable=True, timeout=REQUEST_TIMEOUT
         )
-        for index in range(partitions):
-            await _declare_partition(channel, names, names.partition(index))
+    await share_out(range(partitions), [partial(_declare_each, each, names) for each in channels])
+    with _explain_partitions():
         # Add the new binding before removing the old one: for a moment a report may take both routes, but always one.
         await channel.exchange_bind(names.report_hash, names.reports, _ALL_KEYS, timeout=REQUEST_TIMEOUT)
         await channel.queue_unbind(names.reports, names.reports, _ALL_KEYS, timeout=REQUEST_TIMEOUT)
+
+
+async def _declare_each(channel: AbstractChannel, names: TopologyNames, remaining: Iterator[int]) -> None:
+    with _explain_partitions():
+        for index in remaining:
+            await _declare_partition(channel, names, names.partition(index))
 
 
 async def _declare_partition(channel: AbstractChannel, names: TopologyNames, queue: str) -> None:
@@ -303,3 +321,9 @@ def _explain_mismatch(
         if isinstance(cause, ChannelNotFoundEntity):
             raise Unavailable(f"{cause}; `taskherd topology apply` or a worker declares it") from error
         raise
+
+
+def _explain_partitions() -> AbstractContextManager[None]:
+    return _explain_mismatch(
+        "declaring the partitions", "TASKHERD_REPORT_PARTITIONS", "1, or the plugin rabbitmq_consistent_hash_exchange"
+    )

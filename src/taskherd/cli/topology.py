@@ -54,8 +54,9 @@ async def _apply(settings: Settings, names: topology.TopologyNames) -> list[str]
     """Declare everything and return the pools and runners with a queue; without a database there are none."""
     targets = await _work_targets(settings.database_url) if settings.database_url else []
     async with open_connection(settings.amqp_url, "topology") as connection:
-        async with connection.temporary_channel() as channel:
-            await topology.declare(channel, names, settings.report_partitions)
+        partitions = settings.report_partitions
+        async with connection.temporary_channels(topology.channels_for(partitions)) as (channel, *others):
+            await topology.declare(channel, names, partitions, others)
         for target in targets:
             async with connection.temporary_channel() as channel:
                 await topology.declare_work_queue(channel, names, target)

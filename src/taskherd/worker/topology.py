@@ -73,8 +73,11 @@ class Topology:
                 await topology.declare_queue(channel, self._names, queue, self._partitions)
 
     async def _check(self, queue: str) -> tuple[bool, bool]:
-        """Return whether all exchanges exist, and whether the queue does too."""
-        exchanges = [*self._names.exchanges] + ([self._names.report_hash] if self._partitions > 1 else [])
+        """Return whether the exchanges that the queue needs exist, and whether the queue does too.
+
+        Only partitions need that which distributes the reports: others must not wait until all of them are declared.
+        """
+        exchanges = [*self._names.exchanges] + ([] if queue in self._names.queues else [self._names.report_hash])
         async with self._checking.temporary_channel() as channel:
             has_exchanges = await topology.exist(channel, exchanges)
             return has_exchanges, has_exchanges and await topology.exist(channel, queues=[queue])
@@ -100,5 +103,5 @@ class Topology:
             await self._declare()
 
     async def _declare(self) -> None:
-        async with self._declaring.temporary_channel() as channel:
-            await topology.declare(channel, self._names, self._partitions)
+        async with self._declaring.temporary_channels(topology.channels_for(self._partitions)) as (channel, *others):
+            await topology.declare(channel, self._names, self._partitions, others)
