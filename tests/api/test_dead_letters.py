@@ -14,6 +14,7 @@ import pytest
 
 from taskherd.api.app import ApiProcess
 from taskherd.api.dead_letters import queue
+from taskherd.broker import dead_letters
 from taskherd.dev.services import Services
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.messages.dead_letters import Origin, encode
@@ -65,6 +66,29 @@ async def replay(harness: ApiHarness, **body: Any) -> dict[str, Any]:
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
     return answer
+
+
+async def test_whose_connection_it_is_that_reads_them(
+    harness: ApiHarness, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Operators see in RabbitMQ which process reads dead letters, while it does."""
+    rabbit = services.rabbit
+    assert rabbit is not None
+    reading, listed, browse = asyncio.Event(), asyncio.Event(), dead_letters.browse
+
+    async def browse_slowly(*arguments: Any, **options: Any) -> int:
+        reading.set()
+        await listed.wait()
+        return await browse(*arguments, **options)
+
+    monkeypatch.setattr(dead_letters, "browse", browse_slowly)
+    request = asyncio.create_task(letters(harness))
+    async with asyncio.timeout(30):
+        await reading.wait()
+    named = await asyncio.to_thread(rabbit.ctl, "list_connections", "client_properties", within=90)
+    listed.set()
+    assert await request == []
+    assert f'"taskherd api {harness.api.id} dead letters"' in named, named
 
 
 async def test_only_an_admin_of_all_organizations_sees_and_replays_them(start_api: StartApi) -> None:
