@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +26,9 @@ from taskherd.settings import Settings
 from taskherd.settings.isolation import parse_uids
 
 ROOT = Path(__file__).parents[2]
+
+
+PROXIES = re.compile(r"API_TRUSTED_PROXIES(?:=|: )([\d.:a-f/]+)")
 
 
 class _Loader(yaml.SafeLoader):
@@ -91,7 +95,7 @@ def test_all_processes_read_the_file_for_settings_and_tracing() -> None:
 
 def test_agents_reach_neither_the_database_nor_the_workers() -> None:
     """Of the services, those that agents need share a network with the runner, and Prometheus, which scrapes it."""
-    assert COMPOSE["networks"]["inside"] == COMPOSE["networks"]["agents"] == {"internal": True}
+    assert all(COMPOSE["networks"][name]["internal"] for name in ("inside", "agents"))
     own = set(SERVICES["runner"]["networks"])
     reached = {name for name, service in SERVICES.items() if own & set(service["networks"])} - {"runner"}
     assert reached == {"rabbitmq", "api", "prometheus"}
@@ -305,6 +309,34 @@ def test_a_runner_of_another_pool_joins_the_cluster() -> None:
     assert {volume.partition(":")[0] for volume in added["volumes"]} <= volumes.keys()
     waits_for = SERVICES["runner"]["depends_on"].keys()
     assert all("single" not in services[name].get("profiles", ()) for name in waits_for)
+
+
+def test_no_agent_is_a_trusted_proxy() -> None:
+    """Documented proxies are single addresses: in Docker the gateway of ``outside``, and none of an agent."""
+    networks = {
+        name: ip_network(_default_of(network["ipam"]["config"][0]["subnet"]))
+        for name, network in COMPOSE["networks"].items()
+        if "ipam" in network
+    }
+    assert ip_address(f"{next(networks['outside'].hosts())}") not in networks["agents"]
+    for subnet in networks.values():  # Docker's default pools, from which it takes the other networks
+        assert not any(subnet.overlaps(ip_network(pool)) for pool in ("172.16.0.0/12", "192.168.0.0/16"))
+    files = (ROOT / "deploy" / "helm" / "taskherd" / "values.yaml", ROOT / "deploy" / "compose.yaml")
+    documented = PROXIES.findall(OPERATIONS + "".join(file.read_text(encoding="utf-8") for file in files))
+    assert f"{next(networks['outside'].hosts())}" in documented
+    (agents,) = re.findall(r"TASKHERD_AGENT_API_URL=http://([\d.]+):", OPERATIONS)
+    for proxy in map(ip_network, documented):
+        assert proxy.num_addresses == 1
+        assert not proxy.overlaps(networks["agents"])
+        assert ip_address(agents) not in proxy
+
+
+def _default_of(written: str) -> str:
+    """Return the default of a variable that is written ``${NAME:-default}``, which docs/operations.md names."""
+    match = re.fullmatch(r"\$\{([A-Z_]+):-(.*)\}", written)
+    assert match is not None, written
+    assert f"`{match[1]}` ({match[2]})" in OPERATIONS
+    return match[2]
 
 
 def _interpolated(written: str, variables: dict[str, str]) -> str:

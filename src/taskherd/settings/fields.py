@@ -330,10 +330,12 @@ class Settings(BaseSettings):
     )
     api_trusted_proxies: Networks = Field(
         "",
-        description="Networks of the proxies in front of the API, separated by commas. Behind them the client of a "
-        "request is taken from X-Forwarded-For; from others that header is ignored. Rates are counted by client, and "
-        "so are connections but those of these proxies.",
-        json_schema_extra={"expected": "networks such as 10.0.0.0/8, 192.0.2.7 or 2001:db8::/32, separated by commas"},
+        description="Addresses or networks of the proxies in front of the API, separated by commas; no agent may have "
+        "an address in them. Behind them the client of a request is taken from X-Forwarded-For; from others that "
+        "header is ignored. Rates are counted by client, and so are connections but those of these proxies.",
+        json_schema_extra={
+            "expected": "networks such as 192.0.2.7, 198.51.100.0/28 or 2001:db8::/64, separated by commas"
+        },
     )
     api_command_timeout: Seconds = Field(
         10.0,

@@ -80,6 +80,9 @@ def test_a_connection_that_ended_counts_no_longer() -> None:
     opened.connections.lost((MALLORY, 3))
     assert (opened.closed, len(opened.connections)) == ([], 1)
     opened.connections.lost((MALLORY, 2))
+    opened.open(PROXY, 4)
+    opened.connections.lost((PROXY, 4))
+    assert not vars(opened.connections)["_proxied"]
     for group in ("_anonymous", "_trusted"):  # nothing is remembered of clients without a connection
         assert not vars(vars(opened.connections)[group])["_by_holder"]
 
@@ -113,7 +116,7 @@ def test_one_holder_of_valid_tokens_cannot_keep_others_out() -> None:
 
 
 def test_a_connection_counts_for_the_holder_of_its_last_token() -> None:
-    """Who presents several tokens over a connection hides behind none of them; that of a proxy stays its own."""
+    """Who presents several tokens over a connection hides behind none of them, and not behind a proxy."""
     opened = Opened(6, 6)
     opened.open(MALLORY, 1, 2, 3, 4, holder="alice")
     for port in (1, 2, 3, 4):
@@ -122,7 +125,7 @@ def test_a_connection_counts_for_the_holder_of_its_last_token() -> None:
     opened.open(PROXY, 20, holder="alice")
     assert (opened.closed, opened.limits) == ([1], ["idle"])
     opened.open(PROXY, 21, 22, holder="alice")
-    assert opened.closed == [1, 2, 20]
+    assert opened.closed == [1, 2, 10]
 
 
 def test_what_is_in_progress_is_not_closed_for_others() -> None:
@@ -140,16 +143,16 @@ def test_what_is_in_progress_is_not_closed_for_others() -> None:
 
 
 def test_one_holder_keeps_at_most_half_with_requests_in_progress() -> None:
-    """Requests that never end keep nobody out either; those of a trusted proxy are of many clients."""
+    """Requests that never end keep nobody out either, also behind a trusted proxy."""
     opened = Opened(10, 5)
     opened.open(MALLORY, *range(9), holder="mallory", is_idle=False)
     for port in range(20, 26):
         opened.open(ALICE, port, holder="alice", is_idle=False)
     assert (opened.closed, opened.limits) == ([0, 1, 2, 3, 25], ["busy"] * 4 + ["total"])
     opened = Opened(4, 5)
-    opened.open(PROXY, 1, 2, 3, 4, is_idle=False)
+    opened.open(PROXY, 1, 2, 3, 4, holder="mallory", is_idle=False)
     opened.open(ALICE, 5)
-    assert (opened.closed, opened.limits) == ([5], ["total"])
+    assert (opened.closed, opened.limits) == ([1], ["busy"])
 
 
 def test_those_that_sign_in_are_not_closed_for_others() -> None:
@@ -173,6 +176,32 @@ def test_a_trusted_proxy_opens_connections_for_many_clients() -> None:
     opened = Opened(10, 2)
     opened.open(PROXY, *range(10))
     assert opened.closed == []
+
+
+def test_requests_without_a_token_behind_a_proxy_keep_nobody_out() -> None:
+    """Where all places are those of a proxy, the quietest request in progress without a token makes room for others."""
+    opened = Opened(20, 5)
+    opened.open(PROXY, *range(20), is_idle=False)
+    opened.connections.touch((PROXY, 0))
+    opened.open(ALICE, 30)
+    opened.open(PROXY, 31)
+    assert (opened.closed, opened.limits) == ([1, 2], ["total"] * 2)
+    for port in (*range(3, 20), 0):
+        opened.connections.authenticated((PROXY, port), f"user-{port}")
+    opened.open(ALICE, 40, 41, is_idle=False)
+    assert opened.closed == [1, 2, 31, 30]  # the idle one first; then those with a token stay
+
+
+def test_each_request_behind_a_proxy_counts_by_itself() -> None:
+    """A connection of a proxy whose next request has no valid token keeps nothing of the token before."""
+    opened = Opened(10, 5)
+    opened.open(PROXY, *range(10), is_idle=False)
+    for port in range(10):
+        opened.connections.authenticated((PROXY, port), f"user-{port}")
+    opened.connections.touch((PROXY, 4))
+    opened.connections.touch((PROXY, 5))
+    opened.open(ALICE, 20, 21, is_idle=False)
+    assert (opened.closed, opened.limits) == ([4, 20], ["total"] * 2)
 
 
 def test_a_websocket_takes_its_connection_over() -> None:

@@ -7,8 +7,9 @@ Half of all connections is reserved for those that have.
 Nor can connections with a valid token keep others out: when the limit for all is reached, the holder with the most of
 them loses the one that has been idle longest. Its client opens another when it needs one.
 
-A trusted proxy opens connections for many clients, and only once it has received a request. Its own count as trusted,
-and the proxy as their holder.
+A trusted proxy opens connections for many clients, and only once it has received a request. Its connections count as
+trusted, each for the holder of the token of its current request. Those whose request has none are closed if they are
+many and nothing is idle, the quietest first.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Peer: TypeAlias = tuple[str, int]
 ANONYMOUS_SHARE: Final = 0.5
 """Share of all connections that those without a valid token may use."""
 SIGN_IN_SHARE: Final = 0.1
-"""Share of all connections within which those without a valid token are not closed for others that have one."""
+"""Share of all connections within which those without a valid token are not closed for others; so for proxies."""
 BUSY_SHARE: Final = 0.5
 """Share of all connections above which one holder loses also those with a request in progress."""
 
@@ -143,6 +144,7 @@ class ClientConnections:
         self._on_closed = on_closed
         self._trusted = ConnectionGroup()
         self._anonymous = ConnectionGroup()
+        self._proxied: set[Peer] = set()
 
     def __len__(self) -> int:
         """Return the number of connections."""
@@ -151,14 +153,20 @@ class ClientConnections:
     def open(self, peer: Peer, connection: ClosableConnection) -> None:
         """Add a new connection, and close those that are too many, perhaps this one."""
         if self._clients.is_proxy(peer[0]):
-            self._trusted.add(peer, _Proxy(peer[0]), connection)
+            self._proxied.add(peer)
+            self._trusted.add(peer, _NO_TOKEN, connection)
         else:
             self._add_anonymous(peer, self._clients.client_of_peer(peer[0]), connection)
         if len(self) > self._limits.total:
             self._make_room(peer)
 
     def touch(self, peer: Peer) -> None:
-        """Note that a connection has sent a complete head, so that quieter ones are closed before it."""
+        """Note that a connection has sent a complete head, so that quieter ones are closed before it.
+
+        That of a proxy has no valid token until this request presents one.
+        """
+        if peer in self._proxied:
+            self._assign(peer, _NO_TOKEN)
         self._anonymous.touch(peer)
         self._trusted.touch(peer)
 
@@ -174,17 +182,20 @@ class ClientConnections:
             peer: the connection.
             holder: the user, or the agent.
         """
-        known = self._trusted.holder(peer)
-        if known == holder or isinstance(known, _Proxy):
+        self._assign(peer, holder)
+
+    def lost(self, peer: Peer) -> None:
+        """Remove a connection that has ended."""
+        self._proxied.discard(peer)
+        self._trusted.remove(peer)
+        self._anonymous.remove(peer)
+
+    def _assign(self, peer: Peer, holder: Hashable) -> None:
+        if self._trusted.holder(peer) == holder:
             return
         connection = self._anonymous.remove(peer) or self._trusted.remove(peer)
         if connection is not None:
             self._trusted.add(peer, holder, connection)
-
-    def lost(self, peer: Peer) -> None:
-        """Remove a connection that has ended."""
-        self._trusted.remove(peer)
-        self._anonymous.remove(peer)
 
     def _add_anonymous(self, peer: Peer, client: str, connection: ClosableConnection) -> None:
         self._anonymous.add(peer, client, connection)
@@ -197,7 +208,7 @@ class ClientConnections:
         """Close one connection: the quietest without a valid token if there are many of those, else an idle one.
 
         An idle one is taken from the holder with the most connections. Without any, close the quietest without a valid
-        token, or the new one.
+        token, of proxies if they have many of those, or the new one.
         """
         if len(self._anonymous) > self._limits.signing_in:
             self._close(self._anonymous.quietest(), "total")
@@ -207,10 +218,13 @@ class ClientConnections:
             if idle is not None:
                 self._close_idle(idle)
                 return
-            if self._trusted.count(holder) > self._limits.busy_per_holder and not isinstance(holder, _Proxy):
+            if self._trusted.count(holder) > self._limits.busy_per_holder and holder is not _NO_TOKEN:
                 self._close(self._trusted.quietest(holder), "busy")
                 return
-        self._close(self._anonymous.quietest() or new, "total")
+        if self._trusted.count(_NO_TOKEN) > self._limits.signing_in:
+            self._close(self._trusted.quietest(_NO_TOKEN), "total")
+        else:
+            self._close(self._anonymous.quietest() or new, "total")
 
     def _close_idle(self, peer: Peer) -> None:
         connection = self._trusted.remove(peer)
@@ -225,13 +239,8 @@ class ClientConnections:
             connection.close_for_limit(_MESSAGES[limit])
 
 
-@dataclass(frozen=True, slots=True)
-class _Proxy:
-    """A trusted proxy, as the holder of its connections."""
-
-    address: str
-
-
+_NO_TOKEN: Final = object()
+"""The holder of proxies' connections whose current request has presented no valid token."""
 _MESSAGES: Final = {
     "client": "Too many connections of this client have presented no valid token. Please close some.",
     "anonymous": "Too many connections have presented no valid token. Please try again in a moment.",
