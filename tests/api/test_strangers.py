@@ -258,6 +258,29 @@ async def test_connections_with_a_valid_token_do_not_keep_others_out(start_api: 
         assert set(closed.values()) == {0}
 
 
+async def test_agents_of_one_user_do_not_keep_others_out(start_api: StartApi) -> None:
+    """The connections of agents count for the owner of their tasks, also those with a request that never ends."""
+    async with start_api(api_connections=4) as api_harness, AsyncExitStack() as stack:
+        tasks = [uuid.UUID((await api_harness.create())["id"]) for _ in range(4)]
+        opened = []
+        for task_id in tasks:
+            reader, writer = await asyncio.open_connection("127.0.0.1", api_harness.api.port)
+            stack.callback(writer.close)
+            token = agent_token(SECRET, task_id, 1)
+            headers = f"Host: x\r\nCoder-Session-Token: {token}\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n"
+            writer.write(f"POST /api/v2{OWN} HTTP/1.1\r\n{headers}".encode())
+            async with asyncio.timeout(TIMEOUT):
+                assert b" 100 " in await reader.readline()  # the token is valid, and the body is waited for
+            opened.append(reader)
+        async with client_at(api_harness, NEIGHBOR, api_harness.tokens["bob"]) as client:
+            assert (await client.get("/users/me")).status_code == 200
+        async with asyncio.timeout(TIMEOUT):
+            with suppress(ConnectionError):
+                assert await opened[0].read() == b"\r\n"
+        value = api_harness.api.metrics.registry.get_sample_value
+        assert value("taskherd_api_connections_closed_total", {"reason": "busy"}) == 1
+
+
 async def test_a_connection_that_is_closed_for_others_says_why(start_api: StartApi) -> None:
     """The quiet connection that is closed gets a 429 that says why."""
     async with start_api(api_anonymous_connections=1, api_read_timeout=60) as api_harness:

@@ -56,6 +56,7 @@ async def test_a_token_counts_until_a_later_start_or_the_end_of_its_task(engine:
         await connection.execute(text("UPDATE tasks SET deleted_at = now() WHERE id = :id"), {"id": task.task.id})
     assert not await counts(3)
     assert await counts(9, other.task.id)
+    assert await agent_queries.owner_of_latest_start(reader, other.task.id, 9) == other.task.owner_id
 
 
 async def test_a_build_is_claimed_by_its_number(engine: AsyncEngine, reader: ReadPool) -> None:

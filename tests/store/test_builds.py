@@ -63,7 +63,7 @@ async def test_the_last_saved_row_of_a_build_wins(engine: AsyncEngine) -> None:
         (builds.WORKSPACE, ["md5('o1')::uuid", "md5('w3')::uuid"]),
         (builds.AGENT, ["md5('o1')::uuid", "md5('a3')::uuid"]),
         (builds.HISTORY, ["md5('t1')::uuid", "0", "1", "'{workspace_status}'", "1000"]),
-        (agent_queries.IS_LATEST_START, ["md5('t1')::uuid", "1"]),
+        (agent_queries.OWNER_OF_LATEST_START, ["md5('t1')::uuid", "1"]),
         (agent_queries.GIVEN_TEXTS, ["md5('t1')::uuid", "'{Fixit}'", "20", "200", "65536"]),
     ],
     ids=["build", "workspace", "agent", "steps", "token", "given"],

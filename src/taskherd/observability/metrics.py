@@ -186,7 +186,7 @@ class Metrics:
             "api_connections_closed",
             "Client connections closed because there were too many, by reason: client (without a valid token, of one "
             "client), anonymous (without a valid token, of all clients), total, idle (of the holder with the most; "
-            "its client connects again) or busy (of one user or agent with more than half of all).",
+            "its client connects again) or busy (of the user with the most, above an eighth, if none is idle).",
             "reason",
         )
         self.api_crashes = self._counter(

@@ -16,8 +16,8 @@ MAX_INPUTS: Final = 200
 """Number of a task's latest inputs that ``given_texts`` reads."""
 
 # Both conditions are index lookups. A stop does not end a token: the agent says its last words during it.
-IS_LATEST_START: Final = """
-SELECT 1 FROM tasks AS t
+OWNER_OF_LATEST_START: Final = """
+SELECT t.owner_id FROM tasks AS t
 WHERE t.id = $1 AND t.deleted_at IS NULL AND NOT EXISTS (
     SELECT 1 FROM task_builds AS b WHERE b.task_id = $1 AND b.number > $2 AND b.transition = 'start')
 """
@@ -50,9 +50,15 @@ class GivenText:
     """The prompt's version or the input's ordinal."""
 
 
+async def owner_of_latest_start(pool: ReadPool, task_id: UUID, build_number: int) -> UUID | None:
+    """Return the owner of a task that is not deleted and has no later build that is a start, else None."""
+    row = await pool.fetch_one(OWNER_OF_LATEST_START, task_id, build_number)
+    return None if row is None else row["owner_id"]
+
+
 async def is_latest_start(pool: ReadPool, task_id: UUID, build_number: int) -> bool:
     """Return whether the task exists, is not deleted, and has no later build that is a start."""
-    return await pool.fetch_one(IS_LATEST_START, task_id, build_number) is not None
+    return await owner_of_latest_start(pool, task_id, build_number) is not None
 
 
 async def given_texts(pool: ReadPool, task_id: UUID, texts: Sequence[str], *, max_bytes: int) -> list[GivenText]:

@@ -129,30 +129,41 @@ def test_a_connection_counts_for_the_holder_of_its_last_token() -> None:
 
 
 def test_what_is_in_progress_is_not_closed_for_others() -> None:
-    """Where nothing is idle, a new one is closed, and none of the others."""
-    opened = Opened(4, 5)
-    opened.open(ALICE, 1, 2, holder="alice", is_idle=False)
-    opened.open(MALLORY, 3, holder="mallory", is_idle=False)
-    opened.open(MALLORY, 4, holder="mallory")
-    opened.open(ALICE, 5, holder="alice", is_idle=False)
-    assert (opened.closed, opened.limits) == ([4], ["idle"])  # alice has as many, but mallory's is idle
-    opened.open(MALLORY, 6)
-    opened.open(PROXY, 7)
-    assert (opened.closed, opened.limits) == ([4, 1, 6], ["idle", "busy", "total"])
-    assert len(opened.connections) == 4
+    """Where nothing is idle and nobody has many, a new one is closed, and none of the others."""
+    opened = Opened(16, 5)
+    for number in range(7):
+        opened.open(f"198.51.100.{number}", 2 * number, 2 * number + 1, holder=f"user-{number}", is_idle=False)
+    opened.open(MALLORY, 20, holder="mallory")
+    opened.open(ALICE, 30, 31, holder="alice", is_idle=False)
+    assert (opened.closed, opened.limits) == ([20], ["idle"])  # others have more, but mallory's is idle
+    opened.open(MALLORY, 40)
+    opened.open(PROXY, 50)
+    assert (opened.closed, opened.limits) == ([20, 40, 50], ["idle", "total", "total"])
+    assert len(opened.connections) == 16
 
 
-def test_one_holder_keeps_at_most_half_with_requests_in_progress() -> None:
-    """Requests that never end keep nobody out either, also behind a trusted proxy."""
-    opened = Opened(10, 5)
+def test_one_holder_keeps_at_most_an_eighth_with_requests_in_progress() -> None:
+    """Where nothing is idle, requests that never end keep nobody out either, also behind a trusted proxy."""
+    opened = Opened(16, 5)
     opened.open(MALLORY, *range(9), holder="mallory", is_idle=False)
-    for port in range(20, 26):
-        opened.open(ALICE, port, holder="alice", is_idle=False)
-    assert (opened.closed, opened.limits) == ([0, 1, 2, 3, 25], ["busy"] * 4 + ["total"])
+    opened.open(ALICE, *range(20, 27), holder="alice", is_idle=False)
+    opened.open("198.51.100.1", 30, 31, holder="bob", is_idle=False)
+    opened.open("198.51.100.2", 40, holder="eve", is_idle=False)
+    assert (opened.closed, opened.limits) == ([0, 1, 2], ["busy"] * 3)
     opened = Opened(4, 5)
     opened.open(PROXY, 1, 2, 3, 4, holder="mallory", is_idle=False)
     opened.open(ALICE, 5)
     assert (opened.closed, opened.limits) == ([1], ["busy"])
+
+
+def test_two_holders_with_nearly_half_in_progress_keep_nobody_out() -> None:
+    """Where nothing is idle, the holder with most loses the quietest of its requests, however many hold as much."""
+    opened = Opened(100, 5)
+    opened.open(MALLORY, *range(49), holder="mallory", is_idle=False)
+    opened.open("192.0.2.67", *range(100, 149), holder="eve", is_idle=False)
+    for port in range(200, 206):
+        opened.open(ALICE, port, holder="alice", is_idle=False)
+    assert (opened.closed, opened.limits) == ([0, 100, 1, 101], ["busy"] * 4)
 
 
 def test_those_that_sign_in_are_not_closed_for_others() -> None:

@@ -14,6 +14,8 @@ from taskherd.messages.agent_tokens import verify_agent_token
 from taskherd.store import agent_queries
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from starlette.types import Scope
 
     from taskherd.api.context import ApiContext, RequestContext
@@ -29,21 +31,18 @@ _BEARER: Final = "bearer "
 async def authenticate(request: RequestContext, auth: Auth, scope: Scope) -> None:
     """Authenticate a request and record its caller. Raise a 401, or a 429 if the caller exceeds its rate.
 
-    A connection over which a valid token came is no longer limited as one of a stranger, but counts for the caller.
+    A connection over which a valid token came is no longer limited as one of a stranger, but counts for the user, or
+    for the owner of the agent's task.
     """
     if auth is Auth.NONE:
         return
-    if auth is Auth.AGENT:
-        await _authenticate_agent(request, scope)
-    else:
-        await _authenticate_user(request, scope)
+    holder = await (_authenticate_agent if auth is Auth.AGENT else _authenticate_user)(request, scope)
     if scope.get("client"):
-        holder = request.agent if auth is Auth.AGENT else request.caller.user_id
         request.api.connections.authenticated(tuple(scope["client"]), holder)
 
 
-async def _authenticate_agent(request: RequestContext, scope: Scope) -> None:
-    """Authenticate an agent.
+async def _authenticate_agent(request: RequestContext, scope: Scope) -> UUID:
+    """Authenticate an agent, and return the owner of its task.
 
     Its token ends with its task, or with a later start of it: what an agent that should be gone says is not about the
     agent that people see. This is looked up for every request; the rate limit bounds it.
@@ -56,12 +55,14 @@ async def _authenticate_agent(request: RequestContext, scope: Scope) -> None:
     wait = api.rate_limits.reports.acquire(request.agent)
     if wait > 0:
         raise rate_limited(wait)
-    if not await agent_queries.is_latest_start(api.reader, *request.agent):
+    owner = await agent_queries.owner_of_latest_start(api.reader, *request.agent)
+    if owner is None:
         raise _failed(api, _client(api, scope), SignInFailure.REVOKED)
+    return owner
 
 
-async def _authenticate_user(request: RequestContext, scope: Scope) -> None:
-    """Authenticate a user.
+async def _authenticate_user(request: RequestContext, scope: Scope) -> UUID:
+    """Authenticate a user, and return their id.
 
     Every failure counts against the rate limit of the client's address, and success never does. Once the address is
     over it, only tokens that are known to be valid are looked up: guessing costs the database nothing, and does not
@@ -74,6 +75,7 @@ async def _authenticate_user(request: RequestContext, scope: Scope) -> None:
         caller = await _look_up(api, text, token, _client(api, scope))
     _charge(api, caller.user_id)
     request.set_caller(caller)
+    return caller.user_id
 
 
 async def _look_up(api: ApiContext, text: str, token: ParsedToken | None, client: str) -> Caller:

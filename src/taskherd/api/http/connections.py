@@ -5,7 +5,8 @@ kept. Beyond it the one that has been quiet for longest is closed, so that a new
 Half of all connections is reserved for those that have.
 
 Nor can connections with a valid token keep others out: when the limit for all is reached, the holder with the most of
-them loses the one that has been idle longest. Its client opens another when it needs one.
+them loses the one that has been idle longest. Its client opens another when it needs one. If none of anybody is idle,
+the holder with the most loses one with a request in progress, unless it has few. Agents count for their task's owner.
 
 A trusted proxy opens connections for many clients, and only once it has received a request. Its connections count as
 trusted, each for the holder of the token of its current request. Those whose request has none are closed if they are
@@ -30,8 +31,8 @@ ANONYMOUS_SHARE: Final = 0.5
 """Share of all connections that those without a valid token may use."""
 SIGN_IN_SHARE: Final = 0.1
 """Share of all connections within which those without a valid token are not closed for others; so for proxies."""
-BUSY_SHARE: Final = 0.5
-"""Share of all connections above which one holder loses also those with a request in progress."""
+BUSY_SHARE: Final = 0.125
+"""Share of all connections above which one holder loses also those with a request in progress, if none is idle."""
 
 
 class ClosableConnection(Protocol):
@@ -67,8 +68,8 @@ class ConnectionLimits:
 
     @property
     def busy_per_holder(self) -> int:
-        """Number of connections above which one holder loses also those with a request in progress."""
-        return int(self.total * BUSY_SHARE)
+        """Number of connections above which one holder loses also those with a request in progress, if none is idle."""
+        return max(1, int(self.total * BUSY_SHARE))
 
 
 class ConnectionGroup:
@@ -180,7 +181,7 @@ class ClientConnections:
 
         Args:
             peer: the connection.
-            holder: the user, or the agent.
+            holder: the user, also for an agent of a task of theirs.
         """
         self._assign(peer, holder)
 
@@ -207,22 +208,24 @@ class ClientConnections:
     def _make_room(self, new: Peer) -> None:
         """Close one connection: the quietest without a valid token if there are many of those, else an idle one.
 
-        An idle one is taken from the holder with the most connections. Without any, close the quietest without a valid
-        token, of proxies if they have many of those, or the new one.
+        An idle one is taken from the holder with the most connections. Without any, close the quietest of proxies
+        without a valid token if they have many of those, else that of the holder with the most if that has many, else
+        that without a valid token, or the new one.
         """
         if len(self._anonymous) > self._limits.signing_in:
             self._close(self._anonymous.quietest(), "total")
             return
-        for holder in self._trusted.holders():
+        holders = self._trusted.holders()
+        for holder in holders:
             idle = self._trusted.quietest_idle(holder, but=new)
             if idle is not None:
                 self._close_idle(idle)
                 return
-            if self._trusted.count(holder) > self._limits.busy_per_holder and holder is not _NO_TOKEN:
-                self._close(self._trusted.quietest(holder), "busy")
-                return
+        busiest = next((holder for holder in holders if holder is not _NO_TOKEN), None)
         if self._trusted.count(_NO_TOKEN) > self._limits.signing_in:
             self._close(self._trusted.quietest(_NO_TOKEN), "total")
+        elif self._trusted.count(busiest) > self._limits.busy_per_holder:
+            self._close(self._trusted.quietest(busiest), "busy")
         else:
             self._close(self._anonymous.quietest() or new, "total")
 
@@ -244,7 +247,7 @@ _NO_TOKEN: Final = object()
 _MESSAGES: Final = {
     "client": "Too many connections of this client have presented no valid token. Please close some.",
     "anonymous": "Too many connections have presented no valid token. Please try again in a moment.",
-    "busy": "You have more than half of all connections open, and too many are. Please close some.",
+    "busy": "You have more than an eighth of all connections open, and too many are. Please close some.",
     "total": "Too many connections are open. Please try again in a moment.",
 }
 LIMITS: Final = (*_MESSAGES, "idle")
