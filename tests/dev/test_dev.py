@@ -20,7 +20,7 @@ import yaml
 
 from taskherd.dev import agent_users, broker_users, dev
 from tests.harness.dev_session import alarming, session
-from tests.harness.isolation import open_folder
+from tests.harness.isolation import VAR_TMP, open_folder
 from tests.harness.programs import find_program
 from tests.harness.templates import EXAMPLE
 
@@ -185,6 +185,16 @@ async def test_agents_without_isolation_can_read_the_developers_files(
         assert ("TASKHERD_RUNNER_AGENT_UIDS=200000-265535" in told) == (os.geteuid() == 0)
         assert await attack(tmp_path, env, {}) == "could"
         assert await attack(tmp_path, env, {"sandbox": "bwrap"}) == "failed"
+
+
+async def test_a_sandbox_hides_the_data_folder_below_a_visible_path(announce: Callable[[str], None]) -> None:
+    """The credentials of ``taskherd dev`` are out of reach also where the project's folder is visible in sandboxes."""
+    find_program("bwrap", "bubblewrap", announce)
+    with open_folder(VAR_TMP) as folder:
+        env = {**make_folder(folder), "TASKHERD_RUNNER_SANDBOX_PATHS": str(folder), agent_users.VARIABLE: ""}
+        async with session(folder, env):
+            assert await attack(folder, env, {}) == "could"
+            assert await attack(folder, env, {"sandbox": "bwrap"}) == "failed"
 
 
 if os.geteuid() == 0:

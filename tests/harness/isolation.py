@@ -72,10 +72,14 @@ The first three are those of an ordinary user where the tests run as one.
 every_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 
 
+VAR_TMP = "/var/tmp"  # noqa: S108 - a sandbox has a /tmp of its own, and so shows nothing below the machine's
+"""Where the folders are that sandboxes are to show."""
+
+
 @contextmanager
-def open_folder() -> Iterator[Path]:
+def open_folder(parent: str | None = None) -> Iterator[Path]:
     """Yield a new folder that every user may enter; pytest's own are closed to others."""
-    folder = Path(tempfile.mkdtemp(prefix="taskherd-isolation-"))
+    folder = Path(tempfile.mkdtemp(prefix="taskherd-isolation-", dir=parent))
     folder.chmod(0o711)
     try:
         yield folder

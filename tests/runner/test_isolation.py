@@ -35,6 +35,7 @@ from tests.harness.isolation import (
     UIDS,
     UNCONTAINED,
     USERS,
+    VAR_TMP,
     Mode,
     cgroup,
     every_mode,
@@ -191,6 +192,33 @@ async def test_what_an_agent_can_do_to_others(harness: RunnerHarness, mode: Mode
         set(ATTACKS) - HELD[mode.name]
     )
     assert has_planted == ("reads files that another agent left in /tmp, and plants some" not in HELD[mode.name])
+
+
+@pytest.mark.parametrize("mode", [each for each in MODES if each.run.get("network") is None and each.run], ids=str)
+@pytest.mark.parametrize("visible", ["real", "link"])
+async def test_a_sandbox_shows_no_other_task_below_a_visible_path(
+    harness: RunnerHarness, mode: Mode, visible: str
+) -> None:
+    """The runner's folder is covered, also where a link leads to it; the task's own and what is beside it are not."""
+    with open_folder(VAR_TMP) as outside:
+        outside.chmod(0o755)
+        (outside / "real").mkdir()
+        (outside / "real/tool").write_text("shown")
+        (outside / "link").symlink_to(outside / "real")
+        async with runner_harness(harness.worker, outside / "real") as below:
+            paths = str(outside / visible)
+            await below.start(prefix=become(below, mode), runner_sandbox_paths=paths, **mode.settings)
+            victim = await shell(below, mode, "echo private >file; echo up; read line")
+            await below.until_output(victim, "up")
+            roots = " ".join(f"{outside}/{name}/r1" for name in ("real", "link"))
+            attack = f"for root in {roots}; do cat $root/{victim}/work/file $root/*/state/journal.json; ls $root; done"
+            attacker = await shell(below, mode, f"cat {paths}/tool; echo; ({attack}) 2>&1; echo attacked; read line")
+            await below.until_output(attacker, "attacked")
+            output = "\n".join(await below.output(attacker))
+    assert output.startswith("shown\n")
+    assert "private" not in output
+    assert "secret-argument" not in output
+    assert str(victim) not in output.replace(f"{victim}/work/file: No such file", "")
 
 
 @contextmanager

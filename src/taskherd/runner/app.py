@@ -271,7 +271,8 @@ def make_isolation(settings: Settings) -> Isolation:
         missing = ", ".join(sorted(cgroups.missing_controllers))
         log.warning("the cgroup lacks controllers, so templates with such limits fail to start", missing=missing)
     paths = [path for path in settings.runner_sandbox_paths.split(":") if path]
-    return Isolation(Sandbox(paths, uids[0] if uids else None), AgentUsers(*uids) if uids else None, cgroups)
+    sandbox = Sandbox(paths, uids[0] if uids else None, Path(settings.runner_root))
+    return Isolation(sandbox, AgentUsers(*uids) if uids else None, cgroups)
 
 
 def _initialize_metrics(metrics: Metrics, settings: Settings) -> None:

@@ -418,7 +418,8 @@ class Settings(BaseSettings):
     runner_sandbox_paths: SandboxPaths = Field(
         "/opt",
         description="Files and folders that sandboxed agents (run.sandbox in a template) can read besides /usr, such "
-        "as their programs, separated by colons. Those that do not exist are ignored.",
+        "as their programs, separated by colons. Those that do not exist are ignored. The runner's own folder below "
+        "them is hidden.",
         json_schema_extra={"expected": "absolute paths separated by colons"},
     )
     runner_heartbeat_every: Seconds = Field(

@@ -90,6 +90,34 @@ def test_a_sandbox_without_its_program_names_the_package(monkeypatch: pytest.Mon
         Sandbox((), None).check("host")
 
 
+@pytest.mark.parametrize(("root", "hidden"), [("runner", "runner"), (".taskherd/demo/runner", ".taskherd")])
+def test_the_folder_of_the_runner_is_hidden_wherever_it_is_visible(tmp_path: Path, root: str, hidden: str) -> None:
+    """Each path that shows it, also through a link, has an empty folder there, and programs in it are not visible."""
+    real = tmp_path / "real"
+    (real / root).mkdir(parents=True)
+    (tmp_path / "link").symlink_to(real)
+    paths = (str(real), "/opt", str(tmp_path / "link"))
+    sandbox = Sandbox(paths, None, tmp_path / "link" / root)
+    folder = TaskFolder((real / root).resolve(), uuid.UUID(int=1))
+    arguments = sandbox.wrap(["true"], folder, tmp_path, "host")
+    covered = [path for option, path in pairwise(arguments) if option == "--tmpfs"]
+    assert covered == [str(real / hidden), str(tmp_path / "link" / hidden)]
+    for path in covered:
+        assert arguments.index(str(Path(path).parents[hidden.count("/")])) < arguments.index(path)
+        assert arguments.index(path) < arguments.index(str(folder.work))
+    for program, is_shown in (("tool", True), (f"{hidden}/tool", False)):
+        assert sandbox.shows(str(real / program)) is is_shown
+
+
+def test_a_folder_of_the_runner_that_is_not_visible_is_not_covered(tmp_path: Path) -> None:
+    """Nor one that does not exist, where nothing could be mounted."""
+    folder = TaskFolder(tmp_path / "runner", uuid.UUID(int=1))
+    missing = Sandbox((str(tmp_path),), None, folder.root).wrap(["true"], folder, tmp_path, "host")
+    folder.create()
+    elsewhere = Sandbox(("/opt",), None, folder.root).wrap(["true"], folder, tmp_path, "host")
+    assert "--tmpfs" not in (*missing, *elsewhere)
+
+
 def test_a_working_directory_is_not_made_through_a_link(tmp_path: Path) -> None:
     """An agent's link leads the runner nowhere; plain folders are made, also below existing ones."""
     folder = TaskFolder(tmp_path / "root", uuid.UUID(int=1))

@@ -81,6 +81,7 @@ def test_agents_are_separated_as_the_settings_say(tmp_path: Path) -> None:
     assert separated.cgroups is not None
     assert [entry["missing"] for entry in logged] == [", ".join(sorted(CONTROLLERS - {"cpu"}))]
     assert (separated.sandbox._paths, separated.sandbox._checker_uid) == (("/opt/a", "/opt/b"), None)
+    assert separated.sandbox._hidden == Path(settings(tmp_path).runner_root).resolve()
     users = make_isolation(settings(tmp_path, runner_agent_uids="200000-200003"))
     assert users.users is not None
     assert users.sandbox._checker_uid == 200000

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from taskherd.runner.workspaces.folders import TaskFolder
 
 PROGRAM: Final = "bwrap"
+DATA: Final = ".taskherd"
+"""The folder of ``taskherd dev``, with the runner's by default, and with credentials that may do all."""
 _SYSTEM: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _CONFIGURATION: Final = (
     *("alternatives", "ca-certificates", "ca-certificates.conf"),
@@ -41,12 +43,18 @@ _CHECK_TIMEOUT: Final = 30.0
 
 
 class Sandbox:
-    """The sandboxes of a runner; ``paths`` are visible in each, read-only, besides the system's."""
+    """The sandboxes of a runner; ``paths`` are visible in each, read-only, besides the system's.
 
-    def __init__(self, paths: Sequence[str], checker_uid: int | None) -> None:
+    What is below them is visible, too, except ``root``, the folder of the runner, or the folder ``DATA`` that it is in.
+    """
+
+    def __init__(self, paths: Sequence[str], checker_uid: int | None, root: Path | None = None) -> None:
         """``checker_uid``: the user as whom to check that sandboxes can be made; None: the runner's own."""
         self._paths = tuple(paths)
         self._checker_uid = checker_uid
+        self._hidden = None
+        if root is not None:
+            self._hidden = next((each for each in root.absolute().parents if each.name == DATA), root).resolve()
         self._works: set[Network] = set()
 
     def check(self, network: Network) -> None:
@@ -81,7 +89,9 @@ class Sandbox:
         """Return whether a sandbox shows a program of the machine, and what it is a link to."""
         visible = (*_SYSTEM, *self._paths)
         prefixes = tuple(f"{folder}/" for folder in visible)
-        return all(each.startswith(prefixes) for each in (path, os.path.realpath(path)))
+        real = os.path.realpath(path)
+        is_hidden = self._hidden is not None and Path(real).is_relative_to(self._hidden)
+        return not is_hidden and all(each.startswith(prefixes) for each in (path, real))
 
     def wrap(self, argv: Sequence[str], folder: TaskFolder, cwd: Path, network: Network) -> list[str]:
         """Return the command that runs ``argv`` in a sandbox with this task's files only."""
@@ -99,8 +109,17 @@ class Sandbox:
             if os.path.islink(path):  # noqa: PTH114 - /bin is a link to usr/bin, and so on
                 arguments += ["--symlink", os.readlink(path), path]  # noqa: PTH115 - as above
             else:
-                arguments += ["--ro-bind-try", path, path]
+                arguments += self._bind(path)
         for path in (*(f"/etc/{name}" for name in _CONFIGURATION), *self._paths):
-            arguments += ["--ro-bind-try", path, path]
+            arguments += self._bind(path)
         arguments += ["--proc", "/proc", "--dev", "/dev"]
         return [*arguments, *(["--bind", tmp, "/tmp"] if tmp else ["--tmpfs", "/tmp"])]  # noqa: S108 - the sandbox's own
+
+    def _bind(self, path: str) -> list[str]:
+        """Return the arguments that show a path, and an empty folder in place of what is hidden below it."""
+        arguments, real = ["--ro-bind-try", path, path], Path(path).resolve()
+        if self._hidden is None or not self._hidden.is_relative_to(real):
+            return arguments
+        if os.path.isdir(self._hidden):  # noqa: PTH112 - raises no error
+            arguments += ["--tmpfs", str(Path(path) / self._hidden.relative_to(real))]
+        return arguments
