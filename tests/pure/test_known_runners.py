@@ -8,8 +8,9 @@ from uuid import UUID
 
 import pytest
 
+from taskherd.domain.claims import BuildClaim
 from taskherd.messages import work
-from taskherd.store import runners
+from taskherd.store import build_claims, runners
 from taskherd.store.runners import WorkTargets
 from taskherd.store.work_request_details import WorkRequestDetails
 from taskherd.store.work_requests import WorkRequestRow
@@ -29,6 +30,8 @@ class Known(KnownRunners):
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
         self.reads = 0
+        self.claim: BuildClaim | None = None
+        monkeypatch.setattr(build_claims, "latest", self._latest)
         monkeypatch.setattr(runners, "targets", self._read)
 
     async def _read(self, connection: str) -> WorkTargets:
@@ -36,12 +39,16 @@ class Known(KnownRunners):
         self.reads += 1
         return TARGETS
 
+    async def _latest(self, connection: str, task_ids: list[UUID]) -> dict[UUID, BuildClaim]:
+        assert connection == "connection"
+        return {} if self.claim is None else dict.fromkeys(task_ids, self.claim)
+
     async def check(self, *targets: str | None, kind: str = "workspace.start") -> list[str | None]:
         """Return the targets that requests to these get."""
         connection: Any = "connection"
         requests = [(replace(START, target_runner=target, type=kind), DETAILS) for target in targets]
         checked = await self.check_targets(connection, requests)
-        assert [replace(row, target_runner=None, type=START.type) for row, _ in checked] == [START] * len(targets)
+        assert [replace(row, target_runner=None, type=START.type) for row, _ in checked] == [START] * len(checked)
         assert all(details is DETAILS for _, details in checked)
         return [row.target_runner for row, _ in checked]
 
@@ -84,7 +91,26 @@ async def test_work_goes_to_runners_of_the_pool_alone(
     known: Known, target: str | None, kind: str, goes_to: str | None
 ) -> None:
     """A pool's name is no runner's; what brings no work reaches a runner of another pool, too."""
+    known.claim = BuildClaim(START.task_id, 1, target or "")
     assert await known.check(target, kind=kind) == [goes_to]
+
+
+@pytest.mark.parametrize(
+    ("claimed_by", "target", "copies"),
+    [
+        ("hello", "listed", ["hello"]),
+        ("listed", "listed", []),
+        (None, "listed", [None]),
+        ("hello", "hello", []),
+        (None, "unknown", []),
+    ],
+)
+async def test_whoever_claimed_the_task_is_asked_to_end_it(
+    known: Known, claimed_by: str | None, target: str, copies: list[str | None]
+) -> None:
+    """Besides a runner of another pool, which may only have reported that it has it; the pool, if nobody has."""
+    known.claim = None if claimed_by is None else BuildClaim(START.task_id, 1, claimed_by)
+    assert await known.check(target, kind="workspace.stop") == [target, *copies]
 
 
 def test_the_directory_says_of_which_pool_a_runner_is(known: Known) -> None:

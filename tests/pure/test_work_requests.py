@@ -27,6 +27,7 @@ from taskherd.store.work_request_details import WorkRequestDetails
 from taskherd.store.work_requests import WorkRequestRow
 from taskherd.worker import work_requests
 from taskherd.worker.context import RequestRetryPolicy
+from taskherd.worker.known_runners import KnownRunners
 from taskherd.worker.work_requests import send, send_due, targets
 from tests.harness.contexts import partial_context
 from tests.harness.histories import NOON
@@ -106,6 +107,7 @@ class Broker:
         self.metrics = Metrics()
         self.told: list[str] = []
         self.details = DETAILS
+        self.known = KnownRunners()
 
     async def publish_many(self, messages: Sequence[OutgoingMessage]) -> list[PublishOutcome | Unavailable]:
         """Take a group of messages."""
@@ -120,6 +122,7 @@ class Broker:
             metrics=self.metrics,
             on_unconfirmed=self.told.append,
             make_agent_token=lambda task_id, number: f"token of {task_id.int} and {number}",
+            known_runners=self.known,
             timeouts=Timeouts(HOUR, HOUR, HOUR, HOUR, HOUR, MINUTE),
             request_retry=RequestRetryPolicy(MINUTE, MINUTE, HOUR, TIMEOUT),
         )
@@ -258,6 +261,11 @@ class Due:
     async def check_targets(self, _: object, requests: Sequence[Any]) -> Sequence[Any]:
         """Check no target."""
         return requests
+
+    def is_of_another_pool(self, name: str, pool: str) -> bool:
+        """Return False: all runners are of the pools of their tasks."""
+        assert name != pool
+        return False
 
     async def send(self, monkeypatch: pytest.MonkeyPatch) -> int:
         """Send what is due, and return the number."""

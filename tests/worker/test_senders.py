@@ -200,23 +200,24 @@ async def test_a_runner_puts_no_work_into_queues_of_another_pool(
             await publish(users["runner"], f"{outside.prefix}.reports", report, user_id=runner)
             await outside.until(lambda: outside.document(task_id).get("workspace_build_number") == number)
 
-        async def requested(command: str, kind: str, number: int) -> str:
+        async def requested(command: str, kind: str, number: int, *by: str) -> None:
             await outside.until_row("SELECT count(*) FROM work_requests WHERE task_id = $1", task_id, is_=0)
             assert (await outside.command(command, task_id))["ok"]
-            await outside.until(lambda: routes(kind, number))
-            return routes(kind, number)[0]
+            await outside.until(lambda: routes(kind, number) >= {*by})
+            assert routes(kind, number) == {*by}
 
-        def routes(kind: str, number: int) -> list[str]:
+        def routes(kind: str, number: int) -> set[str]:
             pairs = zip(outside.targets, outside.requests, strict=True)
-            return [key for key, each in pairs if (each["type"], each["build_number"]) == (kind, number)]
+            found = [key for key, each in pairs if (each["type"], each["build_number"]) == (kind, number)]
+            return {key.removeprefix(f"{kind}.") for key in found}
 
         await report(1, "start", named)
-        stopped_by = "default" if named == "gpu" else named  # a stop brings no work
-        assert await requested("task.pause", "workspace.stop", 2) == f"workspace.stop.{stopped_by}"
+        stopped_by = {"default", named} - {"gpu"}  # a stop brings no work
+        await requested("task.pause", "workspace.stop", 2, *stopped_by)
         await report(2, "stop", named)
-        assert await requested("task.resume", "workspace.start", 3) == "workspace.start.default"
+        await requested("task.resume", "workspace.start", 3, "default")
         await report(3, "start", "r1")
-        assert await requested("task.pause", "workspace.stop", 4) == "workspace.stop.r1"
+        await requested("task.pause", "workspace.stop", 4, "r1")
         assert await outside.queue_counts("work.gpu") == (0, 0)
 
 
@@ -272,10 +273,18 @@ async def test_a_sender_neither_takes_names_of_other_pools_nor_uses_up_all(
 async def test_a_runner_is_not_sent_what_agents_of_another_pool_are_told(
     outside: WorkerHarness, users: dict[str, str]
 ) -> None:
-    """Without restricted senders it can report that it has a task of another pool, but gets none of its inputs."""
+    """Without restricted senders it can report that it has a task of another pool, but gets none of its inputs.
+
+    It is told of its end, without what the task is, and so is the runner that claimed it, which ends the agent.
+    """
     async with running_worker(outside):
         await outside.greet("thief", "gpu")
-        task_id = await outside.make_active()
+        await outside.greet("r1")
+        await outside.database.execute("""UPDATE template_versions SET run = '{"command": ["secret"]}'""")
+        task_id = await outside.create()
+        claim = {"type": "build.claim", "task_id": str(task_id), "build_number": 1, "runner": "r1"}
+        assert await outside.ask(claim) == {"granted": True}
+        await outside.make_active(task_id)
         theirs = build_report(task_id, 1, "start", "succeeded", runner="thief")
         await publish(users["runner"], f"{outside.prefix}.reports", theirs, user_id=name_of(users["runner"]))
         await outside.until_row("SELECT strpos(state::text, 'thief') > 0 FROM tasks WHERE id = $1", task_id)
@@ -284,3 +293,15 @@ async def test_a_runner_is_not_sent_what_agents_of_another_pool_are_told(
         pairs = zip(outside.targets, outside.requests, strict=True)
         assert [key for key, each in pairs if each["type"] == "agent.input"] == ["agent.input.default"]
         assert await outside.queue_counts("work.thief") == (0, 0)
+        assert (await outside.command("task.pause", task_id))["ok"]
+
+        def stops() -> dict[str, dict[str, Any]]:
+            pairs = zip(outside.targets, outside.requests, strict=True)
+            return {key: {**each, "attempt": 1} for key, each in pairs if each["type"] == "workspace.stop"}
+
+        await outside.until(lambda: stops().keys() == {"workspace.stop.r1", "workspace.stop.thief"})
+        honest, theirs = stops()["workspace.stop.r1"], stops()["workspace.stop.thief"]
+        assert theirs == {**honest, "run": {}, "task_name": "", "owner": {**honest["owner"], "username": ""}}
+        assert honest["run"] == {"command": ["secret"]}
+        assert honest["task_name"]
+        assert honest["owner"]["username"] == "alice"

@@ -37,12 +37,14 @@ class BaseWorkRequest(BaseModel):
     request_id: UUID = Field(description="The same for each repetition.")
     attempt: int = Field(ge=1)
     task_id: UUID
-    task_name: str
+    task_name: str = Field(description="Empty for a runner of another pool, as is the name of the owner.")
     owner: WorkRequestOwner
     build_number: int = Field(ge=1, le=MAX_BUILD_NUMBER)
     build_id: UUID
     template_version_id: UUID
-    run: dict[str, Any] = Field(description="Instructions of the template version for the runner.")
+    run: dict[str, Any] = Field(
+        description="Instructions of the template version for the runner; empty for a runner of another pool."
+    )
 
 
 class WorkspaceStart(BaseWorkRequest):
@@ -105,6 +107,12 @@ REQUEST_TYPES: Final[tuple[str, ...]] = tuple(
 """The types of all work requests."""
 
 _WORK: TypeAdapter[WorkRequest] = TypeAdapter(WorkRequest)
+
+
+def redact(request: WorkRequest) -> WorkRequest:
+    """Return a request without the task's name, its owner's and the template's instructions, but with all ids."""
+    owner = request.owner.model_copy(update={"username": ""})
+    return request.model_copy(update={"run": {}, "task_name": "", "owner": owner})
 
 
 def encode_request(request: WorkRequest) -> bytes:

@@ -90,7 +90,7 @@ class Journal(BaseModel):
 
     def accept(self, request: WorkspaceStart | WorkspaceStop | WorkspaceDelete) -> None:
         """Record a request that is to be executed."""
-        self.task_name = request.task_name
+        self.task_name = request.task_name or self.task_name
         match request:
             case WorkspaceStart():
                 self.accept_build("start", request.build_number)

@@ -1,8 +1,9 @@
 """Which runners work requests may go to: a report may name any, but not a pool, and no content leaves the task's pool.
 
 Otherwise a runner could put work into the queue of another pool, or of a runner of it, and be sent what agents of other
-pools are told. A provisioner that says no hello is not known, and gets the requests of its tasks by the name in its
-reports.
+pools are told. It is asked to end what it reports to have, but not told what that is, and so is the runner that claimed
+the task, in case the report was a lie. A provisioner that says no hello is not known, and gets the requests of its
+tasks by the name in its reports.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from taskherd.store import runners
+from taskherd.store import build_claims, runners
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
+    from taskherd.domain.claims import BuildClaim
     from taskherd.store import AsyncConnection
     from taskherd.store.runners import WorkTargets
     from taskherd.store.work_request_details import WorkRequestDetails
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 
 WITHOUT_CONTENT: Final = frozenset({"workspace.stop", "workspace.delete", "agent.interrupt"})
-"""Types of requests that bring no work and tell nothing: they reach the runner also after a template's pool changed."""
+"""Types of requests that bring no work: they reach the runner also after a template's pool changed."""
 
 
 class KnownRunners:
@@ -46,14 +48,26 @@ class KnownRunners:
     async def check_targets(self, connection: AsyncConnection, requests: Requests) -> Requests:
         """Return the requests, without the target of those that may not go there, which are for the task's pool.
 
+        Those to a runner of another pool are followed by copies for the runner that claimed the task, if that is
+        another one, or for the pool if no runner has.
+
         A runner that is not known, or has moved, may have said hello to another worker, so all are read again then.
         """
         if any(self._is_doubtful(row, details) for row, details in requests):
             self.replace(await runners.targets(connection))
-        return [
+        checked = [
             (replace(row, target_runner=None), details) if self._is_refused(row, details) else (row, details)
             for row, details in requests
         ]
+        doubted = [
+            (row, details)
+            for row, details in checked
+            if row.target_runner is not None and self.is_of_another_pool(row.target_runner, details.pool)
+        ]
+        if not doubted:
+            return checked
+        claims = await build_claims.latest(connection, [row.task_id for row, _ in doubted])
+        return [*checked, *(each for pair in doubted for each in _copies(*pair, claims.get(pair[0].task_id)))]
 
     def _is_doubtful(self, row: WorkRequestRow, details: WorkRequestDetails) -> bool:
         return row.target_runner is not None and self._pool_of.get(row.target_runner) != details.pool
@@ -63,3 +77,9 @@ class KnownRunners:
         if name is None or name in self._pools:
             return name is not None
         return row.type not in WITHOUT_CONTENT and self.is_of_another_pool(name, details.pool)
+
+
+def _copies(row: WorkRequestRow, details: WorkRequestDetails, claim: BuildClaim | None) -> Requests:
+    """Return the copy of a request for the runner that claimed the task, or none if the request is for that runner."""
+    runner = None if claim is None else claim.runner
+    return [] if runner == row.target_runner else [(replace(row, target_runner=runner), details)]

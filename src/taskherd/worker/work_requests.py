@@ -131,21 +131,18 @@ def _messages(
     contents: RequestContents,
     now: datetime,
 ) -> list[tuple[str, OutgoingMessage]]:
-    """Return the messages of a request, each with its target."""
+    """Return the messages of a request, each with its target. A runner of another pool is not told what the task is."""
     request = _request(context, row, task, contents)
     if request is None:
         return []
-    body = work.encode_request(request)
     ttl = _expiration(context, row, now)
-    return [
-        (
-            target,
-            OutgoingMessage(
-                context.names.work, work.routing_key(row.type, target), body, mandatory=True, expiration=ttl
-            ),
-        )
-        for target in targets(row, task.pool, now, context.request_retry.runner_answer_timeout)
-    ]
+    messages = []
+    for target in targets(row, task.pool, now, context.request_retry.runner_answer_timeout):
+        is_outsider = context.known_runners.is_of_another_pool(target, task.pool)
+        body = work.encode_request(work.redact(request) if is_outsider else request)
+        key = work.routing_key(row.type, target)
+        messages.append((target, OutgoingMessage(context.names.work, key, body, mandatory=True, expiration=ttl)))
+    return messages
 
 
 def _expiration(context: WorkerContext, row: WorkRequestRow, now: datetime) -> float:

@@ -137,6 +137,15 @@ def test_a_workspace_is_up_after_a_start_that_is_done() -> None:
     assert (journal.transition, journal.build_number) == ("delete", 3)
 
 
+def test_a_request_without_the_tasks_name_keeps_it() -> None:
+    """A runner whose template has moved to another pool is asked to stop without it, and reports it as before."""
+    journal = started(1)
+    journal.accept(request("stop", 2).model_copy(update={"task_name": ""}))
+    assert journal.task_name == "a"
+    journal.accept(request("start", 3).model_copy(update={"task_name": "b"}))
+    assert journal.task_name == "b"
+
+
 def test_the_latest_500_inputs_and_50_interrupts_are_recorded() -> None:
     """Older ones are not repeated by the worker; a later outcome does not make an input a new one."""
     journal = started(1)
