@@ -10,6 +10,7 @@ import pytest
 
 from taskherd.dev import agent_users, dev, postgres
 from taskherd.dev.processes import MARKER_VARIABLE
+from taskherd.dev.services import Services
 
 SERVERS = {"TASKHERD_DATABASE_URL": "postgresql://u:of-the-database@h/d", "TASKHERD_SECRET_KEY": "key-of-the-servers"}
 RUNNERS = {"TASKHERD_AMQP_URL": "amqp://u:of-the-broker@h", "TASKHERD_RUNNER_NAME": "dev", "LANG": "C.UTF-8"}
@@ -77,6 +78,16 @@ def test_who_gives_agents_no_users_says_what_they_can_read(
     notice = f"agents run as {who}: {can}; give their templates `run.sandbox: bwrap`{advice}"
     assert dev.isolate_agents(tmp_path / "data", os.defpath) == ({}, notice)
     assert not (tmp_path / "data").exists()
+
+
+def test_processes_that_share_the_user_of_an_external_broker_are_said_to(capsys: pytest.CaptureFixture[str]) -> None:
+    """There no users are made for them, so that a line says what the runner may do with the developer's."""
+    url = RUNNERS["TASKHERD_AMQP_URL"]
+    assert dev.create_users(Services(url, SERVERS["TASKHERD_DATABASE_URL"]), "dev") == {}
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("taskherd dev: worker, API and runner share the RabbitMQ user of TASKHERD_AMQP_URL")
+    assert "TASKHERD_COMMAND_SENDERS" in line
+    assert "of-the-broker" not in line
 
 
 def test_data_of_postgresql_is_used_as_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,8 +86,12 @@ def _write_env_file(data: Path, environment: dict[str, str]) -> dict[str, str]:
 def create_users(running: services.Services, runner: str, pool: str | None = None) -> dict[str, dict[str, str]]:
     """Create a RabbitMQ user for each process, and return the variables that each command gets in addition.
 
-    The file ``env`` keeps the URL of the developer's user. Settings of the environment that name senders stay.
+    The file ``env`` keeps the URL of the developer's user. Settings of the environment that name senders stay. At an
+    external broker no user is created; a line says what that means.
     """
+    if running.rabbit is None:
+        shared = f"worker, API and runner share the RabbitMQ user of {broker_users.AMQP_URL}"
+        _say(f"{shared}: who reads it can send commands, and {broker_users.COMMAND_SENDERS} cannot tell them apart")
     settings = load("amqp_prefix")
     variables = broker_users.create(running, settings.amqp_prefix, (pool or settings.runner_pool, runner))
     if variables and os.environ.get(broker_users.COMMAND_SENDERS):
