@@ -30,6 +30,10 @@ SILENT = 4_500
 """Silent connections of the attack, which would be more than an API has in all."""
 
 
+UNREAD = 16 * b"GET /api/v2/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+"""Requests on one connection, with more responses than the kernel keeps for a client that reads none."""
+
+
 def guess() -> dict[str, str]:
     """Return the headers of a request with a token that has the right form."""
     return {"Coder-Session-Token": user_tokens.generate()[0]}
@@ -256,6 +260,25 @@ async def test_connections_with_a_valid_token_do_not_keep_others_out(start_api: 
         closed = {each: value("taskherd_api_connections_closed_total", {"reason": each}) for each in LIMITS}
         assert closed.pop("idle")
         assert set(closed.values()) == {0}
+
+
+async def test_responses_that_nobody_reads_behind_a_proxy_keep_nobody_out(start_api: StartApi) -> None:
+    """Who sends requests without a token through a trusted proxy and reads nothing loses the quietest connection."""
+    async with start_api(api_connections=20, api_trusted_proxies=MALLORY) as api_harness, AsyncExitStack() as stack:
+        loop, port = asyncio.get_running_loop(), api_harness.api.port
+        for _ in range(20):
+            sock = stack.enter_context(socket.socket())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            sock.setblocking(False)  # noqa: FBT003 - its only parameter
+            sock.bind((MALLORY, 0))
+            async with asyncio.timeout(TIMEOUT):
+                await loop.sock_connect(sock, ("127.0.0.1", port))
+                await loop.sock_sendall(sock, UNREAD)
+                assert await loop.sock_recv(sock, 12) == b"HTTP/1.1 200"
+        async with client_at(api_harness, NEIGHBOR, api_harness.tokens["alice"]) as client:
+            assert (await client.get("/users/me")).status_code == 200
+        value = api_harness.api.metrics.registry.get_sample_value
+        assert value("taskherd_api_connections_closed_total", {"reason": "total"}) == 1
 
 
 async def test_agents_of_one_user_do_not_keep_others_out(start_api: StartApi) -> None:
