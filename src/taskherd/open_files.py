@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 from contextlib import suppress
 from typing import Final
@@ -19,3 +20,9 @@ def raise_limit() -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     with suppress(OSError, ValueError):  # a hard limit above fs.nr_open, which was lowered since
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def raise_if_exhausted(error: Exception) -> None:
+    """Raise an ``OSError`` again if it says that this process or machine has no file descriptor left."""
+    if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
+        raise error

@@ -182,7 +182,7 @@ async def test_agents_without_isolation_can_read_the_developers_files(
         assert alarming(lines) == []
         (told,) = [line for line in lines if "they can read your files, also .taskherd/env" in line]
         assert "`run.sandbox: bwrap`" in told
-        assert ("TASKHERD_RUNNER_AGENT_UIDS=200000-265535" in told) == (os.geteuid() == 0)
+        assert (f"{agent_users.VARIABLE}={agent_users.RANGE}" in told) == (os.geteuid() == 0)
         assert await attack(tmp_path, env, {}) == "could"
         assert await attack(tmp_path, env, {"sandbox": "bwrap"}) == "failed"
 
@@ -219,7 +219,8 @@ if os.geteuid() == 0:
                         "command": ["python", "-c", "import os; print(os.getuid())"],
                         "env": {"inherit": ["PATH"]},
                     }
-                    assert 200_000 < int(await output_of(folder, env, run)) <= 265_535
+                    first, last = map(int, agent_users.RANGE.split("-"))
+                    assert first < int(await output_of(folder, env, run)) <= last
                 else:
                     assert [f"other users cannot enter {closed}" in line for line in told] == [True]
                     assert outcome == "could"
@@ -247,7 +248,7 @@ if os.geteuid() == 0:
             assert "cannot enter" in agent_users.obstacle(tools / "runner", os.defpath)
             (folder / "runner/task").mkdir()
             assert "ran as root" in agent_users.obstacle(folder / "runner", os.defpath)
-            os.chown(folder / "runner/task", 0, 200_005)
+            os.chown(folder / "runner/task", 0, int(agent_users.RANGE.partition("-")[0]) + 5)
             assert agent_users.obstacle(folder / "runner", os.defpath) == ""
 
 

@@ -8,7 +8,8 @@ import errno
 import pytest
 from aiormq.exceptions import AMQPConnectionError, ChannelInvalidStateError, ConnectionClosed
 
-from taskherd.broker.requests import map_errors
+from taskherd.broker import requests
+from taskherd.broker.requests import close_channels, map_errors
 from taskherd.errors import Unavailable
 
 
@@ -129,3 +130,23 @@ async def test_outside_of_a_task_nothing_was_cancelled() -> None:
     ):
         asyncio.get_running_loop().call_soon(call, error)
         assert type(await raised.get()) is expected
+
+
+async def test_channels_are_closed_although_the_caller_is_cancelled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the closing has not begun: a channel that stays open would keep its deliveries."""
+    closed: list[object] = []
+    ended = asyncio.Event()
+
+    async def close(channel: object) -> None:
+        await asyncio.sleep(0)
+        closed.append(channel)
+        if len(closed) == 2:
+            ended.set()
+
+    monkeypatch.setattr(requests, "_close", close)
+    closing = asyncio.create_task(close_channels(["one", "two"]))  # type: ignore[list-item]
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait({closing})
+    await asyncio.wait_for(ended.wait(), 30)
+    assert (closing.cancelled(), closed) == (True, ["one", "two"])

@@ -174,7 +174,7 @@ def test_output_is_read_again_if_it_was_deleted_meanwhile(tmp_path: Path, monkey
     older, newer = (folder.output / f"{start:020d}" for start in (0, 1_000))
     older.write_text("older")
 
-    def read_late(path: str, position: int, limit: int) -> bytes | None:
+    def read_late(path: str, position: int, limit: int) -> bytes:
         if older.exists():
             older.unlink()
             newer.write_bytes("ä newer".encode()[1:])

@@ -24,6 +24,7 @@ from taskherd.runner.agents.log_budget import LogRates
 from taskherd.runner.claims import Claim
 from taskherd.runner.context import RunnerContext
 from taskherd.runner.dispatcher import Dispatcher
+from taskherd.runner.drain import REASON
 from taskherd.runner.inputs import TaskInputs
 from taskherd.runner.journal import Journal
 from taskherd.runner.outbox import Budget
@@ -217,6 +218,25 @@ async def test_a_request_waits_for_files_that_cannot_be_read_now(
     await eventually(lambda: runner.dispatcher._supervisors)
     supervisor = runner.dispatcher._supervisors[runner.task.task_id]
     assert (supervisor.build_number, len(supervisor._outbox) > 0) == (1, True)
+
+
+async def test_a_drain_waits_for_a_task_whose_supervisor_is_restarted(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its agent may run; it is stopped by the next supervisor."""
+    monkeypatch.setattr(dispatcher, "RESTART_AFTER", 3600)
+    runner.claims.results = [Claim.WON, RuntimeError("unexpected"), Claim.SKIPPED]
+    runner.deliver(runner.start_request(1, "sleep 1000"))
+    await eventually(lambda: (journal := runner.journal()) is not None and journal.workspace_is_up)
+    runner.deliver_as(2, runner.start_request(2))
+    await eventually(lambda: not runner.dispatcher._supervisors)
+    runner.dispatcher.drain()
+    assert not runner.dispatcher.drained
+    runner.dispatcher._restart(runner.task.task_id)
+    await eventually(lambda: runner.dispatcher.drained, 20)
+    journal = runner.journal()
+    assert journal is not None
+    assert (journal.transition, journal.restart_reason) == ("stop", REASON)
 
 
 async def test_an_unexpected_error_of_the_loop_that_delivers_inputs_is_noticed(

@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from taskherd.store import task_actions
+from taskherd.store import database_clock, task_actions
 from taskherd.store.engine import transaction
 from taskherd.store.task_actions import ClaimedStep, NewAction, TaskResult
 
@@ -177,6 +177,24 @@ async def test_pauses_are_found_by_an_index(engine: AsyncEngine) -> None:
         plan = "\n".join((await connection.execute(text(f"EXPLAIN {task_actions.CLAIM.text}"), values)).scalars())
     assert re.search(r"on task_actions_pause_idx .*\n +Index Cond: \(next_at > now\(\)\)", plan), plan
     assert "Seq Scan on task_actions" not in plan
+
+
+@pytest.mark.parametrize(
+    ("statement", "index"),
+    [
+        (database_clock.CLAMP_ACTIONS, "task_actions_next_at_idx"),
+        (database_clock.CLAMP_PAUSES, "task_actions_pause_idx"),
+    ],
+)
+async def test_times_in_the_future_are_found_by_an_index(
+    engine: AsyncEngine, statement: TextClause, index: str
+) -> None:
+    """Each sweep looks for them after the clock was set back, beside what says that the worker lives."""
+    async with transaction(engine) as connection:
+        await connection.execute(text("SET LOCAL enable_seqscan = off"))
+        values = {"now": datetime.now(UTC)}
+        plan = "\n".join((await connection.execute(text(f"EXPLAIN {statement.text}"), values)).scalars())
+    assert index in plan, plan
 
 
 async def test_the_unfinished_actions_of_a_user_are_limited(engine: AsyncEngine) -> None:

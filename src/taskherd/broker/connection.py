@@ -15,7 +15,14 @@ from aiormq.connection import TCPTransportFactory, TLSTransportFactory, Transpor
 
 from taskherd import retry
 from taskherd.broker.patches import channel_closing, frame_reader, pamqp_patches
-from taskherd.broker.requests import REQUEST_TIMEOUT, close_channel, close_opened, in_background, map_errors
+from taskherd.broker.requests import (
+    REQUEST_TIMEOUT,
+    close_channel,
+    close_channels,
+    close_opened,
+    in_background,
+    map_errors,
+)
 from taskherd.broker.supervision import survive
 from taskherd.endpoints import Endpoint, Endpoints
 from taskherd.errors import Misconfigured, Unavailable
@@ -236,7 +243,7 @@ class SupervisedConnection:
                 channels.append(await self.channel())  # noqa: PERF401 - those before are closed if this one fails
             yield channels
         finally:
-            await asyncio.gather(*map(close_channel, channels))
+            await close_channels(channels)
 
     async def drop_if_hung(self, within: float = CHECK_TIMEOUT) -> None:
         """Abort the connection if the broker does not answer a request on it ``within`` so many seconds.

@@ -72,7 +72,13 @@ async def close_channel(channel: AbstractChannel) -> None:
 
     If that fails, the connection is lost or hangs, and with it the channel.
     """
-    await asyncio.wait({in_background(_close(channel))})
+    await close_channels([channel])
+
+
+async def close_channels(channels: Iterable[AbstractChannel]) -> None:
+    """Close channels at the same time, each as ``close_channel`` does one."""
+    if closing := {in_background(_close(each)) for each in channels}:
+        await asyncio.wait(closing)
 
 
 async def _close(channel: AbstractChannel) -> None:

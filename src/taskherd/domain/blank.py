@@ -11,8 +11,10 @@ _UNSEEN_CATEGORIES: Final = frozenset({"Cc", "Cf", "Zl", "Zp", "Zs"})
 https://www.unicode.org/reports/tr44/#General_Category_Values
 """
 
-_UNSEEN: Final = "\u115f\u1160\u2800\u3164\uffa0"
-"""Letters and symbols without a mark: Hangul fillers, and the Braille pattern without dots."""
+_UNSEEN: Final = frozenset("\u115f\u1160\u2800\u3164\uffa0\u034f\u17b4\u17b5\u180b\u180c\u180d\u180f") | frozenset(
+    map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)))
+)
+"""Letters and symbols without a mark: Hangul fillers, the Braille pattern without dots, and selectors of variations."""
 
 
 def is_blank(text: str) -> bool:

@@ -49,6 +49,8 @@ class Dispatcher:
         """The requests that were passed to a supervisor, by the epoch and the tag of their delivery, in order."""
         self._left: dict[UUID, list[PendingRequest]] = {}
         """The requests that a supervisor which has failed did not accept; the next one of the task is given them."""
+        self._restarting: set[UUID] = set()
+        """The tasks whose next supervisor is made later."""
         self._detaching = False
         self._holds_starts = False
         self._draining = False
@@ -141,7 +143,7 @@ class Dispatcher:
     @property
     def drained(self) -> bool:
         """True if no agent is running, or about to be started or stopped."""
-        return all(supervisor.drained for supervisor in self._supervisors.values())
+        return not self._restarting and all(supervisor.drained for supervisor in self._supervisors.values())
 
     async def wait_drained(self) -> None:
         """Wait until all agents have ended."""
@@ -203,11 +205,14 @@ class Dispatcher:
     def _add_supervisor(self, folder: TaskFolder, journal: Journal) -> TaskSupervisor:
         supervisor = TaskSupervisor(self._context, folder, journal)
         self._supervisors[journal.task_id] = supervisor
+        self._restarting.discard(journal.task_id)
         loop = asyncio.create_task(supervisor.run(), name=f"supervisor of {journal.task_id}")
         self._loops[journal.task_id] = loop
         loop.add_done_callback(partial(self._on_supervisor_end, journal.task_id))
         if self._holds_starts:
             supervisor.hold_starts()
+        if self._draining:
+            supervisor.drain()
         for pending in self._left.pop(journal.task_id, ()):
             supervisor.submit(pending)
         return supervisor
@@ -220,26 +225,31 @@ class Dispatcher:
         if (error := loop.exception()) is not None:
             log.error("supervisor failed, restarting it", task_id=str(task_id), exc_info=error)
             self._left[task_id] = [each for each in self._unaccepted.values() if each.request.task_id == task_id]
-            asyncio.get_running_loop().call_later(RESTART_AFTER, self._restart, task_id)
+            self._restart_later(task_id)
             return
         for pending in supervisor.take_pending():  # submitted while the supervisor was finishing
             self._submit(pending)
 
-    def _restart_later(self, task_id: UUID, reason: str) -> None:
-        log.error("cannot read the files of a task, trying again", task_id=str(task_id), reason=reason)
+    def _restart_later(self, task_id: UUID, reason: str | None = None) -> None:
+        """Make the next supervisor of a task later; ``reason``: why its files cannot be read now."""
+        if reason is not None:
+            log.error("cannot read the files of a task, trying again", task_id=str(task_id), reason=reason)
+        self._restarting.add(task_id)
         asyncio.get_running_loop().call_later(RESTART_AFTER, self._restart, task_id)
 
     def _restart(self, task_id: UUID) -> None:
         """Add the next supervisor of a task, unless a request has done that, or there is nothing to be done."""
+        self._restarting.discard(task_id)
         if task_id in self._supervisors or self._detaching:
             return
         folder = TaskFolder(self._context.root, task_id)
         try:
             journal = journals.load(folder.journal)
-            if journal is not None:
+            if journal is not None and journal.task_id == task_id:
                 self._add_supervisor(folder, journal)
             elif folder.journal.exists():
                 self._restart_later(task_id, "its journal is damaged")
+                self._restarting.discard(task_id)  # nobody waits for it
             elif left := self._left.get(task_id):
                 self._supervisor_of(left[0].request)
         except OSError as error:

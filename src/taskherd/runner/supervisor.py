@@ -82,7 +82,7 @@ class TaskSupervisor:
         )
         self._builds = BuildQueue()
         self._not_claimed = False
-        self._holds_starts = self._draining = False
+        self._holds_starts = self._draining = self._is_recovered = False
 
     @property
     def task_id(self) -> UUID:
@@ -106,8 +106,8 @@ class TaskSupervisor:
 
     @property
     def drained(self) -> bool:
-        """True if no agent is running, or about to be started or stopped."""
-        return not self.running and self._journal.phase is not Phase.ACCEPTED
+        """True if no agent is running, or about to be started or stopped, or perhaps to be adopted."""
+        return self._is_recovered and not self.running and self._journal.phase is not Phase.ACCEPTED
 
     def heartbeat(self) -> bytes | None:
         """Return an encoded heartbeat, or None if the workspace is not up."""
@@ -163,6 +163,7 @@ class TaskSupervisor:
         loops = [self._start_loop(delivery, "inputs")]
         try:
             await self._workspace.recover()
+            self._is_recovered = True
             answering, interruption = self._answers.run(self._workspace), self._interrupts.run(self._workspace)
             loops += [self._start_loop(answering, "answers"), self._start_loop(interruption, "interrupts")]
             await self._recover()

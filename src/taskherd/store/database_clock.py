@@ -50,7 +50,9 @@ CLAMP_REQUESTS: Final = text(
 CLAMP_WORKERS: Final = text("""
 UPDATE workers SET seen_at = :now, drained_since = LEAST(drained_since, :now) WHERE seen_at > :now
 """)
-CLAMP_ACTIONS: Final = text("UPDATE task_actions SET next_at = :now WHERE next_at > :now")
+# In two, each of which has its index.
+CLAMP_ACTIONS: Final = text("UPDATE task_actions SET next_at = :now WHERE finished_at IS NULL AND next_at > :now")
+CLAMP_PAUSES: Final = text("UPDATE task_actions SET next_at = :now WHERE finished_at IS NOT NULL AND next_at > :now")
 CLAMP_CHUNKS: Final[tuple[tuple[TextClause, UUID | int], ...]] = (
     (CLAMP_DEADLINES, UUID(int=0)),
     (CLAMP_PARKED, 0),
@@ -80,7 +82,7 @@ async def moved_back(connection: AsyncConnection, now: datetime) -> bool:
 
 async def clamp_workers(connection: AsyncConnection, now: datetime) -> None:
     """Move the times of workers and of task actions that are in the future to ``now``; both are few."""
-    for statement in (CLAMP_WORKERS, CLAMP_ACTIONS):
+    for statement in (CLAMP_WORKERS, CLAMP_ACTIONS, CLAMP_PAUSES):
         await connection.execute(statement, {"now": now})
 
 

@@ -157,7 +157,7 @@ def test_what_commands_of_a_batch_start_and_stop_counts_for_the_next() -> None:
     assert context.names_in_use == {running.owner_id: {running.name.lower()}}
 
 
-BLANK = (" ", "\n", "\u200b", "\ufeff \u00ad", "\u2800", "\u3164", "\x07")
+BLANK = (" ", "\n", "\u200b", "\ufeff \u00ad", "\u2800", "\u3164", "\x07", "\ufe0f", "\U000e0100")
 """Texts that nobody can see."""
 OWNER, OTHER_OWNER, ORGANIZATION = UUID(int=21), UUID(int=22), UUID(int=23)
 VERSION, UNUSABLE, FOREIGN, PRESET = UUID(int=24), UUID(int=25), UUID(int=26), UUID(int=27)

@@ -128,9 +128,12 @@ def test_a_segment_that_cannot_be_read_now_is_no_gap(tmp_path: Path, monkeypatch
         raise OSError(errno.EMFILE, "Too many open files", path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("builtins.open", fail)
-        found = output.read(tmp_path, 0, 100)
-    assert (found.data, found.missing, found.end) == (b"", 0, 0)
+        for call in ("builtins.open", "os.listdir"):
+            patch.setattr(call, fail)
+            with pytest.raises(OSError, match="Too many open files"):
+                output.read(tmp_path, 0, 100)
+        with pytest.raises(OSError, match="Too many open files"):
+            output.size(tmp_path)
     found = output.read(tmp_path, 0, 100)
     assert (found.data, found.missing, found.end) == (b"one\n", 0, 4)
 

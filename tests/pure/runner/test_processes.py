@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import marshal
@@ -11,7 +12,7 @@ import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import pytest
 
@@ -169,6 +170,22 @@ def test_a_shim_runs_while_its_lock_is_held(folder: RunFolder) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert processes.has_shim(folder)
     assert not processes.has_shim(folder)
+
+
+def test_a_shim_that_cannot_be_looked_for_now_is_not_taken_for_dead(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For want of descriptors: its agent would be killed, though it works."""
+    folder.started.write_text(json.dumps({"pid": os.getpid(), "start": process_table.start_ticks(os.getpid())}))
+
+    def fail(*_: object, **__: object) -> Never:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    for module, name in ((os, "open"), (os, "pidfd_open"), (process_table, "start_ticks")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, fail)
+            with pytest.raises(OSError, match="Too many open files"):
+                (processes.has_shim if name == "open" else processes.open_running)(folder)
 
 
 def test_a_shim_is_found_by_its_pid_and_start_time(folder: RunFolder) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from taskherd.messages.limits import MAX_CONTENT_BYTES
+from taskherd.open_files import raise_if_exhausted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -97,7 +98,10 @@ class OutputChunk:
 
 
 def read(folder: Path, offset: int, limit: int) -> OutputChunk:
-    """Return up to ``limit`` bytes after ``offset`` from the segments in ``folder``; none if there are no more yet."""
+    """Return up to ``limit`` bytes after ``offset`` from the segments in ``folder``; none if there are no more yet.
+
+    Raise ``OSError`` if this process has no file descriptor left: what cannot be read now is not missing.
+    """
     starts = sorted(int(name) for name in _names(folder))
     for index, start in enumerate(starts):
         next_start = starts[index + 1] if index + 1 < len(starts) else None
@@ -105,8 +109,6 @@ def read(folder: Path, offset: int, limit: int) -> OutputChunk:
             continue
         begin = max(offset, start)
         data = _read(f"{folder}/{start:020d}", begin - start, limit)
-        if data is None:
-            break
         if data or next_start is None:
             return OutputChunk(data, begin - offset if data else 0, begin + len(data) if data else offset)
         if begin < next_start:  # the rest of this segment could not be written
@@ -145,22 +147,19 @@ def tail(folder: Path, limit: int) -> str:
 def _names(folder: Path) -> list[str]:
     try:
         return [name for name in os.listdir(folder) if name.isdigit()]  # noqa: PTH208 - five times a second for each agent
-    except OSError:
+    except OSError as error:
+        raise_if_exhausted(error)
         return []
 
 
-def _read(path: str, position: int, limit: int) -> bytes | None:
-    """Return up to ``limit`` bytes of a segment, None if it cannot be read now, as for want of descriptors.
-
-    One that has no more is not opened, which takes most of the time.
-    """
+def _read(path: str, position: int, limit: int) -> bytes:
+    """Return up to ``limit`` bytes of a segment; one that has no more is not opened, which takes most of the time."""
     try:
         if os.stat(path).st_size <= position:  # noqa: PTH116 - five times a second for each agent
             return b""
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - the same
             file.seek(position)
             return file.read(limit)
-    except FileNotFoundError:
+    except OSError as error:
+        raise_if_exhausted(error)
         return b""
-    except OSError:
-        return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import fcntl
 import json
 import marshal
@@ -23,6 +22,7 @@ from pydantic import TypeAdapter
 from taskherd import open_files
 from taskherd.domain.reports import ExitReason
 from taskherd.errors import Unavailable
+from taskherd.open_files import raise_if_exhausted
 from taskherd.runner import process_table, shim
 
 if TYPE_CHECKING:
@@ -303,10 +303,14 @@ def _spec_record(spec: RunSpec) -> dict[str, Any]:
 
 
 def has_shim(folder: RunFolder) -> bool:
-    """Return whether the shim of this run is running: it holds the lock until it exits."""
+    """Return whether the shim of this run is running: it holds the lock until it exits.
+
+    Raise ``OSError`` if this process has no file descriptor left to look.
+    """
     try:
         descriptor = os.open(folder.lock, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
+    except OSError as error:
+        raise_if_exhausted(error)
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -330,18 +334,26 @@ async def adopt(folder: RunFolder) -> ShimHandle | None:
 
 
 def open_running(folder: RunFolder) -> ShimHandle | None:
-    """Return a handle of the recorded shim if the process with its pid has the recorded start time, else None."""
+    """Return a handle of the recorded shim if the process with its pid has the recorded start time, else None.
+
+    Raise ``OSError`` if this process has no file descriptor left to look.
+    """
     try:
         record = json.loads(folder.started.read_text())
         pid, start = record["pid"], record["start"]
         handle = ShimHandle(folder, pid)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise_if_exhausted(error)
         return None
-    with suppress(OSError, IndexError):  # it may have exited
+    try:
         if process_table.start_ticks(pid) == start:
             handle.agent_started = True
             return handle
-    handle.close()
+    except (OSError, IndexError) as error:  # it may have exited
+        handle.close()
+        raise_if_exhausted(error)
+    else:
+        handle.close()
     return None
 
 
@@ -364,8 +376,7 @@ def read_exit(folder: RunFolder, *, agent_started: bool = False) -> ExitRecord:
     except ValueError as error:
         log.warning("exit record of an agent is invalid, ignored", folder=str(folder.path), reason=str(error))
     except OSError as error:
-        if error.errno in {errno.EMFILE, errno.ENFILE}:
-            raise  # what cannot be read now is not lost
+        raise_if_exhausted(error)  # what cannot be read now is not lost
     leftover, is_there = kill_marked(folder), folder.started.exists()
     if not (is_there or agent_started):
         return ExitRecord("not started", detail=_startup_error(folder))
