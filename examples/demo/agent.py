@@ -72,8 +72,8 @@ def work(steps: Sequence[Step], folder: Path, report: Report, *, crash_after: in
         print(f"{step.title}: {result.output}", flush=True)
         last_line = _last_line(result.output)
         if not result.succeeded:
+            (folder / RESULT).write_text("failed")  # before whoever sees the report looks for it
             report("failed", f"{step.title}: {last_line}")
-            (folder / RESULT).write_text("failed")
             return 1
         with file.open("a") as output:
             output.write(f"{step.title}\n")
@@ -82,8 +82,8 @@ def work(steps: Sequence[Step], folder: Path, report: Report, *, crash_after: in
         if number == hang_after:
             signal.pause()
         time.sleep(PACE)
-    report("complete", f"all {len(steps)} steps done; the last: {last_line}")
     (folder / RESULT).write_text("complete")
+    report("complete", f"all {len(steps)} steps done; the last: {last_line}")
     return 0
 
 
