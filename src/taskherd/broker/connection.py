@@ -215,9 +215,9 @@ class SupervisedConnection:
         try:
             with map_errors("opening a channel"):
                 async with asyncio.timeout(REQUEST_TIMEOUT):
-                    underlay = connection.transport.connection if connection.transport is not None else None
-                    if underlay is None:
+                    if connection.transport is None:
                         raise ConnectionError("the connection is closed")
+                    underlay = connection.transport.connection
                     await underlay.ready()
                     # aio-pika's channel would leave callbacks on the connection, 3 KB each, until that ends.
                     channel = await underlay.channel(publisher_confirms=confirms, on_return_raises=confirms)

@@ -88,7 +88,7 @@ async def _close(channel: AbstractChannel) -> None:
 
 
 async def close_opened(opening: asyncio.Task[Channel]) -> None:
-    """Close a channel that nobody waits for any more, once it is open."""
+    """Close a channel as soon as it is open, because whoever asked for it was cancelled."""
     with suppress(Unavailable):
         await _close(await opening)
 

@@ -1,4 +1,4 @@
-"""Which texts are blank: prompts, answers and display names that nobody could see."""
+"""Recognize blank texts: prompts, answers and display names without a visible character."""
 
 from __future__ import annotations
 

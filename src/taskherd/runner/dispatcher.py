@@ -249,7 +249,7 @@ class Dispatcher:
                 self._add_supervisor(folder, journal)
             elif folder.journal.exists():
                 self._restart_later(task_id, "its journal is damaged")
-                self._restarting.discard(task_id)  # nobody waits for it
+                self._restarting.discard(task_id)  # a drain does not wait for a journal to be repaired
             elif left := self._left.get(task_id):
                 self._supervisor_of(left[0].request)
         except OSError as error:

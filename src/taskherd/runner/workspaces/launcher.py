@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Launcher:
-    """Launches the agents of one task, and commands beside them. What must survive the runner is in the journal."""
+    """Launches the agents of one task, and commands beside them; keeps what must survive the runner in the journal."""
 
     def __init__(
         self,

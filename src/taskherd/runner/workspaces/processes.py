@@ -22,7 +22,6 @@ from pydantic import TypeAdapter
 from taskherd import open_files
 from taskherd.domain.reports import ExitReason
 from taskherd.errors import Unavailable
-from taskherd.open_files import raise_if_exhausted
 from taskherd.runner import process_table, shim
 
 if TYPE_CHECKING:
@@ -310,7 +309,7 @@ def has_shim(folder: RunFolder) -> bool:
     try:
         descriptor = os.open(folder.lock, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        raise_if_exhausted(error)
+        open_files.raise_if_exhausted(error)
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -343,7 +342,7 @@ def open_running(folder: RunFolder) -> ShimHandle | None:
         pid, start = record["pid"], record["start"]
         handle = ShimHandle(folder, pid)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise_if_exhausted(error)
+        open_files.raise_if_exhausted(error)
         return None
     try:
         if process_table.start_ticks(pid) == start:
@@ -351,7 +350,7 @@ def open_running(folder: RunFolder) -> ShimHandle | None:
             return handle
     except (OSError, IndexError) as error:  # it may have exited
         handle.close()
-        raise_if_exhausted(error)
+        open_files.raise_if_exhausted(error)
     else:
         handle.close()
     return None
@@ -376,7 +375,7 @@ def read_exit(folder: RunFolder, *, agent_started: bool = False) -> ExitRecord:
     except ValueError as error:
         log.warning("exit record of an agent is invalid, ignored", folder=str(folder.path), reason=str(error))
     except OSError as error:
-        raise_if_exhausted(error)  # what cannot be read now is not lost
+        open_files.raise_if_exhausted(error)  # what cannot be read now is not lost
     leftover, is_there = kill_marked(folder), folder.started.exists()
     if not (is_there or agent_started):
         return ExitRecord("not started", detail=_startup_error(folder))
