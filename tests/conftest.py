@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from taskherd.dev.services import Services, start
+from tests.harness import lent_rabbitmq
 from tests.harness.pgbouncer import StartPgBouncer, running_pgbouncer
 
 if TYPE_CHECKING:
@@ -62,7 +65,8 @@ def services(announce: Callable[[str], None]) -> Iterator[Services]:
         tempfile.TemporaryDirectory(prefix="taskherd-tests-") as folder,
         start(Path(folder), announce=announce, fast=True) as running,
     ):
-        yield running
+        lent = os.environ.get(lent_rabbitmq.FOLDER)
+        yield replace(running, rabbit=lent_rabbitmq.attach(Path(lent), Path(folder) / "lent")) if lent else running
 
 
 @pytest.fixture(scope="session")

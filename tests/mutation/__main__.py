@@ -21,6 +21,8 @@ from threading import Lock
 from typing import Any
 
 from taskherd.dev import services
+from taskherd.dev.rabbitmq import RabbitNode
+from tests.harness import lent_rabbitmq
 from tests.mutation import equivalents, report
 from tests.mutation.coverage_map import FOLDERS, TestMap, branch_coverage, measure
 from tests.mutation.room import ROOT, WORK, Room, stop_all
@@ -155,7 +157,10 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 def _services() -> Iterator[dict[str, str]]:
     """Yield the environment variables of a RabbitMQ and a PostgreSQL that all runs share."""
     with services.start(WORK / "services", announce=say, fast=True) as running:
-        yield {services.AMQP_URL: running.amqp_url, services.DATABASE_URL: running.database_url}
+        environment = {services.AMQP_URL: running.amqp_url, services.DATABASE_URL: running.database_url}
+        if isinstance(running.rabbit, RabbitNode):
+            environment[lent_rabbitmq.FOLDER] = str(running.rabbit.home)
+        yield environment
 
 
 @contextmanager
