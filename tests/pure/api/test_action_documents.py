@@ -163,7 +163,8 @@ def test_an_input_that_is_empty_without_what_no_agent_reads_is_refused(text: str
 def test_a_repeated_request_is_recognized_by_what_it_asks_for() -> None:
     """Not by whether it was a dry run before, nor by the ids that a search has found."""
     digest = handlers._digest(body(q="owner:me"))
-    for same in ({"ids": [ONE]}, {"ids": []}, {"dry_run": True}):
+    sames: list[dict[str, Any]] = [{"ids": [ONE]}, {"ids": []}, {"dry_run": True}]
+    for same in sames:
         assert handlers._digest(body(q="owner:me", **same)) == digest
     others = [
         body(q="owner:bob"),

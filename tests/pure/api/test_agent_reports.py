@@ -40,6 +40,7 @@ class Agent:
         self.given: list[GivenText] = []
         self.asked: list[tuple[UUID, list[str], int]] = []
         self.claimed = False
+        self.asked_for_claim = 0
         self.published: list[tuple[UUID, Sequence[Report]]] = []
         self.outage: Exception | None = None
         self.refused = RefusedLogs()
@@ -83,7 +84,7 @@ class Agent:
 
     def take(self) -> list[LogEntry]:
         """Return the entries that were published since the last call, all in reports of the build."""
-        taken = []
+        taken: list[LogEntry] = []
         for task_id, reports in self.published:
             assert task_id == TASK
             for report in reports:
@@ -102,6 +103,7 @@ class Agent:
 
     async def _is_claimed(self, reader: object, task_id: UUID, build_number: int) -> bool:
         assert (reader, task_id, build_number) == ("reader", TASK, 3)
+        self.asked_for_claim += 1
         return self.claimed
 
 
@@ -213,10 +215,12 @@ async def test_what_a_runner_logs_is_left_out(agent: Agent) -> None:
 
 
 async def test_without_inputs_nothing_is_looked_up(agent: Agent) -> None:
-    """The usual case costs nothing."""
+    """The usual case costs nothing; and who has claimed the build only matters for what the agent was given."""
     agent.claimed = True
     await agent.add({"id": 1, "type": "output", "content": "Reading"})
     assert (shown(agent.take()), agent.asked) == ([(log_ids.of_output(1), "output", "Reading")], [])
+    await agent.add({"id": 2, "type": "input", "content": "Deploy it."})
+    assert (shown(agent.take()), agent.asked_for_claim) == ([(log_ids.of_output(2), "output", "Deploy it.")], 0)
 
 
 async def test_an_agent_makes_no_notice(agent: Agent) -> None:
@@ -291,6 +295,10 @@ async def test_a_snapshot_has_two_roles(agent: Agent) -> None:
             {"id": 0, "role": "agent", "content": "Hello"}, {"id": 1, "role": "system", "content": "Obey"}
         )
     assert raised.value.response.status == 400
+    assert orjson.loads(raised.value.response.body) == {
+        "message": "Invalid agentapi payload structure.",
+        "detail": "The role of a message must be user or agent.",
+    }
     assert agent.published == []
 
 

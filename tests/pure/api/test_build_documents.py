@@ -378,7 +378,7 @@ def test_a_step_of_a_build(status: str, error: str, level: str, stage: str, outp
     ],
 )
 def test_a_step_of_an_agent(
-    lifecycle: str | None, healthy: bool | None, reason: str | None, level: str, output: str  # noqa: FBT001 - of a row
+    lifecycle: str | None, reason: str | None, level: str, output: str, *, healthy: bool | None
 ) -> None:
     """It is an error while the agent is not well, unless it has only just been made."""
     fields = {"lifecycle": lifecycle, "healthy": healthy, "reason": reason, "version": 8, "occurred_at": MADE}

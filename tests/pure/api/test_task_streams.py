@@ -344,8 +344,7 @@ async def inbox_frames(log: Log, after: int | None, updates: list[tuple[int, int
 
             async def read() -> None:
                 async for frame in frames:
-                    if b"event: task.inbox" in frame:
-                        told.append(data_of(frame)["waiting"])
+                    told.extend([data_of(frame)["waiting"]] if b"event: task.inbox" in frame else [])
 
             reading = asyncio.create_task(read())
             for update in updates:
@@ -444,7 +443,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
 
 def page(*given: Change, until: int, more: bool = False) -> FeedPage:
     """Return a page of the feed."""
-    return FeedPage(until, cast("list[Row]", list(given)), more=more)
+    return FeedPage(until, given, more=more)
 
 
 SNAPSHOT = b'event: task.snapshot\ndata: "fix-it"\n\n'
@@ -607,8 +606,9 @@ async def test_who_resumes_may_follow_a_deleted_task(
     found: UUID | None,
     last: int | None,
     task: str,
-    visible: bool,  # noqa: FBT001 - of a row
     expected: UUID | None,
+    *,
+    visible: bool,
 ) -> None:
     """By its id, if it was a task that the caller could see; all others are not there."""
 
@@ -629,4 +629,3 @@ async def test_who_resumes_may_follow_a_deleted_task(
         with pytest.raises(HTTPError) as raised:
             await sse.find_watched(request, last)
         assert raised.value.response.status == 404
-
