@@ -15,6 +15,7 @@ from taskherd.api.agents import handlers, log_ids, logs
 from taskherd.api.agents.refused_logs import RefusedEntries, RefusedLogs
 from taskherd.api.agents.schemas import AppStatusPatch, LogReport, LogSnapshot, UsageReport
 from taskherd.api.context import RequestContext
+from taskherd.api.http import query_parameters
 from taskherd.api.http.errors import HTTPError
 from taskherd.api.http.rate_limit import RateLimiter
 from taskherd.domain.reports import AgentUsage, AppStatus, LogEntry, LogKind, LogSource, TaskLog
@@ -136,12 +137,15 @@ async def test_what_an_agent_is_doing_becomes_a_report(agent: Agent, state: str,
     assert (response.status, response.body) == (200, b"null")
     assert agent.request.log_fields == {"task_id": str(TASK), "build_number": 3}
     await handlers.app_status(agent.make_request(AppStatusPatch(state=state, uri="javascript:x")))
-    ((task_id, (first,)), (_, (second,))) = agent.published
+    await handlers.app_status(agent.make_request(AppStatusPatch(state=state)))
+    ((task_id, (first,)), (_, (second,)), (_, (third,))) = agent.published
     assert task_id == TASK
     assert isinstance(first, AppStatus)
     assert isinstance(second, AppStatus)
+    assert isinstance(third, AppStatus)
     assert (first.task_id, first.build_number, first.seq, first.state) == (TASK, 3, 0, reported)
     assert (first.message, first.uri, second.message, second.uri) == ("Done.", "https://pr/1", "", "")
+    assert (third.message, third.uri) == ("", "")
     assert first.observed_at is not None
     assert second.observed_at is not None
     assert before <= first.observed_at < second.observed_at <= datetime.now(UTC)
@@ -278,6 +282,7 @@ async def test_a_snapshot_is_of_the_agents_own_task(agent: Agent) -> None:
 @pytest.mark.parametrize("query", [{"format": "plain"}, {"format": ""}, {"x": "agentapi"}])
 async def test_a_snapshot_has_one_format(agent: Agent, query: dict[str, str]) -> None:
     """It has to be named."""
+    assert query_parameters.validate(logs.SnapshotQuery, {"format": "agentapi"}).format == "agentapi"
     with pytest.raises(HTTPError) as raised:
         await agent.upload({"id": 0, "role": "agent", "content": "Hello"}, **query)
     assert orjson.loads(raised.value.response.body) == {
