@@ -51,7 +51,7 @@ def row(*, report: dict[str, Any] | None = None, **fields: Any) -> Row:
     return cast("Row", {**defaults, **fields})
 
 
-ANSWER = {
+ANSWER: dict[str, Any] = {
     "answered_at": ANSWERED,
     "answer_option_id": "yes",
     "answer_text": "Do it.",

@@ -190,6 +190,7 @@ def test_a_requested_build_is_pending_and_is_of_who_asked_for_it(transition: str
     [
         ({}, "connected", {"healthy": True}, "ready", "healthy"),
         ({"lifecycle": None}, "connected", {"healthy": True}, "created", "healthy"),
+        ({"health_reason": "of before"}, "connected", {"healthy": True}, "ready", "healthy"),
         (
             {"healthy": None, "lifecycle": None, "health_reason": "agent has not yet connected"},
             "connecting",
@@ -311,8 +312,47 @@ def test_a_resource_is_of_its_build() -> None:
         "daily_cost": 0,
     }
     (agent,) = resource["agents"]
-    assert (agent["id"], agent["resource_id"], agent["parent_id"]) == (str(AGENT), resource["id"], None)
-    assert (agent["created_at"], agent["updated_at"]) == ("2026-11-27T10:00:00.000000Z", "2026-11-27T10:01:00.000000Z")
+    (app,) = agent["apps"]
+    assert {name: value for name, value in agent.items() if name != "apps"} == {
+        "id": str(AGENT),
+        "parent_id": None,
+        "created_at": "2026-11-27T10:00:00.000000Z",
+        "updated_at": "2026-11-27T10:01:00.000000Z",
+        "status": "connected",
+        "lifecycle_state": "ready",
+        "name": "main",
+        "resource_id": resource["id"],
+        "architecture": "",
+        "operating_system": "",
+        "environment_variables": {},
+        "logs_length": 0,
+        "logs_overflowed": False,
+        "version": "",
+        "api_version": "",
+        "connection_timeout_seconds": 0,
+        "troubleshooting_url": "",
+        "subsystems": [],
+        "health": {"healthy": True},
+        "display_apps": [],
+        "log_sources": [],
+        "scripts": [],
+        "startup_script_behavior": "non-blocking",
+    }
+    assert app == {
+        "id": str(APP),
+        "url": "",
+        "external": False,
+        "slug": "ccw",
+        "display_name": "Claude",
+        "icon": "/icon.svg",
+        "subdomain": False,
+        "sharing_level": "owner",
+        "healthcheck": {"url": "", "interval": 0, "threshold": 0},
+        "health": "healthy",
+        "hidden": False,
+        "open_in": "slim-window",
+        "statuses": [],
+    }
 
 
 @pytest.mark.parametrize(
