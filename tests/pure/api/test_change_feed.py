@@ -119,6 +119,37 @@ async def test_the_feed_is_read_from_its_newest_change_for_its_subscribers_only(
     assert len(asked) == 3
 
 
+async def test_a_wakeup_is_followed_by_several_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More changes may follow before the next one; after that, the feed is read every few seconds only."""
+    waits: list[float] = []
+    woken = [True, False, False, False, True, False]
+
+    async def wait(feed: ChangeFeed, seconds: float) -> bool:
+        waits.append(seconds)
+        if len(waits) == len(woken):
+            feed.stop()
+        return woken[len(waits) - 1]
+
+    async def poll(_: ChangeFeed) -> None:
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(change_feed, "READ_DELAYS", (0.0, 0.25))
+    monkeypatch.setattr(change_feed, "MIN_READ_INTERVAL", 0)
+    monkeypatch.setattr(ChangeFeed, "_woken", wait)
+    monkeypatch.setattr(ChangeFeed, "poll", poll)
+    feed = new_feed()
+    async with asyncio.timeout(30), feed.subscription(None):
+        await feed._read()
+    assert waits == [0.0, 0.25, 5.0, 5.0, 5.0, 0.25]
+
+
+async def test_a_wakeup_counts_once() -> None:
+    """The next read waits for another one, or until it is due."""
+    feed = new_feed()
+    feed._wakeup.set()
+    assert [await feed._woken(0.001), await feed._woken(0.001)] == [True, False]
+
+
 def new_feed(reader: ReadPool | None = None) -> ChangeFeed:
     """Return a feed without servers."""
     connection = SupervisedConnection("amqp://127.0.0.1:1/", "test")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network
+
 import pytest
 
 from taskherd.api.http.client_address import UNKNOWN, ClientAddresses
@@ -54,3 +56,21 @@ def test_ipv6_clients_are_networks() -> None:
 def test_a_connection_without_an_address() -> None:
     """A Unix socket has no address: all its connections are one client."""
     assert client("10.0.0.0/8", None, "203.0.113.9") == UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("peer", "is_proxy", "expected"),
+    [
+        ("10.1.2.3", True, "10.1.2.3"),
+        ("192.0.2.7", False, "192.0.2.7"),
+        ("2001:db8:1:2:3::4", False, "2001:db8:1:2::/64"),
+        ("nonsense", False, UNKNOWN),
+        ("", False, UNKNOWN),
+        (None, False, UNKNOWN),
+    ],
+)
+def test_a_peer_of_which_no_request_is_known(peer: str | None, expected: str, *, is_proxy: bool) -> None:
+    """It is a trusted proxy or not, by its own address."""
+    addresses = ClientAddresses([IPv4Network("10.0.0.0/8")])
+    assert (addresses.is_proxy(peer), addresses.client_of_peer(peer)) == (is_proxy, expected)
+    assert not ClientAddresses([]).is_proxy(peer)

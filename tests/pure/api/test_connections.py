@@ -182,6 +182,13 @@ def test_at_least_one_connection_may_present_its_token(total: int, anonymous: in
     assert ConnectionLimits(total, 5).anonymous == anonymous
 
 
+@pytest.mark.parametrize(("total", "busy", "signing_in"), [(1, 1, 1), (8, 1, 1), (15, 1, 1), (16, 2, 1), (80, 10, 8)])
+def test_a_part_of_the_connections_may_be_busy_or_about_to_sign_in(total: int, busy: int, signing_in: int) -> None:
+    """An eighth of one holder's, and a tenth of all strangers'; at least one of each."""
+    limits = ConnectionLimits(total, 5)
+    assert (limits.busy_per_holder, limits.signing_in) == (busy, signing_in)
+
+
 def test_a_trusted_proxy_opens_connections_for_many_clients() -> None:
     """The connections of a trusted proxy are limited only together with all."""
     opened = Opened(10, 2)

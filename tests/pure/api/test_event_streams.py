@@ -114,6 +114,20 @@ async def test_a_stream_ends_with_the_access_of_the_caller(last: bytes) -> None:
     assert client.closed
 
 
+async def test_a_stream_that_has_ended_has_no_further_frame() -> None:
+    """Also if the access is lost just when all was sent."""
+
+    class Losing(Client):
+        async def send(self, message: Any) -> None:
+            await super().send(message)
+            if message.get("body") == b"":
+                self.lose()
+
+    client = Losing(b"one")
+    await client.stream()
+    assert client.bodies == [(b"one", True), (b"", False)]
+
+
 @pytest.mark.parametrize("frame", [COMMENT, PING])
 async def test_frames_without_data_need_no_check(frame: bytes) -> None:
     """They only keep the connection open."""

@@ -85,6 +85,13 @@ def test_parameters_are_declared_as_they_are_validated() -> None:
     ]
 
 
+@pytest.mark.parametrize(("maximum", "is_declared"), [(2**53 - 1, True), (2**53, False)])
+def test_the_largest_maximum_that_is_declared(maximum: int, *, is_declared: bool) -> None:
+    """Every JSON parser keeps it exact."""
+    schema = query_parameters.whole_number(3, maximum).schema
+    assert schema == {"type": "integer", "minimum": 3, **({"maximum": maximum} if is_declared else {})}
+
+
 def test_a_maximum_beyond_exact_integers_is_not_declared() -> None:
     """A maximum that JSON parsers would round is enforced, but not declared in the document."""
     [after, _, _] = query_parameters.declared(TimelineQuery)

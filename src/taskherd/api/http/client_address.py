@@ -36,10 +36,11 @@ class ClientAddresses:
 
     def client_of(self, scope: Scope) -> str:
         """Return the client of a request: an IPv4 address, an IPv6 network, or ``UNKNOWN``."""
-        address = _parse((scope.get("client") or ("", 0))[0])
+        peer = scope.get("client")
+        address = _parse(peer[0] if peer else "")
         if address is None:
             return UNKNOWN
-        if self._trusted and self._is_trusted(address):
+        if self._is_trusted(address):
             for entry in reversed(_forwarded_for(scope)):
                 forwarded = _parse(entry)
                 if forwarded is None:
