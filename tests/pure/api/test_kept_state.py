@@ -44,6 +44,7 @@ def test_requests_in_progress_are_limited_by_user_and_in_all() -> None:
                 limit.enter(CAROL).__enter__()
     response = raised.value.response
     assert (response.status, orjson.loads(response.body)["message"]) == (429, "Too many batches are in progress.")
+    assert response.headers["Retry-After"] == "1"
     assert not vars(limit)["_in_progress"]
 
 

@@ -210,3 +210,18 @@ async def test_a_feed_that_cannot_be_read_has_no_position(monkeypatch: pytest.Mo
     monkeypatch.setattr(change_feed, "START_TIMEOUT", 0.001)
     with pytest.raises(Unavailable, match="cannot read the change feed"):
         await new_feed().position()
+
+
+@pytest.mark.parametrize(("followers", "status"), [(3_999, None), (4_000, 503)])
+async def test_a_process_has_room_for_4000_subscribers(followers: int, status: int | None) -> None:
+    """The next one is told before anything is sent."""
+    feed = new_feed()
+    feed._subscriber_count = followers
+    if status is None:
+        feed.check_room(ALICE)
+        async with feed.subscription(ALICE):
+            assert feed.is_full
+    else:
+        with pytest.raises(HTTPError) as raised:
+            feed.check_room(ALICE)
+        assert raised.value.response.status == status
