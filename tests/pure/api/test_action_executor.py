@@ -297,3 +297,32 @@ async def test_a_look_for_steps_waits_until_one_is_due_or_it_is_woken(monkeypatc
     monkeypatch.setattr(executor, "LOOK_INTERVAL", 0.001)
     async with asyncio.timeout(30):
         await tested._wait()
+
+
+async def test_a_process_executes_four_steps_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it does, it looks for no further one; once it stops, it begins none."""
+    release = asyncio.Event()
+    claimed: list[ClaimedStep] = []
+    executed: list[ClaimedStep] = []
+
+    async def claim(_: ActionExecutor, _api: ApiContext) -> ClaimedStep:
+        claimed.append(step_of("pause"))
+        return claimed[-1]
+
+    async def execute(_: ActionExecutor, _api: ApiContext, step: ClaimedStep) -> None:
+        await release.wait()
+        executed.append(step)
+
+    monkeypatch.setattr(ActionExecutor, "_claim", claim)
+    monkeypatch.setattr(ActionExecutor, "_execute", execute)
+    stopping = asyncio.Event()
+    api = cast("ApiContext", SimpleNamespace(stopping=stopping, metrics=Metrics()))
+    running = asyncio.create_task(ActionExecutor(rate=50, command_timeout=10).run(api))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert len(claimed) == 4
+    stopping.set()
+    release.set()
+    async with asyncio.timeout(30):
+        await running
+    assert executed == claimed[:4] == claimed

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from taskherd.api.http.user_tokens import ParsedToken
 
 ALICE, OWNER, TASK = UUID(int=1), UUID(int=2), UUID(int=3)
-SECRET = b"s" * 32
+SECRET = "s" * 32
 TOKEN, PARSED = user_tokens.generate()
 CALLER = Caller(ALICE, "alice", PARSED.id)
 PEER = ("192.0.2.7", 4711)
@@ -172,9 +172,7 @@ async def test_an_agent_is_known_by_its_own_token(server: Server) -> None:
     assert await server.refused(token, Auth.AGENT) == 401
     assert await server.refused(token, Auth.AGENT) == 429
     assert server.lookups == 2
-    assert [await server.refused(each, Auth.AGENT) for each in ("", TOKEN, agent_token(b"x" * 32, TASK, 3))] == [
-        401
-    ] * 3
+    assert [await server.refused(each, Auth.AGENT) for each in ("", TOKEN, agent_token("x" * 32, TASK, 3))] == [401] * 3
     assert [reason for _, reason in server.failures] == [
         SignInFailure.REVOKED,
         SignInFailure.MISSING,

@@ -48,3 +48,4 @@ def test_a_notice_replaces_no_entry_of_an_agent() -> None:
     below = [log_ids.of_output(2**61 - 1), log_ids.of_input(GivenText("Go", is_prompt=True, number=2**53))]
     assert max(below) < notices[0]
     assert notices[-1] < log_ids.of_input(GivenText("Go", is_prompt=False, number=0))
+    assert log_ids.of_input(GivenText("Go", is_prompt=False, number=2**53)) < 2**63
