@@ -180,6 +180,21 @@ async def test_a_write_whose_position_is_unknown_is_read_from_the_primary() -> N
     assert await Routing(standby=False).chosen.written_lsn() is None
 
 
+@pytest.mark.parametrize(("written", "named"), [("0/7", "0/7"), (None, UNKNOWN_LSN)])
+async def test_a_write_names_the_position_of_the_primary(
+    monkeypatch: pytest.MonkeyPatch, written: str | None, named: str
+) -> None:
+    """If the primary has one."""
+    routing = Routing()
+
+    async def written_lsn(pool: ReadPool) -> str | None:
+        assert pool is routing.pool
+        return written
+
+    monkeypatch.setattr(replication, "written_lsn", written_lsn)
+    assert await routing.chosen.written_lsn() == named
+
+
 def test_the_log_says_when_the_standby_begins_and_ceases_to_be_used() -> None:
     """Once each time, with the reason: not for every read or comparison."""
     chosen = Routing().chosen

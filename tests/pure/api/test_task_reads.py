@@ -59,8 +59,12 @@ class Store:
             settings=SimpleNamespace(api_list_most=MOST),
             nullable_ids_as_objects=False,
         )
-        for name in ("user_id", "organization_id", "default_organization_id", "tasks", "logs", "find_id"):
-            monkeypatch.setattr(task_queries, name, getattr(self, f"_{name}"))
+        monkeypatch.setattr(task_queries, "user_id", self._user_id)
+        monkeypatch.setattr(task_queries, "organization_id", self._organization_id)
+        monkeypatch.setattr(task_queries, "default_organization_id", self._default_organization_id)
+        monkeypatch.setattr(task_queries, "tasks", self._tasks)
+        monkeypatch.setattr(task_queries, "logs", self._logs)
+        monkeypatch.setattr(task_queries, "find_id", self._find_id)
         monkeypatch.setattr(task_lists, "by_name", self._by_name)
         monkeypatch.setattr(deleted_tasks, "deleted_tasks", self._deleted_tasks)
         monkeypatch.setattr(documents, "render_row", lambda row, **_: b'"%d"' % row["id"].int)

@@ -380,11 +380,12 @@ class Store:
         self.api = SimpleNamespace(
             reader="reader", change_feed=self.feed, reads=self, nullable_ids_as_objects=False, stopping=asyncio.Event()
         )
-        for module, name in (
-            (feed, "position_exists"), (feed, "will_replay"), (feed, "catch_up"), (feed, "catch_up_task"),
-            (task_queries, "task"), (task_queries, "tasks"),
-        ):  # fmt: skip
-            monkeypatch.setattr(module, name, getattr(self, f"_{name}"))
+        monkeypatch.setattr(feed, "position_exists", self._position_exists)
+        monkeypatch.setattr(feed, "will_replay", self._will_replay)
+        monkeypatch.setattr(feed, "catch_up", self._catch_up)
+        monkeypatch.setattr(feed, "catch_up_task", self._catch_up_task)
+        monkeypatch.setattr(task_queries, "task", self._task)
+        monkeypatch.setattr(task_queries, "tasks", self._tasks)
         monkeypatch.setattr(documents, "render_row", lambda row, **_: orjson.dumps(row["name"]))
         monkeypatch.setattr(self.feed, "changes_of", lambda rows: rows)
 
