@@ -25,11 +25,12 @@ from taskherd.api.http.event_ids import last_event_id
 from taskherd.api.http.query_parameters import MAX_POSITION
 from taskherd.api.http.sse import COMMENT
 from taskherd.api.log_revisions import InboxSummary, LogRevisions
-from taskherd.api.tasks import documents, log_follow, sse, task_follow
+from taskherd.api.tasks import documents, log_follow, search, sse, task_follow
 from taskherd.errors import Unavailable
 from taskherd.store import feed, task_queries
 from taskherd.store.feed import FeedPage
 from taskherd.store.read_pool import ReadPool, Row
+from taskherd.store.task_lists import Listed
 from taskherd.store.task_queries import TaskFilter, TaskPage, TaskRef
 from tests.pure.api.test_changes import ALICE, TASK, change
 from tests.pure.api.test_subscribers import at, new_feed
@@ -536,7 +537,7 @@ async def test_a_client_whose_position_is_gone_begins_anew(store: Store) -> None
 async def test_the_stream_of_a_task_ends_when_it_is_deleted(store: Store) -> None:
     """Nothing has to be resumed then: whether the client has missed it, or sees it live."""
     store.position = 9
-    store.pages = [page(at(6), at(7, kind="deleted"), until=7)]
+    store.pages = [page(at(6), at(7, kind="deleted"), until=7, more=True)]
     found = await collect(store.stream(4))
     assert [ids(frame) for frame in found] == [[6, 7]]
     assert b"event: task.deleted" in found[0]
@@ -577,6 +578,65 @@ async def test_a_stream_without_a_change_sends_comments(store: Store, monkeypatc
         assert await waiting == COMMENT
         monkeypatch.setattr(sse, "COMMENT_INTERVAL", 0.001)
         assert await anext(frames) == COMMENT
+
+
+async def test_the_stream_of_all_tasks_that_match(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It begins with those whose names begin like this, and has the changes of those that match."""
+    asked: list[Any] = []
+
+    async def named(*arguments: Any) -> list[tuple[datetime, UUID]]:
+        asked.append(arguments)
+        return [(NOON, TASK)]
+
+    async def watched(request: RequestContext, query: search.WatchQuery) -> search.WatchedTasks:
+        assert (request.follows, query.q) == (True, "name:fix status:active")
+        return search.WatchedTasks(TaskFilter(ALICE, limit=7, listed=Listed(status="active")), "fix")
+
+    monkeypatch.setattr(search, "named", named)
+    monkeypatch.setattr(search, "watched", watched)
+    store.feed._position = 5
+    store.feed._positioned.set()
+    request = request_with({}, store.api)
+    request.query, request.query_model = {"q": "name:fix status:active"}, search.WatchQuery
+    stream = await sse.watch_all(request)
+    assert (vars(stream)["_task_id"], vars(stream)["_last"]) == (None, changes.RESUME)
+    async with asyncio.timeout(30), aclosing(vars(stream)["_frames"]) as frames:
+        assert await anext(frames) == SNAPSHOT
+        assert await anext(frames) == changes.position_frame(5)
+        waiting = asyncio.ensure_future(anext(frames))
+        await asyncio.sleep(0)
+        store.distribute(change_of({"status": "paused"}, 6), change_of({"name": "other"}, 7), change_of({}, 8))
+        assert ids(await waiting) == [8]
+    assert asked == [(request, TaskFilter(ALICE, limit=7, listed=Listed(status="active")), "fix")]
+
+
+def change_of(core: dict[str, Any], position: int) -> Change:
+    """Return a change of Alice's task."""
+    found = change(core, position=position)
+    found.viewers = {ALICE}
+    return found
+
+
+async def test_the_stream_of_one_task_is_of_that_task(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From where the client was."""
+
+    async def find_id(*_: object) -> UUID:
+        return TASK
+
+    monkeypatch.setattr(task_queries, "find_id", find_id)
+    store.feed._position = 5
+    store.feed._positioned.set()
+    request = request_with({"last-event-id": "5"}, store.api)
+    stream = await sse.watch_one(request, with_state_since=True)
+    assert (vars(stream)["_task_id"], vars(stream)["_last"], request.follows) == (TASK, changes.RESUME, True)
+    async with asyncio.timeout(30), aclosing(vars(stream)["_frames"]) as frames:
+        waiting = asyncio.ensure_future(anext(frames))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        store.distribute(at(6, task_id=UUID(int=99)), at(7, state_since="2026-11-27T10:00:00Z"))
+        frame = await waiting
+    assert ids(frame) == [7]
+    assert data_of(frame)["data"]["task"]["state_since"] == "2026-11-27T10:00:00Z"
 
 
 async def test_an_outage_ends_a_stream_to_be_resumed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
