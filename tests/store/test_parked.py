@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.store import parked_reports
 from taskherd.store.engine import transaction
-from tests.store.conftest import NOW, waits_for_lock
+from tests.store.conftest import NOW, ignore_indexes, waits_for_lock
 
 
 async def test_parking_is_limited_per_task_and_keeps_the_order(engine: AsyncEngine) -> None:
@@ -86,3 +86,36 @@ async def test_locked_task_ids_exclude_other_transactions(engine: AsyncEngine) -
         order.append("first")
     await waiter
     assert order == ["first", "second"]
+
+
+async def test_the_reports_beyond_the_limits_of_several_tasks_are_named_in_order(engine: AsyncEngine) -> None:
+    """Each task has its own limit, whatever is parked for the others."""
+    one, two, three = (uuid4() for _ in range(3))
+    batch = [
+        parked_reports.ReportToPark(task_id, NOW, f'{{"n":{n}}}')
+        for n, task_id in enumerate([one, two, one, two, three, one])
+    ]
+    async with transaction(engine) as connection:
+        assert await parked_reports.park(connection, batch, 1) == [2, 3, 5]
+        assert await parked_reports.park(connection, batch, 2) == [2, 3, 5]
+        rows = await parked_reports.lock(connection, [two, three])
+        assert [row.report for row in rows] == ['{"n":1}', '{"n":4}', '{"n":1}', '{"n":4}']
+
+
+async def test_the_oldest_reports_expire_first(engine: AsyncEngine) -> None:
+    """Up to the limit, whatever the order in which they were stored; only those that are named are deleted."""
+    tasks = [uuid4() for _ in range(4)]
+    reports = [
+        parked_reports.ReportToPark(task_id, NOW - timedelta(seconds=age), "{}")
+        for task_id, age in zip(tasks, (1, 3, 2, 3), strict=True)
+    ]
+    async with transaction(engine) as connection:
+        assert await parked_reports.park(connection, reports, 9) == []
+        await ignore_indexes(connection)
+        rows = await parked_reports.lock_expired(connection, NOW, 9)
+        assert [row.task_id for row in rows] == [tasks[1], tasks[3], tasks[2], tasks[0]]
+        assert [row.parked_at for row in rows] == [reports[n].parked_at for n in (1, 3, 2, 0)]
+        assert await parked_reports.lock_expired(connection, NOW, 2) == rows[:2]
+        await parked_reports.delete(connection, [row.id for row in rows[:2]])
+        assert await parked_reports.lock_expired(connection, NOW - timedelta(seconds=1), 9) == rows[2:3]
+        assert await parked_reports.lock_expired(connection, NOW, 9) == rows[2:]

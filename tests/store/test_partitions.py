@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from taskherd.store import outbox, partitions, tasks
 from taskherd.store.engine import transaction
 from taskherd.store.task_creation import insert_tasks
-from tests.store.conftest import NOW, event, task_row
+from tests.store.conftest import NOW, event, ignore_indexes, task_row
 
 FAR = datetime(2040, 1, 4, 12, tzinfo=UTC)  # a Wednesday
 
@@ -82,3 +82,64 @@ async def test_the_functions_accept_only_partitioned_tables(engine: AsyncEngine)
     async with engine.connect() as connection:
         with pytest.raises(DBAPIError, match="no weekly partition"):
             await connection.execute(text("SELECT taskherd_add_partition('users', '2040-01-02')"))
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [
+        ("2040-01-01T23:59:59+00:00", "2039-12-26"),
+        ("2040-01-02T00:00:00+00:00", "2040-01-02"),
+        ("2040-01-08T23:59:59+00:00", "2040-01-02"),
+        ("2040-01-02T00:30:00+01:00", "2039-12-26"),
+    ],
+)
+def test_a_week_begins_on_monday_in_utc(at: str, expected: str) -> None:
+    """Whatever the time zone in which the time is given."""
+    assert partitions.monday(datetime.fromisoformat(at)).isoformat() == expected
+
+
+async def test_the_oldest_positions_of_the_feed_are_pruned(engine: AsyncEngine) -> None:
+    """Up to the limit, and none that is not older than the time, nor one that comes after such positions."""
+    async with transaction(engine) as connection:
+        for position, age in ((3, 1), (1, 2), (4, 9), (2, 5), (5, 0)):
+            await connection.execute(
+                text("INSERT INTO task_feed (position, task_id, version, occurred_at) VALUES (:position, :id, 1, :at)"),
+                {"position": position, "id": uuid4(), "at": NOW - timedelta(seconds=age)},
+            )
+        await ignore_indexes(connection)
+
+        async def left() -> list[int]:
+            rows = await connection.execute(text("SELECT position FROM task_feed ORDER BY position"))
+            return list(rows.scalars())
+
+        assert await partitions.prune_feed(connection, NOW - timedelta(seconds=1), 3) == 2
+        assert await left() == [3, 4, 5]
+        assert await partitions.prune_feed(connection, NOW - timedelta(seconds=1), 1) == 0
+        assert await partitions.prune_feed(connection, NOW, 1) == 1
+        assert await partitions.prune_feed(connection, NOW, 9) == 1
+        assert await left() == [5]
+
+
+async def test_waits_for_locks_are_limited_in_one_transaction(engine: AsyncEngine) -> None:
+    """In whole milliseconds; the next transaction waits as long as before."""
+    show = text("SHOW lock_timeout")
+    async with transaction(engine) as connection:
+        before = (await connection.execute(show)).scalar_one()
+        await partitions.limit_lock_waits(connection, timedelta(seconds=1.2345))
+        assert (await connection.execute(show)).scalar_one() == "1234ms"
+    async with transaction(engine) as connection:
+        assert (await connection.execute(show)).scalar_one() == before
+
+
+async def test_history_and_logs_are_pruned_by_times_of_their_own(engine: AsyncEngine) -> None:
+    """A partition that ends at the time is dropped, one that ends later is not."""
+    async with transaction(engine) as connection:
+        await partitions.ensure_ahead(connection, FAR, weeks=2)
+        dropped = await partitions.prune(
+            connection,
+            events_before=datetime(2040, 1, 9, tzinfo=UTC),
+            logs_before=datetime(2040, 1, 15, 23, tzinfo=UTC),
+        )
+        assert [name for name in dropped if "p2040" in name] == ["task_events_p20400102", "task_logs_p20400102"]
+        late = datetime(2040, 1, 16, tzinfo=UTC)
+        assert await partitions.prune(connection, events_before=FAR, logs_before=late) == ["task_logs_p20400109"]

@@ -95,3 +95,75 @@ async def test_inputs_without_an_outcome_expire_in_the_order_of_their_sending(en
         expired = [(row.task_id, row.input_id) for row in (inputs[1], inputs[0], inputs[2])]
         assert list(await work_requests.expired_inputs(connection, NOW, 10)) == expired
         assert list(await work_requests.expired_inputs(connection, NOW, 2)) == expired[:2]
+
+
+async def test_a_request_is_stored_as_it_is_and_never_replaced(engine: AsyncEngine) -> None:
+    """Adding it again changes nothing; those of other tasks are not read with it."""
+    task_id = uuid4()
+    old = work_requests.WorkRequestRow(
+        uuid4(), task_id, 3, "agent.answer", uuid4(), "r1", 2, NOW - timedelta(seconds=9), NOW, NOW, uuid4(), uuid4()
+    )
+    new = [replace(work_request(task_id, build), created_at=NOW - timedelta(seconds=build)) for build in (1, 20, 5)]
+    async with transaction(engine) as connection:
+        await work_requests.add(connection, [*new, work_request(uuid4(), 1), old])
+        await work_requests.add(connection, [replace(old, attempt=7, target_runner=None)])
+        await ignore_indexes(connection)
+        assert await work_requests.of_tasks(connection, [task_id]) == [new[1], old, new[2], new[0]]
+
+
+async def test_requests_that_are_due_together_come_in_the_order_of_their_creation(engine: AsyncEngine) -> None:
+    """Of those created at once, by their kind; each counts its own attempt and keeps when it was first sent."""
+    task_id, first = uuid4(), NOW - timedelta(hours=1)
+    rows = [
+        replace(
+            work_request(task_id, 1), request_id=UUID(int=number), type=kind, attempt=attempt,
+            created_at=NOW - timedelta(seconds=age), first_sent_at=first if attempt else None,
+        )
+        for number, kind, age, attempt in ((4, "b", 1, 0), (3, "a", 1, 1), (2, "a", 2, 0), (1, "b", 1, 2), (5, "a", 3, 0))
+    ]  # fmt: skip
+    async with transaction(engine) as connection:
+        await work_requests.add(
+            connection, [*rows, replace(work_request(task_id, 2), next_at=NOW + timedelta(hours=1))]
+        )
+        due = await work_requests.pick_due(connection, NOW, 10, first_delay=5, max_delay=60)
+        assert [each.request_id.int for each in due] == [5, 2, 3, 1, 4]
+        assert [each.attempt for each in due] == [1, 1, 2, 3, 1]
+        assert [each.first_sent_at for each in due] == [NOW, NOW, first, first, NOW]
+        stored = await work_requests.of_tasks(connection, [task_id])
+        assert sorted(each.attempt for each in stored) == [0, 1, 1, 1, 2, 3]
+        await work_requests.delete(connection, [each.request_id for each in due[1:]])
+        assert [each.build_number for each in await work_requests.of_tasks(connection, [task_id])] == [1, 2]
+
+
+async def test_requests_are_deleted_by_task_and_what_they_are_about(engine: AsyncEngine) -> None:
+    """Never by one of the two alone, nor by that of another pair."""
+    one, two, a, b = (uuid4() for _ in range(4))
+    pairs = [(one, a), (two, b)]
+    all_pairs = [(task_id, about) for task_id in (one, two) for about in (a, b)]
+
+    async with transaction(engine) as connection:
+
+        async def left() -> set[tuple[UUID, UUID | None]]:
+            rows = await work_requests.of_tasks(connection, [one, two])
+            await work_requests.delete(connection, [row.request_id for row in rows])
+            return {(row.task_id, row.input_id or row.interrupt_id or row.agent_request_id) for row in rows}
+
+        inputs = [work_request(task_id, 1, about) for task_id, about in all_pairs]
+        await work_requests.add(connection, inputs)
+        deleted = await work_requests.delete_of_inputs(connection, pairs)
+        assert deleted == {inputs[0].request_id, inputs[3].request_id}
+        assert await left() == {(one, b), (two, a)}
+        await work_requests.add(
+            connection, [replace(work_request(task_id, 1), interrupt_id=about) for task_id, about in all_pairs]
+        )
+        await work_requests.delete_of_interrupts(connection, pairs)
+        assert await left() == {(one, b), (two, a)}
+        await work_requests.add(
+            connection, [replace(work_request(task_id, 1), agent_request_id=about) for task_id, about in all_pairs]
+        )
+        await work_requests.delete_of_answers(connection, pairs)
+        assert await left() == {(one, b), (two, a)}
+        builds = [work_request(task_id, build) for task_id in (one, two) for build in (1, 2)]
+        await work_requests.add(connection, builds)
+        deleted = await work_requests.delete_of_builds(connection, [(one, 1), (two, 2)])
+        assert deleted == {builds[0].request_id, builds[3].request_id}
