@@ -162,3 +162,29 @@ async def test_the_queue_of_open_requests_is_read_from_an_index(engine: AsyncEng
         plan = "\n".join((await connection.execute(text(f"EXPLAIN {QUEUE}"), values)).scalars())
     assert "agent_requests_open_idx" in plan
     assert "Sort" not in plan
+
+
+async def test_only_what_is_asked_for_is_read(engine: AsyncEngine) -> None:
+    """Requests, answers and numbers are those of the given tasks, although others have requests of the same ids."""
+    one, two, three = UUID(int=1), UUID(int=2), UUID(int=3)
+    rows = [
+        *(answered(row(task_id, number))._replace(answer_text=f"{task_id.int}-{number}", report=f'["{number}"]')
+          for task_id in (one, two, three) for number in (1, 2)),
+        row(two, 3)._replace(build_number=2),
+        row(two, 4)._replace(build_number=2, answer_option_id="allow"),
+    ]  # fmt: skip
+    keys = [(two, UUID(int=2)), (one, UUID(int=1)), (two, UUID(int=4)), (three, UUID(int=4))]
+    async with transaction(engine) as connection:
+        await agent_requests.save(connection, rows[::-1])
+        written = await connection.execute(text("SELECT task_id, request_id FROM agent_requests ORDER BY ctid"))
+        assert [tuple(key) for key in written] == sorted((each.task_id, each.request_id) for each in rows)
+        assert await agent_requests.answers(connection, keys) == {
+            keys[0]: StoredAnswer("allow", "2-2"), keys[1]: StoredAnswer("allow", "1-1")
+        }  # fmt: skip
+        assert {each.row for each in await agent_requests.load(connection, keys)} == {rows[3], rows[0], rows[7]}
+        assert sorted(await agent_requests.numbers(connection, {three, two})) == [
+            (two, 1, 2),
+            (two, 2, 2),
+            (three, 1, 2),
+        ]
+        assert await agent_requests.numbers(connection, [UUID(int=9)]) == []

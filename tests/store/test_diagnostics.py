@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from taskherd.store import diagnostics
+from taskherd.domain.value import replace
+from taskherd.store import diagnostics, work_requests
+from taskherd.store.diagnostics import PoolTemplates
 from taskherd.store.tables import METADATA
+from taskherd.store.task_creation import insert_tasks
+from taskherd.store.work_requests import WorkRequestRow
+from tests.store.conftest import NOW, task_row
 
 DIRECTORY = {
     "organizations", "users", "memberships", "templates", "template_versions", "presets", "runners",
@@ -108,3 +115,68 @@ async def test_the_oldest_unpublished_event_has_an_age(connection: AsyncConnecti
     counts = await diagnostics.content_counts(connection)
     assert counts.unpublished == 3
     assert 300 <= counts.oldest < 1_000
+
+
+PEOPLE_AND_TEMPLATES = f"""
+INSERT INTO organizations (id, name, display_name) VALUES ('{UUID(int=1)}', 'acme', '');
+INSERT INTO users (id, username, name, email, avatar_url, active) VALUES
+    ('{UUID(int=11)}', 'alice', '', '', '', true), ('{UUID(int=12)}', 'bob', '', '', '', true),
+    ('{UUID(int=13)}', 'gone', '', '', '', false);
+INSERT INTO templates (id, organization_id, name, display_name, icon, active_version_id, active) VALUES
+    ('{UUID(int=21)}', '{UUID(int=1)}', 'zeta', '', '', '{UUID(int=31)}', true),
+    ('{UUID(int=22)}', '{UUID(int=1)}', 'alpha', '', '', '{UUID(int=32)}', true),
+    ('{UUID(int=23)}', '{UUID(int=1)}', 'plain', '', '', '{UUID(int=33)}', true),
+    ('{UUID(int=24)}', '{UUID(int=1)}', 'inactive', '', '', '{UUID(int=34)}', false),
+    ('{UUID(int=25)}', '{UUID(int=1)}', 'without', '', '', '{UUID(int=35)}', true);
+INSERT INTO template_versions (id, template_id, name, run, active) VALUES
+    ('{UUID(int=31)}', '{UUID(int=21)}', 'v1', '{{"pool":"gpu"}}', true),
+    ('{UUID(int=36)}', '{UUID(int=21)}', 'v0', '{{"pool":"old"}}', true),
+    ('{UUID(int=32)}', '{UUID(int=22)}', 'v1', '{{"pool":"gpu"}}', true),
+    ('{UUID(int=33)}', '{UUID(int=23)}', 'v1', '{{"pool":""}}', true),
+    ('{UUID(int=34)}', '{UUID(int=24)}', 'v1', '{{"pool":"gpu"}}', true),
+    ('{UUID(int=35)}', '{UUID(int=25)}', 'v1', '{{"pool":"none"}}', false);
+"""
+
+
+async def test_pools_have_the_templates_whose_tasks_they_run(connection: AsyncConnection) -> None:
+    """Of active templates the active versions, by name; the inactive ones are not counted either."""
+    for statement in PEOPLE_AND_TEMPLATES.split(";\n")[:-1]:
+        await connection.exec_driver_sql(statement)
+    default, gpu = PoolTemplates("any", ("plain",)), PoolTemplates("gpu", ("alpha", "zeta"))
+    assert await diagnostics.template_pools(connection, "any", 9) == [default, gpu]
+    assert await diagnostics.template_pools(connection, "any", 1) == [default]
+    assert await diagnostics.template_pools(connection, "zz", 1) == [gpu]
+    counts = await diagnostics.content_counts(connection)
+    assert (counts.users, counts.templates, counts.unpublished) == (2, 4, 0)
+
+
+async def test_open_requests_are_counted_by_their_target(connection: AsyncConnection) -> None:
+    """By pool, runner and whether the pool gets them, too; those that wait for longest are first."""
+    for statement in PEOPLE_AND_TEMPLATES.split(";\n")[:-1]:
+        await connection.exec_driver_sql(statement)
+    versions = {"gpu": 31, "": 33, "old": 36}
+    rows = {pool: task_row() for pool in versions}
+    rows = {
+        pool: row._replace(task=replace(row.task, template_version_id=UUID(int=versions[pool])))
+        for pool, row in rows.items()
+    }
+    await insert_tasks(connection, [*rows.values(), task_row()])
+    requests = [
+        WorkRequestRow(uuid4(), rows[pool].task.id, 1, kind, None, runner, 0, NOW - timedelta(minutes=age), NOW, None)
+        for pool, kind, runner, age in (
+            ("gpu", "workspace.start", None, 3),
+            ("gpu", "workspace.stop", None, 5),
+            ("gpu", "agent.input", "r1", 9),
+            ("gpu", "workspace.stop", "r1", 1),
+            ("", "agent.input", None, 7),
+            ("old", "workspace.start", None, 4),
+        )
+    ]
+    await work_requests.add(connection, requests)
+    found = await diagnostics.open_requests(connection, "any", ["workspace.stop", "workspace.start"], 9)
+    assert [(each.pool, each.runner, each.may_use_pool, each.tasks) for each in found] == [
+        ("gpu", "r1", False, 1), ("any", None, False, 1), ("gpu", None, True, 1), ("old", None, True, 1),
+        ("gpu", "r1", True, 1),
+    ]  # fmt: skip
+    assert [(NOW - each.since).seconds // 60 for each in found] == [9, 7, 5, 4, 1]
+    assert await diagnostics.open_requests(connection, "any", ["workspace.stop", "workspace.start"], 2) == found[:2]

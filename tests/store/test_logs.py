@@ -6,7 +6,7 @@ from datetime import timedelta
 from uuid import UUID, uuid4
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from taskherd.store import logs
 from taskherd.store.engine import transaction
@@ -153,3 +153,101 @@ async def test_an_entry_is_replaced_with_its_kind_title_status_and_data(engine: 
         await logs.append(connection, [plain], NOW, LIMITS)
         (stored,) = (await connection.execute(text("SELECT * FROM task_logs"))).all()
         assert (stored.kind, stored.title, stored.status, stored.data) == (None, None, None, None)
+
+
+async def heads(connection: AsyncConnection) -> dict[UUID, tuple[object, ...]]:
+    """Return the head of each log."""
+    rows = await connection.execute(
+        text(
+            "SELECT task_id, revision, next_log_id, content_bytes, omitted_entries, omitted_bytes, omitted_since,"
+            " notice_log_id FROM task_log_heads"
+        )
+    )
+    return {row[0]: tuple(row[1:]) for row in rows}
+
+
+async def revisions(connection: AsyncConnection, task_id: UUID) -> list[tuple[str, int | None]]:
+    """Return the contents of a log with the revision of each entry, by log id."""
+    rows = await connection.execute(
+        text("SELECT content, revision FROM task_logs WHERE task_id = :id ORDER BY log_id"), {"id": task_id}
+    )
+    return [(row.content, row.revision) for row in rows]
+
+
+async def test_each_change_of_a_log_raises_its_revision(engine: AsyncEngine) -> None:
+    """Once for all entries of a call, which carry it; what changes nothing does not, nor do changes of other logs."""
+    one, other = UUID(int=1), UUID(int=2)
+    async with transaction(engine) as connection:
+        await logs.append(
+            connection, [entry(one, 0, 5, "a"), entry(one, 1, 5, "bb"), entry(other, 0, 5, "x")], NOW, LIMITS
+        )
+        assert await heads(connection) == {one: (1, 2, 3, 0, 0, None, None), other: (1, 1, 1, 0, 0, None, None)}
+        await logs.append(connection, [entry(one, 1, 6, "bbbb"), entry(one, 2, 6, "c")], NOW, LIMITS)
+        assert await revisions(connection, one) == [("a", 1), ("bbbb", 2), ("c", 2)]
+        await logs.append(connection, [entry(one, 1, 6, "again"), entry(one, 0, 5, "again")], NOW, LIMITS)
+        assert await heads(connection) == {one: (2, 3, 6, 0, 0, None, None), other: (1, 1, 1, 0, 0, None, None)}
+        await logs.append(connection, [entry(one, 0, 4, "late: only its place changes")], NOW, LIMITS)
+        assert await revisions(connection, one) == [("a", 3), ("bbbb", 2), ("c", 2)]
+        await logs.append(connection, [entry(one, 2, 7, ""), entry(other, 0, 7, "xyz")], NOW, LIMITS)
+        assert await heads(connection) == {one: (4, 3, 5, 0, 0, None, None), other: (2, 1, 3, 0, 0, None, None)}
+        assert await revisions(connection, one) == [("a", 3), ("bbbb", 2), ("", 4)]
+        assert await revisions(connection, other) == [("xyz", 2)]
+
+
+async def test_the_head_of_a_full_log_counts_what_is_left_out(engine: AsyncEngine) -> None:
+    """Its notice has the id after the last entry that fits; that it was left out is a change, too."""
+    one, other = UUID(int=1), UUID(int=2)
+    limits, later = LogLimits(max_entries=2, max_bytes=10), NOW + timedelta(minutes=1)
+    async with transaction(engine) as connection:
+        await logs.append(connection, [entry(other, 0, 1, "1"), entry(one, 0, 1, "22")], NOW, limits)
+        batch = [entry(other, 1, 2, "333"), *(entry(one, number, 2, "4444") for number in (1, 2, 3))]
+        result = await logs.append(connection, batch, later, limits)
+        assert result.full == [FullLog(one, 2, 2, 8, later, is_new=True)]
+        assert await heads(connection) == {one: (2, 3, 6, 2, 8, later, 2), other: (2, 2, 4, 0, 0, None, None)}
+        last = later + timedelta(minutes=1)
+        result = await logs.append(connection, [entry(one, 4, 3, "5"), entry(one, 0, 3, "")], last, limits)
+        assert result.full == [FullLog(one, 2, 3, 9, later, is_new=False)]
+        assert await heads(connection) == {one: (3, 3, 4, 3, 9, later, 2), other: (2, 2, 4, 0, 0, None, None)}
+        assert await revisions(connection, one) == [("", 3), ("4444", 2)]
+        both = [entry(other, 2, 4, "6"), entry(one, 5, 4, "7")]
+        result = await logs.append(connection, both, last, limits)
+        assert [(each.task_id, each.is_new) for each in result.full] == [(one, False), (other, True)]
+
+
+async def test_a_notice_is_that_of_one_log(engine: AsyncEngine) -> None:
+    """It has the revision of its log, is the last one to be read, and replaces nothing else."""
+    one, other = UUID(int=1), UUID(int=2)
+    async with transaction(engine) as connection:
+        for task_id, content in ((one, "a"), (other, "b"), (one, "c"), (one, "d"), (other, "e")):
+            await logs.append(connection, [entry(task_id, ord(content), 1, content)], NOW, LIMITS)
+        await logs.write_notice(connection, FullLog(one, 3, 1, 1, NOW, is_new=True), 4, "1 left out", NOW)
+        assert await revisions(connection, one) == [("a", 1), ("c", 2), ("d", 3), ("1 left out", 3)]
+        await logs.append(connection, [entry(one, ord("c"), 2, "C"), entry(other, ord("b"), 2, "B")], NOW, LIMITS)
+        await logs.write_notice(connection, FullLog(one, 3, 2, 2, NOW, is_new=False), 5, "2 left out", NOW)
+        assert await revisions(connection, one) == [("a", 1), ("C", 4), ("d", 3), ("2 left out", 4)]
+        assert await revisions(connection, other) == [("B", 3), ("e", 2)]
+        rows = await connection.execute(
+            text("SELECT build_number, seq, type, time, logged_at FROM task_logs WHERE entry_id = :id"),
+            {"id": logs.NOTICE_ENTRY_ID},
+        )
+        assert [tuple(row) for row in rows] == [(4, 0, "output", NOW, NOW)]
+
+
+async def test_entries_are_appended_in_the_order_of_builds_and_seq(engine: AsyncEngine) -> None:
+    """Those of one report as given; of an entry that is reported several times the last state has the first place."""
+    task_id = UUID(int=1)
+    batch = [
+        entry(task_id, 1, 9, "second build", build=2),
+        entry(task_id, 4, 7, "fourth"),
+        entry(task_id, 3, 5, "third"),
+        entry(task_id, 2, 3, "first, early"),
+        entry(task_id, 9, 3, "second"),
+        entry(task_id, 2, 8, "first, late"),
+        entry(task_id, 2, 8, "first, late again"),
+    ]
+    async with transaction(engine) as connection:
+        assert (await logs.append(connection, batch, NOW, LIMITS)).added == 5
+        rows = await connection.execute(text("SELECT content, seq, first_seq FROM task_logs ORDER BY log_id"))
+        assert [tuple(row) for row in rows] == [
+            ("first, late", 8, 3), ("second", 3, 3), ("third", 5, 5), ("fourth", 7, 7), ("second build", 9, 9)
+        ]  # fmt: skip

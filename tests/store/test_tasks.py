@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
@@ -187,3 +187,130 @@ async def test_the_prompts_that_are_in_memory_together_are_bounded(
     with pytest.raises(PromptSizeError):
         await lock(*chosen)
     assert await lock(small, large[2]) == sorted([small, large[2]], key=lambda row: row.task.id)
+
+
+async def test_an_event_has_its_own_document_and_that_of_its_task_is_sent_once(engine: AsyncEngine) -> None:
+    """Each event is in the history and in the outbox, as it is, also one of a task that is not saved with it."""
+    rows = [task_row() for _ in range(3)]
+    saved = [next_version(row, 3) for row in rows[:2]]
+    earlier = [event(row.task.id, 2, NOW - timedelta(seconds=1)) for row in rows[:2]]
+    events = [
+        *earlier,
+        *(event(row.task.id, 3)._replace(document=row.document) for row in saved),
+        event(rows[2].task.id, 7)._replace(kind="deleted", changes=(), cause='{"kind":"timer"}'),
+    ]
+    parameters = tasks.save_parameters(saved, events)
+    assert parameters["e_document"] == [*(each.document for each in earlier), None, None, events[4].document]
+    async with transaction(engine) as connection:
+        await insert_tasks(connection, rows)
+        assert await tasks.save(connection, saved, events) == 2
+        found = await connection.execute(
+            text(
+                "SELECT task_id, version, occurred_at, kind, CAST(document AS text), changes, CAST(cause AS text),"
+                " prompt_version FROM task_events"
+            )
+        )
+        assert sorted(tuple(row) for row in found) == sorted(
+            (
+                each.task.id, each.task.version, each.task.updated_at, each.kind, each.document, list(each.changes),
+                each.cause, 1,
+            )
+            for each in events
+        )  # fmt: skip
+        found = await connection.execute(text("SELECT task_id, version, occurred_at FROM outbox"))
+        assert {tuple(row) for row in found} == {
+            (each.task.id, each.task.version, each.task.updated_at) for each in events
+        }
+        assert (await tasks.lock(connection, [rows[2].task.id]))[0].task.version == 1
+
+
+async def test_a_deadline_is_written_only_if_it_changes(engine: AsyncEngine) -> None:
+    """So that saving a task costs no write to the index of deadlines, and nobody else's deadline is touched."""
+    kept, same, moved, ended, other = rows = [task_row() for _ in range(5)]
+    later = NOW + timedelta(seconds=5)
+    query = text("SELECT task_id, due_at, ctid FROM task_deadlines")
+    async with transaction(engine) as connection:
+        await insert_tasks(connection, rows)
+        before = {row.task_id: (row.due_at, row.ctid) for row in await connection.execute(query)}
+        await tasks.save(
+            connection,
+            [
+                next_version(kept, 2, due_at=later, due_changed=False),
+                next_version(same, 2, due_changed=True),
+                next_version(moved, 2, due_at=later, due_changed=True),
+                next_version(ended, 2, due_at=None, due_changed=True),
+            ],
+            [],
+        )
+        after = {row.task_id: (row.due_at, row.ctid) for row in await connection.execute(query)}
+    assert after.keys() == {row.task.id for row in (kept, same, moved, other)}
+    assert [after[row.task.id] == before[row.task.id] for row in (kept, same, other)] == [True] * 3
+    assert after[moved.task.id][0] == later
+
+
+async def test_deadlines_are_written_in_the_order_of_ids(engine: AsyncEngine) -> None:
+    """Whatever the order in which tasks are saved, so that two transactions do not deadlock."""
+    rows = sorted((task_row()._replace(due_at=None) for _ in range(4)), key=lambda row: row.task.id)
+    async with transaction(engine) as connection:
+        await insert_tasks(connection, rows)
+        saved = [next_version(rows[place], 2, due_changed=True) for place in (2, 0, 3, 1)]
+        await tasks.save(connection, saved, [])
+        found = await connection.execute(text("SELECT task_id FROM task_deadlines ORDER BY ctid"))
+        assert list(found.scalars()) == [row.task.id for row in rows]
+
+
+async def test_a_task_is_read_with_its_current_prompt(engine: AsyncEngine) -> None:
+    """However large that and the earlier and later ones are; a state is read without a lock."""
+    rows = sorted((task_row() for _ in range(3)), key=lambda row: row.task.id)
+    sizes = [(1, 2 * tasks.SMALL_PROMPT), (2 * tasks.SMALL_PROMPT, 1), (2 * tasks.SMALL_PROMPT + 1,) * 2]
+    changed = [
+        [
+            next_version(row, version, prompt_version=version, prompt=f"{version}" * size)
+            for version, size in enumerate(of_row, 2)
+        ]
+        for row, of_row in zip(rows, sizes, strict=True)
+    ]
+    at = NOW + timedelta(seconds=1)
+    async with transaction(engine) as connection:
+        await insert_tasks(connection, rows)
+        await tasks.add_prompts(connection, [each.task for of_row in changed for each in of_row])
+        await tasks.save(connection, [changed[0][1], changed[1][1], changed[2][0]], [])
+        current = [each._replace(due_changed=True) for each in (changed[0][1], changed[1][1], changed[2][0])]
+        assert await tasks.lock(connection, [row.task.id for row in rows]) == current
+        await tasks.save(connection, [next_version(rows[0], 4, deleted_at=at)], [])
+        ids = [row.task.id for row in rows]
+        assert await tasks.states(connection, {ids[0], ids[2], uuid4()}) == {
+            ids[0]: (rows[0].task.state, at), ids[2]: (rows[2].task.state, None)
+        }  # fmt: skip
+
+
+async def test_locked_tasks_are_the_given_ones_in_the_order_of_ids(engine: AsyncEngine) -> None:
+    """A transaction that waits for a task holds none with a greater id, and others can lock the rest."""
+    low, high, other = sorted((task_row() for _ in range(3)), key=lambda row: row.task.id)
+    unlocked = text("SELECT id FROM tasks ORDER BY id FOR UPDATE SKIP LOCKED")
+    async with transaction(engine) as connection:
+        await insert_tasks(connection, [high, other, low])
+
+    async def lock() -> list[UUID]:
+        async with transaction(engine) as connection:
+            await ignore_indexes(connection)
+            return [row.task.id for row in await tasks.lock(connection, [high.task.id, low.task.id])]
+
+    async with transaction(engine) as connection:
+        await tasks.lock(connection, [low.task.id])
+        waiting = asyncio.create_task(lock())
+        assert await waits_for_lock(engine, waiting)
+        async with transaction(engine) as observer:
+            assert list((await observer.execute(unlocked)).scalars()) == [high.task.id, other.task.id]
+    assert await waiting == [low.task.id, high.task.id]
+
+
+async def test_a_postponed_check_is_that_of_one_task(engine: AsyncEngine) -> None:
+    """Others stay due when they were."""
+    rows = [task_row() for _ in range(2)]
+    until = NOW + timedelta(seconds=9)
+    async with transaction(engine) as connection:
+        await insert_tasks(connection, rows)
+        await tasks.postpone(connection, rows[0].task.id, until)
+        assert await tasks.due(connection, NOW, 9) == [rows[1].task.id]
+        assert await tasks.due(connection, until, 9) == [rows[1].task.id, rows[0].task.id]

@@ -117,3 +117,16 @@ async def test_rows_of_accounts_are_written_in_the_order_of_their_keys(engine: A
     async with transaction(engine) as connection:
         await usage.save(connection, [], {accounts[place]: TOKENS for place in (2, 0, 3, 1)})
         assert [row[:5] for row in await booked(connection)] == accounts
+
+
+async def test_rows_of_tasks_are_written_in_the_order_of_their_keys(engine: AsyncEngine) -> None:
+    """As those of accounts are."""
+    rows = [(TWO, 1, "a"), (ONE, 2, "a"), (ONE, 1, "b"), (ONE, 1, "a")]
+    async with transaction(engine) as connection:
+        await usage.save(connection, [grown(*row, UsageAmounts((1, 0, 0, 0), {"USD": Decimal(2)})) for row in rows], {})
+        found = await connection.execute(
+            text("SELECT task_id, build_number, model, currency, amount FROM task_usage ORDER BY ctid")
+        )
+        assert [tuple(row) for row in found] == [
+            (*row, currency, amount) for row in sorted(rows) for currency, amount in (("", 0), ("USD", 2))
+        ]

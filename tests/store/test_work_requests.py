@@ -119,7 +119,9 @@ async def test_requests_that_are_due_together_come_in_the_order_of_their_creatio
             work_request(task_id, 1), request_id=UUID(int=number), type=kind, attempt=attempt,
             created_at=NOW - timedelta(seconds=age), first_sent_at=first if attempt else None,
         )
-        for number, kind, age, attempt in ((4, "b", 1, 0), (3, "a", 1, 1), (2, "a", 2, 0), (1, "b", 1, 2), (5, "a", 3, 0))
+        for number, kind, age, attempt in (
+            (4, "b", 1, 0), (3, "a", 1, 1), (2, "a", 2, 0), (1, "b", 1, 2), (5, "a", 3, 0)
+        )
     ]  # fmt: skip
     async with transaction(engine) as connection:
         await work_requests.add(
