@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 
 import asyncpg
@@ -112,3 +114,79 @@ async def test_closing_wakes_all_waiters(connection_pool: ConnectionPool) -> Non
         await waiting
     connection_pool.release(first)
     assert connection_pool.in_use == 0
+
+
+async def test_connections_that_are_being_made_count(database_url: str) -> None:
+    """No more than the size are ever open, and one that cannot be made makes room for who waits."""
+    gates = [asyncio.Event() for _ in range(3)]
+    calls: list[int] = []
+
+    async def connect() -> asyncpg.Connection:
+        number = len(calls)
+        calls.append(number)
+        await gates[number].wait()
+        if number == 0:
+            raise OSError("refused")
+        return await asyncpg.connect(database_url, timeout=30)
+
+    pool = ConnectionPool(connect, 2)
+    first, second, third = (asyncio.create_task(pool.acquire(30)) for _ in range(3))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert (calls, pool.in_use) == ([0, 1], 2)
+    gates[0].set()
+    with pytest.raises(OSError, match="refused"):
+        await first
+    gates[1].set()
+    gates[2].set()
+    assert await second is not await third
+    assert (calls, pool.in_use) == ([0, 1, 2], 2)
+    await pool.close(5)
+    assert pool.in_use == 0
+
+
+async def test_connecting_takes_no_longer_than_the_caller_waits() -> None:
+    """Afterwards there is room for another attempt."""
+
+    async def connect() -> asyncpg.Connection:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    pool = ConnectionPool(connect, 1)
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            await pool.acquire(0.01)
+    assert pool.in_use == 0
+
+
+async def test_a_cancelled_waiter_passes_on_that_there_is_room(connection_pool: ConnectionPool) -> None:
+    """The next one that waits connects, and who waits no more gets nothing."""
+    first, second = await connection_pool.acquire(5), await connection_pool.acquire(5)
+    cancelled, waiting, late = (asyncio.create_task(connection_pool.acquire(each)) for each in (60, 60, 0.01))
+    with pytest.raises(TimeoutError):
+        await late
+    first.terminate()
+    connection_pool.release(first)
+    cancelled.cancel()
+    third = await waiting
+    assert await third.fetchval("SELECT 3") == 3
+    assert connection_pool.in_use == 2
+    connection_pool.release(third)
+    connection_pool.release(second)
+    assert (await connection_pool.acquire(5), connection_pool.in_use) == (second, 1)
+
+
+async def test_who_has_waited_keeps_nothing_in_memory(connection_pool: ConnectionPool) -> None:
+    """A connection that was passed on can be collected once it is closed, however long its waiter would wait."""
+    first, second = await connection_pool.acquire(5), await connection_pool.acquire(5)
+    waiting = asyncio.create_task(connection_pool.acquire(3600))
+    await asyncio.sleep(0)
+    connection_pool.release(first)
+    assert await waiting is first
+    kept = weakref.ref(first)
+    await first.close(timeout=30)
+    connection_pool.release(first)
+    del first, waiting
+    gc.collect()
+    assert kept() is None
+    connection_pool.release(second)

@@ -95,10 +95,16 @@ async def test_a_deleted_task_has_its_names_and_who_deleted_it(reader: ReadPool)
     """As the last deletion says, within an hour of its time; who is not known any more is not named."""
     rows = {row["id"]: dict(row) for row in await deleted_tasks.deleted_tasks(reader, ADA, 9)}
     assert rows[OF_ALICE] == {
-        "id": OF_ALICE, "name": "Fix-That", "display_name": "Fix that",
-        "created_at": datetime(2026, 1, 1, 1, tzinfo=UTC), "deleted_at": at(9), "owner_name": "Alice", "template_name": "claude", "template_display_name": "Claude Code",
+        "id": OF_ALICE,
+        "name": "Fix-That",
+        "display_name": "Fix that",
+        "created_at": datetime(2026, 1, 1, 1, tzinfo=UTC),
+        "deleted_at": at(9),
+        "owner_name": "Alice",
+        "template_name": "claude",
+        "template_display_name": "Claude Code",
         "deleted_by": "Ada",
-    }  # fmt: skip
+    }
     assert [rows[OF_BOB][name] for name in ("owner_name", "deleted_by")] == ["Bob", None]
     (of_dora,) = await deleted_tasks.deleted_tasks(reader, DORA, 9)
     assert [of_dora[name] for name in ("owner_name", "template_name", "deleted_by")] == ["Dora", "betas", None]

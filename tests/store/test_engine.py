@@ -220,6 +220,34 @@ async def test_a_transaction_that_is_canceled_twice_takes_no_effect(database_url
     await proxy.stop()
 
 
+async def test_a_connection_that_cannot_roll_back_is_closed(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error of the transaction surfaces soon, and the server ends what was begun as soon as it notices."""
+    monkeypatch.setattr("taskherd.store.engine.ROLLBACK_TIMEOUT", 0.05)
+    proxy = await TcpProxy.before(database_url)
+    engine = open_engine(through(database_url, proxy), size=1, application_name="taskherd-tests", command_timeout=30)
+    drivers: list[Any] = []
+
+    async def fail() -> None:
+        async with transaction(engine) as connection:
+            drivers.append((await connection.get_raw_connection()).driver_connection)
+            await connection.execute(text("UPDATE directory_revision SET revision = revision + 1000"))
+            proxy.freeze()
+            raise ZeroDivisionError
+
+    async with asyncio.timeout(20):
+        with pytest.raises(ZeroDivisionError):
+            await fail()
+    assert drivers[0].is_closed()
+    proxy.thaw()
+    async with transaction(engine) as connection:
+        found = await connection.execute(text("SELECT revision FROM directory_revision FOR UPDATE"))
+        assert found.scalar_one() < 1000
+    await dispose(engine)
+    await proxy.stop()
+
+
 async def test_a_server_that_hangs_before_the_first_transaction_is_unavailable(database_url: str) -> None:
     """It hangs when it has just accepted the engine's first connection."""
     proxy = await TcpProxy.before(database_url)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from uuid import UUID
 
 import pytest
@@ -13,8 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from taskherd.directory_file.parse import parse
 from taskherd.domain.directory import TemplatePool
 from taskherd.domain.value import replace
-from taskherd.store import directory, stats, tasks
+from taskherd.store import directory, parked_reports, stats, tasks
 from taskherd.store.engine import transaction
+from taskherd.store.parked_reports import ReportToPark
 from taskherd.store.task_creation import insert_tasks
 from tests.store.conftest import NOW, event, task_row
 
@@ -155,3 +157,37 @@ async def test_metrics_name_only_what_is_active(engine: AsyncEngine, table: str)
             {"id": inactive[table]} if table in inactive else {},
         )
         assert await directory.template_pools(connection, 50) == {TemplatePool("aider", "default")}
+
+
+async def test_agents_are_counted_by_health_and_stalled_ones_apart(engine: AsyncEngine) -> None:
+    """By template and pool; what is parked, and the oldest unpublished change, are counted too."""
+    await apply(engine, template(1, "acme", "claude", {"pool": "gpu"}), template(2, "acme", "aider", {}))
+    documents = [
+        (1, '{"workspace_agent_health":{"healthy":true,"reason":"x"},"stalled_since":"2026-01-01T00:00:00Z"}'),
+        (1, '{"workspace_agent_health":{"healthy":false},"stalled_since":null}'),
+        (1, '{"workspace_agent_health":{"healthy":true},"stalled_since":"2026-01-02T00:00:00Z"}'),
+        (2, '{"workspace_agent_health":{"healthy":false,"reason":"lost"},"stalled_since":"2026-01-01T00:00:00Z"}'),
+        (2, '{"workspace_agent_health":null}'),
+    ]
+    rows = [task_row()._replace(status=("active", "paused")[number % 2], document=each) for number, (_, each)
+            in enumerate(documents)]  # fmt: skip
+    rows = [
+        row._replace(task=replace(row.task, template_version_id=version_id(number)))
+        for row, (number, _) in zip(rows, documents, strict=True)
+    ]
+    async with transaction(engine) as connection:
+        await insert_tasks(connection, rows)
+        later = [event(row.task.id, 1, NOW + timedelta(seconds=9 - number)) for number, row in enumerate(rows)]
+        await tasks.save(connection, [], later)
+        await parked_reports.park(connection, [ReportToPark(UUID(int=each), NOW, "{}") for each in (1, 2)], 9)
+        counts = await stats.counts(connection, await directory.template_pools(connection, 50))
+    assert counts.tasks == {
+        ("active", "claude", "gpu"): 2, ("paused", "claude", "gpu"): 1,
+        ("paused", "aider", "default"): 1, ("active", "aider", "default"): 1,
+    }  # fmt: skip
+    assert counts.agents == {
+        ("healthy", "claude", "gpu"): 2, ("unhealthy", "claude", "gpu"): 1,
+        ("lost", "aider", "default"): 1, ("none", "aider", "default"): 1,
+    }  # fmt: skip
+    assert counts.stalled == {("claude", "gpu"): 2, ("aider", "default"): 1}
+    assert (counts.parked, counts.unpublished, counts.oldest_unpublished_at) == (2, 5, NOW + timedelta(seconds=5))

@@ -428,6 +428,9 @@ async def test_what_explains_a_task(reader: ReadPool, engine: AsyncEngine) -> No
     assert [each["input"] for each in facts["inbox"]] == ["third", "fourth", "fifth", "second"]
     await execute(engine, f"UPDATE inputs SET created_at = '2026-01-03T00:00Z' WHERE task_id = '{OF_ALICE}'")
     assert (await explained(reader))["last_command"]["type"] == "task.pause"
+    await execute(engine, f"UPDATE inputs SET created_at = now(), actor_id = '{UUID(int=99)}' WHERE ordinal = 5")
+    command = (await explained(reader))["last_command"]
+    assert [command[name] for name in ("type", "actor_id", "actor_name")] == ["task.send", str(UUID(int=99)), None]
 
 
 async def test_the_users_and_organizations_that_a_caller_may_name(reader: ReadPool, engine: AsyncEngine) -> None:

@@ -239,6 +239,7 @@ async def test_a_deadline_is_written_only_if_it_changes(engine: AsyncEngine) -> 
                 next_version(same, 2, due_changed=True),
                 next_version(moved, 2, due_at=later, due_changed=True),
                 next_version(ended, 2, due_at=None, due_changed=True),
+                next_version(other, 2, due_at=None, due_changed=False),
             ],
             [],
         )

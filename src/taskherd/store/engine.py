@@ -256,8 +256,7 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         classified = classify(error)
         if classified is None:
             raise
-        avoided = isinstance(error, TimeoutError) or isinstance(classified, ReadOnly)
-        if avoided and driver_connection is not None:
+        if isinstance(classified, ReadOnly) and driver_connection is not None:
             connector.avoid(driver_connection)
         raise classified from error
     except ReadOnly:

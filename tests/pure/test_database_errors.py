@@ -1,0 +1,94 @@
+"""Errors of the database, by what to do next, and the settings of its sessions."""
+
+from __future__ import annotations
+
+import pytest
+
+from taskherd.errors import Misconfigured, Retry, Unavailable
+from taskherd.store.engine import DataError, ReadOnly, StatementTimeout, classify, session_settings, sqlstate
+
+
+class Failure(Exception):
+    """An error with a code, as those of PostgreSQL are."""
+
+    def __init__(self, code: object, message: str = "went wrong\nDETAIL: a secret") -> None:
+        super().__init__(message)
+        self.sqlstate = code
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("40P01", Retry), ("40001", Retry), ("55P03", Retry), ("55P04", None), ("40002", None),
+        ("25006", ReadOnly), ("57014", StatementTimeout),
+        ("26000", Misconfigured), ("42P05", Misconfigured), ("42P01", None),
+        ("08006", Unavailable), ("28P01", Unavailable), ("53300", Unavailable), ("57P01", Unavailable),
+        ("58030", Unavailable), ("25P03", Unavailable), ("3D000", Unavailable), ("25P02", None), ("3F000", None),
+        ("22003", DataError), ("23505", DataError), ("54001", DataError), ("54000", None), ("21000", None),
+        ("0A000", None), ("42501", None),
+    ],
+)  # fmt: skip
+def test_an_error_with_a_code_says_what_to_do(code: str, kind: type[Exception] | None) -> None:
+    """A code of no known kind is a bug, which surfaces; the message has the first line only, and the code."""
+    found = classify(Failure(code))
+    assert type(found) is (type(None) if kind is None else kind)
+    if found is not None:
+        assert str(found).partition("Failure: ")[2].split(";")[0] == f"went wrong [{code}]"
+
+
+def test_a_plan_from_before_a_migration_is_made_again() -> None:
+    """PostgreSQL has no code of its own for it, but one that others have, too."""
+    assert type(classify(Failure("0A000", "cached plan must not change result type"))) is Retry
+    stale = type("InvalidCachedStatementError", (Failure,), {})
+    assert type(classify(stale("XX000"))) is Retry
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ConnectionResetError("reset"), Unavailable), (TimeoutError(), Unavailable), (OSError("away"), Unavailable),
+        (ValueError("a bug"), None), (Failure(None), None),
+    ],
+)  # fmt: skip
+def test_an_error_without_a_code_may_be_a_lost_connection(error: Exception, kind: type[Exception] | None) -> None:
+    """Whatever it is wrapped in, a few levels deep; everything else is a bug."""
+    wrapped = RuntimeError("outer")
+    wrapped.__cause__ = error
+    for each in (error, wrapped):
+        assert type(classify(each)) is (type(None) if kind is None else kind)
+    if kind is not None:
+        assert str(classify(wrapped)) == f"{type(error).__name__}: {error}"
+
+
+def test_the_code_is_that_of_the_error_that_has_one() -> None:
+    """The outermost one wins, and what is no text is none."""
+    inner, outer = Failure("22003"), Failure(7)
+    outer.__cause__ = inner
+    assert sqlstate(outer) == "22003"
+    assert sqlstate(Failure(7)) is None
+    both = Failure("40P01")
+    both.__cause__ = inner
+    assert sqlstate(both) == "40P01"
+    looped = Failure(None)
+    looped.__cause__ = looped
+    assert sqlstate(looped) is None
+
+
+def test_a_message_is_cut_before_it_is_long() -> None:
+    """It is for a log, in which a line per error is enough."""
+    assert str(classify(Failure("22003", "x" * 300))) == f"Failure: {'x' * 200} [22003]"
+    assert str(classify(Failure("22003", ""))) == "Failure:  [22003]"
+
+
+def test_the_settings_of_sessions_are_in_milliseconds() -> None:
+    """The server cancels a statement before the client would; a plan never depends on what a table has now."""
+    assert session_settings("name", 2.0, 0.5) == {
+        "application_name": "name",
+        "statement_timeout": "1800ms",
+        "lock_timeout": "500ms",
+        "idle_in_transaction_session_timeout": "15000ms",
+        "timezone": "UTC",
+        "jit": "off",
+        "plan_cache_mode": "force_generic_plan",
+        "enable_seqscan": "off",
+    }
