@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -13,6 +14,7 @@ from taskherd.directory_file.parse import InvalidDirectory, parse
 from taskherd.store import directory
 from taskherd.store.directory_changes import EntryAction, EntryChange
 from taskherd.store.engine import transaction
+from tests.store.conftest import waits_for_lock
 
 
 def identity(number: int) -> str:
@@ -278,3 +280,186 @@ async def test_names_are_returned_for_known_pairs(engine: AsyncEngine, tmp_path:
             "alice", "", UUID(int=1), UUID(int=21), "claude", "Claude Code", "/icon/claude.svg"
         )
     }
+
+
+STORED = {
+    "organizations": "id, name, display_name",
+    "users": "id, username, name, email, avatar_url, github_com_user_id",
+    "memberships": "user_id, organization_id, role",
+    "templates": "id, organization_id, name, display_name, icon, description, active_version_id",
+    "template_versions": "id, template_id, name, run",
+    "runners": "name, pool",
+    "presets": "id, template_version_id, name, is_default, parameters",
+}
+
+
+async def stored(engine: AsyncEngine) -> dict[str, list[tuple[Any, ...]]]:
+    """Return the rows of each table, with the numbers of ids, and whether they are active at the end."""
+
+    def shown(value: object) -> object:
+        return value.int if isinstance(value, UUID) else value
+
+    async with transaction(engine) as connection:
+        return {
+            table: [
+                tuple(map(shown, row))
+                for row in await connection.execute(text(f"SELECT {columns}, active FROM {table} ORDER BY 1, 2"))
+            ]
+            for table, columns in STORED.items()
+        }
+
+
+async def test_all_entries_are_stored_as_the_file_has_them(engine: AsyncEngine) -> None:
+    """With every field, each below its parent; what the file leaves out has its default."""
+    content = file()
+    content["runners"] = [{"name": "r1", "pool": "gpu"}]
+    content["users"][1]["organizations"]["OTHER"] = "member"
+    await apply(engine, content)
+    expected = {
+        "organizations": [(1, "acme", "Acme", True), (2, "other", "other", True)],
+        "users": [
+            (11, "alice", "Alice", "alice@example.com", "", 1, True), (12, "bob", "", "bob@example.com", "", 0, True)
+        ],
+        "memberships": [(11, 1, "member", True), (12, 1, "admin", True), (12, 2, "member", True)],
+        "templates": [(21, 1, "claude", "Claude Code", "/icon/claude.svg", "", 32, True)],
+        "template_versions": [
+            (31, 21, "v1", {"command": ["agent"]}, True), (32, 21, "v2", {"pool": "gpu", "command": ["agent"]}, True)
+        ],
+        "runners": [("r1", "gpu", True)],
+        "presets": [(41, 32, "Default", True, {"a": [1]}, True)],
+    }  # fmt: skip
+    found = await stored(engine)
+    assert found.pop("users")[0][:6] == expected.pop("users")[0][:6]
+    assert found == expected
+    content["runners"][0]["pool"] = "cpu"
+    content["users"][1]["organizations"] = {"acme": "member"}
+    content["organizations"][0].pop("display_name")
+    content["templates"][0] |= {"name": "Codex", "description": "Tests", "active_version": identity(31)}
+    content["templates"][0].pop("display_name")
+    preset = content["templates"][0]["versions"][1]["presets"][0]
+    preset |= {"name": "Small", "default": False, "parameters": {"b": 2}}
+    assert counts(await apply(engine, content)) == (0, 5, 0, 1)
+    assert await stored(engine) == {
+        **expected,
+        "users": (await stored(engine))["users"],
+        "organizations": [(1, "acme", "acme", True), (2, "other", "other", True)],
+        "memberships": [(11, 1, "member", True), (12, 1, "member", True), (12, 2, "member", False)],
+        "templates": [(21, 1, "Codex", "Codex", "/icon/claude.svg", "Tests", 31, True)],
+        "runners": [("r1", "cpu", True)],
+        "presets": [(41, 32, "Small", False, {"b": 2}, True)],
+    }
+
+
+def template(number: int, organization: str, name: str) -> dict[str, Any]:
+    """Return a template with one version, which has a preset."""
+    version = {
+        "id": identity(10 * number + 1),
+        "name": "v1",
+        "run": {"command": ["agent"]},
+        "presets": [{"id": identity(10 * number + 2), "name": "p1", "parameters": {}}],
+    }
+    return {
+        "id": identity(10 * number),
+        "organization": organization,
+        "name": name,
+        "active_version": version["id"],
+        "versions": [version],
+    }
+
+
+async def test_names_are_unique_below_their_parents(engine: AsyncEngine) -> None:
+    """Templates of two organizations may have the same name; two of one can swap theirs, in any case."""
+    content = file()
+    content["templates"] = [template(7, "acme", "same"), template(8, "other", "same"), template(9, "acme", "third")]
+    await apply(engine, content)
+    content["templates"][0]["name"], content["templates"][2]["name"] = "Third", "SAME"
+    assert counts(await apply(engine, content)) == (0, 2, 0, 0)
+    assert [row[2] for row in (await stored(engine))["templates"]] == ["Third", "same", "SAME"]
+    content["templates"] = [template(6, "other", "third"), *content["templates"][1:]]
+    content["templates"][2] = template(9, "acme", "free")
+    assert counts(await apply(engine, content)) == (3, 1, 0, 3)
+    content["templates"].append(template(5, "acme", "THIRD"))
+    with pytest.raises(
+        InvalidDirectory, match=rf"templates {identity(50)}: the name 'THIRD' belongs to {identity(70)},"
+    ):
+        await apply(engine, content)
+
+
+async def test_no_entry_moves_to_another_parent(engine: AsyncEngine) -> None:
+    """All such mistakes are reported at once, in the order of their lines, and nothing is changed."""
+    content = file()
+    content["templates"] = [template(7, "acme", "one"), template(8, "acme", "two")]
+    await apply(engine, content)
+    before = await stored(engine)
+    one, two = content["templates"]
+    one["versions"], two["versions"] = two["versions"], one["versions"]
+    one["active_version"], two["active_version"] = two["active_version"], one["active_version"]
+    with pytest.raises(InvalidDirectory) as refused:
+        await apply(engine, content)
+    assert [problem.split(": ", 1)[1] for problem in refused.value.problems] == [
+        f"template_versions {identity(child)}: belongs to {identity(old)} and can't move to {identity(new)}; "
+        "give it a new id there"
+        for child, old, new in ((81, 80, 70), (71, 70, 80))
+    ]
+    one["versions"], two["versions"] = two["versions"], one["versions"]
+    one["active_version"], two["active_version"] = two["active_version"], one["active_version"]
+    presets = [each["versions"][0]["presets"] for each in (one, two)]
+    one["versions"][0]["presets"], two["versions"][0]["presets"] = presets[::-1]
+    with pytest.raises(InvalidDirectory) as refused:
+        await apply(engine, content)
+    assert [problem.split(": ")[1] for problem in refused.value.problems] == [
+        f"presets {identity(82)}", f"presets {identity(72)}"
+    ]  # fmt: skip
+    assert await stored(engine) == before
+
+
+async def test_one_file_is_applied_at_a_time(engine: AsyncEngine) -> None:
+    """The second one waits, and then finds what the first one has stored."""
+
+    async def apply_again() -> directory.AppliedChanges:
+        return await apply(engine, file())
+
+    async with transaction(engine) as connection:
+        await directory.apply(connection, parse(yaml.safe_dump(file()).encode()), allow_deactivate=True)
+        waiting = asyncio.create_task(apply_again())
+        assert await waits_for_lock(engine, waiting)
+    assert not (await waiting).changed
+
+
+async def test_what_is_read_of_the_directory_is_of_what_is_asked_for(engine: AsyncEngine) -> None:
+    """Names, runs and owners each of its own; variables that any version inherits."""
+    content = file()
+    content["users"][1]["organizations"]["other"] = "member"
+    content["templates"].append(template(7, "other", "codex"))
+    content["templates"][1]["versions"][0]["run"] = {"command": ["x"], "env": {"inherit": ["HOME", "LANG"]}}
+    content["templates"][0]["versions"][0]["run"] = {"command": ["y"], "env": {"inherit": ["LANG", "TERM"]}}
+    await apply(engine, content)
+    pairs = [(UUID(int=12), UUID(int=71)), (UUID(int=11), UUID(int=31)), (UUID(int=12), UUID(int=32))]
+    async with transaction(engine) as connection:
+        names = await directory.names(connection, [*pairs, (UUID(int=11), UUID(int=99))])
+        assert {
+            pair: (each.owner_name, each.organization_id.int, each.template_name) for pair, each in names.items()
+        } == dict(zip(pairs, [("bob", 2, "codex"), ("alice", 1, "claude"), ("bob", 1, "claude")], strict=True))
+        runs = await directory.runs(connection, [UUID(int=71), UUID(int=32), UUID(int=99)])
+        assert {version.int: (each.run["command"], *each.template_pool) for version, each in runs.items()} == {
+            71: (["x"], "codex", "default"), 32: (["agent"], "claude", "gpu")
+        }  # fmt: skip
+        owners = await directory.owners(connection, [UUID(int=12)])
+        assert owners == {
+            UUID(int=12): directory.Owner(
+                UUID(int=12), "bob", active=True, organizations=frozenset({UUID(int=1), UUID(int=2)})
+            )
+        }
+        versions = await directory.template_versions(connection, [UUID(int=32)])
+        assert versions == {
+            UUID(int=32): directory.TemplateVersion(
+                UUID(int=32),
+                UUID(int=21),
+                UUID(int=1),
+                "v2",
+                {"pool": "gpu", "command": ["agent"]},
+                usable=True,
+                presets={UUID(int=41): directory.Preset("Default", {"a": [1]})},
+            )
+        }
+        assert await directory.inherited_variables(connection) == {"HOME", "LANG", "TERM"}

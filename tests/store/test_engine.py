@@ -220,9 +220,7 @@ async def test_a_transaction_that_is_canceled_twice_takes_no_effect(database_url
     await proxy.stop()
 
 
-async def test_a_connection_that_cannot_roll_back_is_closed(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_connection_that_cannot_roll_back_is_closed(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error of the transaction surfaces soon, and the server ends what was begun as soon as it notices."""
     monkeypatch.setattr("taskherd.store.engine.ROLLBACK_TIMEOUT", 0.05)
     proxy = await TcpProxy.before(database_url)

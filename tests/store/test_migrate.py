@@ -22,7 +22,7 @@ from taskherd.domain.lease import Lease
 from taskherd.domain.reports import AgentExit, ExitReason, JobStatus, Transition, WorkspaceBuild
 from taskherd.domain.value import replace
 from taskherd.domain.view import derive_view
-from taskherd.errors import Misconfigured
+from taskherd.errors import Misconfigured, Retry
 from taskherd.messages.document import core_document
 from taskherd.store import leases, migrate, task_state_codec, tasks
 from taskherd.store.engine import dispose, open_engine, transaction
@@ -273,3 +273,80 @@ async def test_the_previous_release_is_migrated_while_it_runs(empty_url: str) ->
     assert await pool.fetchval("SELECT sum(version) - count(*) FROM tasks") == changes
     assert await pool.fetchval("SELECT count(*) FROM task_events") == changes
     await asyncio.wait_for(pool.close(), 10)
+
+
+async def test_a_schema_of_an_earlier_or_a_later_release_says_what_to_do(engine: AsyncEngine) -> None:
+    """To migrate, or to install a later release; a process that is running goes on with a later schema."""
+    head, before = migrate.revisions()[-1], migrate.revisions()[-2]
+    old = f"The schema is at {before}, this release needs {head}: run `taskherd db upgrade`."
+    new = (
+        f"The schema is at 9999, which this release (needing {head}) does not know: "
+        "install the taskherd release that made it, or a newer one."
+    )
+    missing = "The database has no taskherd schema: run `taskherd db upgrade`."
+
+    async def become(statement: str) -> migrate.SchemaState:
+        async with transaction(engine) as connection:
+            await connection.execute(text(statement))
+            return await migrate.state(connection)
+
+    assert await become("SELECT 1") == migrate.SchemaState(head, head, migrate.SchemaStatus.CURRENT)
+    assert (await migrate.lacking(engine), await migrate.newer(engine)) == (None, None)
+    state = await become(f"UPDATE {SCHEMA_VERSION_TABLE} SET version_num = '{before}'")
+    assert state == migrate.SchemaState(before, head, migrate.SchemaStatus.OLD)
+    assert (await migrate.lacking(engine), await migrate.newer(engine)) == (old, None)
+    state = await become(f"UPDATE {SCHEMA_VERSION_TABLE} SET version_num = '9999'")
+    assert state == migrate.SchemaState("9999", head, migrate.SchemaStatus.NEW)
+    assert (await migrate.lacking(engine), await migrate.newer(engine)) == (None, new)
+    state = await become(f"DELETE FROM {SCHEMA_VERSION_TABLE}")
+    assert state == migrate.SchemaState(None, head, migrate.SchemaStatus.MISSING)
+    assert (await migrate.lacking(engine), await migrate.newer(engine)) == (missing, None)
+    async with transaction(engine) as connection:
+        with pytest.raises(Misconfigured, match=r"^database_url: The database has no taskherd schema"):
+            await migrate.check(connection)
+
+
+async def test_a_schema_of_a_later_release_is_not_accepted_at_start(database_url: str, engine: AsyncEngine) -> None:
+    """Whether the process may migrate or not: it could not make it older."""
+    async with transaction(engine) as connection:
+        await connection.execute(text(f"UPDATE {SCHEMA_VERSION_TABLE} SET version_num = '9999'"))
+    for upgrading in (True, False):
+        with pytest.raises(Misconfigured, match=r"^database_url: The schema is at 9999, which .* does not know"):
+            await migrate.ensure_async(database_url, upgrading=upgrading)
+    assert (await asyncio.to_thread(migrate.current, database_url)).actual == "9999"
+
+
+class Delays:
+    """No delay between attempts; instead something is done."""
+
+    def __init__(self, connection: asyncpg.Connection, free_at: int) -> None:
+        self.attempts: list[int] = []
+        self._connection = connection
+        self._free_at = free_at
+
+    def delay(self, attempt: int) -> float:
+        """Unlock the schema after some attempts."""
+        self.attempts.append(attempt)
+        if attempt == self._free_at:
+            self._connection.terminate()
+        return 0.0
+
+
+@pytest.mark.parametrize(("free_at", "attempts"), [(1, [1]), (2, [1, 2]), (3, [1, 2])])
+async def test_a_migration_that_cannot_lock_is_tried_again(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, free_at: int, attempts: list[int]
+) -> None:
+    """A few times, after a delay each; the last failure is raised."""
+    locking = await asyncpg.connect(database_url, timeout=30)
+    await locking.execute("SELECT pg_advisory_lock(hashtextextended('taskherd schema', 0))")
+    delays = Delays(locking, free_at)
+    monkeypatch.setattr(migrate, "QUEUE_TIMEOUT", 0.2)
+    monkeypatch.setattr(migrate, "ATTEMPTS", 3)
+    monkeypatch.setattr(migrate, "BACKOFF", delays)
+    if free_at < 3:
+        assert (await migrate.upgrade_async(database_url)).status is migrate.SchemaStatus.CURRENT
+    else:
+        with pytest.raises(Retry):
+            await migrate.upgrade_async(database_url)
+    assert delays.attempts == attempts
+    locking.terminate()
