@@ -463,3 +463,18 @@ async def test_what_is_read_of_the_directory_is_of_what_is_asked_for(engine: Asy
             )
         }
         assert await directory.inherited_variables(connection) == {"HOME", "LANG", "TERM"}
+
+
+async def test_mistakes_are_reported_in_the_order_of_the_file(engine: AsyncEngine) -> None:
+    """Whatever they are about: the file has templates before users."""
+    content = file()
+    await apply(engine, content)
+    content["users"][1]["id"] = identity(13)
+    content["templates"][0]["organization"] = "other"
+    written = yaml.safe_dump(content)
+    assert written.index("templates:") < written.index("users:")
+    with pytest.raises(InvalidDirectory) as refused:
+        await apply(engine, content)
+    assert [problem.split(": ")[1] for problem in refused.value.problems] == [
+        f"templates {identity(21)}", f"users {identity(13)}"
+    ]  # fmt: skip

@@ -143,3 +143,20 @@ async def test_history_and_logs_are_pruned_by_times_of_their_own(engine: AsyncEn
         assert [name for name in dropped if "p2040" in name] == ["task_events_p20400102", "task_logs_p20400102"]
         late = datetime(2040, 1, 16, tzinfo=UTC)
         assert await partitions.prune(connection, events_before=FAR, logs_before=late) == ["task_logs_p20400109"]
+
+
+async def test_the_oldest_unpublished_event_keeps_its_week_and_later_ones(engine: AsyncEngine) -> None:
+    """Weeks before it are dropped, and weeks of logs do not wait for it."""
+    row = task_row()
+    first = datetime(2040, 1, 11, tzinfo=UTC)  # of the second of four weeks
+    async with transaction(engine) as connection:
+        await partitions.ensure_ahead(connection, FAR, weeks=3)
+        await insert_tasks(connection, [row])
+        events = [event(row.task.id, version, first + timedelta(weeks=1) * (2 - version)) for version in (1, 2)]
+        await tasks.save(connection, [], events)
+        far = FAR + timedelta(weeks=9)
+        dropped = await partitions.prune(connection, events_before=far, logs_before=far)
+        assert [name for name in dropped if "p2040" in name] == [
+            "task_events_p20400102",
+            *(f"task_logs_p2040{day}" for day in ("0102", "0109", "0116", "0123")),
+        ]
