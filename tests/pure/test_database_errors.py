@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy.exc import DBAPIError
 
 from taskherd.errors import Misconfigured, Retry, Unavailable
 from taskherd.store.engine import DataError, ReadOnly, StatementTimeout, classify, session_settings, sqlstate
 
 
-class Failure(Exception):
+class Failure(Exception):  # noqa: N818 - as brief as it is used
     """An error with a code, as those of PostgreSQL are."""
 
     def __init__(self, code: object, message: str = "went wrong\nDETAIL: a secret") -> None:
@@ -58,6 +59,20 @@ def test_an_error_without_a_code_may_be_a_lost_connection(error: Exception, kind
         assert type(classify(each)) is (type(None) if kind is None else kind)
     if kind is not None:
         assert str(classify(wrapped)) == f"{type(error).__name__}: {error}"
+
+
+def test_a_connection_that_sqlalchemy_gives_up_is_lost() -> None:
+    """It says so of an error of the driver; of others it does not."""
+    for is_lost, kind in ((True, Unavailable), (False, type(None))):
+        error = DBAPIError("SELECT 1", {}, ValueError("driver"), connection_invalidated=is_lost)
+        assert type(classify(error)) is kind
+
+
+def test_what_the_server_has_answered_is_no_lost_connection() -> None:
+    """An error with a code of no known kind is a bug, whatever was lost before."""
+    answered = Failure("42501")
+    answered.__cause__ = ConnectionResetError("reset")
+    assert classify(answered) is None
 
 
 def test_the_code_is_that_of_the_error_that_has_one() -> None:

@@ -50,6 +50,6 @@ def test_the_option_of_the_url_names_the_mode_of_pgbouncer() -> None:
     assert pooling_of(plain) == (plain, Pooling.DIRECT)
     for mode in (Pooling.SESSION, Pooling.TRANSACTION):
         assert pooling_of(make_url(f"postgresql://u@h/d?pgbouncer={mode}&sslmode=require")) == (plain, mode)
-    for mode in ("direct", "statement", "SESSION"):
-        with pytest.raises(Misconfigured, match=f"got pgbouncer={mode}$"):
-            pooling_of(make_url(f"postgresql://u@h/d?pgbouncer={mode}"))
+    for other in ("direct", "statement", "SESSION"):
+        with pytest.raises(Misconfigured, match=f"got pgbouncer={other}$"):
+            pooling_of(make_url(f"postgresql://u@h/d?pgbouncer={other}"))

@@ -315,7 +315,7 @@ async def test_all_entries_are_stored_as_the_file_has_them(engine: AsyncEngine) 
     content["runners"] = [{"name": "r1", "pool": "gpu"}]
     content["users"][1]["organizations"]["OTHER"] = "member"
     await apply(engine, content)
-    expected = {
+    expected: dict[str, list[tuple[Any, ...]]] = {
         "organizations": [(1, "acme", "Acme", True), (2, "other", "other", True)],
         "users": [
             (11, "alice", "Alice", "alice@example.com", "", 1, True), (12, "bob", "", "bob@example.com", "", 0, True)

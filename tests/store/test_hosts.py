@@ -233,6 +233,11 @@ async def test_a_standby_is_not_chosen(database_url: str, standby: tuple[Databas
     with pytest.raises(Unavailable, match="read-write"):
         await refused.fetch("SELECT 1")
     await refused.close()
+    connection = await asyncpg.connect(server.url, timeout=30)
+    for wanted, is_demoted in (("read-write", True), ("primary", True), ("any", False)):
+        asked = Connector(f"{first}?target_session_attrs={wanted}", command_timeout=30, server_settings={})
+        assert asked.is_demoted(connection) is is_demoted
+    await connection.close(timeout=30)
     assert server.pid is not None
 
 

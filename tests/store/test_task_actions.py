@@ -237,3 +237,19 @@ async def test_old_finished_actions_are_deleted(
     assert rounds == 1 + 5 * (3 - left) // limit
     assert ids[2] is not None
     assert await column(engine, "finished_at", ids[2]) is None
+
+
+async def test_no_more_than_so_many_keys_of_a_user_are_remembered(engine: AsyncEngine) -> None:
+    """Those of the newest actions, for a day; without tasks nothing else is left of them."""
+    user_id = await add_user(engine, "one")
+    fill = """
+    INSERT INTO task_actions (id, user_id, token_id, action, digest, total, created_at, next_at, finished_at)
+    SELECT CAST('00000000-0000-0000-0000-' || lpad(n::text, 12, '0') AS uuid), :user_id, 'token', 'pause', '', 0,
+           now() - n * interval '1 second', now(), now() FROM generate_series(1, :actions) AS n"""
+    async with transaction(engine) as connection:
+        await connection.execute(text(fill), {"user_id": user_id, "actions": task_actions.MAX_KEYS + 2})
+        assert await task_actions.prune(connection, datetime.now(UTC) - LEASE, 1, 100) == 0
+        left = await connection.execute(text("SELECT count(*), max(id::text) FROM task_actions"))
+        number, oldest = left.one()
+        assert number == task_actions.MAX_KEYS
+        assert int(oldest[-12:]) == task_actions.MAX_KEYS
