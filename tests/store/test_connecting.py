@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
+from taskherd.errors import Misconfigured
 from taskherd.store.connecting import Connector
 from tests.harness.tcp_proxy import TcpProxy, through
 
@@ -95,3 +98,25 @@ async def test_a_server_that_only_reads_is_demoted_for_who_writes(
     assert pool.is_demoted(connection) is expected
     await connection.execute("SET default_transaction_read_only = off")
     assert not pool.is_demoted(connection)
+
+
+async def test_a_session_without_its_settings_is_closed(database_url: str) -> None:
+    """It is refused, with what is missing and what it should be, and does not stay open at the server."""
+    name = f"refused-{uuid.uuid4().hex}"
+    settings = {"application_name": name, "jit": "off", "statement_timeout": "7s"}
+    refusing = Connector(database_url, command_timeout=30, server_settings=settings)
+    with pytest.raises(
+        Misconfigured, match=r"\(statement_timeout is 7000, not 7s\): .*pgbouncer=transaction"
+    ) as raised:
+        await refusing.connect()
+    accepting = Connector(database_url, command_timeout=30, server_settings=settings, checked=False)
+    connection = await accepting.connect()
+    try:
+        assert await connection.fetchval("SHOW jit") == "off"
+        others = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND pid <> pg_backend_pid()"
+        async with asyncio.timeout(20):
+            while await connection.fetchval(others, name):  # noqa: ASYNC110 - the server sends no notification
+                await asyncio.sleep(0.05)
+    finally:
+        connection.terminate()
+    assert raised.value.setting == "database_url"

@@ -190,3 +190,28 @@ async def test_who_has_waited_keeps_nothing_in_memory(connection_pool: Connectio
     gc.collect()
     assert kept() is None
     connection_pool.release(second)
+
+
+class _Closing:
+    """A connection whose closing fails."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    async def close(self, **_: float) -> None:
+        """Fail."""
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("reset"), TimeoutError(), asyncpg.PostgresError("shutdown"), asyncpg.InterfaceError("closed"),
+        asyncpg.InternalClientError("confused"),
+    ],
+)  # fmt: skip
+async def test_a_connection_that_fails_to_close_is_gone(error: Exception) -> None:
+    """Whatever the reason: nobody could do anything about it. A mistake of ours surfaces."""
+    await pools._close(_Closing(error))
+    with pytest.raises(ZeroDivisionError):
+        await pools._close(_Closing(ZeroDivisionError()))

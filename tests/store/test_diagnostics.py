@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from taskherd.domain.value import replace
 from taskherd.store import diagnostics, work_requests
 from taskherd.store.diagnostics import PoolTemplates
+from taskherd.store.engine import session_settings
 from taskherd.store.tables import METADATA
 from taskherd.store.task_creation import insert_tasks
 from taskherd.store.work_requests import WorkRequestRow
@@ -180,3 +181,11 @@ async def test_open_requests_are_counted_by_their_target(connection: AsyncConnec
     ]  # fmt: skip
     assert [(NOW - each.since).seconds // 60 for each in found] == [9, 7, 5, 4, 1]
     assert await diagnostics.open_requests(connection, "any", ["workspace.stop", "workspace.start"], 2) == found[:2]
+
+
+async def test_the_settings_in_force_are_those_of_this_session(connection: AsyncConnection) -> None:
+    """All that each session must have, but those that PgBouncer sets; timeouts in milliseconds."""
+    await connection.execute(text("SET LOCAL statement_timeout = '7s'"))
+    settings = await diagnostics.session_settings_in_force(connection)
+    assert settings.keys() == session_settings("").keys() - {"application_name", "timezone"}
+    assert (settings["statement_timeout"], settings["jit"]) == ("7000", "off")

@@ -251,3 +251,12 @@ async def test_entries_are_appended_in_the_order_of_builds_and_seq(engine: Async
         assert [tuple(row) for row in rows] == [
             ("first, late", 8, 3), ("second", 3, 3), ("third", 5, 5), ("fourth", 7, 7), ("second build", 9, 9)
         ]  # fmt: skip
+
+
+async def test_logs_are_locked_in_the_order_of_their_tasks(engine: AsyncEngine) -> None:
+    """Whatever the order in which entries come."""
+    ids = [UUID(int=number) for number in (3, 1, 4, 2)]
+    async with transaction(engine) as connection:
+        await logs.append(connection, [entry(task_id, 0, 1, f"of {task_id.int}") for task_id in ids], NOW, LIMITS)
+        rows = await connection.execute(text("SELECT task_id FROM task_log_heads ORDER BY ctid"))
+        assert list(rows.scalars()) == sorted(ids)

@@ -418,3 +418,19 @@ async def check_indexed_list(reader: ReadPool, fleet: Fleet) -> None:
     matching = [task for task in fleet.listed.values() if matches(task, "", wanted, "")]
     expected = sorted(((task.changed_at, task.task_id) for task in matching), reverse=not wanted.oldest_first)
     assert list(await task_queries.task_ids(reader, wanted)) == [task_id for _, task_id in expected], wanted
+
+
+async def test_changes_of_tasks_that_are_being_saved_are_left_for_later(engine: AsyncEngine, reader: ReadPool) -> None:
+    """Who applies changes waits for no transaction that saves a task."""
+    fleet = Fleet(Random(10))
+    async with transaction(engine) as connection:
+        await fleet.create(connection, 3)
+        ids = list((await connection.execute(text("SELECT task_id FROM task_index_changes ORDER BY 1"))).scalars())
+    async with transaction(engine) as saving:
+        lock = text("SELECT FROM task_index_changes WHERE task_id = :id FOR UPDATE")
+        await saving.execute(lock, {"id": ids[1]})
+        async with asyncio.timeout(30), transaction(engine) as connection:
+            assert await task_index.apply(connection, 10) == [ids[0], ids[2]]
+    async with transaction(engine) as connection:
+        assert await task_index.apply(connection, 10) == [ids[1]]
+    await check_totals(reader, fleet)

@@ -464,3 +464,33 @@ async def test_for_whom_an_admin_may_create_tasks(reader: ReadPool, engine: Asyn
         assert await task_queries.find_owner(reader, caller, user, version) == expected, (caller, user)
     await execute(engine, f"UPDATE users SET active = false WHERE id = '{BOB}'")
     assert await task_queries.find_owner(reader, ADA, BOB, V_CLAUDE) is None
+
+
+async def test_what_explains_a_task_is_bounded(reader: ReadPool, engine: AsyncEngine) -> None:
+    """The first inputs and requests, the beginning of each input, and the newest changes tell enough."""
+    many = f"""
+    INSERT INTO inputs (input_id, task_id, ordinal, content, state, created_at)
+        SELECT gen_random_uuid(), '{OF_ALICE}', n, repeat('x', 2001), 'queued', '2026-01-01T00:00Z'
+        FROM generate_series(1, 102) AS n;
+    INSERT INTO work_requests (request_id, task_id, build_number, type, attempt, created_at, next_at)
+        SELECT gen_random_uuid(), '{OF_ALICE}', n, 'workspace.start', 1, now() + n * interval '1 s', now()
+        FROM generate_series(1, 101) AS n;
+    INSERT INTO task_events (task_id, version, occurred_at, kind, document, changes, cause, prompt_version)
+        SELECT '{OF_ALICE}', n, '2026-01-02T00:00Z', 'updated', '{{}}', '{{}}',
+               CASE n WHEN 1 THEN '{{"kind":"command","type":"task.create"}}' ELSE '{{"kind":"report"}}' END::json, 1
+        FROM generate_series(1, 500) AS n;
+"""
+    await execute_script(engine, many)
+    facts = await explained(reader)
+    assert [len(facts[name]) for name in ("inbox", "requests")] == [100, 100]
+    assert [each["build_number"] for each in facts["requests"]] == list(range(1, 101))
+    assert {len(each["input"]) for each in facts["inbox"]} == {2000}
+    assert facts["last_command"]["type"] == "task.create"
+    (row,) = await task_queries.log_revisions(reader, [OF_ALICE])
+    assert fields(row, "last_input", "waiting_inputs") == [102, 101]
+    await execute(
+        engine,
+        f"""INSERT INTO task_events (task_id, version, occurred_at, kind, document, changes, cause, prompt_version)
+        VALUES ('{OF_ALICE}', 501, now(), 'updated', '{{}}', '{{}}', '{{"kind":"report"}}', 1)""",
+    )
+    assert (await explained(reader))["last_command"]["type"] == "task.send"
