@@ -179,3 +179,31 @@ def test_a_new_state_is_short() -> None:
 def test_the_keys_of_stored_rows_stay() -> None:
     """Rows are rewritten only when their task changes, so their keys keep their names."""
     assert set(orjson.loads(task_state_codec.dumps(full_state()))) == KEYS
+
+
+def test_each_build_is_stored_once() -> None:
+    """Facets refer to it by its place, with the time if that is another than the latest build's; the latest is 0."""
+    stored = orjson.loads(task_state_codec.dumps(full_state()))
+    assert [row[:2] for row in stored["builds"]] == [[4, 1], [3, 7]]
+    assert stored["builds"][1] == [
+        3, 7, "2026-01-02T12:00:01Z", str(AGENT), "start", "running", [str(WORKSPACE), "workspace"],
+        [str(APP), "app", "https://example.com", "healthy"], "runner-1", None,
+    ]  # fmt: skip
+    assert [stored[name] for name in ("build", "workspace", "runner", "agent", "app")] == [
+        [0, "2026-01-02T12:00:10Z"], [1, "2026-01-02T12:00:03Z"], 0, [0, "2026-01-02T12:00:09Z"],
+        [1, "2026-01-02T12:00:03Z"],
+    ]  # fmt: skip
+    assert stored["restarts"] == [[0, True, "drained"]]
+
+
+def test_a_state_that_was_read_is_stored_as_before() -> None:
+    """Also its ids, which have another class then."""
+    encoded = task_state_codec.dumps(full_state())
+    assert task_state_codec.dumps(task_state_codec.loads(TASK, encoded)) == encoded
+
+
+def test_a_build_of_an_equal_report_is_the_same_build() -> None:
+    """Whether it is the same object or not, as after it was read."""
+    state = full_state()
+    copied = replace(state, runner=Stamped(replace(state.build.report), at(10)))
+    assert task_state_codec.dumps(copied) == task_state_codec.dumps(state)

@@ -191,3 +191,13 @@ async def test_agents_are_counted_by_health_and_stalled_ones_apart(engine: Async
     }  # fmt: skip
     assert counts.stalled == {("claude", "gpu"): 2, ("aider", "default"): 1}
     assert (counts.parked, counts.unpublished, counts.oldest_unpublished_at) == (2, 5, NOW + timedelta(seconds=5))
+
+
+async def test_metrics_name_the_first_of_each_pair(engine: AsyncEngine) -> None:
+    """Of two templates of the same name with the same pool one counts, so that the limit is one of names."""
+    names = (("acme", "aider"), ("umbrella", "aider"), ("acme", "claude"), ("umbrella", "codex"))
+    await apply(engine, *(template(number, *each, {"pool": "gpu"}) for number, each in enumerate(names, start=1)))
+    async with transaction(engine) as connection:
+        assert await directory.template_pools(connection, 2) == {
+            TemplatePool("aider", "gpu"), TemplatePool("claude", "gpu")
+        }  # fmt: skip
