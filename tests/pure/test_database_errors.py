@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncpg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
@@ -66,6 +67,25 @@ def test_a_connection_that_sqlalchemy_gives_up_is_lost() -> None:
     for is_lost, kind in ((True, Unavailable), (False, type(None))):
         error = DBAPIError("SELECT 1", {}, ValueError("driver"), connection_invalidated=is_lost)
         assert type(classify(error)) is kind
+
+
+def test_of_asyncpgs_own_errors_one_is_that_of_a_lost_connection() -> None:
+    """The others are about a wrong use of it, and the words alone say nothing."""
+    assert type(classify(asyncpg.InterfaceError("cannot call execute(): connection is closed"))) is Unavailable
+    for bug in (asyncpg.InterfaceError("another operation is in progress"), ValueError("connection is closed")):
+        assert classify(bug) is None
+    assert type(classify(asyncpg.InternalClientError("confused"))) is Unavailable
+
+
+@pytest.mark.parametrize(("depth", "code"), [(1, "22003"), (7, "22003"), (8, None)])
+def test_an_error_is_looked_for_a_few_levels_deep(depth: int, code: str | None) -> None:
+    """What was wrapped so often may be wrapped in a circle."""
+    error: Exception = Failure("22003")
+    for _ in range(depth):
+        outer = RuntimeError("wrapped")
+        outer.__cause__ = error
+        error = outer
+    assert sqlstate(error) == code
 
 
 def test_what_the_server_has_answered_is_no_lost_connection() -> None:

@@ -176,6 +176,19 @@ async def test_a_cancelled_waiter_passes_on_that_there_is_room(connection_pool: 
     assert (await connection_pool.acquire(5), connection_pool.in_use) == (second, 1)
 
 
+async def test_a_waiter_that_is_cancelled_as_its_time_ends_is_cancelled(connection_pool: ConnectionPool) -> None:
+    """Its caller does not go on with the error of the time, and no connection is lost."""
+    first, second = await connection_pool.acquire(5), await connection_pool.acquire(5)
+    waiting = asyncio.create_task(connection_pool.acquire(0))
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_later(0, waiting.cancel)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    connection_pool.release(first)
+    connection_pool.release(second)
+    assert (connection_pool.in_use, await connection_pool.acquire(5)) == (0, second)
+
+
 async def test_who_has_waited_keeps_nothing_in_memory(connection_pool: ConnectionPool) -> None:
     """A connection that was passed on can be collected once it is closed, however long its waiter would wait."""
     first, second = await connection_pool.acquire(5), await connection_pool.acquire(5)

@@ -246,6 +246,29 @@ async def test_a_connection_that_cannot_roll_back_is_closed(database_url: str, m
     await proxy.stop()
 
 
+async def test_a_transaction_that_is_canceled_while_it_rolls_back_is_canceled(database_url: str) -> None:
+    """Who canceled it does not see the error for which it rolled back."""
+    proxy = await TcpProxy.before(database_url)
+    engine = open_engine(through(database_url, proxy), size=1, application_name="taskherd-tests", command_timeout=30)
+    failing = asyncio.Event()
+
+    async def fail() -> None:
+        async with transaction(engine) as connection:
+            await connection.execute(text("SELECT 1"))
+            proxy.freeze()
+            failing.set()
+            raise ZeroDivisionError
+
+    task = asyncio.create_task(fail())
+    await failing.wait()
+    await asyncio.wait({task}, timeout=0.1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await dispose(engine)
+    await proxy.stop()
+
+
 async def test_a_server_that_hangs_before_the_first_transaction_is_unavailable(database_url: str) -> None:
     """It hangs when it has just accepted the engine's first connection."""
     proxy = await TcpProxy.before(database_url)

@@ -148,7 +148,7 @@ async def test_what_finishes_an_erasure_leaves_other_tasks_alone(engine: AsyncEn
     async with transaction(engine) as connection:
         await store(connection, rows)
         tombstone = next_version(erased, 2, prompt_version=3)._replace(document='{"status":"deleted"}')
-        await tasks.save(connection, [tombstone, next_version(other, 2, prompt_version=3)], [])
+        await tasks.save(connection, [tombstone, next_version(other, 2, prompt_version=2)], [])
         await erasure.finish(connection, documents, at)
 
         async def values(query: str, row: tasks.StoredTask) -> list[tuple[Any, ...]]:
