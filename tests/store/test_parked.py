@@ -6,6 +6,7 @@ import asyncio
 from datetime import timedelta
 from uuid import uuid4
 
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.store import parked_reports
@@ -100,6 +101,11 @@ async def test_the_reports_beyond_the_limits_of_several_tasks_are_named_in_order
         assert await parked_reports.park(connection, batch, 2) == [2, 3, 5]
         rows = await parked_reports.lock(connection, [two, three])
         assert [row.report for row in rows] == ['{"n":1}', '{"n":4}', '{"n":1}', '{"n":4}']
+        await ignore_indexes(connection)
+        await connection.execute(  # the first one is now the last one in the table
+            text("UPDATE parked SET parked_at = parked_at WHERE id = :id"), {"id": rows[0].id}
+        )
+        assert await parked_reports.lock(connection, [two, three]) == rows
 
 
 async def test_the_oldest_reports_expire_first(engine: AsyncEngine) -> None:

@@ -19,6 +19,9 @@ from tests.store.conftest import NOW, event, ignore_indexes, next_version, task_
 ROUNDS = 4
 """Updates of each row whose heap-only share is measured: while autovacuum reads the database, no space is reused."""
 
+SMALL_PROMPT = 16 * 1024
+"""Bytes of the largest prompt that is read with its task."""
+
 READING = text("""
 SELECT count(*) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_xmin IS NOT NULL
@@ -166,10 +169,10 @@ async def test_the_prompts_that_are_in_memory_together_are_bounded(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond that, fewer tasks are to be locked. Small prompts do not count, and are read with their tasks."""
-    monkeypatch.setattr(tasks, "MAX_PROMPT_BYTES", 2 * tasks.SMALL_PROMPT + 2)
+    monkeypatch.setattr(tasks, "MAX_PROMPT_BYTES", 2 * SMALL_PROMPT + 2)
     small, *large = (
         row._replace(task=replace(row.task, prompt=f"{number}" * size))
-        for number, size in enumerate([tasks.SMALL_PROMPT] + [tasks.SMALL_PROMPT + 1] * 3)
+        for number, size in enumerate([SMALL_PROMPT] + [SMALL_PROMPT + 1] * 3)
         for row in [task_row()]
     )
     async with transaction(engine) as connection:
@@ -183,7 +186,7 @@ async def test_the_prompts_that_are_in_memory_together_are_bounded(
     assert await lock(*chosen) == sorted(chosen, key=lambda row: row.task.id)
     with pytest.raises(PromptSizeError):
         await lock(*large)
-    monkeypatch.setattr(tasks, "MAX_PROMPT_BYTES", 2 * tasks.SMALL_PROMPT + 1)
+    monkeypatch.setattr(tasks, "MAX_PROMPT_BYTES", 2 * SMALL_PROMPT + 1)
     with pytest.raises(PromptSizeError):
         await lock(*chosen)
     assert await lock(small, large[2]) == sorted([small, large[2]], key=lambda row: row.task.id)
