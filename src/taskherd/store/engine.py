@@ -256,7 +256,8 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         classified = classify(error)
         if classified is None:
             raise
-        if isinstance(classified, ReadOnly) and driver_connection is not None:
+        avoided = isinstance(error, TimeoutError) or isinstance(classified, ReadOnly)
+        if avoided and driver_connection is not None:
             connector.avoid(driver_connection)
         raise classified from error
     except ReadOnly:
