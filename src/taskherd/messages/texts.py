@@ -154,7 +154,7 @@ def sanitize_uri(text: str, counts: SanitizeCounts) -> str:
     One with bidirectional control characters is cleared too (RFC 3987, section 4.1).
     """
     if not text:
-        return text
+        return ""
     if not text.isprintable():
         text = sanitize(text, counts)
     if len(text) <= MAX_URI_CHARACTERS and _SCHEME.match(text) and not BIDI_CONTROL.search(text):

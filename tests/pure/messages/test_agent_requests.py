@@ -13,7 +13,7 @@ from taskherd.domain import commands as domain_commands
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.domain.report_json import canonical_json
 from taskherd.domain.reports import AgentRequest
-from taskherd.domain.request_values import DEFAULT_OPTIONS, OptionKind, RequestKind, RequestState
+from taskherd.domain.request_values import DEFAULT_OPTIONS, OptionKind, RequestKind, RequestOption, RequestState
 from taskherd.domain.value import replace
 from taskherd.messages.commands import decode_command
 from taskherd.messages.decoding import InvalidMessage
@@ -118,6 +118,13 @@ def test_the_bounds_themselves_are_valid() -> None:
     assert report.tool.name == "n" * 200
     assert json.loads(report.tool.input or "") == given["input"]
     assert valid({"tool": {"kind": "read", "input": nested(100)}}).tool is not None
+
+
+def test_the_shortest_texts_are_valid() -> None:
+    """A title and the id of an option may have one character."""
+    report = valid({"title": "?", "options": [{"id": "y", "label": "Y", "kind": "other"}]})
+    assert report.title == "?"
+    assert report.options == (RequestOption("y", "Y", OptionKind.OTHER),)
 
 
 def test_long_texts_are_cut() -> None:

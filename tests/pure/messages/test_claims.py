@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import orjson
 import pytest
 
 from taskherd.domain.claims import BuildClaim, ClaimDecision, ClaimOutcome, Ownership
@@ -12,6 +13,7 @@ from taskherd.messages import claims, replies
 from taskherd.messages.decoding import InvalidMessage
 
 TASK = uuid4()
+OTHER = UUID("0d4f7a0e-5a6c-4c59-8f0e-3f1f6f1c2b77")
 
 
 def test_each_message_is_decoded_as_it_was_encoded() -> None:
@@ -22,6 +24,29 @@ def test_each_message_is_decoded_as_it_was_encoded() -> None:
     assert claims.decode_runner_message(claims.encode_claim(claim)) == claim
     assert claims.decode_runner_message(claims.encode_ownership_query(query)) == query
     assert claims.decode_runner_message(claims.encode_hello(hello)) == hello
+
+
+def test_the_messages_of_runners_have_these_fields() -> None:
+    """Runners and workers of different releases understand each other: the names are part of the contract."""
+    claim = claims.encode_claim(BuildClaim(OTHER, 3, "r1"))
+    query = claims.encode_ownership_query(claims.OwnershipQuery((OTHER,), "r2"))
+    hello = claims.encode_hello(claims.RunnerHello("r3", "gpu"))
+    assert orjson.loads(claim) == {"type": "build.claim", "task_id": str(OTHER), "build_number": 3, "runner": "r1"}
+    assert orjson.loads(query) == {"type": "task.owned", "task_ids": [str(OTHER)], "runner": "r2"}
+    assert orjson.loads(hello) == {"type": "runner.hello", "runner": "r3", "pool": "gpu"}
+    assert claims.ownership_reply({OTHER: Ownership.OWNED}) == b'{"tasks":{"%s":"owned"}}' % str(OTHER).encode()
+    unknown = {"tasks": {str(OTHER): "gone"}, "unknown": [str(OTHER)]}
+    assert orjson.loads(claims.ownership_reply({OTHER: None})) == unknown
+
+
+def test_a_question_names_up_to_1000_tasks() -> None:
+    """A longer one is invalid as a whole; the runner asks in parts."""
+    ids = tuple(UUID(int=number) for number in range(1001))
+    fits = claims.OwnershipQuery(ids[:1000], "r1")
+    assert claims.decode_runner_message(claims.encode_ownership_query(fits)) == fits
+    invalid = claims.decode_runner_message(claims.encode_ownership_query(claims.OwnershipQuery(ids, "r1")))
+    assert isinstance(invalid, InvalidMessage)
+    assert invalid.detail.startswith("task_ids: ")
 
 
 @pytest.mark.parametrize(
@@ -82,5 +107,14 @@ def test_another_reply_is_malformed(decode: object) -> None:
     """A runner does not take the refusal of an invalid message for an answer."""
     assert callable(decode)
     for body in (b"x", b"{}", b"[]"):
-        with pytest.raises(Malformed, match="not_a_reply"):
+        with pytest.raises(Malformed, match="not_a_reply") as raised:
             decode(body)
+        assert raised.value.reason == "not_a_reply"
+
+
+def test_the_reply_to_a_hello_is_no_reply_to_a_claim() -> None:
+    """Neither a grant nor a refusal is read from it, and the detail says what was expected."""
+    with pytest.raises(Malformed) as raised:
+        claims.decode_claim_reply(claims.hello_reply())
+    assert raised.value.reason == "not_a_reply"
+    assert "granted" in raised.value.detail

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskherd.domain.command_results import CommandRefused
-from taskherd.domain.commands import Create, Send, UpdateLabels
+from taskherd.domain.commands import Answer, Create, Delete, Send, UpdateLabels
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.errors import Malformed
 from taskherd.messages import replies
-from taskherd.messages.commands import decode_command, encode_command
+from taskherd.messages.commands import decode_command, digest, encode_command
 from taskherd.messages.decoding import InvalidMessage
 from tests.pure.messages.samples import COMMANDS
 
@@ -105,6 +105,66 @@ def test_the_length_limit_of_a_name() -> None:
     refused = decode_command(orjson.dumps({**fields, "name": "n" * 1025}))
     assert isinstance(refused, InvalidMessage)
     assert refused.detail.startswith("name: ")
+
+
+def test_the_digest_of_a_command_is_the_same_in_every_release() -> None:
+    """A command that is repeated after an upgrade is recognized: ``sha256sum`` of its canonical JSON is the digest."""
+    send = Send(command_id=UUID(int=1), task_id=UUID(int=2), actor_id=UUID(int=3), input="Go on", interrupt=True)
+    canonical = (
+        b'{"actor_id":"00000000-0000-0000-0000-000000000003","command_id":"00000000-0000-0000-0000-000000000001",'
+        b'"input":"Go on","interrupt":true,"task_id":"00000000-0000-0000-0000-000000000002","type":"task.send"}'
+    )
+    assert encode_command(send) == canonical
+    assert digest(send).hex() == "c421433668d21d09ef186cdee589eece6e8cf39755986d9e4eed32c6b61adb15"
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_the_size_limit_of_a_command(more: int) -> None:
+    """A command of 1 MiB is decoded; of a larger one the dead letter has the first 64 KiB and the length."""
+    body = orjson.dumps(COMMANDS[1]).ljust(2**20 + more)
+    result = decode_command(body)
+    assert isinstance(result, Delete) is (more == 0)
+    if isinstance(result, InvalidMessage):
+        assert (result.reason, result.body) == (DeadLetterReason.TOO_LARGE, body[: 64 * 1024])
+        assert (result.length, result.detail) == (2**20 + 1, "1048577 bytes; expected at most 1048576")
+
+
+@pytest.mark.parametrize("fields", [COMMANDS[0], COMMANDS[8]], ids=["task.create", "task.update_labels"])
+@pytest.mark.parametrize(
+    ("labels", "is_valid"),
+    [
+        ({str(number): "v" for number in range(256)}, True),
+        ({str(number): "v" for number in range(257)}, False),
+        ({"k" * 256: "v" * 256}, True),
+        ({"k" * 257: "v"}, False),
+        ({"k": "v" * 257}, False),
+        ({"k": 7}, False),
+    ],
+)
+def test_the_message_limits_labels_loosely(fields: dict[str, Any], labels: dict[str, Any], *, is_valid: bool) -> None:
+    """Up to 256 labels of up to 256 characters get a refusal that explains labels; more are invalid."""
+    command = decode_command(orjson.dumps({**fields, "labels": labels}))
+    assert isinstance(command, Create | UpdateLabels) is is_valid
+    if isinstance(command, Create | UpdateLabels):
+        assert command.labels == labels
+
+
+def test_only_a_label_that_is_updated_may_be_null() -> None:
+    """Null removes a label, of which a new task has none."""
+    assert isinstance(decode_command(orjson.dumps({**COMMANDS[8], "labels": {"repo": None}})), UpdateLabels)
+    invalid = decode_command(orjson.dumps({**COMMANDS[0], "labels": {"repo": None}}))
+    assert isinstance(invalid, InvalidMessage)
+    assert invalid.detail.startswith("labels.repo: ")
+
+
+def test_the_length_limit_of_the_option_of_an_answer() -> None:
+    """One of up to 256 characters gets a refusal that names the options; a longer one is invalid."""
+    fits = decode_command(orjson.dumps({**COMMANDS[7], "option_id": "o" * 256}))
+    assert isinstance(fits, Answer)
+    assert fits.option_id == "o" * 256
+    refused = decode_command(orjson.dumps({**COMMANDS[7], "option_id": "o" * 257}))
+    assert isinstance(refused, InvalidMessage)
+    assert refused.detail.startswith("option_id: ")
 
 
 def test_a_reply_survives_a_round_trip() -> None:

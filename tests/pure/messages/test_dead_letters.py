@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskherd.domain.outcome import DeadLetterReason
-from taskherd.messages.dead_letters import MAX_DETAIL, DeadLetterHeaders, Origin, decode, encode, producer_headers
+from taskherd.messages.dead_letters import (
+    MAX_DETAIL,
+    DeadLetter,
+    DeadLetterHeaders,
+    Origin,
+    decode,
+    encode,
+    producer_headers,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +61,76 @@ def test_headers_of_taskherd_and_the_broker_are_not_the_producers() -> None:
     """A producer cannot forge the index or reason of a dead letter, and the broker's counters are not replayed."""
     foreign = dict.fromkeys(("x-taskherd-index", "x-taskherd-reason", "x-death", "x-first-death-queue", "x-opt-a"), 1)
     assert producer_headers({**foreign, "x-mine": 2}) == {"x-mine": 2}
+
+
+def test_the_headers_of_a_dead_letter() -> None:
+    """They have the names and forms of the contract, and what is not known is left out."""
+    origin, time = Origin("claims", "taskherd.claims", "r1"), datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    bare = {
+        "x-taskherd-reason": "invalid",
+        "x-taskherd-detail": "seq: too low",
+        "x-taskherd-exchange": "taskherd.claims",
+        "x-taskherd-routing-key": "r1",
+        "x-taskherd-queue": "claims",
+    }
+    assert encode(b"x", DeadLetterReason.INVALID, "seq: too low", origin) == (b"x", bare)
+    _, headers = encode(
+        b"x", DeadLetterReason.INVALID, "seq: too low", origin, index=0, length=7, time=time, sender="eve"
+    )
+    assert headers == {
+        **bare,
+        "x-taskherd-index": 0,
+        "x-taskherd-length": 7,
+        "x-taskherd-time": "2026-01-02T03:04:05.000000Z",
+        "x-taskherd-sender": "eve",
+    }
+
+
+def test_a_dead_letter_of_a_worker_is_read_as_it_was_written() -> None:
+    """Its origin, detail and sender too; the worker has checked the sender."""
+    origin = Origin("claims", "taskherd.claims", "r1")
+    body, headers = encode(b"x", DeadLetterReason.INVALID, "seq: too low", origin, index=0, sender="eve")
+    letter = decode(Stored(body, {**headers, "mine": 1}, sender="taskherd"))
+    assert letter == DeadLetter(letter.id, "invalid", "seq: too low", origin, 0, 1, b"x", {"mine": 1}, None, "eve")
+    assert letter.sender_checked
+    for unknown in ({}, {"x-taskherd-sender": 7}):
+        headers = {"x-taskherd-reason": "invalid", **unknown}
+        letter = decode(Stored(b"x", headers, sender="taskherd"))
+        assert (letter.sender, letter.detail, letter.origin) == (None, "", Origin("", "", ""))
+
+
+def test_the_origin_of_what_the_broker_dead_lettered() -> None:
+    """Queue and exchange are those of the last death; a letter without a queue was published straight to its queue."""
+    deaths = {"x-last-death-queue": "claims", "x-last-death-exchange": "taskherd.claims"}
+    letter = decode(Stored(b"x", deaths, routing_key="r1"))
+    assert letter.origin == Origin("claims", "taskherd.claims", "r1")
+    del deaths["x-last-death-exchange"]
+    assert decode(Stored(b"x", deaths, routing_key="r1")).origin == Origin("claims", "", "r1")
+
+
+@pytest.mark.parametrize(
+    ("headers", "doubt"),
+    [
+        ({"x-taskherd-reason": "invalid"}, None),
+        ({"x-taskherd-reason": "untrusted_sender"}, "it came from no trusted sender"),
+        ({"x-last-death-queue": "q", "x-last-death-reason": "expired"}, "no worker has checked its sender"),
+        ({"x-last-death-queue": "q", "x-last-death-reason": "untrusted_sender"}, "it came from no trusted sender"),
+        ({}, "no worker has checked its sender"),
+    ],
+)
+def test_a_letter_whose_sender_nobody_trusts_is_doubtful(headers: dict[str, str], doubt: str | None) -> None:
+    """Only who names such a letter replays it."""
+    said = decode(Stored(b"x", headers)).doubt
+    assert said == (None if doubt is None else f"{doubt}; if you trust what it asks for, name its id")
+
+
+def test_the_id_is_the_same_in_every_release() -> None:
+    """Twelve digits, the beginning of a digest of the message id, reason, queue, routing key and body."""
+    headers = {"x-taskherd-reason": "invalid", "x-taskherd-queue": "q", "x-taskherd-routing-key": "k"}
+    letter = decode(Stored(b"x", headers, message_id="m"))
+    assert letter.id == hashlib.sha256(b"m\0invalid\0q\0k\0x").hexdigest()[:12]
+    nameless = decode(Stored(b"x", headers, message_id=None))
+    assert nameless.id == hashlib.sha256(b"\0invalid\0q\0k\0x").hexdigest()[:12]
 
 
 def test_the_id_is_stable_and_depends_on_the_message() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from taskherd.broker import delivery
 from taskherd.domain.outcome import DeadLetterReason
-from taskherd.domain.reports import AppStatus
+from taskherd.domain.reports import AppStatus, Workspace, WorkspaceBuild
 from taskherd.domain.value import replace
 from taskherd.messages import limits
 from taskherd.messages.claims import decode_runner_message
@@ -152,6 +152,19 @@ def test_lone_surrogates_and_nul_are_removed_from_texts(wrap: bytes) -> None:
     assert isinstance(element.report, AppStatus)
     assert element.report.message == "a😀b"
     assert element.sanitize_counts == {"control": 2}
+
+
+def test_a_lone_surrogate_in_a_name_is_removed() -> None:
+    """A name with one is as good as without it, and the removal is counted; a pair of surrogates is a character."""
+    body = (
+        b'{"type":"workspace.build","task_id":"%s","transition":"start","job_status":"running",'
+        b'"workspace":{"id":"%s","name":"ma\\ud800in \\ud83d\\ude00"}}'
+    )
+    element = one(body % (TASK.encode(), TASK.encode()))
+    assert isinstance(element, DecodedReport)
+    assert isinstance(element.report, WorkspaceBuild)
+    assert element.report.workspace == Workspace(UUID(TASK), "main 😀")
+    assert element.sanitize_counts == {"control": 1}
 
 
 def test_the_size_limit_of_a_body() -> None:
@@ -390,6 +403,17 @@ def test_a_dead_letter_says_where_a_body_stops_being_json(body: bytes, detail: s
         (7, "an object was expected"),
         ({"type": "agent.dance" + "x" * 100}, f"type: 'agent.dance{'x' * 53}' is not known"),
         ({"type": "agent.heartbeat", "task_id": TASK, "seq": -1}, "seq: Input should be greater than or equal to 0"),
+        ({"type": "task.log", "task_id": TASK, "entries": 7}, "entries: Input should be a valid array"),
+        (
+            {
+                "type": "workspace.build",
+                "task_id": TASK,
+                "transition": "start",
+                "job_status": "running",
+                "workspace": "main",
+            },
+            "workspace: Input should be an object",
+        ),
     ],
 )
 def test_a_dead_letter_says_what_was_expected(fields: object, detail: str) -> None:

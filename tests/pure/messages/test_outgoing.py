@@ -192,7 +192,13 @@ def test_an_empty_document_has_nulls_and_omits_four_fields() -> None:
     assert GOLDEN.keys() - fields.keys() == {
         *("owner_avatar_url", "workspace_status", "workspace_build_number", "labels")
     }
-    TaskDocument.model_validate_json(orjson.dumps(fields))
+    model = TaskDocument.model_validate_json(orjson.dumps(fields))
+    assert (model.owner_avatar_url, model.workspace_status, model.workspace_build_number, model.labels) == (
+        "",
+        "",
+        0,
+        {},
+    )
 
 
 def test_an_unhealthy_agent_has_a_reason() -> None:
@@ -283,6 +289,30 @@ def test_packed_messages_contain_every_event_within_the_limit(
         assert [each["data"]["version"] for each in orjson.loads(batch.body)] == [each.version for each in batch.events]
 
 
+@pytest.mark.parametrize("version", [0, 1])
+def test_versions_begin_with_1(version: int) -> None:
+    """An event of an earlier one is not of this contract."""
+    body = events.encode_event(event(version))
+    if version:
+        assert events.CloudEvent.model_validate_json(body).data.version == 1
+    else:
+        with pytest.raises(ValidationError, match="version"):
+            events.CloudEvent.model_validate_json(body)
+
+
+def test_packing_fills_every_message() -> None:
+    """Each message after the first holds as much."""
+    fours = [event(number) for number in range(1, 5)]
+    size = 2 * len(events.encode_event(event(1))) + 3
+    assert [len(batch.body) for batch in events.pack_events(fours, size)] == [size, size]
+    assert [len(batch.events) for batch in events.pack_events(fours, size - 1)] == [1, 1, 1, 1]
+    kinds = [event(1), event(2, events.EventKind.DELETED), event(3)]
+    assert [(batch.routing_key, batch.events) for batch in events.pack_events(kinds)] == [
+        ("task.updated", (kinds[0], kinds[2])),
+        ("task.deleted", (kinds[1],)),
+    ]
+
+
 def test_packing_fills_a_message_completely() -> None:
     """Two events that fit exactly are in one message; with a limit of one byte less they are not."""
     pair = [event(1), event(2)]
@@ -326,6 +356,56 @@ def test_work_requests_survive_a_round_trip(request_type: str) -> None:
     assert work.decode_request(work.encode_request(request)) == request
     assert "secret-token" not in repr(request)
     assert work.routing_key(request.type, "default") == f"{request_type}.default"
+
+
+@pytest.mark.parametrize(
+    ("changes", "detail"),
+    [
+        ({"attempt": 0}, "attempt: Input should be greater than or equal to 1"),
+        ({"build_number": 0}, "build_number: Input should be greater than or equal to 1"),
+        ({"build_number": 2**31}, "build_number: Input should be less than or equal to 2147483647"),
+        ({"owner": {"id": AGENT}}, "owner.username: Field required"),
+        ({"type": "workspace.paint"}, "type: 'workspace.paint' is not known"),
+    ],
+)
+def test_an_invalid_work_request_is_a_value(changes: dict[str, Any], detail: str) -> None:
+    """A runner gets the reason and the body, and no exception; the limits themselves are valid."""
+    fields: dict[str, Any] = {
+        "type": "workspace.stop",
+        "request_id": OTHER,
+        "attempt": 1,
+        "task_id": TASK,
+        "task_name": "paint",
+        "owner": {"id": AGENT, "username": "bob"},
+        "build_number": 2**31 - 1,
+        "build_id": OTHER,
+        "template_version_id": OTHER,
+        "run": {},
+    }
+    assert isinstance(work.decode_request(orjson.dumps(fields)), work.WorkspaceStop)
+    body = orjson.dumps({**fields, **changes})
+    invalid = work.decode_request(body)
+    assert isinstance(invalid, InvalidMessage)
+    assert (invalid.detail, invalid.body, invalid.index) == (detail, body, None)
+    assert isinstance(work.decode_request(b"x"), InvalidMessage)
+
+
+def test_a_request_for_another_pool_says_no_names() -> None:
+    """It has all ids, and neither the names of the task and its owner nor what the template tells runners."""
+    stop = work.WorkspaceStop(
+        request_id=UUID(OTHER),
+        attempt=2,
+        task_id=ID,
+        task_name="secret-plan",
+        owner=work.WorkRequestOwner(id=UUID(AGENT), username="carol"),
+        build_number=3,
+        build_id=work.build_id(ID, 3),
+        template_version_id=UUID(OTHER),
+        run={"command": ["true"]},
+    )
+    redacted = orjson.loads(work.encode_request(work.redact(stop)))
+    fields = orjson.loads(work.encode_request(stop))
+    assert redacted == {**fields, "task_name": "", "run": {}, "owner": {"id": AGENT, "username": ""}}
 
 
 @given(st.uuids(), st.integers(1, 2**31 - 1), st.text(min_size=1).filter(lambda key: key.isascii()))

@@ -15,7 +15,7 @@ from taskherd.domain import reports as domain
 from taskherd.domain.outcome import DeadLetterReason
 from taskherd.domain.report_json import canonical_json
 from taskherd.messages.decoding import InvalidMessage
-from taskherd.messages.reports import DecodedReport, DecodeResult, decode_reports
+from taskherd.messages.reports import DecodedReport, DecodeResult, decode_reports, encode_report
 from tests.pure.messages.samples import NOW, OTHER, REPORT_OF, REPORTS, TASK, any_report, json_values
 
 HEARTBEAT = {"type": "agent.heartbeat", "task_id": TASK}
@@ -49,6 +49,81 @@ def test_every_type_is_decoded(fields: dict[str, Any]) -> None:
     decoded = json.loads(canonical_json(valid(fields)))
     assert decoded["type"] == fields["type"]
     assert set(fields) <= set(decoded)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_the_size_limit_of_a_message(more: int) -> None:
+    """A report of 1 MiB is decoded; of a larger one the dead letter has the first 64 KiB and the length."""
+    body = json.dumps(HEARTBEAT).encode().ljust(2**20 + more)
+    (element,) = decode_reports(body, NOW)
+    if more:
+        detail = "1048577 bytes; expected at most 1048576"
+        assert element == InvalidMessage(None, DeadLetterReason.TOO_LARGE, detail, body[: 64 * 1024], 2**20 + 1)
+    else:
+        assert isinstance(element, DecodedReport)
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_reports_in_an_array_keep_their_order(*, is_slow: bool) -> None:
+    """Without a seq each gets one more than the one before it, in microseconds; a seq of its own stays as it is."""
+    numbered = {**HEARTBEAT, "seq": 7}
+    reports = [HEARTBEAT, numbered, HEARTBEAT, numbered, *(["no report"] if is_slow else [])]
+    decoded = [
+        each.report.seq for each in decode_reports(json.dumps(reports).encode(), NOW) if isinstance(each, DecodedReport)
+    ]
+    now = (NOW - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    assert decoded == [now, 7, now + 2, 7]
+
+
+@pytest.mark.parametrize("junk", [HEARTBEAT, "no report"])
+def test_the_limit_of_reports_in_a_message(junk: object) -> None:
+    """A message has up to 1,000; one with more is invalid as a whole, whatever its elements are."""
+    elements = [*[HEARTBEAT] * 998, {**HEARTBEAT, "seq": 1}, junk]
+    results = decode_reports(json.dumps(elements).encode(), NOW)
+    assert [isinstance(each, DecodedReport) for each in results] == [*[True] * 999, junk is HEARTBEAT]
+    body = json.dumps([*elements, HEARTBEAT]).encode()
+    detail = "1001 reports in one message; expected at most 1000"
+    assert decode_reports(body, NOW) == [InvalidMessage(None, DeadLetterReason.TOO_MANY, detail, body)]
+
+
+@pytest.mark.parametrize("word", ["NaN", "Infinity", "-Infinity"])
+def test_an_array_with_a_word_that_json_lacks_is_invalid(word: str) -> None:
+    """Even in a field that nobody reads: the array is no JSON, and what other parsers make of it is unknown."""
+    bad = json.dumps(HEARTBEAT)[:-1] + f', "x": {word}}}'
+    body = f"[{json.dumps(HEARTBEAT)},{bad}]".encode()
+    detail = f"element 1: {word} is not JSON"
+    assert decode_reports(body, NOW) == [InvalidMessage(None, DeadLetterReason.NOT_JSON, detail, body)]
+    (element,) = decode_reports(json.dumps([{**STATUS, "message": word}]).encode(), NOW)
+    assert isinstance(element, DecodedReport)
+    assert isinstance(element.report, domain.AppStatus)
+    assert element.report.message == word, "in a text it is a word like others"
+
+
+@pytest.mark.parametrize(
+    ("observed", "microseconds"),
+    [
+        ("1970-01-01T00:00:00Z", 0),
+        ("1970-01-01T00:00:00.000001Z", 1),
+        ("1970-01-03T00:00:02.000003Z", 2 * 86_400_000_000 + 2_000_003),
+        ("2026-03-01T11:59:59.999999Z", 1_772_366_399_999_999),
+        ("2026-03-01T12:00:00Z", 1_772_366_400_000_000),
+        ("2026-03-01T12:00:00.000001Z", 1_772_366_400_000_000),
+    ],
+)
+def test_a_seq_counts_the_microseconds_since_1970(observed: str, microseconds: int) -> None:
+    """Those until the report was observed, or until it was received if that is earlier."""
+    assert valid({**HEARTBEAT, "observed_at": observed}).seq == microseconds
+
+
+def test_an_encoded_report_has_its_seq_unless_it_is_left_to_the_worker() -> None:
+    """The texts are those that runners send."""
+    report = valid({**STATUS, "seq": 7, "message": "Reading é"})
+    fields = {"type": "app.status", "task_id": TASK, "state": "working", "message": "Reading é"}
+    without = json.loads(encode_report(report, with_seq=False))
+    assert without == {**fields, **{name: without[name] for name in without.keys() - fields.keys()}}
+    assert "seq" not in without
+    assert json.loads(encode_report(report)) == {**without, "seq": 7}
+    assert encode_report(report) == canonical_json(report).encode()
 
 
 @given(any_report)

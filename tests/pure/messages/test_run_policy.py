@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from taskherd.backoff import Backoff
+from taskherd.domain.recovery import RecoveryPolicy
 from taskherd.messages.run_policy import default_policy, recovery_policy
 
 DEFAULT = default_policy(1800.0)
@@ -32,6 +34,12 @@ def test_a_policy_is_read_from_run(run: dict[str, Any], stalled_after: int, rest
     assert policy.stalled_after == timedelta(seconds=stalled_after)
     assert policy.max_loss_restarts == restarts
     assert policy.loss_backoff.longest(1) == first_wait
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1800.0])
+def test_the_default_policy_restarts_nothing(seconds: float) -> None:
+    """An agent counts as stalled after the worker's time, and a lost one is not started again."""
+    assert default_policy(seconds) == RecoveryPolicy(timedelta(seconds=seconds), 0, Backoff(10.0, 3600.0))
 
 
 def test_a_run_that_asks_for_nothing_has_the_default_policy() -> None:

@@ -47,6 +47,38 @@ def test_what_is_another_state(before: Any, after: Any, *, is_another: bool) -> 
     assert is_another_state(before, after) is is_another
 
 
+@pytest.mark.parametrize(
+    ("document", "shown"),
+    [
+        (core("pending", None), ShownState.STARTING),
+        (core("initializing", "working"), ShownState.STARTING),
+        (core("active", None), ShownState.WORKING),
+        (core("active", "working"), ShownState.WORKING),
+        (core("active", "idle"), ShownState.IDLE),
+        (core("active", "complete"), ShownState.COMPLETE),
+        (core("active", "failed"), ShownState.FAILED),
+        (core("active", "idle", requests_open=1), ShownState.WAITING),
+        (core("paused", "idle", requests_open=1), ShownState.PAUSED),
+        (core("pending", None, requests_open=1), ShownState.STARTING),
+        (core("unknown", "working"), ShownState.UNKNOWN),
+        (core("error", "working"), ShownState.FAILED),
+        (core("error", None), ShownState.FAILED),
+        (core("error", "working", LOST_CONNECTION), ShownState.LOST),
+        (core("active", "working", NOT_RUNNING), ShownState.FAILED),
+        (core("paused", "complete", NOT_RUNNING), ShownState.FAILED),
+        (core("active", "working", NOT_RUNNING, agent_exit={"why": "exited"}), ShownState.FAILED),
+        (core("active", "complete", NOT_RUNNING, agent_exit={"why": "lost"}), ShownState.COMPLETE),
+        (core("active", "complete", LOST_CONNECTION), ShownState.COMPLETE),
+        (core("active", "working", "agent is shutting down"), ShownState.WORKING),
+        (core("active", "working", agent_exit={"why": "lost"}), ShownState.LOST),
+        (VANISHED, ShownState.LOST),
+    ],
+)
+def test_what_a_task_is_said_to_do(document: Any, shown: ShownState) -> None:
+    """A lost agent before a failure, both before the status, an open request before what the agent says."""
+    assert shown_state_of(document) is shown
+
+
 def test_a_document_of_an_earlier_release_has_a_state() -> None:
     """One without the fields that came later."""
     assert shown_state_of(core("paused", None)) is ShownState.PAUSED

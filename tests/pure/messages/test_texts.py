@@ -83,6 +83,26 @@ def test_uris_with_other_schemes_or_too_long_are_cleared(uri: str, valid: bool) 
     assert counts.get("uri", 0) == (0 if valid else 1)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_that_json_lacks_are_no_data(number: float) -> None:
+    """What is stored can be read by every parser."""
+    for visible in (False, True):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            texts.canonical_data({"a": [number]}, {}, visible=visible)
+
+
+def test_only_data_that_people_decide_by_must_keep_every_name_apart() -> None:
+    """In the data of a log entry names that become one have the last value; in a tool's input they are refused."""
+    data = {"command": "ls", "comm\x00and": "make", "b\u202e": 1}
+    counts: SanitizeCounts = {}
+    assert texts.canonical_data(data, counts) == '{"b\u202e":1,"command":"make"}'
+    assert counts == {"control": 1}
+    with pytest.raises(ValueError, match=r"^names that differ without their control characters were expected$"):
+        texts.canonical_data([data], {}, visible=True)
+    assert texts.canonical_data({"b\u202e": "\u202e"}, counts, visible=True) == '{"b\\\\u202e":"\\\\u202e"}'
+    assert counts == {"control": 3}
+
+
 @pytest.mark.parametrize(
     ("uri", "sanitized", "removed"),
     [

@@ -82,6 +82,20 @@ def test_the_bounds_themselves_are_valid(fields: dict[str, Any]) -> None:
     assert decoded(fields).task_id == UUID(TASK)
 
 
+def test_each_number_is_in_its_field() -> None:
+    """What an agent reports is what is counted, each for itself; what it leaves out is not known."""
+    names = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "context_used", "context_size")
+    report = decoded({**{name: number for number, name in enumerate(names)}, "model": "sonnet"})
+    assert [getattr(report, name) for name in names] == [0, 1, 2, 3, 4, 5]
+    assert (report.model, report.cost) == ("sonnet", None)
+    assert {getattr(decoded({}), name) for name in names} == {None}
+
+
+def test_a_cost_is_an_amount_of_a_currency() -> None:
+    """Both are kept."""
+    assert decoded({"cost": {"amount": "1.50", "currency": "JPY"}}).cost == domain.Cost(Decimal("1.5"), "JPY")
+
+
 def test_a_model_without_a_name_is_none() -> None:
     """An empty name, and one of control characters only, are no name; others lose their control characters."""
     assert [decoded({"model": name}).model for name in ("", " ", "\x00", "a\u202eb")] == [None, None, None, "ab"]
@@ -92,8 +106,7 @@ def test_an_amount_stays_exact(whole: int, fraction: str | None) -> None:
     """An amount is the decimal that was written, and its canonical form is one and the same for equal amounts."""
     text = str(whole) if fraction is None else f"{whole}.{fraction}"
     report = decoded({"cost": {"amount": text, "currency": "EUR"}})
-    assert report.cost is not None
-    assert report.cost.amount == Decimal(text)
+    assert report.cost == domain.Cost(Decimal(text), "EUR")
     canonical = json.loads(canonical_json(report))["cost"]["amount"]
     assert Decimal(canonical) == Decimal(text)
     longer = decoded({"cost": {"amount": f"{whole}.{(fraction or '').ljust(9, '0')}", "currency": "EUR"}})
