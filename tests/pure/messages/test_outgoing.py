@@ -225,6 +225,16 @@ def test_the_core_document_survives_json_and_contains_no_directory_names() -> No
     }
 
 
+def test_ids_that_may_be_null_have_two_fields_where_clients_expect_them() -> None:
+    """The nil UUID stands for none, as in ``uuid.NullUUID`` of Go; other ids stay texts."""
+    present = document.with_nullable_ids({**GOLDEN})
+    nil = {"uuid": "00000000-0000-0000-0000-000000000000", "valid": False}
+    names = ("workspace_id", "workspace_agent_id", "workspace_app_id")
+    ids = {name: {"uuid": GOLDEN[name], "valid": True} for name in names}
+    assert present == {**GOLDEN, **ids}
+    assert document.with_nullable_ids({**GOLDEN, **dict.fromkeys(names)}) == {**GOLDEN, **dict.fromkeys(names, nil)}
+
+
 def test_changed_fields_are_named() -> None:
     """A field that was added, removed or changed is named, in alphabetical order."""
     before, after = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -40,10 +41,18 @@ def test_the_record_of_a_taken_name_does_not_contain_it() -> None:
         (create("fix-login"), CommandRefused(404, "Not there.")),
         (create("fix-login"), name_in_use("other")),
         (create(None), name_in_use("made-up")),
+        (create(None), name_in_use("False")),
         (Pause(**IDS), name_in_use("fix-login")),
         (Pause(**IDS), name_in_use("")),
     ],
-    ids=["another refusal", "another name", "a name that was made up", "another command", "no name"],
+    ids=[
+        "another refusal",
+        "another name",
+        "a name that was made up",
+        "a name like a word of Python",
+        "another command",
+        "no name",
+    ],
 )
 def test_other_refusals_are_recorded_as_they_are(command: Create | Pause, refusal: CommandRefused) -> None:
     """Only a create names a task that it does not change, and only the name that it asked for is in the command."""
@@ -79,8 +88,12 @@ def test_all_fields_of_a_reply() -> None:
     """They have these names; an input is queued only if that is said."""
     ids = {name: UUID(int=number) for number, name in enumerate(("input_id", "interrupt_id", "answered"), 6)}
     fields = {"ok": True, "task": {"id": "x"}, "version": 3, **{name: str(each) for name, each in ids.items()}}
-    assert orjson.loads(replies.accepted_reply({"id": "x"}, 3, **ids)) == {**fields, "queued": False}
-    assert orjson.loads(replies.accepted_reply({"id": "x"}, 3, **ids, queued=True)) == {**fields, "queued": True}
+    input_id, interrupt_id, answered = ids.values()
+    reply = partial(
+        replies.accepted_reply, {"id": "x"}, 3, input_id=input_id, interrupt_id=interrupt_id, answered=answered
+    )
+    assert orjson.loads(reply()) == {**fields, "queued": False}
+    assert orjson.loads(reply(queued=True)) == {**fields, "queued": True}
     assert orjson.loads(replies.accepted_reply({"id": "x"}, 3, queued=True)) == {
         "ok": True,
         "task": {"id": "x"},
