@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from threading import Timer
 from typing import Any
 from uuid import UUID
 
@@ -10,6 +12,7 @@ import pytest
 
 from taskherd.errors import Misconfigured, Unavailable
 from taskherd.runner import template
+from taskherd.runner.workspaces import cgroups as module
 from taskherd.runner.workspaces.cgroups import Cgroups
 from taskherd.runner.workspaces.isolation import Isolation
 from taskherd.runner.workspaces.launch_plan import LaunchPlan, plan_launch
@@ -45,8 +48,12 @@ def test_the_controllers_of_runs_are_enabled(tmp_path: Path, controllers: str, e
 
 def test_what_is_no_cgroup_is_refused(tmp_path: Path) -> None:
     """The message names the folder and what was expected."""
-    with pytest.raises(Misconfigured, match=r"cannot be used .*; expected a delegated cgroup v2 without processes"):
+    with pytest.raises(
+        Misconfigured, match=r"cannot be used .*; expected a delegated cgroup v2 without processes"
+    ) as raised:
         Cgroups(tmp_path)
+    ((setting, problem),) = raised.value.wrong
+    assert (setting, problem.startswith(f"{tmp_path} cannot be used")) == ("runner_cgroup", True)
 
 
 def test_each_run_has_its_own_limits(tmp_path: Path) -> None:
@@ -68,6 +75,25 @@ def test_the_end_of_a_run_kills_what_is_in_its_cgroup(tmp_path: Path) -> None:
     (path / "cgroup.events").write_text("populated 0\nfrozen 0\n")
     assert cgroups.remove(TASK, 5) == 0
     assert (path / "cgroup.kill").read_text() == "1"
+
+
+def test_processes_that_cannot_be_killed_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is stuck in the kernel stays for a while; a cgroup that is empty meanwhile has none left."""
+    monkeypatch.setattr(module, "END_TIMEOUT", 0.2)
+    cgroups = delegated(tmp_path)
+    path = cgroups.create(TASK, 6, limits())
+    (path / "cgroup.events").write_text("populated 1\nfrozen 0\n")
+    (path / "cgroup.procs").write_text("7\n8\n")
+    started = time.monotonic()
+    assert cgroups.remove(TASK, 6) == 2
+    assert time.monotonic() - started >= 0.2, "they were waited for"
+    assert Isolation(Sandbox((), None), cgroups=cgroups).end(TASK, 6) == 2
+    monkeypatch.setattr(module, "END_TIMEOUT", 60)
+    emptied = Timer(0.1, (path / "cgroup.events").write_text, ["populated 0\nfrozen 0\n"])
+    emptied.start()
+    assert cgroups.remove(TASK, 6) == 0
+    assert time.monotonic() - started < 30
+    emptied.join()
 
 
 def test_what_a_runner_says_about_limits(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from taskherd.runner.workspaces import removal
 from taskherd.runner.workspaces.folders import RunFolder, TaskFolder, list_tasks
 
 UID = 200_000
@@ -102,10 +103,11 @@ def test_the_folders_of_an_agent_are_given_to_its_user(task: TaskFolder, given: 
     (task.work / "folder" / "file").write_text("")
     (task.work / "linked").hardlink_to(task.home / "kept")
     (task.work / "link").symlink_to("/etc")
+    (task.work / "dangling").symlink_to("/nowhere")
     task.prepare(UID)
     assert (mode(task.path), [*task.tmp.iterdir()]) == (0o710, [])
     owned = [("work", UID, UID, False), ("home", UID, UID, False), ("tmp", UID, UID, False)]
-    inside = [(name, UID, UID, False) for name in ("deep", "file", "folder", "link")]
+    inside = [(name, UID, UID, False) for name in ("deep", "file", "folder", "link", "dangling")]
     assert given[0] == (str(task.task_id), -1, UID, True)
     assert sorted(given[1:]) == sorted([*owned, *inside])
 
@@ -166,10 +168,37 @@ def test_what_the_agent_has_left_is_removed(task: TaskFolder) -> None:
 def test_only_folders_of_tasks_are_tasks(tmp_path: Path) -> None:
     """Named by an id as it is written here, in its order."""
     one, two, three = (UUID(int=number) for number in (1, 2, 3))
+    (tmp_path / ".cache").mkdir()
+    assert list_tasks(tmp_path) == []
     for name in (str(two), str(one), three.hex, "lock.d"):
         (tmp_path / name).mkdir()
     (tmp_path / str(three)).write_text("no folder")
     assert [(task.root, task.task_id) for task in list_tasks(tmp_path)] == [(tmp_path, one), (tmp_path, two)]
+
+
+def test_the_folder_of_a_runner_is_made_with_those_around_it(tmp_path: Path) -> None:
+    """A runner may be the first program that uses the place."""
+    folder = TaskFolder(tmp_path / "var" / "lib" / "runner", UUID(int=8))
+    folder.create()
+    assert folder.work.is_dir()
+
+
+def test_a_run_folder_that_cannot_be_removed_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else is to be done goes on; one that can be removed is replaced by an empty one for the runner alone."""
+    run = RunFolder(tmp_path / "run-1")
+    for _ in range(2):
+        run.recreate()
+        assert (mode(run.path), [*run.path.iterdir()]) == (0o700, [])
+        run.shim_log.write_text("")
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(removal, "remove", refuse)
+    run.remove()
+    assert run.shim_log.exists()
+    with pytest.raises(FileExistsError):
+        run.recreate()
 
 
 @pytest.mark.parametrize("name", ["home", "work"])

@@ -10,6 +10,7 @@ import pytest
 from taskherd.errors import Malformed, Unavailable
 from taskherd.runner import template
 from taskherd.runner.workspaces.folders import TaskFolder
+from taskherd.runner.workspaces.isolation import Isolation
 from taskherd.runner.workspaces.sandbox import Sandbox
 from taskherd.runner.workspaces.users import AgentUsers
 from taskherd.settings.isolation import check_paths, parse_uids
@@ -88,6 +89,38 @@ def test_a_sandbox_without_its_program_names_the_package(monkeypatch: pytest.Mon
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(Unavailable, match="bwrap is not installed; install the package bubblewrap"):
         Sandbox((), None).check("host")
+
+
+@pytest.mark.parametrize(
+    ("fields", "demand"),
+    [
+        ({"sandbox": "bwrap"}, "`sandbox: bwrap`"),
+        ({"sandbox": "bwrap", "network": "none"}, "`sandbox: bwrap` and `network: none`"),
+    ],
+)
+def test_a_template_whose_sandbox_a_runner_cannot_give_is_not_started(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, str], demand: str
+) -> None:
+    """The error says what it demands and why that is not there; one without a sandbox needs no program."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    isolation = Isolation(Sandbox((), None))
+    isolation.check(template.parse({"command": ["true"]}))
+    with pytest.raises(Unavailable) as refused:
+        isolation.check(template.parse({"command": ["true"], **fields}))
+    problem = f"the template has {demand}, which this runner cannot give: bwrap is not installed; install the package"
+    assert str(refused.value).startswith(problem)
+
+
+def test_a_task_keeps_its_user_until_it_is_released() -> None:
+    """Also the one that it had under an earlier runner."""
+    isolation = Isolation(Sandbox((), None), AgentUsers(UNUSED, UNUSED + 2))
+    first, second, third = (uuid.UUID(int=number) for number in (11, 12, 13))
+    isolation.hold_user(first, UNUSED + 1)
+    assert [isolation.assign_user(task) for task in (second, first, second)] == [UNUSED + 2, UNUSED + 1, UNUSED + 2]
+    with pytest.raises(Unavailable, match="all 2 users"):
+        isolation.assign_user(third)
+    isolation.release_user(first)
+    assert isolation.assign_user(third) == UNUSED + 1
 
 
 @pytest.mark.parametrize(("root", "hidden"), [("runner", "runner"), (".taskherd/demo/runner", ".taskherd")])

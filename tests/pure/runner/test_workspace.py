@@ -12,8 +12,10 @@ from uuid import UUID, uuid4
 import pytest
 
 from taskherd.domain.reports import InterruptOutcome
+from taskherd.errors import Unavailable
 from taskherd.messages.work import AgentAnswer, WorkRequestOwner
 from taskherd.observability.metrics import Metrics
+from taskherd.runner import template
 from taskherd.runner.agents.context import AnswerOutcome, NotDelivered
 from taskherd.runner.agents.log_budget import LogRates
 from taskherd.runner.context import RunnerContext
@@ -231,6 +233,40 @@ def test_whether_the_last_agent_had_finished(place: Place) -> None:
         run.path.mkdir(parents=True)
         run.exit.write_text(f'{{"reason": "exited", "code": {code}}}')
         assert place.workspace._launcher.has_finished() is (code == 0)
+
+
+@pytest.mark.parametrize(
+    ("session", "gives_prompt", "command"),
+    [("s-1", False, ("go", "--resume", "{session}")), (None, True, ("begin",))],
+)
+def test_an_agent_goes_on_in_the_session_that_it_has(
+    place: Place, session: str | None, *, gives_prompt: bool, command: tuple[str, ...]
+) -> None:
+    """One without a session begins again; the plan of a build stands, whatever is known later."""
+    given_start(place.agent)
+    journal, launcher = place.journal, place.workspace._launcher
+    assert journal.start is not None
+    journal.record_prompt()
+    journal.stream_session = session
+    fields = {"command": ["begin"], "resume": "continue", "resume_command": ["go", "--resume", "{session}"]}
+    run = template.parse(fields)
+    for known in (session, None, "s-2"):
+        journal.stream_session = known
+        plan = launcher._plan(run, journal.start)
+        assert (tuple(plan.command), plan.gives_prompt) == (command, gives_prompt)
+    assert (journal.planned_build, journal.gives_prompt, journal.resumes) == (1, gives_prompt, not gives_prompt)
+
+
+async def test_an_agent_is_isolated_as_its_template_demands(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its working directory is made, and it is not started where its sandbox is missing."""
+    launcher = place.workspace._launcher
+    place.folder.create()
+    assert await launcher._isolate(template.parse({"command": ["true"], "workdir": "src/app"})) is None
+    assert (place.folder.work / "src" / "app").is_dir()
+    assert place.journal.agent_uid is None
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(Unavailable, match="bwrap is not installed"):
+        await launcher._isolate(template.parse({"command": ["true"], "sandbox": "bwrap"}))
 
 
 def test_the_success_of_the_latest_start_counts(place: Place) -> None:
