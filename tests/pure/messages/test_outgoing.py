@@ -338,6 +338,12 @@ def test_packing_fills_a_message_completely() -> None:
         assert len(events.pack_events(halves)) == messages, "a message has up to 512 KiB"
 
 
+def test_the_types_of_work_requests() -> None:
+    """Queues of runners are bound for each of them."""
+    workspaces = ("workspace.start", "workspace.stop", "workspace.delete")
+    assert work.REQUEST_TYPES == (*workspaces, "agent.input", "agent.interrupt", "agent.answer")
+
+
 @pytest.mark.parametrize("request_type", work.REQUEST_TYPES)
 def test_work_requests_survive_a_round_trip(request_type: str) -> None:
     """A decoded work request is equal to the encoded one."""

@@ -88,6 +88,9 @@ def test_all_fields_of_a_reply() -> None:
     """They have these names; an input is queued only if that is said."""
     ids = {name: UUID(int=number) for number, name in enumerate(("input_id", "interrupt_id", "answered"), 6)}
     fields = {"ok": True, "task": {"id": "x"}, "version": 3, **{name: str(each) for name, each in ids.items()}}
+    assert replies.decode_reply(orjson.dumps(fields)) == replies.Accepted(
+        {"id": "x"}, 3, interrupt_id=ids["interrupt_id"], answered=ids["answered"]
+    )
     input_id, interrupt_id, answered = ids.values()
     reply = partial(
         replies.accepted_reply, {"id": "x"}, 3, input_id=input_id, interrupt_id=interrupt_id, answered=answered
