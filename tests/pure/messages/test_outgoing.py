@@ -341,7 +341,7 @@ def test_packing_fills_a_message_completely() -> None:
 def test_the_types_of_work_requests() -> None:
     """Queues of runners are bound for each of them."""
     workspaces = ("workspace.start", "workspace.stop", "workspace.delete")
-    assert work.REQUEST_TYPES == (*workspaces, "agent.input", "agent.interrupt", "agent.answer")
+    assert {*work.REQUEST_TYPES} == {*workspaces, "agent.input", "agent.interrupt", "agent.answer"}
 
 
 @pytest.mark.parametrize("request_type", work.REQUEST_TYPES)
