@@ -56,9 +56,7 @@ class Parts:
         connections: dict[str, Any] = {name: name for name in ("reports", "unconfirmed", "work", "dead", "declare")}
         replaced = {
             "_ops": SimpleNamespace(start=self._open_port, close=self._step("ops closed")),
-            "_connections": SimpleNamespace(
-                **connections, start=self._connect, close=self._step("connections closed")
-            ),
+            "_connections": SimpleNamespace(**connections, start=self._connect, close=self._step("connections closed")),
             "_tracing": SimpleNamespace(close=lambda: self.done.append("tracing closed")),
             "_relay": self._loop("relay"),
             "_replies": self._loop("replies"),

@@ -74,9 +74,7 @@ class TimerChecks:
         return succeeded
 
     async def _run(self, checks: Mapping[UUID, TimerCheck]) -> int:
-        """Reconcile checks. A batch that fails is halved until the tasks that fail are found."""
-        if not checks:
-            return 0
+        """Reconcile checks, at least one. A batch that fails is halved until the tasks that fail are found."""
         try:
             await self._reconcile(checks)
         except StatementTimeout as error:
