@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from uuid import UUID
 
 import pytest
@@ -11,6 +12,7 @@ from structlog.testing import capture_logs
 
 from taskherd.errors import Retry, Unavailable
 from taskherd.observability.metrics import Metrics
+from taskherd.store import task_index
 from taskherd.store.engine import DataError
 from taskherd.store.task_index import FIRST
 from taskherd.worker import indexer
@@ -161,3 +163,50 @@ async def test_an_index_that_cannot_be_updated_is_behind(monkeypatch: pytest.Mon
     assert lags == [0, 100]
     failing.hand_over()
     assert failing.lag == 0
+
+
+async def test_changes_are_applied_in_one_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of so many tasks, from the given one on."""
+    applied = [UUID(int=number) for number in (7, 8)]
+    asked: list[tuple[object, ...]] = []
+
+    @asynccontextmanager
+    async def transaction(engine: object) -> AsyncIterator[tuple[str, object]]:
+        yield "connection of", engine
+
+    async def apply(*arguments: object) -> list[UUID]:
+        asked.append(arguments)
+        return applied
+
+    monkeypatch.setattr(indexer, "transaction", transaction)
+    monkeypatch.setattr(task_index, "apply", apply)
+    assert await Indexer(partial_context(engine="engine"))._apply(UUID(int=6), 9) == applied
+    assert asked == [(("connection of", "engine"), 9, UUID(int=6))]
+
+
+async def test_others_go_on_while_the_indexer_rests() -> None:
+    """For that it does."""
+    others: list[str] = []
+    asyncio.get_running_loop().call_soon(others.append, "went on")
+    await Indexer(partial_context())._rest(0)
+    assert others == ["went on"]
+
+
+async def test_at_most_250_tasks_are_indexed_in_one_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However fast that is."""
+    limits: list[int] = []
+
+    @asynccontextmanager
+    async def transaction(_: object) -> AsyncIterator[None]:
+        yield
+
+    async def apply(_: object, limit: int, __: UUID) -> list[UUID]:
+        limits.append(limit)
+        return []
+
+    monkeypatch.setattr(indexer, "transaction", transaction)
+    monkeypatch.setattr(task_index, "apply", apply)
+    quick = Indexer(partial_context(metrics=Metrics()), lambda: 0.0)
+    for _ in range(2):
+        assert await quick.update() == 0
+    assert limits == [250, 250]

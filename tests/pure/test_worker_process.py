@@ -98,6 +98,14 @@ async def test_a_worker_shows_what_it_is() -> None:
     assert value("taskherd_database_up") == 0
 
 
+async def test_traces_say_that_they_are_those_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of which version, if there are any."""
+    opened: list[tuple[object, ...]] = []
+    monkeypatch.setattr(app, "open_tracing", lambda *arguments: opened.append(arguments))
+    worker = make_worker()
+    assert opened == [(worker._settings.tracing, "worker", __version__)]
+
+
 async def test_what_makes_a_worker_unready() -> None:
     """The broker, its consumers, the database and its schema; a newer release is only noted."""
     readiness = make_worker()._readiness

@@ -307,9 +307,10 @@ class Worker:
         """Stop consuming, finish the batches in progress and publish what is committed, within the grace time."""
         log.info("worker stopping")
         self._readiness.set_failed("consumers", "stopping")
+        consuming = (self._reports, self._commands, self._claims)
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.grace):
-                await asyncio.gather(self._reports.stop(), self._commands.stop(), self._claims.stop())
+                await asyncio.gather(*(consumer.stop() for consumer in consuming))
                 await asyncio.wait(consumers)
                 self._relay.stop()
                 self._replies.stop()
@@ -318,7 +319,7 @@ class Worker:
         for task in tasks:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        for consumer in (self._reports, self._commands, self._claims):
+        for consumer in consuming:
             await consumer.close()
         for result in results:
             if isinstance(result, Exception):
