@@ -91,7 +91,7 @@ async def test_each_update_continues_where_the_last_one_ended(monkeypatch: pytes
 
 
 async def test_an_index_that_is_behind_gets_nearly_all_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once changes have waited for a while, the indexer goes on until hardly any waits, with rests of a quarter of a transaction."""
+    """Once changes have waited for a while, the indexer goes on until hardly any waits, and rests a quarter as long."""
     behind = CountingIndexer(monkeypatch, waiting=100)
     while behind.seconds < BEHIND_AFTER:
         assert await behind.update() == 6

@@ -69,7 +69,7 @@ class TimerChecks:
         succeeded = 0
         for part in parts + last:
             succeeded += await self._run(part)
-        if self._part < MAX_PART and now >= self._grow_at:
+        if now >= self._grow_at:
             self._part, self._grow_at = min(2 * self._part, MAX_PART), now + GROW_AFTER
         return succeeded
 
