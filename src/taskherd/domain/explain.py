@@ -175,9 +175,8 @@ def _current_state(state: TaskState, status: Status) -> ExplainedValue[CurrentSt
     if value is None:
         return ExplainedValue(None, "app_status.none", explanations.NOTHING_REPORTED)
     if stamped is not None:
-        return ExplainedValue(
-            value, f"app_status.{value.state}", explanations.reported_state(state, stamped.report.sort_key[0]), stamped
-        )
+        text = explanations.reported_state(state, stamped.report)
+        return ExplainedValue(value, f"app_status.{value.state}", text, stamped)
     if value.state == AgentState.FAILED:
         return ExplainedValue(value, "build.failed", explanations.failed_build(state), _build_report(state))
     return ExplainedValue(value, "start_up", explanations.STARTING_UP, _build_report(state))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from taskherd.domain.liveness import Timeouts
-    from taskherd.domain.reports import AgentExit
+    from taskherd.domain.reports import AgentExit, AppStatus
     from taskherd.domain.task import EndedInterrupt, OpenAgentRequest, TaskState
     from taskherd.domain.view import EndedAgent
 
@@ -147,8 +147,9 @@ def agent(lifecycle: Lifecycle) -> str:
     )
 
 
-def reported_state(state: TaskState, number: int) -> str:
-    """Explain a current state that was reported in build ``number``."""
+def reported_state(state: TaskState, report: AppStatus) -> str:
+    """Explain a current state that was reported."""
+    number = report.sort_key[0]
     if number == state.build_number:
         stamped = agent_exit_of(state)
         if stamped is not None:
@@ -157,10 +158,10 @@ def reported_state(state: TaskState, number: int) -> str:
             return (
                 f"Reported in build {number}, before the agent was lost; it may no longer be true. {start_again(state)}"
             )
-    if state.app_status is not None and (guessed_from := state.app_status.report.guessed_from):
+    if report.guessed_from:
         return (
-            f"The agent did not say this itself: the runner concluded it in build {number} from {guessed_from}. The"
-            " next status replaces it."
+            f"The agent did not say this itself: the runner concluded it in build {number} from {report.guessed_from}."
+            " The next status replaces it."
         )
     return f"Reported by the agent in build {number}. Its next status report replaces it."
 
