@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from taskherd.domain import explanations
-from taskherd.domain.explain import Explanation, ExplainedValue, explain
+from taskherd.domain.explain import ExplainedValue, Explanation, explain
 from taskherd.domain.reports import AgentState, App, ExitReason, Health, InterruptOutcome, JobStatus, Lifecycle
 from taskherd.domain.request_values import RequestKind
 from taskherd.domain.task import EndedInterrupt, LossRestarts, OpenAgentRequest, OpenInterrupt, Stall

@@ -9,11 +9,20 @@ from uuid import UUID
 import pytest
 
 from taskherd.domain import explanations
-from taskherd.domain.reports import AgentExit, ExitReason, InterruptOutcome, JobStatus, Lifecycle, Transition
+from taskherd.domain.reports import (
+    AgentDisconnected,
+    AgentExit,
+    ExitReason,
+    InterruptOutcome,
+    JobStatus,
+    Lifecycle,
+    Transition,
+)
 from taskherd.domain.request_values import RequestKind
 from taskherd.domain.task import Deletion, EndedInterrupt, LossRestarts, OpenAgentRequest
 from taskherd.domain.value import replace
-from tests.harness.histories import NOON
+from taskherd.domain.view import LOST_CONNECTION
+from tests.harness.histories import NOON, TASK
 from tests.pure.domain.test_explain import HEARTBEAT, TIMEOUTS, UP, agent_exit, folded, lifecycle
 from tests.pure.domain.test_fold import build
 
@@ -200,6 +209,11 @@ def test_an_agent_that_ended_as_it_should_is_no_fault() -> None:
     done = folded(UP, lifecycle(Lifecycle.READY), HEARTBEAT, agent_exit(ExitReason.EXITED, status=0))
     assert explanations.healthy(done, TIMEOUTS) == (
         "The agent exited with status 0, which is no fault. Resume the task to start it again."
+    )
+    left = folded(UP, AgentDisconnected(task_id=TASK, build_number=1, seq=1), agent_exit(ExitReason.EXITED, status=0))
+    assert explanations.unhealthy(left, LOST_CONNECTION, TIMEOUTS) == (
+        "The agent disconnected, or sent no heartbeat for 30 seconds while the worker was receiving reports. Its next"
+        " heartbeat changes this. Resume the task to start it again."
     )
     running = folded(UP, lifecycle(Lifecycle.READY), HEARTBEAT)
     assert explanations.healthy(running, TIMEOUTS) == (

@@ -8,6 +8,7 @@ from decimal import Decimal
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +17,7 @@ from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.reports import AgentUsage, Cost, Transition
 from taskherd.domain.task_update import apply_report
 from taskherd.domain.updates import TaskUpdate
-from taskherd.domain.usage import MAX_MODELS, NOTHING, UsageAmounts, UsageKey, UsageLedger, total_of
+from taskherd.domain.usage import NOTHING, UsageAmounts, UsageKey, UsageLedger, total_of
 from taskherd.domain.value import replace
 from taskherd.domain.view import derive_view
 from taskherd.messages.usage import render_usage
@@ -147,19 +148,24 @@ def test_a_report_that_says_nothing_changes_nothing() -> None:
     assert books.document() is None
     assert books.apply(usage(model="a", input_tokens=0)) == [ReportOutcome.APPLIED]
     assert books.document() is not None
+    assert books.apply(usage(seq=2, context_size=200)) == [ReportOutcome.APPLIED]
+    assert books.apply(usage(seq=3, context_used=100)) == [ReportOutcome.APPLIED]
+    assert shown(books, "input_tokens", "context_used", "context_size") == [0, 100, 200]
     assert (books.rows, books.booked) == ({}, {})
 
 
 def test_a_build_has_sixteen_models() -> None:
-    """The usage of a 17th model of a build is refused and books nothing; another build has models of its own."""
+    """The usage of a 17th model is refused and books nothing, its context shows; another build has its own models."""
     books = Books()
-    names = [None, *(f"m{number}" for number in range(MAX_MODELS))]
+    names = [None, *(f"m{number}" for number in range(16))]
     outcomes = books.apply(*(usage(model=model, input_tokens=1) for model in names))
-    assert outcomes == [ReportOutcome.APPLIED] * MAX_MODELS + [ReportOutcome.USAGE_OVERFLOW]
+    assert outcomes == [ReportOutcome.APPLIED] * 16 + [ReportOutcome.USAGE_OVERFLOW]
     assert books.apply(usage(model=names[-1], context_used=5, output_tokens=1)) == [ReportOutcome.USAGE_OVERFLOW]
     assert books.apply(usage(model=names[-2], input_tokens=2)) == [ReportOutcome.APPLIED]
     assert books.apply(usage(build_number=2, model=names[-1], input_tokens=1)) == [ReportOutcome.APPLIED]
-    assert shown(books, "input_tokens", "context_used") == [MAX_MODELS + 2, None]
+    assert shown(books, "input_tokens", "context_used") == [18, None]
+    assert books.apply(usage(model=names[-1], context_used=7, input_tokens=0)) == [ReportOutcome.APPLIED]
+    assert shown(books, "input_tokens", "context_used") == [18, 7]
 
 
 def test_a_total_has_a_bound() -> None:
@@ -174,6 +180,24 @@ def test_a_total_has_a_bound() -> None:
     books.apply(usage(model="d", input_tokens=2**53 - 1), refused)
     assert books.outcomes[-1] is ReportOutcome.USAGE_OVERFLOW
     assert shown(books, "output_tokens") == [0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "outcome"),
+    [
+        ({"input_tokens": 2**63 - 3}, ReportOutcome.APPLIED),
+        ({"input_tokens": 2**63 - 2}, ReportOutcome.USAGE_OVERFLOW),
+        ({"cost": dollars(str(2**63 - 6))}, ReportOutcome.APPLIED),
+        ({"cost": dollars(f"{2**63 - 6}.000000001")}, ReportOutcome.USAGE_OVERFLOW),
+        ({"cost": Cost(Decimal(2**63 - 1), "EUR")}, ReportOutcome.APPLIED),
+        ({"cost": Cost(Decimal(2**63), "EUR")}, ReportOutcome.USAGE_OVERFLOW),
+    ],
+)
+def test_a_total_reaches_its_bound(fields: dict[str, Any], outcome: ReportOutcome) -> None:
+    """Each counter, and the cost in each currency, is at most 2^63 - 1."""
+    books = Books()
+    books.apply(usage(input_tokens=2, cost=dollars("5")))
+    assert books.apply(usage(build_number=2, **fields)) == [outcome]
 
 
 def test_a_deleted_task_is_still_billed() -> None:
