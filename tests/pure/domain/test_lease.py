@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import pytest
 
-from taskherd.domain import lease
-from tests.harness.histories import AGENTS
+from taskherd.domain import fold, lease
+from tests.harness.histories import AGENTS, NOON, TASK
+from tests.harness.tasks import make_task
+from tests.pure.domain.mutated_core import unchanged_core
 from tests.pure.domain.test_fold import build, disconnected, folded, heartbeat, lifecycle, view_of
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from tests.pure.domain.mutated_core import Core
 
 FIRST, SECOND, _ = AGENTS
+MINUTE = timedelta(minutes=1)
 
 STEADY = {
     "the build names the agent": (build(agent_id=FIRST), heartbeat(seq=1, agent_id=SECOND)),
@@ -83,12 +86,27 @@ def test_a_later_heartbeat_of_another_agent_changes_the_task(core: Core) -> None
     assert view_of(core, after)["agent_id"] == str(SECOND)
 
 
+def test_a_lease_has_what_the_next_heartbeats_replace() -> None:
+    """Merged into the state that was stored before, it gives the state with the latest heartbeat."""
+    core = unchanged_core()
+    before = folded(core, [build(2), heartbeat(1, seq=2), heartbeat(2, seq=3, agent_id=FIRST)])
+    latest = heartbeat(2, seq=7, agent_id=SECOND, observed_at=NOON + MINUTE)
+    after = fold.fold(before, latest, NOON + 2 * MINUTE).state
+    found = lease.lease_of(TASK, after)
+    assert found == lease.Lease(TASK, 2, SECOND, 7, NOON + MINUTE, NOON + 2 * MINUTE)
+    merged = lease.merge_lease(before, found)
+    assert merged == after
+    assert merged.last_heartbeat == {1: NOON, 2: NOON + 2 * MINUTE}
+    task = make_task(TASK, state=before)
+    assert lease.with_lease(task, found) == make_task(TASK, state=after)
+
+
 def test_heartbeats_of_one_batch_are_combined_only_if_they_are_of_one_build_and_agent() -> None:
     """Of several only the latest counts, unless one is of another build or agent: then all are folded one by one."""
     alike, mixed, moved, one = (UUID(int=number) for number in range(4))
 
     def beat(seq: int, number: int = 1, agent_id: UUID = FIRST) -> Report:
-        return heartbeat(number, seq=seq, agent_id=agent_id)
+        return heartbeat(number, seq=seq, agent_id=agent_id, observed_at=NOON + seq * MINUTE)
 
     found = lease.summarize_heartbeats(
         {
@@ -99,7 +117,8 @@ def test_heartbeats_of_one_batch_are_combined_only_if_they_are_of_one_build_and_
         },
         datetime(2026, 11, 27, 17, tzinfo=UTC),
     )
-    assert [(each.task_id, each.seq, each.build_number, each.agent_id) for each in found] == [
-        (alike, 9, 1, FIRST),
-        (one, 3, 1, FIRST),
+    received_at = datetime(2026, 11, 27, 17, tzinfo=UTC)
+    assert found == [
+        lease.HeartbeatSummary(alike, 1, FIRST, 9, NOON + 9 * MINUTE, received_at),
+        lease.HeartbeatSummary(one, 1, FIRST, 3, NOON + 3 * MINUTE, received_at),
     ]
