@@ -36,6 +36,8 @@ def test_a_cause_names_who_acted() -> None:
     assert causes.describe("command", "task.split", "bob") == "bob sent task.split"
     assert causes.describe("report", "agent.exit", "", ended) == "the agent exited with status 3"
     assert causes.describe("report", "agent.exit", "") == "the end of the agent was reported"
+    assert causes.describe("report", "app.status", "", ended) == "the agent's state was reported"
+    assert causes.describe("report", "app.status", "", outcome="open") == "the agent's state was reported"
     assert causes.describe("sweep", "agent.dreams", "") == "agent.dreams"
 
 

@@ -97,9 +97,19 @@ def test_an_interrupt_without_an_outcome_fails(core: Core) -> None:
     assert core.interrupts.record_outcome(failed, interrupted(TWO), NOON + 2 * TIMEOUT) is failed
     late = core.interrupts.record_outcome(failed, interrupted(ONE), NOON + 2 * TIMEOUT)
     assert (late.last_interrupt.outcome, late.last_interrupt.detail) == (InterruptOutcome.STOPPED, None)
+    assert core.interrupts.counts_as_working(failed)
+    assert not core.interrupts.counts_as_working(late)
     again = core.interrupts.begin(failed, TWO, NOON + TIMEOUT)
     late = core.interrupts.record_outcome(again, interrupted(ONE), NOON + 2 * TIMEOUT)
     assert late.interrupt.id == TWO
+
+
+def test_an_interrupt_that_a_clock_ahead_has_noted_still_fails(core: Core) -> None:
+    """After the clock was set back, it does not wait until it is as late again; small skew counts."""
+    state = core.interrupts.begin(working(core), ONE, NOON)
+    for back, is_over in ((30 * SECOND, False), (31 * SECOND, True), (timedelta(days=1), True)):
+        now = NOON - back
+        assert (core.interrupts.expire(state, now - TIMEOUT - SECOND, now, timeouts(core)).interrupt is None) is is_over
 
 
 def test_a_later_build_ends_an_interrupt(core: Core) -> None:
@@ -109,7 +119,8 @@ def test_a_later_build_ends_an_interrupt(core: Core) -> None:
     stopping = core.builds.request_next_build(TASK, state, Transition.STOP, NOON)
     after = core.interrupts.end_superseded(stopping, NOON + SECOND)
     assert after.interrupt is None
-    assert after.last_interrupt.outcome is InterruptOutcome.ENDED
+    assert (after.last_interrupt.outcome, after.last_interrupt.at) == (InterruptOutcome.ENDED, NOON + SECOND)
+    assert after.last_interrupt.detail == core.interrupts.NEXT_BUILD
     assert core.interrupts.end_superseded(after, NOON + SECOND) is after
     told = core.interrupts.record_outcome(after, interrupted(ONE), NOON + 2 * SECOND)
     assert told.last_interrupt.outcome is InterruptOutcome.STOPPED

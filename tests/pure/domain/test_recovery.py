@@ -15,10 +15,12 @@ from taskherd.domain.recovery import LOG_RESOLUTION, RecoveryPolicy
 from taskherd.domain.reports import (
     AgentExit,
     AgentHeartbeat,
+    AgentLifecycle,
     AgentState,
     AppStatus,
     ExitReason,
     JobStatus,
+    Lifecycle,
     LogEntry,
     LogSource,
     Report,
@@ -26,7 +28,7 @@ from taskherd.domain.reports import (
     Transition,
     WorkspaceBuild,
 )
-from taskherd.domain.task import Deletion, Silence, TaskState
+from taskherd.domain.task import Deletion, LastLog, Silence, Stall, Stamped, TaskState
 from taskherd.domain.value import replace
 from taskherd.domain.view import derive_view
 from tests.harness.histories import NOON, TASK
@@ -236,3 +238,74 @@ def test_a_stop_without_restart_stays_a_pause() -> None:
     state = after(state, replace(UP, build_number=2, transition=Transition.STOP, agent_id=None, reason="idle"))
     assert recovery.restart_drained(TASK, state, NOON) is state
     assert fold.fold(state, LOG, NOON).outcome is ReportOutcome.APPLIED
+
+
+def test_a_stall_that_a_clock_ahead_has_noted_is_noticed() -> None:
+    """After the clock was set back, the agent does not stall later; the time before the watermark still counts not."""
+    now = NOON - timedelta(days=1)
+    assert recovery.detect_stall(working(), now - HALF_HOUR - SECOND, now, POLICY).stall == Stall(1, NOON)
+    assert recovery.detect_stall(working(), now - HALF_HOUR, now, POLICY).stall is None
+
+
+def test_a_stalled_agent_stalls_no_further() -> None:
+    """It is found once, and has no deadline; a stall of an earlier build says nothing of the next one."""
+    late = NOON + HALF_HOUR + SECOND
+    state = recovery.detect_stall(working(), NOON, late, POLICY)
+    assert state.stall == Stall(1, NOON)
+    assert recovery.detect_stall(state, NOON, late + MINUTE, POLICY) is state
+    assert recovery.stall_deadline(state, None, late, POLICY) is None
+    for report in (UP, HEARTBEAT, WORKING):
+        state = after(state, replace(report, build_number=2, seq=1), late)
+    assert state.stall == Stall(1, NOON)
+    assert recovery.stall_deadline(state, None, late, POLICY) == late + HALF_HOUR
+    assert recovery.detect_stall(state, NOON, late + HALF_HOUR + SECOND, POLICY).stall == Stall(2, late)
+
+
+def test_only_words_of_the_latest_build_count() -> None:
+    """What came late of the agent of an earlier one, or of one to come, does not keep this one from stalling."""
+    state = builds.initial_state(TASK, NOON)
+    for report in (UP, HEARTBEAT, WORKING):
+        state = after(state, replace(report, build_number=2, seq=1))
+    for number in (1, 3):
+        ready = AgentLifecycle(task_id=TASK, build_number=number, seq=9, lifecycle=Lifecycle.READY)
+        others = after(after(state, ready, NOON + MINUTE), replace(LOG, build_number=number), NOON + MINUTE)
+        assert (others.lifecycle, others.last_log) == (Stamped(ready, NOON + MINUTE), LastLog(number, NOON + MINUTE))
+        assert recovery.stall_deadline(others, None, NOON, POLICY) == NOON + HALF_HOUR
+
+
+def test_when_the_time_of_a_log_is_noted_anew() -> None:
+    """From LOG_RESOLUTION after the last time on, or when the clock was set back before it."""
+    state = after(working(), LOG, NOON)
+    assert state.last_log == LastLog(1, NOON)
+    for at, noted in (
+        (timedelta(), NOON),
+        (LOG_RESOLUTION - SECOND, NOON),
+        (LOG_RESOLUTION, NOON + LOG_RESOLUTION),
+        (-SECOND, NOON - SECOND),
+    ):
+        assert after(state, LOG, NOON + at).last_log == LastLog(1, noted)
+
+
+@pytest.mark.parametrize("job", [*JobStatus])
+def test_only_an_agent_whose_start_is_done_is_started_again(job: JobStatus) -> None:
+    """A build that has failed, is active or was canceled is not repeated because its agent is lost."""
+    state = after(lost(working()), replace(UP, seq=1, job_status=job))
+    scheduled = recovery.restart_lost(TASK, state, NOON, POLICY)
+    assert (scheduled.loss_restarts.retry_at is not None) is (job is JobStatus.SUCCEEDED)
+
+
+def test_nothing_is_started_again_past_the_last_build_number() -> None:
+    """Neither a lost agent nor a drained one; with one number left both are."""
+    for number, restarts in ((2**31 - 2, True), (2**31 - 1, False)):
+        started = after(working(), replace(UP, build_number=number))
+        scheduled = recovery.restart_lost(TASK, lost(started), NOON, POLICY)
+        assert (scheduled.loss_restarts.retry_at is not None) is restarts
+        stop = replace(UP, build_number=number, transition=Transition.STOP, agent_id=None, restart=True)
+        restarted = recovery.restart_drained(TASK, after(working(), stop), NOON)
+        assert (restarted.build_number == number + 1) is restarts
+
+
+def test_only_a_stop_asks_for_a_restart() -> None:
+    """A start that a runner made of its own accord is what it would ask for."""
+    started = after(working(), replace(UP, build_number=2, restart=True))
+    assert recovery.restart_drained(TASK, started, NOON) is started
