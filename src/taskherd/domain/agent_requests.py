@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from taskherd.domain.blank import is_blank
-from taskherd.domain.command_results import REQUEST_NOT_FOUND, CommandRefused
+from taskherd.domain.command_results import CommandRefused
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.report_json import canonical_json
 from taskherd.domain.reports import format_rfc3339
@@ -149,10 +149,8 @@ def shown_states(state: TaskState) -> dict[UUID, RequestState]:
     return shown
 
 
-def refusal(state: TaskState, record: AgentRequestRecord | None, command: Answer) -> CommandRefused | None:
+def refusal(state: TaskState, record: AgentRequestRecord, command: Answer) -> CommandRefused | None:
     """Return why an answer is refused, or None if it is accepted."""
-    if record is None:
-        return REQUEST_NOT_FOUND
     if shown_state(state, record) is not RequestState.OPEN:
         return CommandRefused(409, NO_LONGER_OPEN, _what_became(state, record))
     options = [option.id for option in record.report.options]

@@ -293,9 +293,11 @@ def _answer(
 ) -> CommandAccepted | CommandRefused:
     """Answer a request of the agent. The text to an option steers the agent, which has its answer before."""
     record = requests.get(command.request_id)
+    if record is None:
+        return REQUEST_NOT_FOUND
     refusal = agent_requests.refusal(task.state, record, command)
-    if record is None or refusal is not None:
-        return refusal or REQUEST_NOT_FOUND
+    if refusal is not None:
+        return refusal
     text = command.text if record.wants_text else None
     answer = agent_requests.RequestAnswer(command.option_id, text, command.actor_id, now, command.command_id)
     state, record = agent_requests.accept(task.state, record, answer, now)

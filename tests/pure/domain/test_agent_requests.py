@@ -323,6 +323,27 @@ def test_a_closed_request_is_not_answered(report: Any, detail: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("answer", "got", "words"),
+    [
+        (None, "api", "“api” without a person, as was reported at 2026-03-01T12:00:02.000000Z."),
+        (None, None, "“” without a person, as was reported at 2026-03-01T12:00:02.000000Z."),
+        ("core", "core", f"“core” by user {ALICE} at 2026-03-01T12:00:01.000000Z."),
+        ("core", "api", "“api” without a person, as was reported at 2026-03-01T12:00:02.000000Z."),
+    ],
+)
+def test_a_refusal_says_what_the_agent_got(answer: str | None, got: str | None, words: str) -> None:
+    """A person has answered only what is the answer that the agent reports."""
+    desk = _desk_of(agent_request())
+    desk.now += SECOND
+    if answer is not None:
+        desk.answer(QUESTION, text=answer)
+    desk.now += SECOND
+    desk.report(closing(agent_request(), text=got))
+    detail = desk.answer(QUESTION, text="docs", command_id=UUID(int=5)).detail
+    assert detail == f"It was answered with {words}"
+
+
 def test_a_refusal_says_that_an_answer_did_not_arrive() -> None:
     """Who answered first may want to know: the agent gave up, or its build ended, before it got the answer."""
     for ending in (closing(approval(), WITHDRAWN), closing(approval(), EXPIRED), build(2)):

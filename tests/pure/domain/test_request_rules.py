@@ -6,6 +6,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import pytest
+
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.reports import AgentExit, AgentState, ExitReason, JobStatus, Transition
 from taskherd.domain.request_values import RequestState
@@ -57,6 +59,15 @@ def test_the_greatest_report_counts(core: Core) -> None:
         assert ledger.fold(state, report, LATER) == (state, ReportOutcome.STALE)
     assert ledger.known[QUESTION].report == rising[-1]
     assert ledger.changed == {QUESTION}
+
+
+def test_a_request_is_as_old_as_its_first_report(core: Core) -> None:
+    """A later report of it changes when it was last heard of, and nothing else about its age."""
+    state, ledger = asked(core, agent_request())
+    again = agent_request(seq=2, title="Which branch?")
+    state, _ = ledger.fold(state, again, LATER)
+    assert ledger.known == {QUESTION: core.agent_requests.AgentRequestRecord(again, NOON, LATER, None)}
+    assert state.agent_requests[QUESTION].since == NOON
 
 
 def test_when_a_request_waits_for_a_person(core: Core) -> None:
@@ -162,6 +173,10 @@ def test_how_many_may_be_open(core: Core) -> None:
     assert ledger.fold(state, closed, NOON)[1] is ReportOutcome.APPLIED
     later = folded(core, [build(2)], state)
     assert ledger.fold(later, agent_request(UUID(int=103), 2), NOON)[1] is ReportOutcome.APPLIED
+    assert ledger.fold(state, agent_request(UUID(int=104), seq=0), NOON)[1] is ReportOutcome.REQUESTS_OVERFLOW
+    busy, ledger = asked(core, *(agent_request(UUID(int=number), 2) for number in range(1, 101)), state=later)
+    earlier = agent_request(UUID(int=105), 1, seq=9)
+    assert ledger.fold(busy, earlier, NOON) == (busy, ReportOutcome.APPLIED), "it shows as withdrawn at once"
     assert core.agent_requests.prune(later).agent_requests == {}
     assert core.agent_requests.prune(state) is state
 
@@ -178,6 +193,9 @@ def test_which_answers_are_to_be_delivered(core: Core) -> None:
     state, ledger = asked(core, agent_request(build_number=2), state=folded(core, [build(2)], running))
     state = answered(core, state, ledger, QUESTION, text="core")
     assert core.agent_requests.answers_to_deliver(state) == {QUESTION: None}
+    state, ledger = asked(core, agent_request())
+    assert state.runner is None
+    assert core.agent_requests.answers_to_deliver(answered(core, state, ledger, QUESTION, text="x")) == {QUESTION: None}
 
 
 def test_which_question_an_input_answers(core: Core) -> None:
@@ -202,3 +220,21 @@ def test_a_state_without_its_requests_gets_them_back(core: Core) -> None:
     closed = replace(record, report=replace(record.report, state=RequestState.EXPIRED))
     assert core.agent_requests.restore(empty, closed) is empty
     assert core.agent_requests.restore(folded(core, [build(2)], empty), record).agent_requests == {}
+    answer = core.agent_requests.RequestAnswer(None, "core", ALICE, NOON, UUID(int=1))
+    restored = core.agent_requests.restore(empty, replace(record, answer=answer)).agent_requests
+    assert restored == {QUESTION: replace(state.agent_requests[QUESTION], answered=True)}
+    fetched = replace(record, answer=replace(answer, delivered_at=NOON))
+    assert core.agent_requests.restore(empty, fetched) is empty
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a  b\n c ", "a b c"),
+        ("w" * 200, "w" * 200),
+        ("w" * 201, "w" * 199 + "…"),
+    ],
+)
+def test_a_quoted_answer_is_one_line(core: Core, text: str, line: str) -> None:
+    """It has at most 200 characters."""
+    assert core.agent_requests.shorten(text) == line
