@@ -67,7 +67,7 @@ def is_out_of_range(report: Report, state: TaskState) -> bool:
 
     Provisioners number builds of their own accord too, but only one after the other.
     """
-    return (report.build_number or 1) > max(state.requested_builds, default=1) + MAX_BUILDS_AHEAD
+    return report.sort_key[0] > max(state.requested_builds, default=1) + MAX_BUILDS_AHEAD
 
 
 def fold(state: TaskState, report: Report, now: datetime) -> FoldResult:  # noqa: PLR0911 - one return for each facet

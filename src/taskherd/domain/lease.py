@@ -42,15 +42,10 @@ class Lease:
 def is_steady(state: TaskState) -> bool:
     """Return whether another heartbeat of the same build and agent, with any seq, leaves the document unchanged."""
     stamped = state.connection
-    if (
-        stamped is None
-        or not is_current(state, stamped)
-        or not isinstance(stamped.report, AgentHeartbeat)
-        or not is_connected(state)
-    ):
+    if stamped is None or not is_current(state, stamped) or not is_connected(state):
         return False
     lifecycle = state.lifecycle
-    if (state.agent and is_current(state, state.agent)) or stamped.report.agent_id is None:
+    if is_current(state, state.agent) or stamped.report.agent_id is None:
         return True
     if lifecycle is None or not is_current(state, lifecycle) or lifecycle.report.agent_id is None:
         return True

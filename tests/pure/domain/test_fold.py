@@ -35,6 +35,7 @@ from taskherd.domain.reports import (
     WorkspaceBuild,
 )
 from taskherd.domain.task import Facet
+from taskherd.domain.value import replace
 from tests.harness.histories import AGENTS, NOON, TASK, corpus, histories, randoms, shuffled_batches
 from tests.pure.domain.mutated_core import Core, unchanged_core
 from tests.pure.domain.oracle import expected
@@ -204,6 +205,9 @@ def test_which_build_numbers_are_out_of_range(core: Core) -> None:
     ]
     unnumbered = AgentHeartbeat(task_id=TASK, build_number=None, seq=9)
     assert not core.fold.is_out_of_range(unnumbered, state)
+    assert unnumbered.sort_key == (1, 9)
+    foreign = replace(state, requested_builds={})
+    assert [number for number in (1_001, 1_002) if core.fold.is_out_of_range(heartbeat(number), foreign)] == [1_002]
 
 
 def test_only_the_16_highest_builds_are_kept(core: Core) -> None:

@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 
 from taskherd.domain import fold, lease
+from taskherd.domain.value import replace
 from tests.harness.histories import AGENTS, NOON, TASK
 from tests.harness.tasks import make_task
 from tests.pure.domain.mutated_core import unchanged_core
@@ -23,6 +24,11 @@ MINUTE = timedelta(minutes=1)
 
 STEADY = {
     "the build names the agent": (build(agent_id=FIRST), heartbeat(seq=1, agent_id=SECOND)),
+    "the build names the agent, and the lifecycle another one": (
+        build(agent_id=FIRST),
+        lifecycle(seq=5, agent_id=FIRST),
+        heartbeat(seq=1, agent_id=SECOND),
+    ),
     "the heartbeat names no agent": (build(), lifecycle(seq=5, agent_id=FIRST), heartbeat(seq=1)),
     "no lifecycle": (build(), heartbeat(seq=1, agent_id=FIRST)),
     "the lifecycle names no agent": (build(), lifecycle(seq=5), heartbeat(seq=1, agent_id=FIRST)),
@@ -45,6 +51,13 @@ STEADY = {
 UNSTEADY = {
     "never connected": (build(),),
     "connected in an earlier build": (build(2), heartbeat(1, seq=9)),
+    "connected in a later build, too": (build(2), heartbeat(2, seq=1), heartbeat(3, seq=2)),
+    "an earlier build names the agent": (
+        build(agent_id=FIRST),
+        build(2),
+        lifecycle(number=2, seq=5, agent_id=FIRST),
+        heartbeat(2, seq=1, agent_id=SECOND),
+    ),
     "disconnected": (build(), heartbeat(seq=1), disconnected(seq=2)),
     "the lifecycle names another agent with the same seq": (
         build(),
@@ -76,6 +89,16 @@ def test_a_task_whose_next_heartbeat_may_change_it_has_no_lease(core: Core, repo
     state = folded(core, reports)
     assert not lease.is_steady(state)
     assert lease.lease_of(state.connection.report.task_id if state.connection else FIRST, state) is None
+
+
+def test_a_silent_agent_has_no_lease() -> None:
+    """Its next heartbeat ends its silence."""
+    core = unchanged_core()
+    state = folded(core, [build(), heartbeat(seq=1)])
+    assert lease.is_steady(state)
+    silent = replace(state, silence=core.task.Silence(1, lost=True))
+    assert (lease.is_steady(silent), lease.lease_of(TASK, silent)) == (False, None)
+    assert view_of(core, folded(core, [heartbeat(seq=1)], silent)) != view_of(core, silent)
 
 
 def test_a_later_heartbeat_of_another_agent_changes_the_task(core: Core) -> None:

@@ -77,6 +77,7 @@ def test_only_drained_time_counts_towards_the_connect_timeout(core: Core) -> Non
     late = core.liveness.detect_loss(state, NOON + HOUR, NOON + HOUR + 121 * SECOND, timeouts(core))
     assert not late.silence.lost
     assert view_of(core, late)["health"]["reason"] == "agent is taking too long to connect"
+    assert core.liveness.detect_loss(late, NOON, NOON + 2 * HOUR, timeouts(core)) is late
 
 
 @given(
@@ -173,6 +174,8 @@ def test_a_request_that_no_runner_picks_up_times_out(core: Core) -> None:
     assert timeout_error(core, state, 10 * MINUTE) is None
     assert timeout_error(core, state, 10 * MINUTE + SECOND) == "No runner picked up the workspace start in time."
     assert timeout_error(core, state, HOUR + 10 * MINUTE, NOON + HOUR) is None
+    assert timeout_error(core, state, -HOUR, NOON - HOUR - 10 * MINUTE) is None, "the clock was set back"
+    assert timeout_error(core, state, -HOUR, NOON - HOUR - 11 * MINUTE) is not None
     deleting = core.builds.request_next_build(build().task_id, state, Transition.DELETE, NOON)
     assert timeout_error(core, deleting, HOUR) == "No runner picked up the workspace deletion in time."
     assert core.liveness.time_out_build(state, NOON, NOON + HOUR, timeouts(core)).unanswered_build is None

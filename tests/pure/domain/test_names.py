@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from itertools import count
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -81,3 +82,33 @@ def test_display_names() -> None:
 def test_any_display_name_fits(prompt: str) -> None:
     """For any prompt a display name has 1 to 64 characters."""
     assert 1 <= len(names.display_name(prompt, "a-name-1a2b")) <= 64
+
+
+def test_only_the_beginning_of_a_prompt_is_read() -> None:
+    """Of a prompt its first 1,000 characters make the names, if they end within a word, too."""
+    for spaces, name, display in ((997, "fix-1a2b", "Fix"), (999, "f-1a2b", "F"), (1_000, "curious-cuscus-1a2b", "")):
+        prompt = " " * spaces + "fix the login"
+        assert names.draw(prompt, RANDOMNESS)[0] == name
+        assert names.display_name(prompt) == display
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("", "must be >= 1 character"),
+        ("x" * 33, "must be <= 32 characters"),
+        ("é" * 17, "must be <= 32 characters"),
+        ("new", 'cannot use "new" as a name'),
+        ("create", 'cannot use "create" as a name'),
+        ("a--b", "must be alphanumeric with single hyphens between the parts"),
+    ],
+)
+def test_why_a_name_is_invalid(name: str, error: str) -> None:
+    """The length is counted in bytes, and each fault has its own words."""
+    assert names.name_error(name) == error
+
+
+def test_a_display_name_turns_no_text_around() -> None:
+    """Characters that change the direction of a text are left out, and white space becomes one space."""
+    assert names.display_name("a\u202ebc\u2069 \t d") == "Abc d"
+    assert names.display_name("\u200f!\u061c", "x-y-1a2b") == "X y"
