@@ -78,3 +78,11 @@ def test_every_outcome_occurs_and_is_counted() -> None:
 def test_rejected_reports_have_an_explanation() -> None:
     """An outcome has a detail if and only if its report becomes a dead letter."""
     assert all(bool(outcome.detail) == bool(outcome.dead_letter_reason) for outcome in ReportOutcome)
+
+
+def test_an_outcome_has_its_metric_and_what_a_dead_letter_says() -> None:
+    """One that is no dead letter has no reason, and nothing to explain."""
+    conflict, stale = ReportOutcome.CONFLICT, ReportOutcome.STALE
+    assert (conflict.metric, conflict.dead_letter_reason) == ("conflict", DeadLetterReason.BUILD_CONFLICT)
+    assert conflict.detail == "The worker requested another transition under this build number."
+    assert (stale.metric, stale.dead_letter_reason, stale.detail) == ("stale", None, "")

@@ -30,6 +30,8 @@ def test_generated_names() -> None:
         "Écrire où ça Straße": "ecrire-ou-ca-strasse-1a2b",
         "Please rewrite all of the documentation": "please-rewrite-all-of-the-1a2b",
         "aaaaaaaaa bbbbbbbbb ccccccc dd": "aaaaaaaaa-bbbbbbbbb-ccccccc-1a2b",
+        "aaaaaaaaa bbbbbbbbb ccccccc": "aaaaaaaaa-bbbbbbbbb-ccccccc-1a2b",
+        "aaaaaaaaa bbbbbbbbb cccccccc dd": "aaaaaaaaa-bbbbbbbbb-1a2b",
         "x" * 40: "x" * 27 + "-1a2b",
         "": "curious-cuscus-1a2b",
         "!?": "curious-cuscus-1a2b",
@@ -68,6 +70,8 @@ def test_display_names() -> None:
         "x" * 64: "X" + "x" * 63,
         "x" * 65: "X" + "x" * 62 + "…",
         "word " * 20: "Word" + " word" * 11 + "…",
+        f"{'a' * 30} {'b' * 32} c": f"A{'a' * 29} {'b' * 32}…",
+        f"{'a' * 30} {'b' * 33} c": f"A{'a' * 29}…",
         "日本語": "日本語",
     }
     for prompt, display in rows.items():

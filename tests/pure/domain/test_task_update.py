@@ -214,7 +214,8 @@ def test_an_expired_input_fails_and_the_next_is_sent() -> None:
     update = new_update(waiting(1, ONE), (TWO,))
     apply_timer_check(update, TimerCheck(WATERMARK, expired_inputs=(ONE,)), LATER, context(ONE))
     finalize(update, LATER, context())
-    assert [(report.input_id, report.outcome) for report in update.input_outcomes] == [(ONE, InputOutcome.FAILED)]
+    failed = replace(outcome(ONE), detail="No runner picked up the input in time.")
+    assert (update.input_outcomes, update.inputs_expired) == ([failed], 1)
     assert inbox(update) == (TWO, 0, TWO)
 
 
