@@ -185,14 +185,14 @@ def _create(command: Create, now: datetime, context: CommandContext) -> CommandA
         template_version_id=command.template_version_id,
         preset_id=preset,
         name=name,
-        display_name=display or names.display_name(command.input, name) or name,
+        display_name=display or names.display_name(command.input, name),
         prompt=command.input,
         prompt_version=1,
         created_at=now,
         updated_at=now,
         version=1,
         deleted_at=None,
-        state=replace(state, labels=labels.changed({}, command.labels)) if command.labels else state,
+        state=replace(state, labels=dict(sorted(command.labels.items()))) if command.labels else state,
     )
     return _running_refusal(task.owner_id, context) or CommandAccepted(task)
 

@@ -155,6 +155,9 @@ def test_what_commands_of_a_batch_start_and_stop_counts_for_the_next() -> None:
     context.note_change(None, running)
     assert context.running[running.owner_id] == 2
     assert context.names_in_use == {running.owner_id: {running.name.lower()}}
+    first = with_fields(LENIENT, names_in_use={}, running={})
+    first.note_change(None, running)
+    assert first.running == {running.owner_id: 1}
 
 
 BLANK = (" ", "\n", "\u200b", "\ufeff \u00ad", "\u2800", "\u3164", "\x07", "\ufe0f", "\U000e0100")

@@ -239,6 +239,16 @@ def test_two_expired_inputs_both_take_effect() -> None:
     assert inbox(update) == (THREE, 0, THREE)
 
 
+def test_only_an_existing_task_is_reported_about() -> None:
+    """What needs a task fails at once without one; a timer check and the end of the batch find nothing to do."""
+    update = TaskUpdate(None, None)
+    apply_timer_check(update, TimerCheck(WATERMARK, expired_inputs=(ONE,), erase=True), LATER, context(ONE))
+    finalize(update, LATER, context())
+    assert update == TaskUpdate(None, None)
+    with pytest.raises(AssertionError):
+        apply_report(update, heartbeat(), LATER, context())
+
+
 def test_a_busy_agent_receives_no_input() -> None:
     """While the agent is working or an input is in flight, the queue does not change."""
     for state in (waiting(1, None, status(AgentState.WORKING)), waiting(1, ONE)):

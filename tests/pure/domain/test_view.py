@@ -242,6 +242,9 @@ def test_a_timed_out_build_shows_as_failed(core: Core) -> None:
     assert (view["status"], view["workspace_status"]) == ("error", "failed")
     assert view["current_state"] == {"state": "failed", "message": "no runner", "uri": ""}
     assert view_of(core, replace(state, timed_out=core.task.TimedOut(1, -2, "other")))["status"] == "pending"
+    failed = folded(core, [build(job=JobStatus.FAILED, error="it broke")])
+    assert replace(failed, timed_out=core.task.TimedOut(1, -1, "no runner")).build_error == "it broke"
+    assert replace(failed, timed_out=core.task.TimedOut(1, 0, "no report")).build_error == "no report"
 
 
 def test_who_is_working(core: Core) -> None:
