@@ -365,7 +365,7 @@ def _running_refusal(owner_id: UUID, context: CommandContext) -> CommandRefused 
 
 def resume_refusal(state: TaskState) -> CommandRefused | None:
     """Return why a resume of a task with this state is refused, or None if it is accepted."""
-    is_up = not state.has_active_build and state.is_start and state.job_status is JobStatus.SUCCEEDED
+    is_up = state.is_start and state.job_status is JobStatus.SUCCEEDED
     if is_up and not is_agent_gone(state):
         return ALREADY_RUNNING
     return _build_refusal(state)

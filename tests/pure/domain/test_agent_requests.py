@@ -17,6 +17,7 @@ from taskherd.domain import agent_requests, builds, erasure, recovery
 from taskherd.domain.agent_requests import (
     MAX_OPEN,
     AgentRequestRecord,
+    RequestAnswer,
     RequestLedger,
     answers_to_deliver,
     shown_state,
@@ -443,6 +444,7 @@ def test_an_input_answers_the_only_question() -> None:
     assert (answered.answered.report.request_id, answered.input_id, answered.queued) == (QUESTION, None, False)
     assert desk.state.inbox.queued == 0
     assert desk.to_deliver == {QUESTION: "runner-1"}
+    assert desk.records[QUESTION].answer == RequestAnswer(None, "core", ALICE, NOON, UUID(int=77))
     assert desk.last is not None
     assert desk.last.cause is not None
     cause = desk.last.cause
@@ -484,6 +486,11 @@ def test_a_text_to_an_option_steers() -> None:
     assert [new.content for new in desk.last.new_inputs] == ["Use make check"]
     desk = _desk_of(approval())
     assert desk.answer(APPROVAL, "reject", " \u200b").steers is False
+    desk = _desk_of(agent_request(), status(AgentState.WORKING))
+    told = desk.answer(QUESTION, text="core", command_id=UUID(int=10))
+    assert (told.input_id, told.input, told.steers, told.interrupt_id) == (None, None, False, None)
+    assert (desk.state.interrupt, desk.state.inbox.queued) == (None, 0)
+    assert desk.records[QUESTION].answer == RequestAnswer(None, "core", ALICE, NOON, UUID(int=10))
     starting = _desk_of(approval(), lifecycle(seq=5, at=lifecycle().lifecycle.STARTING))
     queued = starting.answer(APPROVAL, "reject", "later")
     assert (queued.interrupt_id, queued.queued, starting.state.inbox.queued) == (None, True, 1)

@@ -14,6 +14,8 @@ from taskherd.domain.command_results import CommandAccepted, CommandRefused
 from taskherd.domain.commands import Create, Delete, Pause, Resume, Send, UpdateInput, UpdateLabels
 from taskherd.domain.handle_command import CommandContext, EarlierInput, TemplateVersionInfo, handle_command
 from taskherd.domain.reports import AgentState, JobStatus, Transition
+from taskherd.domain.request_values import RequestKind
+from taskherd.domain.task import OpenAgentRequest
 from tests.harness.histories import NOON, TASK
 from tests.pure.domain.test_explain import folded, task_with
 from tests.pure.domain.test_fold import build, lifecycle, status
@@ -65,6 +67,15 @@ def test_an_input_for_a_busy_agent_is_queued() -> None:
     idle = active(status(AgentState.IDLE))
     in_flight = with_fields(idle, state=inbox.mark_sent(inbox.enqueue(idle.state), UUID(int=112)))
     assert accepted(in_flight, 113).queued
+
+
+def test_an_input_waits_for_a_question_that_is_not_known() -> None:
+    """An input answers only a question of which there is a record; else it is queued until the question is closed."""
+    asked = OpenAgentRequest(UUID(int=114), 1, 1, RequestKind.QUESTION, "Which package?", NOON, wants_text=True)
+    task = active(status(AgentState.IDLE))
+    asking = with_fields(task, state=with_fields(task.state, agent_requests={asked.id: asked}))
+    queued = accepted(asking, 115)
+    assert (queued.answered, queued.queued, queued.task.state.inbox.queued) == (None, True, 1)
 
 
 def test_a_pause_requests_a_stop_and_a_resume_a_start() -> None:
@@ -381,3 +392,7 @@ def test_when_a_workspace_can_be_stopped_and_started() -> None:
     full = with_fields(LENIENT, running={failed.owner_id: 1}, max_running=1)
     assert refusal(failed, resume, full) == (409, "Too many tasks are running.")
     assert refusal(active(), resume, full) == (409, "Task workspace is already running.")
+    last = task_with(folded(build(2**31 - 1, job=JobStatus.SUCCEEDED), lifecycle(number=2**31 - 1)))
+    assert refusal(last, pause) == (409, "This task has reached the maximum number of builds.")
+    failed = task_with(folded(build(2**31 - 1, job=JobStatus.FAILED)))
+    assert refusal(failed, resume) == (409, "This task has reached the maximum number of builds.")
