@@ -10,25 +10,29 @@ import pytest
 
 from taskherd.backoff import Backoff
 from taskherd.domain.commands import Delete, Pause, Resume, Send
-from taskherd.domain.handle_command import CommandContext
+from taskherd.domain.handle_command import CommandContext, EarlierInput
 from taskherd.domain.inbox import QueuedInput
 from taskherd.domain.outcome import ReportOutcome
 from taskherd.domain.recovery import RecoveryPolicy
 from taskherd.domain.reports import (
     AgentExit,
+    AgentInterrupted,
+    AgentRequest,
     AgentState,
     AgentUsage,
     ExitReason,
     InputOutcome,
     InputOutcomeReport,
+    InterruptOutcome,
     JobStatus,
     Report,
     TaskLog,
     Transition,
 )
+from taskherd.domain.request_values import RequestKind
 from taskherd.domain.task import Deletion, Inbox, LastLog, Silence, Stall
 from taskherd.domain.task_update import apply_command, apply_report, apply_timer_check, due_at, finalize
-from taskherd.domain.updates import Cause, TaskUpdate, TimerCheck, UpdateContext
+from taskherd.domain.updates import AcceptedInput, Cause, TaskUpdate, TimerCheck, UpdateContext
 from taskherd.domain.value import replace
 from taskherd.messages.run_policy import default_policy
 from tests.harness.histories import NOON, TASK
@@ -123,6 +127,50 @@ def test_a_command_is_the_cause_whatever_follows_in_its_batch() -> None:
     assert reports.cause == Cause("report", "app.status")
 
 
+def test_a_heartbeat_is_the_cause_only_if_nothing_else_is() -> None:
+    """Of the reports of a batch the last one is, but a heartbeat comes whatever the agent does."""
+    causes = []
+    for reports in (
+        (heartbeat(seq=5),),
+        (heartbeat(seq=5), heartbeat(seq=6)),
+        (status(AgentState.WORKING), heartbeat(seq=5)),
+        (heartbeat(seq=5), status(AgentState.WORKING), lifecycle(seq=5)),
+    ):
+        update = new_update(running(unchanged_core()))
+        for report in reports:
+            apply_report(update, report, LATER, context())
+        assert update.cause is not None
+        causes.append(update.cause.type)
+    assert causes == ["agent.heartbeat", "agent.heartbeat", "app.status", "agent.lifecycle"]
+
+
+def test_a_report_about_a_request_or_an_interrupt_is_its_cause() -> None:
+    """The cause names which one, and what became of it; that of usage has nothing to name."""
+    request = AgentRequest(
+        task_id=TASK, build_number=1, seq=4, request_id=ONE, kind=RequestKind.QUESTION, title="Which port?"
+    )
+    asked = new_update(running(unchanged_core()))
+    assert apply_report(asked, request, LATER, context()) is ReportOutcome.APPLIED
+    assert asked.cause == Cause("report", "agent.request", ONE, outcome="open", request="Which port?")
+    assert asked.requests is not None
+    assert (set(asked.requests.known), asked.requests.changed) == ({ONE}, {ONE})
+    assert asked.existing_task.state.last_log == LastLog(1, LATER)
+    ended = AgentInterrupted(
+        task_id=TASK, build_number=1, seq=5, interrupt_id=TWO, outcome=InterruptOutcome.STOPPED, detail="It is idle."
+    )
+    stopped = new_update(unchanged_core().interrupts.begin(running(unchanged_core()), TWO, NOON))
+    assert apply_report(stopped, ended, LATER, context()) is ReportOutcome.APPLIED
+    assert stopped.cause == Cause("report", "agent.interrupted", TWO, outcome="stopped")
+    assert apply_report(stopped, ended, LATER, context()) is ReportOutcome.STALE
+    used = new_update(running(unchanged_core()))
+    usage = AgentUsage(task_id=TASK, build_number=1, seq=6, model="m", input_tokens=5)
+    assert apply_report(used, usage, LATER, context()) is ReportOutcome.APPLIED
+    assert used.cause == Cause("report", "agent.usage")
+    assert used.usage is not None
+    assert [key.model for key in used.usage.new] == ["m"]
+    assert apply_report(used, usage, LATER, context()) is ReportOutcome.STALE
+
+
 def test_the_first_outcome_of_an_input_counts() -> None:
     """Only the first outcome of an input counts, also within a batch; an input that the task never had is unknown."""
     update = new_update(waiting(0, ONE))
@@ -173,6 +221,21 @@ def test_a_send_and_the_outcome_of_its_predecessor_in_one_batch() -> None:
     assert inbox(update) == (TWO, 0, TWO)
 
 
+def test_a_repeated_send_is_no_further_input() -> None:
+    """Its input is in the inbox already, or was; a first one is kept with who sent it."""
+    send = Send(command_id=THREE, task_id=TASK, actor_id=TWO, input="once")
+    known = context()
+    first = new_update(waiting(0))
+    apply_command(first, send, LATER, known)
+    assert first.new_inputs == [AcceptedInput(THREE, "once", TWO)]
+    earlier = {THREE: EarlierInput(task_id=TASK, content="once", actor_id=TWO, queued=False)}
+    again = new_update(waiting(0))
+    repeated = replace(known, command_context=CommandContext({}, {}, {}, {}, earlier_inputs=earlier))
+    apply_command(again, send, LATER, repeated)
+    assert again.new_inputs == []
+    assert again.task is again.before
+
+
 def test_a_delete_fails_all_open_inputs() -> None:
     """A delete fails all inputs without an outcome, and none of the queue is sent afterwards."""
     update = new_update(waiting(2), (ONE, TWO))
@@ -191,6 +254,18 @@ def test_an_input_is_put_back_although_the_end_is_reported_twice() -> None:
     finalize(update, LATER, context())
     assert inbox(update) == (None, 2, None)
     assert update.requeued_input == ONE
+
+
+def test_an_input_is_put_back_although_the_end_overtakes_its_build() -> None:
+    """Whichever report comes first, the agent of the build was interrupted before it got the input."""
+    ended = AgentExit(task_id=TASK, build_number=2, seq=8, why=ExitReason.INTERRUPTED)
+    started = build(2, job=JobStatus.SUCCEEDED)
+    for reports in ((started, ended), (ended, started)):
+        update = new_update(waiting(1, ONE), (TWO,))
+        for report in reports:
+            assert apply_report(update, report, LATER, context(ONE)) is ReportOutcome.APPLIED
+        finalize(update, LATER, context())
+        assert (update.requeued_input, *inbox(update)) == (ONE, None, 2, None)
 
 
 def test_an_input_is_put_back_although_the_next_agent_is_up_in_the_same_batch() -> None:
@@ -282,6 +357,20 @@ def test_a_report_closes_only_an_open_request() -> None:
     assert update.closed_requests == [1]
 
 
+def test_a_later_build_closes_the_request_of_the_one_before() -> None:
+    """A request waits, whatever else is reported, until its build is, or a later one that was not requested."""
+    update = new_update(unchanged_core().builds.initial_state(TASK, NOON))
+    apply_report(update, lifecycle(seq=3), LATER, context())
+    state = update.existing_task.state
+    assert (update.closed_requests, state.unanswered_build, update.superseded) == ([], 1, [])
+    apply_report(update, build(2), LATER, context())
+    assert (update.closed_requests, update.existing_task.state.unanswered_build) == ([1], None)
+    assert update.superseded == [state]
+    for report in (build(2, seq=5), build(1, seq=6), heartbeat(2)):
+        apply_report(update, report, LATER, context())
+    assert (update.closed_requests, update.superseded) == ([1], [state])
+
+
 def test_only_a_deleted_task_is_erased_and_only_once() -> None:
     """A check erases a deleted task, without a watermark; a live task or one that is erased already is left alone."""
     task = make_task(TASK, state=waiting(1))
@@ -313,6 +402,9 @@ def test_an_erased_task_keeps_builds_and_no_texts() -> None:
     assert apply_report(late, report, LATER, context()) is ReportOutcome.APPLIED
     assert (late.existing_task.state.build_number, late.existing_task.state.job_status) == (2, JobStatus.FAILED)
     assert late.existing_task.state.build_error is None
+    again = TaskUpdate(late.task, late.task)
+    assert apply_report(again, report, LATER, context()) is ReportOutcome.STALE
+    assert again.task is late.task
 
 
 @pytest.mark.parametrize(
