@@ -33,8 +33,7 @@ APP = App(UUID(int=9), "web", health=Health.UNHEALTHY)
 
 def decided(part: ExplainedValue[Any]) -> tuple[str, tuple[str, int, int] | None]:
     """Return the rule of an explained value, and the type, build number and ``seq`` of the deciding report."""
-    report = part.report.report if part.report else None
-    return part.rule, report and (report.type, *report.sort_key)
+    return part.rule, None if part.report is None else (part.report.report.type, *part.report.report.sort_key)
 
 
 def rules(state: TaskState) -> dict[str, tuple[str, tuple[str, int, int] | None]]:
