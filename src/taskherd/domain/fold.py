@@ -67,7 +67,8 @@ def is_out_of_range(report: Report, state: TaskState) -> bool:
 
     Provisioners number builds of their own accord too, but only one after the other.
     """
-    return report.sort_key[0] > max(state.requested_builds, default=1) + MAX_BUILDS_AHEAD
+    number = report.build_number
+    return number is not None and number > max(state.requested_builds, default=1) + MAX_BUILDS_AHEAD
 
 
 def fold(state: TaskState, report: Report, now: datetime) -> FoldResult:  # noqa: PLR0911 - one return for each facet

@@ -45,7 +45,7 @@ def is_steady(state: TaskState) -> bool:
     if stamped is None or not is_current(state, stamped) or not is_connected(state):
         return False
     lifecycle = state.lifecycle
-    if is_current(state, state.agent) or stamped.report.agent_id is None:
+    if (state.agent and is_current(state, state.agent)) or stamped.report.agent_id is None:
         return True
     if lifecycle is None or not is_current(state, lifecycle) or lifecycle.report.agent_id is None:
         return True

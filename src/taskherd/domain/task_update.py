@@ -54,7 +54,7 @@ def apply_report(update: TaskUpdate, report: Report, now: datetime, context: Upd
         return _apply_unfolded(update, report, now, context)
     folded = fold.fold(state, report, now)
     after = recovery.record_word(folded.state, report, folded.outcome, now)
-    if after is not state:
+    if after.inbox.in_flight is not None:
         after, requeued = inbox.requeue_undelivered(after)
         update.requeued_input = update.requeued_input or requeued
     if isinstance(report, TaskLog):
@@ -65,7 +65,7 @@ def apply_report(update: TaskUpdate, report: Report, now: datetime, context: Upd
         is_visible = folded.state is not state or after.stall is not state.stall
         if is_visible and not (update.cause and isinstance(report, AgentHeartbeat)):
             update.note_cause(Cause("report", report.type))
-        if after.build_number != state.build_number:
+        if isinstance(report, WorkspaceBuild) and after.build_number != state.build_number:
             update.superseded.append(state)
         update.task = replace(task, state=_close_answered_request(update, state.unanswered_build, after))
     return folded.outcome

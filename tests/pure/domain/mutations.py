@@ -112,7 +112,7 @@ FOLD: list[Mutation] = [
     ("if report.build_number is not None:", "if False:", fold.test_a_missing_build_number_means_the_latest_build),
     ("default=1) + MAX_BUILDS_AHEAD", "default=1)", fold.test_which_build_numbers_are_out_of_range),
     ("max(state.requested_builds, default=1)", "1", fold.test_which_build_numbers_are_out_of_range),
-    ("report.sort_key[0] > max", "report.sort_key[0] >= max", fold.test_which_build_numbers_are_out_of_range),
+    ("and number > max", "and number >= max", fold.test_which_build_numbers_are_out_of_range),
     ("state.build_number if state else 1", "1", fold.test_a_missing_build_number_means_the_latest_build),
 ]
 
