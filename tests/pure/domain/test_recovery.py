@@ -270,7 +270,7 @@ def test_only_words_of_the_latest_build_count() -> None:
         ready = AgentLifecycle(task_id=TASK, build_number=number, seq=9, lifecycle=Lifecycle.READY)
         others = after(after(state, ready, NOON + MINUTE), replace(LOG, build_number=number), NOON + MINUTE)
         assert (others.lifecycle, others.last_log) == (Stamped(ready, NOON + MINUTE), LastLog(number, NOON + MINUTE))
-        assert recovery.stall_deadline(others, None, NOON, POLICY) == NOON + HALF_HOUR
+        assert recovery.stall_deadline(others, None, NOON + 2 * MINUTE, POLICY) == NOON + HALF_HOUR
 
 
 def test_when_the_time_of_a_log_is_noted_anew() -> None:
