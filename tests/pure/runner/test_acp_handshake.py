@@ -214,7 +214,7 @@ async def test_a_session_needs_a_usable_id(tmp_path: Path, session: object) -> N
     """One of at most 1,024 characters."""
     life = starting(tmp_path)
     await answer(life, result={"protocolVersion": 1})
-    await answer(life, result={"sessionId": session})
+    await answer(life, result=None if session is None else {"sessionId": session})
     assert life.follower._opening.failure == "The agent's answer to `session/new` has no usable `sessionId`."
     assert life.follower._opening.session is None
 

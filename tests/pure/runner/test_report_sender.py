@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +15,7 @@ from taskherd.broker.topology import TopologyNames
 from taskherd.errors import Unavailable
 from taskherd.messages.limits import MAX_MESSAGE_BYTES
 from taskherd.observability.metrics import Metrics
+from taskherd.runner import report_sender
 from taskherd.runner.outbox import Budget, Outbox
 from taskherd.runner.report_sender import ReportSender
 
@@ -23,12 +26,14 @@ class Published:
     def __init__(self) -> None:
         self.messages: list[tuple[str, str, bytes]] = []
         self.outcome = PublishOutcome.CONFIRMED
+        self.outcomes: Iterator[PublishOutcome] = iter(())
+        """The outcomes of the next messages, before those that all have."""
 
     async def publish(self, exchange: str, routing_key: str, body: bytes, *, mandatory: bool) -> PublishOutcome:
         """Record a message."""
         assert mandatory
         self.messages.append((exchange, routing_key, body))
-        return self.outcome
+        return next(self.outcomes, self.outcome)
 
     @property
     def reports(self) -> list[list[Any]]:
@@ -134,3 +139,45 @@ async def test_nothing_more_is_sent_of_a_task_that_was_dropped(sending: Sending)
     sending.sender.drop(second)
     await sending.sender.wait_sent()
     assert await sending.sender.send_once() == 0
+
+
+async def test_the_sender_waits_for_reports_and_tries_again(sending: Sending, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer after each failure in a row, and shortly after the first one that follows a success."""
+    failures: list[int] = []
+    monkeypatch.setattr(report_sender.retry, "delay", lambda number: failures.append(number) or 0)
+    outbox = sending.outbox("a")
+    outcomes = [*[PublishOutcome.UNROUTED] * 3, PublishOutcome.CONFIRMED, PublishOutcome.UNROUTED]
+    sending.published.outcomes = iter([*outcomes, PublishOutcome.CONFIRMED])
+    running = asyncio.create_task(sending.sender.run())
+    await asyncio.sleep(0)
+    outbox.append(numbered("a", 1))
+    await asyncio.wait_for(sending.sender.wait_sent(), 60)
+    assert failures == [1, 2, 3]
+    assert sending.errors == ["no queue is bound to exchange herd.reports; run `taskherd topology apply`"] * 3
+    outbox.append(['"more"'])
+    await asyncio.wait_for(sending.sender.wait_sent(), 60)
+    assert (failures, len(sending.errors)) == ([1, 2, 3, 1], 4)
+    assert sending.published.reports == [*[["a0"]] * 4, *[["more"]] * 2]
+    running.cancel()
+
+
+async def test_heartbeats_are_sent_in_messages_of_100(sending: Sending, monkeypatch: pytest.MonkeyPatch) -> None:
+    """About as often as is wanted; those that cannot be sent are not sent later."""
+    monkeypatch.setattr(report_sender.random, "uniform", lambda *_: 0)
+    rounds = iter([range(201), range(300, 302), range(400, 401), ()])
+    ended = asyncio.Event()
+
+    def heartbeats() -> list[bytes]:
+        current = [str(number).encode() for number in next(rounds)]
+        if not current:
+            ended.set()
+        return current
+
+    confirmed = PublishOutcome.CONFIRMED
+    sending.published.outcomes = iter([confirmed, confirmed, confirmed, PublishOutcome.UNROUTED, confirmed])
+    running = asyncio.create_task(sending.sender.send_heartbeats(10, heartbeats))
+    await asyncio.wait_for(ended.wait(), 60)
+    assert sending.published.reports == [[*range(100)], [*range(100, 200)], [200], [300, 301], [400]]
+    assert [error.partition(";")[0] for error in sending.errors] == ["no queue is bound to exchange herd.reports"]
+    assert sending.counted == 202
+    running.cancel()

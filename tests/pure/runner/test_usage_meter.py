@@ -275,6 +275,14 @@ def test_the_next_runner_knows_all_that_counts(reporter: Reporter) -> None:
     assert reported(next_build, reporter) == []
 
 
+def test_the_session_that_is_open_counts() -> None:
+    """Rather than the one of the checkpoint, which is that of a runner before."""
+    meter = UsageMeter({"session": "earlier"}, {})
+    for session, used in (("later", 1), ("earlier", 2)):
+        meter.handle(told(used=used, session=session), "later", in_turn=True)
+        assert meter.checkpoint()["context"] == {"context_used": 1}
+
+
 @pytest.mark.parametrize("update", [None, 5, {}, {"sessionUpdate": "plan"}])
 def test_another_update_is_none_of_usage(update: object) -> None:
     """So others handle it."""
