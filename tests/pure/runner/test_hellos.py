@@ -96,7 +96,7 @@ async def test_an_answered_hello_has_declared_the_queues(worker: Worker) -> None
     said = ("runner.hello", {"type": "runner.hello", "runner": "r-1", "pool": "linux"}, {"no_expiry": True})
     assert (worker.asked, worker.checked) == ([said] * 2, [CHECK] * 2)
     worker.answers, worker.missing = [OK], [Unavailable("no exchange")]
-    with pytest.raises(Unavailable, match="^no exchange$"):
+    with pytest.raises(Unavailable, match=r"^no exchange$"):
         await hellos.obtain_queues()
 
 
@@ -116,7 +116,7 @@ async def test_queues_of_an_earlier_time_are_used_without_an_answer(worker: Work
     assert await hellos_to(worker).obtain_queues() == QUEUES
     assert worker.checked == [CHECK]
     worker.answers, worker.missing = [answer], [Unavailable("no queue")]
-    with pytest.raises(Unavailable, match="^waiting for a worker to declare herd.work.linux and herd.work.r-1: "):
+    with pytest.raises(Unavailable, match=r"^waiting for a worker to declare herd\.work\.linux and herd\.work\.r-1: "):
         await hellos_to(worker).obtain_queues()
 
 
@@ -130,7 +130,7 @@ async def test_hellos_that_nobody_answers_are_repeated_seldom(worker: Worker, cl
         clock.now += wait - 0.5
         assert await hellos.obtain_queues() == QUEUES
         worker.missing = [Unavailable("no queue")]
-        with pytest.raises(Unavailable, match="no worker has answered runner.hello yet"):
+        with pytest.raises(Unavailable, match=r"no worker has answered runner\.hello yet"):
             await hellos.obtain_queues()
         clock.now += 0.5
     for answers in ([OK], [Unavailable("nobody again")]):

@@ -214,13 +214,15 @@ async def test_an_agent_without_a_turn_has_nothing_to_end(life: Cancelled) -> No
 async def test_a_turn_that_ends_when_it_is_cancelled_needs_no_signal(
     life: Cancelled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is cancelled once."""
+    """It is cancelled once, and what it asked, too."""
     monkeypatch.setattr(cancelling, "CANCEL_TIMEOUT", LONG)
     await life.in_turn()
+    life.ask(1, "Run it")
+    await life.step()
     waiting = asyncio.create_task(life.follower._cancellation.interrupt())
     await life.until(lambda: life.follower._turn.cancelled)
     life.follower._cancellation.cancel()
-    assert life.take() == [CANCEL]
+    assert life.take() == [{"id": 1, "result": {"outcome": {"outcome": "cancelled"}}}, CANCEL]
     assert not waiting.done()
     life.end_turn()
     assert await asyncio.wait_for(waiting, LONG) is InterruptOutcome.STOPPED
