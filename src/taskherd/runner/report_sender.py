@@ -121,7 +121,7 @@ class ReportSender:
             chosen.append((outbox, batch))
             limit -= len(batch)
             size -= needed
-            if limit <= 0 or size <= 0:
+            if limit <= 0:
                 break
         return chosen
 

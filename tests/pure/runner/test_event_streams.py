@@ -325,6 +325,70 @@ def test_codex_counts_from_where_its_session_stood(reporter: Reporter) -> None:
     assert {name: getattr(risen, name) for name in COUNTERS} == dict(zip(COUNTERS, (10, 0, 0, 0), strict=True))
 
 
+def test_a_turn_of_codex_begins_and_ends(reporter: Reporter) -> None:
+    """A failure is told in words, which may be in JSON; the same error is told once in a turn."""
+    stream = codex({"type": "error", "message": "No network"})
+    assert (stream.in_turn, stream.state) == (False, "")
+    stream.apply({"type": "turn.started"})
+    assert (stream.in_turn, stream.state) == (True, AgentState.WORKING)
+    for message in ("No network", "No network", "Busy", '{"error": {"message": "No credit"}}', '{"error": "x"}'):
+        stream.apply({"type": "error", "message": message})
+    notices = [text.removeprefix("taskherd: the agent says: ") for *_, text in shown(stream, reporter)]
+    assert notices == ["No network", "No network", "Busy", "No credit", '{"error": "x"}']
+    assert stream.last_words == '{"error": "x"}'
+    stream.apply({"type": "turn.completed", "usage": {}})
+    assert (stream.in_turn, stream.state) == (False, AgentState.IDLE)
+    stream.apply({"type": "turn.failed", "error": {"message": '{"error": {"message": 7}}'}})
+    assert (stream.in_turn, stream.state) == (False, AgentState.FAILED)
+    assert stream.last_words == "The agent could not carry out its turn: 7"
+
+
+def test_calls_of_codex_have_results(reporter: Reporter) -> None:
+    """The output of a command, the texts of a tool, or its error; one that was declined has failed, too."""
+    command = {"type": "command_execution", "command": "make"}
+    tool = {"type": "mcp_tool_call", "server": "herd", "tool": "look"}
+    texts = {"content": [{"type": "text", "text": "one"}, 5, {"type": "image"}, {"text": "two"}]}
+    items = [
+        ({**command, "aggregated_output": "built\n\n", "status": "completed"}, "make\nbuilt"),
+        ({**command, "aggregated_output": None, "status": "failed"}, "make (failed)"),
+        ({**command, "status": "declined"}, "make (failed)"),
+        ({**tool, "result": texts}, "herd: look\none\n\ntwo"),
+        ({**tool, "result": {"content": None}}, "herd: look"),
+        ({**tool, "result": None, "error": {"message": "gone"}, "status": "failed"}, "herd: look (failed)\ngone"),
+        ({**tool, "result": texts, "error": "gone"}, "herd: look\none\n\ntwo"),
+        ({"type": "web_search", "query": "q"}, "Search: q"),
+        ({"type": "collab_tool_call", "tool": "spawn", "prompt": "Look\nhere"}, "spawn Look here"),
+    ]
+    stream = codex(*(item(identifier=f"i{number}", **fields) for number, (fields, _) in enumerate(items)))
+    entries = shown(stream, reporter)
+    assert [(number, text) for number, _, _, text in entries] == [(n, text) for n, (_, text) in enumerate(items)]
+    statuses = [status for _, _, status, _ in entries]
+    assert statuses == ["failed" if number in {1, 2, 5} else "completed" for number in range(len(items))]
+
+
+def test_a_plan_of_codex_is_one_entry(reporter: Reporter) -> None:
+    """Each update replaces it, also by the next runner; another plan is another entry. Long ones are cut."""
+    steps = [{"text": "Look", "completed": True}, {"text": "Change", "completed": False}]
+    stream = codex(item("started", "p", type="todo_list", items=steps[:1]), item("updated", "i", type="reasoning"))
+    (entry,) = stream.take_entries(reporter)
+    assert (entry.id, entry.kind, entry.content) == (0, "plan", "[x] Look")
+    planned = {"content": "Look", "status": "completed", "priority": "medium"}
+    assert json.loads(entry.data or "") == {"entries": [planned]}
+    again = codex(
+        item("updated", "p", type="todo_list", items=steps), checkpoint=json.loads(json.dumps(stream.checkpoint()))
+    )
+    (entry,) = again.take_entries(reporter)
+    assert (entry.id, entry.content) == (0, "[x] Look\n[ ] Change")
+    further = {"content": "Change", "status": "pending", "priority": "medium"}
+    assert json.loads(entry.data or "") == {"entries": [planned, further]}
+    long = [{"text": "y" * 101, "completed": False}] * 31
+    again.apply(item(identifier="other", type="todo_list", items=long))
+    again.apply(item(identifier="m", type="agent_message", text="Done"))
+    plan, message = again.take_entries(reporter)
+    assert (plan.id, plan.content, message.id) == (1, "\n".join([f"[ ] {'y' * 100}"] * 30), 2)
+    assert [each["content"] for each in json.loads(plan.data or "")["entries"]] == ["y" * 100] * 30
+
+
 COUNTERS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")
 
 

@@ -61,7 +61,7 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
 class Clock:
     """The time of a loop, which a test sets."""
 
-    now = 1000.0
+    now = 0.0
 
     def time(self) -> float:
         """Return it."""

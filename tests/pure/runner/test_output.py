@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Never
@@ -100,6 +101,94 @@ def test_unread_output_is_kept(tmp_path_factory: object, chunks: list[bytes], se
         read += piece.data
     assert read == b"".join(chunks)
     assert writer.dropped == 0
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    """Return what was written, by where it begins."""
+    return {path.name.lstrip("0") or "0": path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_the_oldest_segments_make_room(tmp_path: Path) -> None:
+    """Those of output that nobody waits for, unless they are gone already; only this user may read them."""
+    writer = SegmentWriter(str(tmp_path), 4, 2)
+    assert writer.write(b"abcdefgh") == b""
+    assert (written(tmp_path), writer.total) == ({"0": b"abcd", "4": b"efgh"}, 8)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+    assert writer.write(b"i") == b""
+    assert written(tmp_path) == {"4": b"efgh", "8": b"i"}
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert writer.write(b"jklmnopqrst", beyond_limit=True) == b""
+    assert written(tmp_path) == {"12": b"mnop", "16": b"qrst"}
+    assert (writer.total, writer.dropped) == (20, 0)
+
+
+def test_unread_segments_keep_what_follows_waiting(tmp_path: Path) -> None:
+    """Until the oldest is read, and deleted; beyond the limit there is no later."""
+    writer = SegmentWriter(str(tmp_path), 4, 2, keeps_unread=True)
+    assert writer.write(b"abcdefghij") == b"ij"
+    assert writer.write(b"ij") == b"ij"
+    (tmp_path / f"{4:020d}").unlink()
+    assert writer.write(b"ij") == b"ij"
+    (tmp_path / f"{0:020d}").unlink()
+    assert writer.write(b"ij") == b""
+    assert writer.write(b"klmnopqr") == b"qr"
+    assert written(tmp_path) == {"8": b"ijkl", "12": b"mnop"}
+    assert writer.write(b"qrstuv", beyond_limit=True) == b""
+    assert written(tmp_path) == {"8": b"ijkl", "12": b"mnop", "16": b"qrst", "20": b"uv"}
+    assert (writer.total, writer.dropped) == (22, 0)
+
+
+@pytest.mark.parametrize(
+    ("keeps_unread", "beyond_limit", "is_later"), [(False, False, False), (True, False, True), (True, True, False)]
+)
+def test_what_cannot_be_written_is_dropped_or_written_later(
+    tmp_path: Path, *, keeps_unread: bool, beyond_limit: bool, is_later: bool
+) -> None:
+    """What is dropped shows as a gap, after which another segment begins."""
+    writer = SegmentWriter(str(tmp_path), 100, 9, keeps_unread=keeps_unread)
+    assert writer.write(b"abc") == b""
+    file = writer._file
+    with (tmp_path / f"{0:020d}").open("rb") as read_only:
+        kept = os.dup(file)
+        os.dup2(read_only.fileno(), file)
+    assert writer.write(b"defg", beyond_limit=beyond_limit) == (b"defg" if is_later else b"")
+    assert (writer.total, writer.dropped) == ((3, 0) if is_later else (7, 4))
+    if is_later:
+        os.dup2(kept, file)
+    else:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(file)
+    os.close(kept)
+    assert writer.write(b"hij") == b""
+    assert written(tmp_path) == ({"0": b"abchij"} if is_later else {"0": b"abc", "7": b"hij"})
+
+
+def test_a_chunk_is_written_until_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the rest of it waits, or is dropped."""
+    write = os.write
+    room = [2, 1]
+
+    def full(file: int, data: bytes) -> int:
+        if not room:
+            raise OSError(28, "No space left on device")
+        return write(file, data[: room.pop(0)])
+
+    monkeypatch.setattr(os, "write", full)
+    writer = SegmentWriter(str(tmp_path), 100, 9, keeps_unread=True)
+    assert writer.write(b"abcdef") == b"def"
+    assert (written(tmp_path), writer.total, writer.dropped) == ({"0": b"abc"}, 3, 0)
+    assert writer.write(b"def", beyond_limit=True) == b""
+    assert (writer.total, writer.dropped) == (6, 3)
+
+
+def test_a_segment_that_cannot_be_closed_is_given_up(tmp_path: Path) -> None:
+    """The next one is written nevertheless."""
+    writer = SegmentWriter(str(tmp_path), 2, 9)
+    writer.write(b"ab")
+    os.close(writer._file)
+    assert writer.write(b"c") == b""
+    assert written(tmp_path) == {"0": b"ab", "2": b"c"}
 
 
 def segments(folder: Path, **contents: bytes) -> Path:

@@ -156,6 +156,17 @@ async def test_without_a_record_of_its_processes_only_the_end_counts(tmp_path: P
     assert await agent.wait(seconds=0.1) is False
 
 
+async def test_processes_that_are_not_known_have_not_ended(tmp_path: Path) -> None:
+    """They may be known later, and still be there."""
+    agent = Interrupted(tmp_path, Scans({CHILD}))
+    record = agent.context.folder.started.read_text()
+    agent.context.folder.started.unlink()
+    waiting = agent.wait(seconds=1.0)
+    await agent.until_seen(2)
+    agent.context.folder.started.write_text(record)
+    assert await waiting is False
+
+
 class Cancelled(AcpLife):
     """An agent in a turn that is cancelled, and what it is sent."""
 
