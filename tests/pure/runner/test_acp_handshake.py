@@ -52,7 +52,7 @@ def test_an_agent_that_cannot_be_used_is_told_why() -> None:
     )
 
 
-RESUMES = {"sessionCapabilities": {"resume": {}}}
+RESUMES: dict[str, Any] = {"sessionCapabilities": {"resume": {}}}
 
 
 @pytest.mark.parametrize(
@@ -183,11 +183,11 @@ async def test_a_refused_continuation_begins_a_new_session(tmp_path: Path) -> No
     )  # fmt: skip
     await answer(life, error={"code": 3, "message": "Lost it"})
     assert life.notices == [f"{CANNOT_CONTINUE}: Lost it"]
-    assert life.context.journal.acp_session is None
+    assert not life.context.journal.acp_session
     (call,) = life.waiting().values()
     assert (call["method"], call["params"]) == ("session/new", {"cwd": work, "mcpServers": []})
     await answer(life, result={"sessionId": "later"})
-    assert (life.follower._opening.session, life.context.journal.acp_session) == ("later", "later")
+    assert [life.follower._opening.session, life.context.journal.acp_session] == ["later"] * 2
     assert life.follower._opening.checkpoint()["session"] == "later"
 
 

@@ -21,7 +21,7 @@ from tests.pure.runner.contexts import make_context
 
 SHIM, AGENT, CHILD = 5_000_001, 5_000_002, 5_000_003
 """Processes that do not exist: there are fewer pids."""
-LONG = 60.0
+LONG = 30.0
 
 
 class Scans:
@@ -128,6 +128,7 @@ async def test_an_agent_has_to_be_quiet_for_a_while(tmp_path: Path) -> None:
     agent = Interrupted(tmp_path, Scans(set()))
     waiting = agent.wait(quiet=0.3)
     loop = asyncio.get_running_loop()
+    printed = loop.time()
     for _ in range(3):
         await asyncio.sleep(0.15)
         agent.print("still here")

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from taskherd import retry
 from taskherd.broker.publisher import PublishOutcome
 from taskherd.broker.topology import TopologyNames
 from taskherd.errors import Unavailable
 from taskherd.messages.limits import MAX_MESSAGE_BYTES
 from taskherd.observability.metrics import Metrics
-from taskherd.runner import report_sender
 from taskherd.runner.outbox import Budget, Outbox
 from taskherd.runner.report_sender import ReportSender
 
@@ -144,7 +145,12 @@ async def test_nothing_more_is_sent_of_a_task_that_was_dropped(sending: Sending)
 async def test_the_sender_waits_for_reports_and_tries_again(sending: Sending, monkeypatch: pytest.MonkeyPatch) -> None:
     """Longer after each failure in a row, and shortly after the first one that follows a success."""
     failures: list[int] = []
-    monkeypatch.setattr(report_sender.retry, "delay", lambda number: failures.append(number) or 0)
+
+    def delay(number: int) -> float:
+        failures.append(number)
+        return 0
+
+    monkeypatch.setattr(retry, "delay", delay)
     outbox = sending.outbox("a")
     outcomes = [*[PublishOutcome.UNROUTED] * 3, PublishOutcome.CONFIRMED, PublishOutcome.UNROUTED]
     sending.published.outcomes = iter([*outcomes, PublishOutcome.CONFIRMED])
@@ -163,7 +169,7 @@ async def test_the_sender_waits_for_reports_and_tries_again(sending: Sending, mo
 
 async def test_heartbeats_are_sent_in_messages_of_100(sending: Sending, monkeypatch: pytest.MonkeyPatch) -> None:
     """About as often as is wanted; those that cannot be sent are not sent later."""
-    monkeypatch.setattr(report_sender.random, "uniform", lambda *_: 0)
+    monkeypatch.setattr(random, "uniform", lambda *_: 0)
     rounds = iter([range(201), range(300, 302), range(400, 401), ()])
     ended = asyncio.Event()
 

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from taskherd.domain.reports import Health
+from taskherd.domain.reports import AgentState, Health, InterruptOutcome
 from taskherd.messages.limits import MAX_CONTENT_BYTES
 from taskherd.runner.activity import LOOK_INTERVAL
-from taskherd.runner.agents import stdio
+from taskherd.runner.agents import stdin, stdio
+from taskherd.runner.agents.context import AgentContext
 from taskherd.runner.agents.log_budget import READ_COST, LogBudget, LogRates
 from taskherd.runner.agents.output import MAX_LINE
 from taskherd.runner.agents.status_pace import STATUS_EVERY
-from taskherd.runner.agents.stdio import StdioFollower
+from taskherd.runner.agents.stdio import StatusLine, StdioFollower
 from taskherd.runner.outbox import Budget, Outbox
 from taskherd.runner.segments import SegmentWriter
 from taskherd.runner.workspaces.processes import ExitRecord
@@ -368,3 +369,95 @@ async def test_what_the_agent_said_of_itself_last_is_told_with_its_end(
     assert [state for state, _ in agent.states] == states
     (report,) = reports_of(agent.context.outbox, "agent.exit")
     assert report["words"] == "one\ntwo"
+
+
+class Interrupts:
+    """An agent that is sent SIGINT, and what it does then."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, reacts: bool, exits: bool) -> None:
+        self.agent = Printing(folder, idle_after=2, grace=0.05)
+        self.deeds: list[object] = []
+        self._reacts = reacts
+        self._exits = exits
+        context = replace(self.agent.context, interrupt_agent=self._interrupt, stop_agent=self._stop)
+        self.agent.context, self.agent.follower._context = context, context
+        monkeypatch.setattr(stdio, "InterruptReaction", self._reaction)
+
+    def _reaction(self, context: AgentContext) -> Interrupts:
+        assert context is self.agent.context
+        self.deeds.append("look")
+        return self
+
+    async def wait(self, quiet: float, seconds: float) -> bool:
+        """React or not."""
+        self.deeds.append((quiet, seconds))
+        if self._exits:
+            self.agent.context.folder.exit.write_text("{}")
+        return self._reacts
+
+    def _interrupt(self) -> None:
+        self.deeds.append(("interrupt", self.agent.context.journal.interrupted))
+
+    def _stop(self) -> None:
+        self.deeds.append("stop")
+        self.agent.context.folder.exit.write_text("{}")
+
+
+async def test_an_interrupted_agent_that_falls_silent_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its next end is its own; it has nothing to end any more, and what it was about to say counts no more."""
+    interrupts = Interrupts(tmp_path, monkeypatch, reacts=True, exits=False)
+    agent = interrupts.agent
+    agent.follower._state, agent.follower._untold = "working", StatusLine(AgentState.COMPLETE, "Done", "")
+    assert agent.follower.is_at_work
+    assert await agent.follower.interrupt() is InterruptOutcome.STOPPED
+    assert interrupts.deeds == ["look", ("interrupt", True), (2, 10.0)]
+    assert not agent.context.journal.interrupted
+    assert agent.states == [("idle", "The turn was interrupted.")]
+    (report,) = reports_of(agent.context.outbox, "app.status")
+    assert report["guessed_from"] == "its silence after an interrupt"
+    assert [agent.follower.is_at_work, agent.follower._untold] == [False, None]
+    assert await agent.follower.interrupt() is InterruptOutcome.ENDED
+    assert len(interrupts.deeds) == 3
+
+
+async def test_the_quiet_after_an_interrupt_takes_three_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most, however long an agent may be silent otherwise."""
+    interrupts = Interrupts(tmp_path, monkeypatch, reacts=True, exits=True)
+    interrupts.agent.context.run.__dict__["idle_after"] = 100
+    interrupts.agent.follower._state = "working"
+    assert await interrupts.agent.follower.interrupt() is InterruptOutcome.STOPPED
+    assert interrupts.deeds[-1] == (3.0, 10.0)
+    assert interrupts.agent.context.journal.interrupted, "it has exited because of it"
+    assert interrupts.agent.states == []
+
+
+async def test_an_agent_that_does_not_react_to_an_interrupt_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end is that of the interrupt."""
+    interrupts = Interrupts(tmp_path, monkeypatch, reacts=False, exits=False)
+    interrupts.agent.follower._state = "working"
+    assert await interrupts.agent.follower.interrupt() is InterruptOutcome.STOPPED
+    assert interrupts.deeds == ["look", ("interrupt", True), (2, 10.0), "stop"]
+    assert (interrupts.agent.context.journal.interrupted, interrupts.agent.states) == (True, [])
+
+
+async def test_an_input_is_part_of_the_output(agent: Printing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the agent was given it, and it is at work then."""
+    given: list[object] = []
+
+    async def deliver(*arguments: object) -> None:
+        assert (agent.contents, agent.follower.is_at_work) == ([], False)
+        given.append(arguments)
+
+    async def record() -> None:
+        given.append("never called")
+
+    monkeypatch.setattr(stdin, "deliver", deliver)
+    await agent.follower.deliver("Go on", record)
+    assert given == [(agent.context, "Go on", record)]
+    ((_, source, content),) = agent.entries
+    assert (source, content) == ("input", "Go on")
+    assert agent.follower.is_at_work

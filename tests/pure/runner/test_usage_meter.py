@@ -87,7 +87,10 @@ def test_tokens_without_a_model_are_reported_with_the_context(reporter: Reporter
     meter.end_turn({"usage": {"outputTokens": 1}, "_meta": {"quota": {"model_usage": [{"model": "m"}]}}})
     meter.handle(told(size=50), SESSION, in_turn=True)
     assert reported(meter, reporter) == [(None, "", {"input_tokens": 4, "output_tokens": 1, "context_size": 50})]
-    for nothing in (None, {}, {"usage": 5}, {"usage": {}}, {"_meta": {"quota": {"model_usage": {"model": "m"}}}}):
+    others: list[dict[str, Any] | None] = [
+        None, {}, {"usage": 5}, {"usage": {}}, {"_meta": {"quota": {"model_usage": {"model": "m"}}}},
+    ]  # fmt: skip
+    for nothing in others:
         meter.end_turn(nothing)
     assert reported(meter, reporter) == []
 
