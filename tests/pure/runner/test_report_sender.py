@@ -151,6 +151,7 @@ async def test_the_sender_waits_for_reports_and_tries_again(sending: Sending, mo
         return 0
 
     monkeypatch.setattr(retry, "delay", delay)
+    await asyncio.wait_for(sending.sender.wait_sent(), 30)  # there is nothing to send
     outbox = sending.outbox("a")
     outcomes = [*[PublishOutcome.UNROUTED] * 3, PublishOutcome.CONFIRMED, PublishOutcome.UNROUTED]
     sending.published.outcomes = iter([*outcomes, PublishOutcome.CONFIRMED])
