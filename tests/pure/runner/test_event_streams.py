@@ -348,7 +348,7 @@ def test_calls_of_codex_have_results(reporter: Reporter) -> None:
     command = {"type": "command_execution", "command": "make"}
     tool = {"type": "mcp_tool_call", "server": "herd", "tool": "look"}
     texts = {"content": [{"type": "text", "text": "one"}, 5, {"type": "image"}, {"text": "two"}]}
-    items = [
+    items: list[tuple[dict[str, Any], str]] = [
         ({**command, "aggregated_output": "built\n\n", "status": "completed"}, "make\nbuilt"),
         ({**command, "aggregated_output": None, "status": "failed"}, "make (failed)"),
         ({**command, "status": "declined"}, "make (failed)"),

@@ -177,8 +177,11 @@ def test_processes_have_their_grace_time_and_are_killed_then(world: World) -> No
     world.pretend(made)
     killed: list[set[int]] = []
     world.monkeypatch.setattr(made, "_kill", killed.append)
+    rest: list[tuple[int, bool]] = []
+    world.monkeypatch.setattr(made, "_record_output", lambda *, beyond_limit: rest.append((len(killed), beyond_limit)))
     world.below = [{CHILD}, {CHILD, OTHER}]
     assert made._end() == 2
+    assert rest == [(len(killed), True)], "what they wrote until then is recorded, for there is no later"
     assert len(world.pumps) == (2.0 + shim.KILL_TIMEOUT) / 0.5
     assert killed == [{CHILD, OTHER}] * int(shim.KILL_TIMEOUT / 0.5)
     world.below = [set()]
@@ -212,7 +215,7 @@ def test_what_is_killed_is_frozen_first(world: World) -> None:
     world.pretend(made)
     others: list[bool] = []
     world.monkeypatch.setattr(made, "_kill_others", lambda: others.append(True))
-    world.below = [{AGENT, CHILD}, {CHILD}]
+    world.below = [{AGENT, CHILD}, {AGENT, CHILD}, {OTHER}]
     made._kill({AGENT})
     assert world.deeds == [
         ("signal", {AGENT}, signal.SIGSTOP),
@@ -405,7 +408,10 @@ def test_signals_wake_the_shim(world: World) -> None:
         time.sleep(0)
         assert set(os.read(made._wakeup_read, 99)) == {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
         assert (made._stop, made._kill_now, made._interrupt) == (True, False, True)
+        os.kill(os.getpid(), signal.SIGINT)
         made._pump_briefly()
+        with pytest.raises(BlockingIOError):
+            os.read(made._wakeup_read, 99)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
