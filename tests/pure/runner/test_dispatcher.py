@@ -71,7 +71,7 @@ async def test_requests_wait_for_files_that_cannot_be_read(runner: Runner, disk:
     await runner.until(lambda: runner.consumer.acked == [1, 2])
     await runner.until(runner.is_idle)
     assert runner.workspace.executed[-1] == ("stop", 2)
-    assert runner.dispatcher.drained
+    await runner.until(lambda: runner.dispatcher.drained)
     await runner.execute("stop", 3)
     assert len(runner.workspaces) == 1
 
