@@ -338,6 +338,9 @@ def test_a_turn_of_codex_begins_and_ends(reporter: Reporter) -> None:
     assert stream.last_words == '{"error": "x"}'
     stream.apply({"type": "turn.completed", "usage": {}})
     assert (stream.in_turn, stream.state) == (False, AgentState.IDLE)
+    stream.apply({"type": "turn.completed", "usage": {"input_tokens": 5}})
+    (report,) = stream.take_usage(reporter)
+    assert [getattr(report, name) for name in COUNTERS] == [5, None, 0, 0]
     stream.apply({"type": "turn.failed", "error": {"message": '{"error": {"message": 7}}'}})
     assert (stream.in_turn, stream.state) == (False, AgentState.FAILED)
     assert stream.last_words == "The agent could not carry out its turn: 7"

@@ -114,7 +114,9 @@ def test_the_oldest_segments_make_room(tmp_path: Path) -> None:
     assert writer.write(b"abcdefgh") == b""
     assert (written(tmp_path), writer.total) == ({"0": b"abcd", "4": b"efgh"}, 8)
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+    full = writer._file
     assert writer.write(b"i") == b""
+    assert writer._file == full, "a segment that is full is closed before the next one is opened"
     assert written(tmp_path) == {"4": b"efgh", "8": b"i"}
     for path in tmp_path.iterdir():
         path.unlink()
