@@ -145,7 +145,8 @@ async def test_no_more_are_visited_than_there_were() -> None:
         some: Any = Broker(b"1", b"2", b"3")
         visited: list[QueuedMessage] = []
         may_go_on = partial(next, iter([True] * most + [False]))
-        assert await dead_letters.browse(some, NAMES, visited.append, limit=limit, more=may_go_on) == left
+        not_visited = await dead_letters.browse(some, NAMES, visited.append, limit=limit, more=may_go_on)
+        assert repr(not_visited) == repr(left), "it is shown as a number"
         assert len(visited) == count
     assert await dead_letters.browse(Broker(), NAMES, seen.append, limit=9) == 0  # type: ignore[arg-type]
 
@@ -249,5 +250,6 @@ async def test_purging_all_counts_them() -> None:
 
     for bodies, number in (((b"1", b"2"), 2), ((), 0)):
         broker: Any = Purged(*bodies)
-        assert await dead_letters.purge(broker, NAMES, limit=1) == (number, 0)
+        result = await dead_letters.purge(broker, NAMES, limit=1)
+        assert repr(result) == f"Purged(removed={number}, beyond=0)", "unknown is 0, which is shown as a number"
     assert purged == ["p.dead"] * 2

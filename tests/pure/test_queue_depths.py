@@ -68,7 +68,8 @@ async def test_a_queue_that_does_not_exist_costs_a_channel() -> None:
     """No other is lost with it, and none is opened in vain."""
     connection = Connection()
     found = await queue_depths.read(connection, ["1", "no queue", "empty", "no other"])  # type: ignore[arg-type]
-    assert found == {"1": QueueInfo("1", 1, 1), "empty": QueueInfo("empty", 0, 0)}
+    expected = {"1": QueueInfo("1", 1, 1), "empty": QueueInfo("empty", 0, 0)}
+    assert repr(found) == repr(expected), "unknown is 0, which is shown as a number"
     assert len(connection.channels) == 2
 
 

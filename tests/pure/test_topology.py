@@ -60,7 +60,8 @@ def test_all_names_have_the_prefix() -> None:
     """So several installations can share a broker."""
     assert NAMES.exchanges == ("p.dead", "p.reports", "p.commands", "p.claims", "p.events", "p.wakeups", "p.work")
     assert NAMES.queues == ("p.dead", "p.reports", "p.commands", "p.claims")
-    assert (NAMES.report_hash, NAMES.partition(7), NAMES.work_queue("r")) == ("p.reports.hash", "p.reports.7", "p.work.r")
+    assert (NAMES.report_hash, NAMES.partition(7)) == ("p.reports.hash", "p.reports.7")
+    assert NAMES.work_queue("r") == "p.work.r"
     assert NAMES.report_queues() == NAMES.report_queues(1) == ("p.reports",)
     assert NAMES.report_queues(2) == ("p.reports", "p.reports.0", "p.reports.1")
     assert TopologyNames().reports == "taskherd.reports"
@@ -149,14 +150,17 @@ async def test_what_exists_is_found_without_declaring_it() -> None:
     asked = ["exchange_declare('e', passive=True)", "exchange_declare('f', passive=True)"]
     asked += ["queue_declare('q', passive=True)", "queue_declare('r', passive=True)"]
     for missing in (None, *asked):
-        channel, requests = channel_with(**({} if missing is None else {missing: ChannelNotFoundEntity("no such thing")}))
+        answers = {} if missing is None else {missing: ChannelNotFoundEntity("no such thing")}
+        channel, requests = channel_with(**answers)
         assert await topology.exist(channel, ["e", "f"], ["q", "r"]) is (missing is None)
         assert requests == (asked if missing is None else asked[: asked.index(missing) + 1])
         requests.clear()
         if missing is None:
             await topology.check(channel, ["e", "f"], ["q", "r"])
         else:
-            with pytest.raises(Unavailable, match=r"no such thing.*; `taskherd topology apply` or a worker declares it$"):
+            with pytest.raises(
+                Unavailable, match=r"no such thing.*; `taskherd topology apply` or a worker declares it"
+            ):
                 await topology.check(channel, ["e", "f"], ["q", "r"])
         assert requests == (asked if missing is None else asked[: asked.index(missing) + 1])
 
@@ -166,7 +170,7 @@ async def test_the_consumers_of_a_queue_are_counted() -> None:
     look = "queue_declare('q', passive=True)"
     for answer, number in ({"consumer_count": 2}, 2), ({"consumer_count": 0}, 0), ({"consumer_count": None}, 0):
         channel, requests = channel_with(**{look: answer})
-        assert await topology.consumer_count(channel, "q") == number
+        assert repr(await topology.consumer_count(channel, "q")) == repr(number), "unknown is 0, not False"
         assert await topology.has_consumer(channel, "q") is (number > 0)
         assert requests == [look] * 2
     channel, _ = channel_with(**{look: ChannelNotFoundEntity("no such queue")})
