@@ -20,6 +20,8 @@ from taskherd.broker.prefetch_window import PrefetchWindow
 from taskherd.broker.requests import REQUEST_TIMEOUT
 from taskherd.broker.subscription import Source
 from taskherd.errors import Unavailable
+from tests.harness.buffers import until
+from tests.harness.contexts import Waits
 
 MIB = 1024 * 1024
 
@@ -528,3 +530,157 @@ async def test_a_subscription_that_lasted_is_no_failure() -> None:
     now = asyncio.get_running_loop().time()
     assert consumers._failures_after(now - 2 * REQUEST_TIMEOUT - 1, 3) == 0
     assert consumers._failures_after(now - REQUEST_TIMEOUT, 3) == 4
+
+
+class Subscribed(Channel):
+    """A channel on which a queue is consumed."""
+
+    def __init__(self) -> None:
+        self.closing = asyncio.get_running_loop().create_future()
+        self.on_consumer_cancel_callbacks: set[Any] = set()
+        self.frames: asyncio.Queue[Any] = asyncio.Queue()
+        self.requests: list[tuple[Any, ...]] = []
+
+    async def basic_qos(self, *, prefetch_count: int) -> None:
+        """Note it."""
+        self.requests.append(("qos", prefetch_count))
+
+    async def basic_consume(self, queue: str, _: Any, *, arguments: Any, consumer_tag: str) -> None:
+        """Note it; a tag has the kind, the epoch, and something else."""
+        self.requests.append(("consume", queue, arguments, *consumer_tag.split(".")[:-1]))
+
+    async def basic_cancel(self, _: str) -> None:
+        """Note it."""
+        self.requests.append(("cancel",))
+
+
+class Queues(Connection):
+    """A connection to queues that are consumed; what is asked before each attempt is noted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened: list[Subscribed] = []
+        self.asked: list[str] = []
+
+    async def channel(self) -> Channel:
+        """Open a channel."""
+        self.opened.append(Subscribed())
+        return self.opened[-1]
+
+    async def prepare(self, channel: object) -> list[Source]:
+        """Return two queues, the first of which has a care of its own."""
+        assert channel is self.opened[-1]
+        self.asked.append("sources")
+        return [Source("a", 5, self.ensure), Source("b")]
+
+    async def ensure(self) -> None:
+        """Note it."""
+        self.asked.append("a")
+
+    def on(self, queue: str) -> list[Subscribed]:
+        """Return the channels on which a queue was consumed."""
+        return [each for each in self.opened if any(request[:2] == ("consume", queue) for request in each.requests)]
+
+    def requests(self, queue: str) -> list[tuple[Any, ...]]:
+        """Return what was asked of the latest channel of a queue."""
+        return self.on(queue)[-1].requests
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
+    """Return the waits between attempts, which take no time."""
+    made = Waits()
+    monkeypatch.setattr(retry, "delay", made.delay)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "tag"), [({}, 3, ("taskherd",)), ({"max_bytes": 8 * MIB}, 1, ("taskherd", "limited"))]
+)
+async def test_each_queue_is_consumed_on_a_channel_of_its_own(
+    waits: Waits, options: dict[str, Any], size: int, tag: tuple[str, ...]
+) -> None:
+    """With its share of the prefetch, and of the bytes; the channel for finding the queues is closed."""
+    connection = Queues()
+    consumer = Consumer(connection, connection.prepare, prefetch=7, **options)  # type: ignore[arg-type]
+    assert not consumer.consuming
+    consumer.start()
+    consumer.start()
+    await until(lambda: consumer.consuming)
+    assert connection.asked == ["sources", "a"]
+    epochs = sorted(consumer._subscriptions)
+    assert epochs == [1, 2]
+    assert [each.source.queue for each in consumer._subscriptions.values()] == ["a", "b"]
+    assert connection.requests("a") == [("qos", size), ("consume", "a", {"x-priority": 5}, *tag, "1")]
+    assert connection.requests("b") == [("qos", size), ("consume", "b", None, *tag, "2")]
+    assert [channel.is_closed for channel in connection.opened] == [True, False, False]
+    assert [each.window._max_bytes for each in consumer._subscriptions.values()] == [
+        4 * MIB if options else None,
+        4 * MIB if options else None,
+    ]
+    waiting = await taking(consumer, 5, 600)
+    await asyncio.wait_for(consumer.close(), 30)
+    assert await asyncio.wait_for(waiting, 30) == []
+    assert all(channel.is_closed for channel in connection.opened)
+    assert (consumer.consuming, waits.after) == (False, [])
+
+
+async def test_a_lost_queue_is_consumed_again(waits: Waits) -> None:
+    """Its channel is replaced, and no other; without a care of its own, all sources are found again."""
+    connection = Queues()
+    consumer = Consumer(connection, connection.prepare, prefetch=7)  # type: ignore[arg-type]
+    consumer.start()
+    await until(lambda: consumer.consuming)
+    first = connection.on("a")[0]
+    first.closing.set_result(None)
+    await until(lambda: len(connection.on("a")) == 2)
+    assert (connection.asked, first.is_closed, waits.after) == (["sources", "a", "a"], True, [1])
+    assert sorted(consumer._subscriptions) == [2, 3]
+    second = connection.on("b")[0]
+    for callback in second.on_consumer_cancel_callbacks:
+        callback(None)
+    await until(lambda: len(connection.on("b")) == 2)
+    assert (connection.asked[3:], second.is_closed, waits.after) == (["sources"], True, [1, 1])
+    assert (sorted(consumer._subscriptions), consumer.consuming) == ([3, 4], True)
+    consumer.resubscribe()
+    await until(lambda: len(connection.on("a")) == len(connection.on("b")) == 3)
+    assert connection.asked[4:].count("sources") >= 1
+    await consumer.close()
+    opened = len(connection.opened)
+    await asyncio.sleep(0)
+    assert len(connection.opened) == opened
+
+
+async def test_a_queue_that_is_found_while_paused_is_not_consumed(waits: Waits) -> None:
+    """Until the consumer is resumed."""
+    connection = Queues()
+    consumer = Consumer(connection, connection.prepare, prefetch=7)  # type: ignore[arg-type]
+    await consumer.pause()
+    consumer.start()
+    await until(lambda: len(consumer._subscriptions) == 2)
+    assert (consumer.consuming, connection.on("a"), connection.on("b")) == (False, [], [])
+    await consumer.resume()
+    assert (consumer.consuming, len(connection.on("a")), len(connection.on("b"))) == (True, 1, 1)
+    await consumer.pause()
+    assert connection.requests("b")[2:] == [("cancel",)]
+    await consumer.close()
+    assert waits.after == []
+
+
+async def test_a_window_is_adjusted_as_soon_as_it_is_full(waits: Waits) -> None:
+    """A wider consumer takes the place of the first one."""
+    connection = Queues()
+    consumer = Consumer(connection, connection.prepare, prefetch=200, max_bytes=80 * MIB)  # type: ignore[arg-type]
+    consumer.start()
+    await until(lambda: consumer.consuming)
+    subscription = consumer._subscriptions[1]
+    assert subscription._receive is not None
+    subscription._receive(Message(1))
+    await until(lambda: len(connection.requests("a")) > 2)
+    assert [request[0] for request in connection.requests("a")] == ["qos", "consume", "qos", "consume", "cancel"]
+    assert connection.requests("a")[2] == ("qos", 20)
+    assert len(connection.requests("b")) == 2
+    (delivery,) = await consumer.next_batch(5, 0)
+    assert (delivery.epoch, delivery.queue) == (1, "a")
+    await consumer.close()
+    assert waits.after == []
