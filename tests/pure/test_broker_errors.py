@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from aiormq.exceptions import AMQPConnectionError, ChannelInvalidStateError, ConnectionClosed
 
 from taskherd.broker import requests
-from taskherd.broker.requests import close_channels, map_errors
-from taskherd.errors import Unavailable
+from taskherd.broker.requests import (
+    close_channel,
+    close_channels,
+    close_opened,
+    in_background,
+    map_errors,
+    share_out,
+)
+from taskherd.errors import Misconfigured, Unavailable
 
 
 @pytest.mark.parametrize(
@@ -80,7 +89,8 @@ async def test_a_cancellation_stays_one() -> None:
 
 @pytest.mark.parametrize("error", [None, ConnectionResetError("reset"), TimeoutError(), asyncio.CancelledError()])
 async def test_a_task_that_was_cancelled_ends_whatever_the_library_does(error: BaseException | None) -> None:
-    """It may raise another error, or none."""
+    """It may raise another error, or none; nothing after it is done."""
+    done: list[str] = []
 
     async def ask() -> None:
         task = asyncio.current_task()
@@ -89,10 +99,11 @@ async def test_a_task_that_was_cancelled_ends_whatever_the_library_does(error: B
             task.cancel()
             if error is not None:
                 raise error
+        done.append("what comes next")
 
     task = asyncio.create_task(ask())
     await asyncio.wait({task}, timeout=30)
-    assert task.cancelled()
+    assert (task.cancelled(), done) == (True, [])
 
 
 async def test_a_bug_of_a_task_that_was_cancelled_surfaces() -> None:
@@ -150,3 +161,102 @@ async def test_channels_are_closed_although_the_caller_is_cancelled_at_once(monk
     await asyncio.wait({closing})
     await asyncio.wait_for(ended.wait(), 30)
     assert (closing.cancelled(), closed) == (True, ["one", "two"])
+
+
+class Closing:
+    """A channel that closes, fails or hangs."""
+
+    def __init__(self, failure: Exception | None = None, *, hangs: bool = False) -> None:
+        self.failure = failure
+        self.hangs = hangs
+        self.is_closed = False
+
+    async def close(self) -> None:
+        """Close it."""
+        await asyncio.sleep(0)
+        if self.hangs:
+            await asyncio.Event().wait()
+        if self.failure is not None:
+            raise self.failure
+        self.is_closed = True
+
+
+async def test_channels_are_closed_at_the_same_time_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as a request may take: one that fails or hangs is lost with its connection."""
+    monkeypatch.setattr(requests, "REQUEST_TIMEOUT", 0.05)
+    channels = [Closing(), Closing(ConnectionResetError("reset")), Closing(hangs=True), Closing()]
+    async with asyncio.timeout(30):
+        await close_channels([*channels])  # type: ignore[list-item]
+    assert [channel.is_closed for channel in channels] == [True, False, False, True]
+    alone = Closing()
+    await close_channel(alone)  # type: ignore[arg-type]
+    assert alone.is_closed
+    await close_channels([])
+    assert requests._background == set()
+
+
+@pytest.mark.parametrize("failure", [None, Unavailable("no broker")])
+async def test_a_channel_that_nobody_waits_for_is_closed_once_it_is_open(failure: Exception | None) -> None:
+    """If it is not opened at all there is nothing to do."""
+    channel = Closing()
+
+    async def open_channel() -> Any:
+        await asyncio.sleep(0)
+        if failure is not None:
+            raise failure
+        return channel
+
+    opening = in_background(open_channel())
+    assert requests._background == {opening}
+    await close_opened(opening)
+    assert channel.is_closed is (failure is None)
+
+
+async def test_work_is_shared_out() -> None:
+    """Each item is taken once, by whoever is free."""
+    taken: list[tuple[str, int]] = []
+    may_go_on = asyncio.Event()
+
+    async def slow(remaining: Iterator[int]) -> None:
+        for item in remaining:
+            await may_go_on.wait()
+            taken.append(("slow", item))
+
+    async def fast(remaining: Iterator[int]) -> None:
+        for item in remaining:
+            taken.append(("fast", item))
+            await asyncio.sleep(0)
+        may_go_on.set()
+
+    await share_out(range(1, 5), [slow, fast])
+    assert taken == [("fast", 2), ("fast", 3), ("fast", 4), ("slow", 1)]
+
+
+async def test_the_first_error_of_a_share_ends_the_others() -> None:
+    """It is raised as it was; one that nobody expects is not hidden."""
+    ended: list[str] = []
+
+    async def wait(_: Iterator[int]) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("cancelled")
+
+    async def fail(remaining: Iterator[int]) -> None:
+        await asyncio.sleep(0)
+        raise Misconfigured("setting", f"expected another than {next(remaining)}")
+
+    async def fail_as_group(_: Iterator[int]) -> None:
+        raise ExceptionGroup("several", [ExceptionGroup("more", [Unavailable("a"), Unavailable("b")])])
+
+    async def break_down(_: Iterator[int]) -> None:
+        raise ValueError("a bug")
+
+    with pytest.raises(Misconfigured, match="expected another than 7"):
+        await asyncio.wait_for(share_out([7, 8], [wait, fail, wait]), 30)
+    assert ended == ["cancelled"] * 2
+    with pytest.raises(Unavailable, match=r"^a$"):
+        await share_out([7], [fail_as_group])
+    with pytest.raises(ExceptionGroup) as raised:
+        await share_out([7], [break_down])
+    assert [str(each) for each in raised.value.exceptions] == ["a bug"]
