@@ -403,3 +403,32 @@ async def test_what_cannot_be_written_is_lost_and_told(
     async with asyncio.timeout(20):
         await running
     assert [[each.body for each in write] for write in writer.writes] == [[b"2"]]
+
+
+async def test_messages_that_are_sent_at_the_same_time_open_one_channel(
+    writer: Writer, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after it was lost; a publisher that was closed starts nothing, but opens another one when it has to send."""
+    opened = connection.channel
+
+    async def open_slowly(*, confirms: bool = False) -> Channel:
+        await asyncio.sleep(0)
+        return await opened(confirms=confirms)
+
+    monkeypatch.setattr(connection, "channel", open_slowly)
+    publisher = publisher_on(connection)
+    for number in (1, 2):
+        sending = [asyncio.create_task(publisher.send(message(b"%d" % each))) for each in range(3)]
+        await steps()
+        assert len(connection.channels) == number
+        for confirm in writer.confirms[-3:]:
+            confirm.set_result(None)
+        assert await asyncio.gather(*sending) == [PublishOutcome.CONFIRMED] * 3
+        connection.channels[-1].is_closed = True
+    await publisher.close()
+    assert not await publisher.start(message(b"started"), lambda: None)
+    last = asyncio.create_task(publisher.send(message(b"last")))
+    await steps()
+    writer.confirms[-1].set_result(None)
+    assert await last is PublishOutcome.CONFIRMED
+    assert len(connection.channels) == 3

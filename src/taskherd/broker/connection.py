@@ -278,7 +278,8 @@ class SupervisedConnection:
         connection, socket = self._connection, self._socket
         self._connection = self._socket = None
         self._up.clear()
-        if connection is not None and socket is not None:
+        if connection is not None:
+            assert socket is not None
             await _discard(connection, socket, graceful=True)
 
     async def _supervise(self) -> None:
@@ -292,17 +293,18 @@ class SupervisedConnection:
             await asyncio.sleep(retry.delay(failures))
 
     async def _connect_until_lost(self) -> None:
-        self._connection, self._socket = await self._connect()
+        connection, socket = await self._connect()
+        self._connection, self._socket = connection, socket
         try:
             self._refusal = ""
             self._up.set()
             self._tried.set()
             self._hooks.on_up(self.name)
-            reason = await _wait_lost(self._connection)
+            reason = await _wait_lost(connection)
         except Exception:
-            await self._mark_down("unexpected error")
+            await self._mark_down(connection, socket, "unexpected error")
             raise
-        await self._mark_down(reason)
+        await self._mark_down(connection, socket, reason)
 
     def _on_refused(self, reason: str) -> None:
         self._refusal = reason
@@ -313,14 +315,12 @@ class SupervisedConnection:
         reason = f": {self._refusal}" if self._refusal else ""
         return Unavailable(f"RabbitMQ can't be reached ({self.name}){reason}")
 
-    async def _mark_down(self, reason: str) -> None:
-        connection, socket = self._connection, self._socket
+    async def _mark_down(self, connection: Connection, socket: Socket, reason: str) -> None:
         self._up.clear()
         self._connection = self._socket = None
         self._hooks.on_down(self.name, reason)
-        if connection is not None and socket is not None:
-            self._endpoints.mark_failed(socket.endpoint)
-            await _discard(connection, socket)
+        self._endpoints.mark_failed(socket.endpoint)
+        await _discard(connection, socket)
 
     async def _connect(self) -> tuple[Connection, Socket]:
         connected, _ = await self._endpoints.connect(self._connect_to, (Unavailable,))
