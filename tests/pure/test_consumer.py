@@ -276,6 +276,56 @@ async def test_what_came_while_nothing_was_read_is_read_at_the_end() -> None:
         assert tags(await task) == [1, 2]
 
 
+async def test_the_time_for_a_batch_is_that_without_reading_and_a_moment_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Together as long as it may wait."""
+    consumer, connection, (queue,) = make(exclusive=True)
+    waits: list[tuple[int, float, bool]] = []
+
+    async def wait(count: int, seconds: float) -> None:
+        waits.append((count, round(seconds, 6), connection.is_unread))
+
+    monkeypatch.setattr(consumer, "wait_buffered", wait)
+    for number, enough in ((1, 5), (2, None)):
+        queue.deliver(1)
+        assert tags(await consumer.next_batch(90, 2.0, enough)) == [number]
+    assert waits == [(5, 1.99, True), (5, 0.01, False), (90, 2.0, False)]
+
+
+def test_without_time_there_is_no_wait_at_all() -> None:
+    """Not even for the event loop's next turn."""
+    consumer, _, (queue,) = make()
+    queue.deliver(1)
+    for waiting in (consumer.wait_buffered(5, 0), consumer.next_batch(5, 0)):
+        with pytest.raises(StopIteration):
+            waiting.send(None)
+
+
+async def test_a_stop_ends_the_time_in_which_nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it waits until nothing comes: it would not see what does."""
+    monkeypatch.setattr(consumers, "QUIET", 0.1)
+    consumer, connection, (queue,) = make(exclusive=True)
+    task = await taking(consumer, 100, 600, 5)
+    queue.deliver(1)
+    await done(task)
+    assert connection.is_unread
+    stopping = asyncio.create_task(consumer.stop())
+    await until(lambda: not connection.is_unread)
+    assert not stopping.done()
+    assert tags(await asyncio.wait_for(task, 30)) == [1]
+    await stopping
+    assert queue.changes == ["cancel"]
+
+
+async def test_a_consumer_that_was_never_started_is_closed_at_once() -> None:
+    """There is nothing to end."""
+    consumer, _, (queue,) = make()
+    await asyncio.wait_for(consumer.close(), 30)
+    assert queue.channel.is_closed
+    assert await consumer.next_batch(5, 600) == []
+
+
 async def test_a_batch_that_was_lost_meanwhile_is_waited_for_again() -> None:
     """The deliveries of a lost channel are dropped, and only those; the broker delivers them again."""
     consumer, _, (first, second) = make(100, 2)

@@ -195,3 +195,45 @@ async def test_a_broker_that_does_not_answer_is_an_outage(deed: str, monkeypatch
     act, words = work[deed]
     with pytest.raises(Unavailable, match=words):
         await asyncio.wait_for(act(), 30)
+
+
+async def test_a_consumer_that_is_cancelled_is_not_adjusted() -> None:
+    """When it begins again it may have as many as its window says, whatever the one before it had."""
+    window = PrefetchWindow(10, 80 * MAX_BODY_BYTES)
+    subscription, channel = make(window)
+    await subscription.consume(ignore)
+    (_, (_, _, _, tag)) = channel.take()
+    assert window.admit(Message(1))
+    assert [*subscription._dispatcher._receivers] == [tag.encode()]
+    await subscription.cancel()
+    assert channel.take() == [("cancel", tag)]
+    await subscription.adjust()
+    assert (channel.take(), window.full, subscription._dispatcher._receivers) == ([], True, {})
+    await subscription.consume(ignore)
+    (qos, (_, _, _, second)) = channel.take()
+    assert (qos, window.full) == (("qos", 1), False)
+    assert [*subscription._dispatcher._receivers] == [second.encode()]
+    assert window.admit(Message(2))
+    await subscription.adjust()
+    assert [request[0] for request in channel.take()] == ["qos", "consume", "cancel"]
+    assert len(subscription._dispatcher._receivers) == 1
+
+
+async def test_requests_about_a_consumer_wait_for_each_other() -> None:
+    """An ack that came while it is replaced would make room for what nobody expects."""
+    window = PrefetchWindow(10, 80 * MAX_BODY_BYTES)
+    subscription, channel = make(window)
+    await subscription.consume(ignore)
+    assert window.admit(Message(1))
+    channel.take()
+    channel.answers.clear()
+    adjusting = asyncio.create_task(subscription.adjust())
+    acking = asyncio.create_task(subscription.ack([Message(1)]))
+    cancelling = asyncio.create_task(subscription.cancel())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert [request[0] for request in channel.requests] == ["qos"]
+    channel.answers.set()
+    await asyncio.wait_for(asyncio.gather(adjusting, acking, cancelling), 30)
+    assert [request[0] for request in channel.take()] == ["qos", "consume", "cancel", "ack", "cancel"]
+    assert not subscription.consuming

@@ -377,10 +377,7 @@ class Consumer:
         """Wait until ``count`` deliveries are buffered, or until ``_wake`` is called."""
         self._wake_at = count
         self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        await self._waiter
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
