@@ -14,6 +14,7 @@ from taskherd.broker import command_client
 from taskherd.broker.command_client import CommandClient, NotPublished, Reply
 from taskherd.broker.publisher import OutgoingMessage, PublishOutcome
 from taskherd.errors import Unavailable
+from tests.harness.buffers import until
 
 
 class Broker:
@@ -95,11 +96,12 @@ async def test_a_call_is_answered_once(calls: Calls) -> None:
     """Other replies are to nobody; then it is forgotten."""
     calling = calls.call()
     message = await calls.until_sent(1)
-    assert message.mandatory
-    assert message.headers is None
-    assert message.reply_to == "amq.rabbitmq.reply-to"
     assert message.expiration is not None
     assert 50 < message.expiration <= 60
+    assert message == OutgoingMessage(
+        "commands", "type", b"?", mandatory=True, expiration=message.expiration, reply_to="amq.rabbitmq.reply-to",
+        correlation_id=message.correlation_id,
+    )  # fmt: skip
     stranger: Any = SimpleNamespace(correlation_id=None, body=b"", headers={})
     calls.client._resolve(stranger)
     calls.answer(message)
@@ -107,6 +109,48 @@ async def test_a_call_is_answered_once(calls: Calls) -> None:
     assert await calling == Reply(b"!", {"h": 1}, sent_again=False)
     assert calls.client._waiting == {}
     calls.answer(message, b"late")
+
+
+async def test_a_call_may_have_a_trace_and_no_expiry() -> None:
+    """A message that does not expire is answered whenever its consumer comes; a started one always expires."""
+    broker = Broker()
+    client = CommandClient(broker, "claims", timeout=60, trace=lambda: {"traceparent": "00"})  # type: ignore[arg-type]
+    calling = asyncio.create_task(client.call("type", b"?", no_expiry=True))
+    await until(lambda: broker.sent)
+    started = await client.start("other", b"!", asyncio.get_running_loop().time() + 60)
+    assert started is not None
+    first, second = broker.sent
+    assert (first.exchange, first.routing_key, first.body) == ("claims", "type", b"?")
+    assert (second.exchange, second.routing_key, second.body) == ("claims", "other", b"!")
+    assert [each.headers for each in broker.sent] == [{"traceparent": "00"}] * 2
+    assert (first.expiration, second.expiration is None) == (None, False)
+    assert {*client._waiting} == {first.correlation_id, second.correlation_id}
+    assert started.correlation_id == second.correlation_id
+    calling.cancel()
+    await asyncio.wait({calling})
+    assert client._waiting == {started.correlation_id: started}, "nothing waits for the other one any more"
+
+
+async def test_a_reply_ends_the_search_for_its_record(calls: Calls) -> None:
+    """Whoever searches is stopped, and the reply is what counts."""
+    searching, ended = asyncio.Event(), asyncio.Event()
+
+    async def recorded() -> Reply | None:
+        searching.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return None
+
+    started = await calls.client.start("type", b"?", asyncio.get_running_loop().time() + 60)
+    assert started is not None
+    calling = calls.call(started=started, recorded=recorded)
+    await asyncio.wait_for(searching.wait(), 30)
+    calls.answer(calls.broker.sent[0])
+    assert await asyncio.wait_for(calling, 30) == Reply(b"!", {"h": 1}, sent_again=False)
+    assert ended.is_set()
+    calls.client.end(started)
 
 
 async def test_a_call_is_sent_again_until_it_is_answered(calls: Calls, at_once: list[int]) -> None:
