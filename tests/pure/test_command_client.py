@@ -132,7 +132,7 @@ async def test_a_call_may_have_a_trace_and_no_expiry() -> None:
 
 
 async def test_a_reply_ends_the_search_for_its_record(calls: Calls) -> None:
-    """Whoever searches is stopped, and the reply is what counts."""
+    """Whoever searches is stopped, and its end is waited for; the reply is what counts."""
     searching, ended = asyncio.Event(), asyncio.Event()
 
     async def recorded() -> Reply | None:
@@ -140,6 +140,8 @@ async def test_a_reply_ends_the_search_for_its_record(calls: Calls) -> None:
         try:
             await asyncio.Event().wait()
         finally:
+            for _ in range(20):  # it gives a connection back
+                await asyncio.sleep(0)
             ended.set()
         return None
 

@@ -73,7 +73,7 @@ class StartedCall:
         """Note that no reply is to be expected any more."""
         if not self.reply.done():
             self.reply.set_exception(_ReplyLost())
-            self.reply.exception()  # so that nothing is logged if the call has its answer from elsewhere by now
+            self.reply.exception()  # so that asyncio logs nothing if the call has its answer from elsewhere by now
 
 
 class CommandClient:
@@ -122,8 +122,6 @@ class CommandClient:
     def end(self, call: StartedCall) -> None:
         """Expect no reply to a call any more."""
         self._waiting.pop(call.correlation_id, None)
-        if call.reply.done() and not call.reply.cancelled():
-            call.reply.exception()  # retrieve it, or asyncio warns that it was never retrieved
 
     async def call(
         self,
