@@ -206,6 +206,7 @@ async def test_messages_are_sent_in_chunks(writer: Writer, connection: Connectio
     assert sizes(*[1] * 600) == [256, 256, 88]
     assert sizes(*[1] * 512) == [256, 256]
     assert sizes() == []
+    assert sizes(9 * MIB, 1) == [1, 1]
     assert sizes(4 * MIB, 4 * MIB, 1) == [2, 1]
     assert sizes(4 * MIB, 4 * MIB - 1, 1, 8 * MIB, 9 * MIB, 1) == [3, 1, 1, 1]
     publisher = publisher_on(connection)

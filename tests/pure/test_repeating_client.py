@@ -266,3 +266,156 @@ async def test_a_call_that_fails_after_its_answer_came_from_elsewhere_logs_nothi
     finally:
         loop.set_exception_handler(None)
     assert logged == []
+
+
+class Noted:
+    """A way to the consumer that notes what it is asked, and answers from the given attempt on."""
+
+    def __init__(self, answers_from: int = 1, *, starts: bool = False) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+        self.ended: list[StartedCall] = []
+        self.waiting = 0
+        self._answers_from = answers_from
+        self._call = StartedCall("", asyncio.get_running_loop().create_future()) if starts else None
+
+    async def start(self, *arguments: Any) -> StartedCall | None:
+        """Start a call, or not."""
+        self.asked.append(("start", *arguments))
+        return self._call
+
+    def end(self, call: StartedCall) -> None:
+        """Note it."""
+        self.ended.append(call)
+
+    async def call(self, *arguments: Any, **options: Any) -> Reply:
+        """Answer it, or wait until that is given up."""
+        self.asked.append(("call", *arguments, options))
+        if len([each for each in self.asked if each[0] == "call"]) < self._answers_from:
+            self.waiting += 1
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.waiting -= 1
+        return Reply(b"reply", {})
+
+
+def client_of(*paths: Noted, timeout: float = 600) -> RepeatingClient:
+    """Return a client with these ways."""
+    clients: Any = [(Connection(f"path {number}"), path) for number, path in enumerate(paths)]
+    return RepeatingClient(clients, timeout=timeout)
+
+
+async def nothing_recorded() -> Reply | None:
+    """Return no record."""
+    return None
+
+
+@pytest.mark.parametrize("starts", [True, False])
+async def test_an_attempt_has_all_that_the_call_has(monkeypatch: pytest.MonkeyPatch, *, starts: bool) -> None:
+    """The first one goes on with the call that was started; its reply is that to a single message."""
+    within: list[float] = []
+
+    async def reply_within(_: StartedCall, seconds: float) -> Reply | None:
+        within.append(seconds)
+        return None
+
+    monkeypatch.setattr(StartedCall, "reply_within", reply_within)
+    path, other = Noted(starts=starts), Noted()
+    client, now = client_of(path, other), asyncio.get_running_loop().time()
+    reply = await client.call("type", b"body", nothing_recorded, deadline=now + 300)
+    assert reply == Reply(b"reply", {}, sent_again=False)
+    options = {"deadline": now + 300, "recorded": nothing_recorded, "started": path._call}
+    assert path.asked == [("start", "type", b"body", now + 300), ("call", "type", b"body", options)]
+    assert (path.ended, other.asked) == ([path._call] if starts else [], [])
+    for left, least, most in ((300.0, 1.0, 1.0), (0.5, 0.1, 0.5), (-5.0, 0.0, 0.0)):
+        within.clear()
+        await client.call("type", b"body", deadline=asyncio.get_running_loop().time() + left)
+        assert [least <= seconds <= most for seconds in within] == [True] * starts
+    path.asked.clear()
+    await client.call("type", b"body")
+    assert path.asked[0][-1] == pytest.approx(asyncio.get_running_loop().time() + 600, abs=60)
+
+
+async def test_the_second_attempt_is_made_over_the_next_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the call that was started; when the reply comes, no attempt goes on."""
+    waits: list[float] = []
+    wait = repeating_client._wait
+
+    async def note(attempts: Any, turn: Any = None, *, within: float | None = None) -> Reply | None:
+        if within is not None:
+            waits.append(within)
+        return await wait(attempts, turn, within=None if within is None else 0.01)
+
+    monkeypatch.setattr(repeating_client, "_wait", note)
+    monkeypatch.setattr(repeating_client, "RECORDED_AFTER", 0.5)
+    for starts, first_wait in ((True, 1.5), (False, 2.0)):
+        waits.clear()
+        first, second = Noted(answers_from=2, starts=starts), Noted()
+        reply = await client_of(first, second).call("type", b"body", nothing_recorded)
+        assert reply == Reply(b"reply", {}, sent_again=True)
+        assert [each[:3] for each in first.asked] == [("start", "type", b"body"), ("call", "type", b"body")]
+        assert [each[:3] for each in second.asked] == [("call", "type", b"body")]
+        assert (second.asked[0][3]["started"], second.asked[0][3]["recorded"]) == (None, nothing_recorded)
+        assert (waits, first.waiting) == ([first_wait, 2.0], 0)
+        again = Noted(answers_from=2)
+        await client_of(again).call("type", b"body")
+        assert [each[0] for each in again.asked] == ["start", "call", "call"], "the turns begin anew"
+
+
+@pytest.mark.parametrize(("left", "repeats"), [(40, 0), (60, 1)])
+async def test_half_of_the_time_of_an_attempt_must_be_left(
+    monkeypatch: pytest.MonkeyPatch, left: float, repeats: int
+) -> None:
+    """Or it is not made; the reply to an earlier one may still come."""
+    monkeypatch.setattr(repeating_client, "REPEAT_AFTER", 100)
+    replying: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+    made: list[float] = []
+
+    async def earlier() -> Reply:
+        return await replying
+
+    async def attempt(within: float) -> Reply | None:
+        made.append(within)
+        return Reply(b"second", {})
+
+    attempts = {asyncio.create_task(earlier())}
+    deadline = asyncio.get_running_loop().time() + left
+    repeating = asyncio.create_task(client_of(Noted())._repeat(attempt, attempts, deadline))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert (made, repeating.done()) == ([100] * repeats, bool(repeats))
+    replying.set_result(Reply(b"first", {}))
+    assert (await repeating).body == (b"second" if repeats else b"first")
+    await asyncio.wait(attempts)
+
+
+async def test_a_wait_ends_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if attempts fail meanwhile; without one it lasts until a reply comes."""
+    waits: list[float | None] = []
+    wait = asyncio.wait
+
+    async def note(tasks: Any, *, timeout: float | None = None, **options: Any) -> Any:  # noqa: ASYNC109 - asyncio's
+        waits.append(timeout)
+        return await wait(tasks, timeout=timeout, **options)
+
+    monkeypatch.setattr(asyncio, "wait", note)
+
+    async def fail() -> Reply:
+        raise Unavailable("reset")
+
+    async def reply() -> Reply:
+        await asyncio.sleep(0)
+        return Reply(b"reply", {})
+
+    pending = asyncio.create_task(asyncio.sleep(600, Reply(b"late", {})))
+    assert await repeating_client._wait({pending, asyncio.create_task(fail())}, within=0.05) is None
+    first, second = waits
+    assert first is not None
+    assert second is not None
+    assert 0 <= second <= first <= 0.05
+    waits.clear()
+    found = await repeating_client._wait({pending, asyncio.create_task(reply())})
+    assert (found, waits) == (Reply(b"reply", {}), [None])
+    assert await asyncio.wait_for(repeating_client._wait({pending}, within=-1), 30) is None
+    assert waits[1:] == [0]
+    pending.cancel()
