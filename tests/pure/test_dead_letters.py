@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -64,6 +65,8 @@ def test_headers_that_cannot_be_sent_are_left_out() -> None:
         ({"h": "x" * (32 * 1024 - rest + 1)}, False),
         ({"h": object()}, False),
         ({"h": 2**64}, False),
+        ({"h": "\ud800"}, False),
+        ({"h": Decimal("1E-9999999")}, False),
         ({"flat": 1, "deep": nested(16)}, True),
         ({"flat": 1, "deep": nested(17)}, False),
         ({"flat": 1, "deep": nested(100_000)}, False),
@@ -77,6 +80,7 @@ class Broker:
 
     def __init__(self, *bodies: bytes, redelivered: bool = False) -> None:
         self.queue = list(bodies)
+        self.gets = 0
         self.redelivered = redelivered
         self.failure: Exception | None = None
         self.acked: list[int] = []
@@ -92,6 +96,7 @@ class Broker:
     async def basic_get(self, queue: str, *, timeout: float) -> DeliveredMessage:  # noqa: ASYNC109 - as aiormq has it
         """Take a message."""
         assert (queue, timeout) == ("p.dead", 5)
+        self.gets += 1
         if self.failure is not None:
             raise self.failure
         delivery: Any = Basic.GetEmpty()
@@ -148,7 +153,9 @@ async def test_no_more_are_visited_than_there_were() -> None:
         not_visited = await dead_letters.browse(some, NAMES, visited.append, limit=limit, more=may_go_on)
         assert repr(not_visited) == repr(left), "it is shown as a number"
         assert len(visited) == count
-    assert await dead_letters.browse(Broker(), NAMES, seen.append, limit=9) == 0  # type: ignore[arg-type]
+    empty: Any = Broker()
+    assert await dead_letters.browse(empty, NAMES, lambda _: None, limit=9) == 0
+    assert empty.gets == 1, "there is nothing to return"
 
 
 async def test_what_was_returned_before_is_taken_before_the_rest_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +168,26 @@ async def test_what_was_returned_before_is_taken_before_the_rest_is_returned(mon
     broker = Broker(b"1", b"2", b"3", redelivered=True)
     await dead_letters.read(broker, NAMES, 1)
     assert len(broker.taken) == 1
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_a_dead_letter_is_read_as_it_was_published(*, is_there: bool) -> None:
+    """What its publisher left out is None, but for the headers, the exchange and the routing key."""
+    texts = ("text/plain", "m", "replies", "7", "alice", "events", "key")
+    content_type, message_id, reply_to, correlation_id, sender, exchange, routing_key = (
+        each if is_there else None for each in texts
+    )
+    properties = Basic.Properties(
+        content_type, headers={"h": 1} if is_there else None, correlation_id=correlation_id, reply_to=reply_to,
+        message_id=message_id, user_id=sender,
+    )  # fmt: skip
+    channel: Any = object()
+    delivery: Any = Basic.GetOk(7, False, exchange or "", routing_key or "", 0)  # noqa: FBT003 - as pamqp has it
+    message = DeliveredMessage(delivery, ContentHeader(properties=properties), b"body", channel)
+    assert dead_letters._queued(message) == QueuedMessage(
+        b"body", {"h": 1} if is_there else {}, exchange or "", routing_key or "", content_type, message_id, reply_to,
+        correlation_id, sender,
+    )  # fmt: skip
 
 
 async def test_who_may_not_read_dead_letters_is_told_so() -> None:

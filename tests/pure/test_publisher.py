@@ -433,3 +433,55 @@ async def test_messages_that_are_sent_at_the_same_time_open_one_channel(
     writer.confirms[-1].set_result(None)
     assert await last is PublishOutcome.CONFIRMED
     assert len(connection.channels) == 3
+
+
+async def test_each_failure_to_connect_costs_the_oldest_message(
+    writer: Writer, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left is sent once there is a connection; when stopping, one failure costs all."""
+    waits: list[int] = []
+
+    def delay(failures: int) -> float:
+        waits.append(failures)
+        connection.failure = Unavailable("still no broker") if failures == 1 else None
+        return 0
+
+    monkeypatch.setattr(retry, "delay", delay)
+    connection.failure = Unavailable("no broker")
+    told: list[str] = []
+    publisher = UnconfirmedPublisher(connection, told.append)  # type: ignore[arg-type]
+    for number in range(5):
+        publisher.offer(message(b"%d" % number))
+    running = asyncio.create_task(publisher.run())
+    for _ in range(5):
+        await steps()
+    assert (told, waits) == (["no broker", "still no broker"], [1, 2])
+    assert [[each.body for each in write] for write in writer.writes] == [[b"2", b"3", b"4"]]
+    assert publisher._bytes == 0
+    connection.channels[0].is_closed = True
+    connection.failure = Unavailable("no broker again")
+    for number in range(5, 8):
+        publisher.offer(message(b"%d" % number))
+    publisher.stop()
+    async with asyncio.timeout(20):
+        await running
+    assert (told[2:], publisher._bytes, len(writer.writes)) == (["no broker again"], 0, 1)
+
+
+async def test_a_connection_that_takes_nothing_is_dropped(
+    writer: Writer, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is lost is not: that is known already."""
+    monkeypatch.setattr(retry, "delay", lambda _: 0)
+    told: list[str] = []
+    publisher = UnconfirmedPublisher(connection, told.append)  # type: ignore[arg-type]
+    running = asyncio.create_task(publisher.run())
+    for number, (failure, drops) in enumerate([(ConnectionResetError("reset"), 0), (TimeoutError(), 1)]):
+        writer.failure = failure
+        publisher.offer(message(b"%d" % number))
+        await steps()
+        await steps()
+        assert (len(told), connection.drops) == (number + 1, drops)
+    publisher.stop()
+    async with asyncio.timeout(20):
+        await running

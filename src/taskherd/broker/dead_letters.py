@@ -314,7 +314,7 @@ def _sendable(headers: Mapping[str, Any]) -> FieldTable:
         return {}
     try:
         size = len(encode.field_table(table))
-    except (TypeError, ValueError, OverflowError, ArithmeticError, RecursionError):
+    except (TypeError, ValueError, ArithmeticError):
         return {}
     return table if size <= MAX_PRODUCER_HEADERS else {}
 
