@@ -8,7 +8,7 @@ import tracemalloc
 
 import pytest
 from aiormq.connection import FrameReceiver
-from aiormq.exceptions import AMQPConnectionError, AMQPError
+from aiormq.exceptions import AMQPConnectionError, AMQPError, InvalidFrameError
 from pamqp import commands, frame
 from pamqp.base import Frame
 from pamqp.body import ContentBody
@@ -54,14 +54,18 @@ async def test_deliveries_are_assembled_from_interleaved_frames() -> None:
     tag = f"{TAG_PREFIX}1"
     long = _message(1, tag, 7, b"one ", b"two ", b"three")
     results = await _read(
-        *_message(1, tag, 5), *long[:3], *_message(2, tag, 1, b"other"), *long[3:], *_message(1, tag, 9, b"short")
-    )
+        *_message(1, tag, 5), *long[:3], *_message(2, tag, 1, b"other"), *long[3:], *_message(1, tag, 9, b"short"),
+        *_message(1, tag, 10, b"two ", b"parts"), *_message(1, tag, 11, b"1"), *_message(1, tag, 12, b"", b"2"),
+    )  # fmt: skip
     deliveries = [(channel, result) for channel, result in results if isinstance(result, RawDelivery)]
     assert [(channel, result.delivery_tag, result.body) for channel, result in deliveries] == [
         (1, 5, b""),
         (2, 1, b"other"),
         (1, 7, b"one two three"),
         (1, 9, b"short"),
+        (1, 10, b"two parts"),
+        (1, 11, b"1"),
+        (1, 12, b"2"),
     ]
     for _, result in deliveries:
         assert (result.consumer_tag.decode(), result.exchange, result.routing_key) == (tag, "an exchange", "a key")
@@ -74,7 +78,7 @@ def _pieces(body: bytes, size: int) -> list[bytes]:
     return [body[start : start + size] for start in range(0, len(body), size)]
 
 
-@pytest.mark.parametrize("frame_size", [5000, TRUNCATED_BYTES, 131_064])
+@pytest.mark.parametrize("frame_size", [5000, TRUNCATED_BYTES - 1, TRUNCATED_BYTES, 131_064])
 @pytest.mark.parametrize("size", [MAX_BODY_BYTES, MAX_BODY_BYTES + 1, 3 * MAX_BODY_BYTES])
 async def test_only_the_beginning_of_a_body_that_is_too_large_is_kept(size: int, frame_size: int) -> None:
     """One byte beyond the limit is too large. The message is complete otherwise, and the next one follows it."""
@@ -132,6 +136,7 @@ async def test_deliveries_to_other_consumer_tags_are_left_to_aiormq() -> None:
     assert [type(result) for _, result in results] == [commands.Basic.Deliver, ContentHeader, ContentBody]
 
 
+_DELIVER = commands.Basic.Deliver(f"{TAG_PREFIX}1", 1, False, "e", "k")  # noqa: FBT003 - as pamqp has it
 CONFIRMS = (
     commands.Basic.Ack(2**63 - 1, multiple=True),
     commands.Basic.Nack(8, multiple=True),
@@ -148,6 +153,8 @@ CONFIRMS = (
         frame.marshal(commands.Connection.Tune(2047, 131_072, 60), 0) + frame.marshal(commands.Channel.OpenOk(), 9),
         b"".join(frame.marshal(each, 1) for each in CONFIRMS),
         b"".join(_message(1, "ctag1.0", 1, frame.marshal(commands.Basic.Ack(1), 1)[7:-1])),
+        b"".join(_message(1, "ctag1.0", 1, frame.marshal(_DELIVER, 1)[7:-1])),
+        frame.marshal(commands.Basic.ConsumeOk(f"{TAG_PREFIX}1"), 1) + frame.marshal(Heartbeat(), 0),
         ProtocolHeader(0, 9, 1).marshal(),
         frame.marshal(commands.Channel.OpenOk(), 1)[:-1] + b"\x00",
         struct.pack(">BHI", 1, 1, 4) + b"\xff\xff\xff\xff\xce",
@@ -160,6 +167,8 @@ CONFIRMS = (
         "methods",
         "confirms",
         "body like a confirm",
+        "body like a delivery",
+        "consumer",
         "protocol header",
         "end marker",
         "unknown method",
@@ -171,6 +180,36 @@ CONFIRMS = (
 async def test_other_frames_are_read_as_by_aiormq(wire: bytes) -> None:
     """For all frames except assembled deliveries, both readers return the same results and raise the same errors."""
     assert await _outcome(FrameReader, wire) == await _outcome(FrameReceiver, wire)
+
+
+async def test_a_frame_whose_arguments_are_cut_off_is_invalid() -> None:
+    """Whatever pamqp makes of it."""
+    for arguments in (struct.pack(">HH", 60, 21), commands.Basic.Ack.index.to_bytes(4) + b"\x00"):
+        reader = asyncio.StreamReader()
+        reader.feed_data(struct.pack(">BHI", 1, 1, len(arguments)) + arguments + b"\xce")
+        with pytest.raises(InvalidFrameError):
+            await FrameReader(reader).get_frame()
+
+
+async def test_a_protocol_header_is_one_only_at_the_beginning() -> None:
+    """Later, the bytes are the start of a frame of an unknown kind, as for aiormq."""
+    for kind in (FrameReader, FrameReceiver):
+        reader = asyncio.StreamReader()
+        receiver = kind(reader)
+        reader.feed_data(frame.marshal(Heartbeat(), 0))
+        assert (await receiver.get_frame())[:2] == (8, 0)
+        reader.feed_data(ProtocolHeader(0, 9, 1).marshal())
+        reader.feed_eof()
+        with pytest.raises(AMQPConnectionError, match="Server connection unexpectedly closed"):
+            await receiver.get_frame()
+
+
+async def test_a_socket_that_fails_is_a_lost_connection() -> None:
+    """It says how."""
+    reader = asyncio.StreamReader()
+    reader.set_exception(ConnectionResetError("reset by peer"))
+    with pytest.raises(AMQPConnectionError, match="reset by peer"):
+        await FrameReader(reader).get_frame()
 
 
 async def _outcome(kind: type[FrameReader | FrameReceiver], wire: bytes) -> list[object]:

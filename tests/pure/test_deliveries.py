@@ -47,6 +47,15 @@ def test_a_delivery_says_what_its_message_said(make: Any) -> None:
     assert make({"traceparent": "00"}).may_have_trace
 
 
+def test_a_delivery_without_names_has_empty_ones() -> None:
+    """As a message in the default exchange has them."""
+    message: Any = SimpleNamespace(
+        body=b"", delivery_tag=1, redelivered=None, exchange=None, routing_key=None, header=ContentHeader()
+    )
+    delivery = DecodedDelivery(message)
+    assert (delivery.exchange, delivery.routing_key, delivery.redelivered) == ("", "", False)
+
+
 @pytest.mark.parametrize("make", [raw, decoded])
 @pytest.mark.parametrize(
     ("count", "redelivered", "failed", "is_poison"),
