@@ -540,11 +540,11 @@ async def test_sources_that_are_left_out_are_given_up(monkeypatch: pytest.Monkey
         consumer._sources = [Source(queue) for queue in queues]
         before = dict(consumer._keepers)
         await consumer._start_keepers()
+        assert all(task.done() for queue, task in before.items() if queue not in queues)
         for _ in range(3):
             await asyncio.sleep(0)
         assert kept == begun
         assert {*consumer._keepers} == {*queues}
-        assert all(task.done() for queue, task in before.items() if queue not in queues)
         if "b" in before:
             assert consumer._keepers["b"] is before["b"]
     tasks = [*consumer._keepers.values()]

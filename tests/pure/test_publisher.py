@@ -173,6 +173,26 @@ async def test_a_message_is_published_as_it_is(writer: Writer, connection: Conne
     assert [channel.is_closed for channel in connection.channels] == [False, True, False]
 
 
+async def test_all_that_a_message_may_have_is_published(writer: Writer, connection: Connection) -> None:
+    """Each in its place."""
+    publisher = publisher_on(connection)
+    sending = asyncio.create_task(
+        publisher.publish(
+            "events", "task.created", b"body", headers={"h": 1}, content_type="text/plain", mandatory=True,
+            expiration=1.5, reply_to="replies", correlation_id="7",
+        )
+    )  # fmt: skip
+    await steps()
+    writer.confirms[0].set_result(None)
+    assert await sending is PublishOutcome.CONFIRMED
+    assert writer.messages == [
+        OutgoingMessage(
+            exchange="events", routing_key="task.created", body=b"body", content_type="text/plain", headers={"h": 1},
+            mandatory=True, expiration=1.5, reply_to="replies", correlation_id="7",
+        )
+    ]  # fmt: skip
+
+
 async def test_a_channel_that_cannot_be_prepared_is_closed(writer: Writer, connection: Connection) -> None:
     """The next message opens another one."""
     problems = [Unavailable("no replies")]

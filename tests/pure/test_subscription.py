@@ -159,8 +159,31 @@ async def test_a_consumer_that_has_too_much_stops_until_there_is_room() -> None:
     assert subscription.attention.is_set()
     await subscription.adjust()
     assert [request[0] for request in channel.take()] == ["qos", "consume"]
+    await subscription.adjust()
+    assert (channel.take(), window.stopped, subscription.consuming) == ([], False, True)
     await subscription.cancel()
     assert not subscription.consuming
+
+
+async def test_a_consumer_that_was_stopped_is_cancelled_without_a_request() -> None:
+    """It is no consumer any more; nor is one that could not begin."""
+    window = PrefetchWindow(10, 80)
+    subscription, channel = make(window)
+    await subscription.consume(ignore)
+    assert [window.admit(Message(tag, 60)) for tag in (1, 2)] == [True, False]
+    await subscription.adjust()
+    assert subscription.consuming
+    channel.take()
+    await subscription.cancel()
+    assert (channel.take(), subscription.consuming) == ([], False)
+    refused, channel = make()
+    channel.failure = ConnectionResetError("reset")
+    with pytest.raises(Unavailable, match="consuming queue: reset"):
+        await refused.consume(ignore)
+    assert not refused.consuming
+    channel.failure = None
+    await refused.consume(ignore)
+    assert refused.consuming
 
 
 async def test_acks_are_sent_together_and_the_last_one_is_waited_for() -> None:
