@@ -151,6 +151,7 @@ async def test_what_comes_during_a_write_is_the_next_one() -> None:
     given_up, kept = writer.publish(MESSAGE, None), writer.publish(MESSAGE, None)
     given_up.cancel()
     assert channel.confirmations == {}, "only what was written counts"
+    assert [task.get_name() for task in asyncio.all_tasks()].count("publish") == 1
     channel.may_write.set()
     await until(lambda: len(channel.writes) == 2)
     assert channel.writes == [plain(frames(0, user=None)), plain(frames(2, user=None))]
@@ -266,12 +267,13 @@ async def test_a_write_that_fails_is_told_to_all_that_wait() -> None:
     channel.may_write.clear()
     stopped = writer.publish(MESSAGE, None)
     await until(channel.lock.locked)
-    assert writer._flushing is not None
-    writer._flushing.cancel()
+    flushing = writer._flushing
+    assert flushing is not None
+    flushing.cancel()
     with pytest.raises(ConnectionError, match="the connection was lost"):
         await asyncio.wait_for(stopped, 30)
     channel.may_write.set()
-    assert channel.writes == []
+    assert (flushing.cancelled(), channel.writes) == (True, [])
     last = writer.publish(MESSAGE, None)
     await until(lambda: channel.writes)
     assert (channel.confirmations, last.done()) == ({1: last}, False)
