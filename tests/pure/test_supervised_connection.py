@@ -223,6 +223,22 @@ async def test_who_waits_is_told_why_no_host_can_be_reached(network: Network, co
     assert str(connection._unreachable()) == "RabbitMQ can't be reached (test)"
 
 
+async def test_who_waits_for_a_try_of_all_hosts_waits_half_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are still to be tried."""
+    loop = asyncio.get_running_loop()
+    now, passed = loop.time, 0.0
+    monkeypatch.setattr(loop, "time", lambda: now() + passed)
+    waiting = asyncio.create_task(SupervisedConnection(ONE, "test").wait_tried())
+    await asyncio.sleep(0)
+    for seconds, is_over in ((20.0, False), (30.1, True)):
+        passed = seconds
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert waiting.done() is is_over
+    with pytest.raises(Unavailable, match="RabbitMQ can't be reached"):
+        await waiting
+
+
 async def test_losses_in_a_row_are_those_of_short_connections(
     network: Network, connect: Connect, waits: Waits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
