@@ -122,12 +122,13 @@ async def test_bodies_for_other_consumers_are_not_truncated() -> None:
 
 
 async def test_a_channel_close_discards_a_partial_delivery() -> None:
-    """A delivery whose channel is closed before its last frame is discarded; the close is returned."""
+    """A delivery whose channel is closed before its last frame is discarded; its number may be used again."""
     tag = f"{TAG_PREFIX}1"
     close = frame.marshal(commands.Channel.Close(404, "NOT_FOUND", 60, 40), 1)
-    results = await _read(*_message(1, tag, 1, b"cut", b"off")[:3], close)
-    assert [result for _, result in results if isinstance(result, RawDelivery)] == []
-    assert isinstance(results[-1][1], commands.Channel.Close)
+    results = await _read(*_message(1, tag, 1, b"cut", b"off")[:3], close, *_message(1, tag, 1, b"again"))
+    (closed,) = [result for _, result in results if isinstance(result, commands.Channel.Close)]
+    assert (closed.reply_code, closed.reply_text) == (404, "NOT_FOUND")
+    assert [result.body for _, result in results if isinstance(result, RawDelivery)] == [b"again"]
 
 
 async def test_deliveries_to_other_consumer_tags_are_left_to_aiormq() -> None:
