@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aio_pika.connection import make_url
 from aiormq.channel import Channel
-from yarl import URL
 
 from taskherd import retry
 from taskherd.broker import connection as connections
@@ -51,7 +51,7 @@ class Network:
         self.is_hung = False
         self.closes_answered = True
 
-    def connect(self, url: URL, **options: Any) -> Made:
+    def connect(self, url: Any, **options: Any) -> Made:
         """Return a connection, unconnected."""
         self.made.append(Made(self, url, options))
         return self.made[-1]
@@ -65,7 +65,7 @@ class Network:
 class Made:
     """A connection of aio-pika, with one transport below."""
 
-    def __init__(self, network: Network, url: URL, options: dict[str, Any]) -> None:
+    def __init__(self, network: Network, url: Any, options: dict[str, Any]) -> None:
         self.network = network
         self.url = url
         self.options = options
@@ -163,7 +163,7 @@ async def test_a_connection_says_who_it_is(network: Network, connect: Connect) -
     await connection.wait_up()
     await connection.wait_tried()
     (made,) = network.made
-    assert made.url == URL("amqp://alice:secret@127.0.0.1:1/v?heartbeat=10")
+    assert made.url == make_url("amqp://alice:secret@127.0.0.1:1/v?heartbeat=10")
     assert made.options == {"client_properties": {"connection_name": "taskherd test"}}
     assert made.kwargs["transport_factory"].endpoint == Endpoint(Host("127.0.0.1", 1), "127.0.0.1")
     assert (connection.is_started, connection.is_up) == (True, True)
@@ -464,7 +464,7 @@ async def test_a_socket_is_connected_to_an_address_in_the_name_of_the_host(
         def __init__(self, kind: str) -> None:
             self.kind = kind
 
-        async def create(self, url: URL, **options: Any) -> tuple[object, object]:
+        async def create(self, url: Any, **options: Any) -> tuple[object, object]:
             asked.append((self.kind, str(url), options))
             return reader, SimpleNamespace(transport=transport)
 
@@ -472,7 +472,7 @@ async def test_a_socket_is_connected_to_an_address_in_the_name_of_the_host(
     monkeypatch.setattr(connections, "TLSTransportFactory", lambda: Factory("amqps"))
     socket = Socket(Endpoint(Host("broker", 1), "10.0.0.1"))
     socket.abort()
-    assert (await socket.create(URL(f"{scheme}://broker:1/v"), more=1))[0] is reader
+    assert (await socket.create(make_url(f"{scheme}://broker:1/v"), more=1))[0] is reader
     name = {"server_hostname": "broker"} if scheme == "amqps" else {}
     assert asked == [(scheme, f"{scheme}://10.0.0.1:1/v", {**name, "more": 1})]
     socket.abort()
