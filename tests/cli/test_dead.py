@@ -21,6 +21,7 @@ def dead(amqp_url: str, amqp_prefix: str, monkeypatch: pytest.MonkeyPatch) -> De
     """Return a function that runs a command of ``taskherd dead``, with three dead letters in the queue."""
     monkeypatch.setenv("TASKHERD_AMQP_URL", amqp_url)
     monkeypatch.setenv("TASKHERD_AMQP_PREFIX", amqp_prefix)
+    monkeypatch.delenv("TASKHERD_DATABASE_URL", raising=False)  # no schema is there if tests are given a database
     assert CliRunner().invoke(app, ["topology", "apply"]).exit_code == 0
     for number in range(3):
         asyncio.run(publish_dead_letter(amqp_url, amqp_prefix, b"letter %d" % number))

@@ -39,8 +39,12 @@ def make_worker(**settings: Any) -> Worker:
         (URLS, "secret_key"),
     ],
 )
-def test_a_worker_needs_a_database_a_broker_and_a_secret(settings: dict[str, Any], missing: str) -> None:
+def test_a_worker_needs_a_database_a_broker_and_a_secret(
+    settings: dict[str, Any], missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without one of them it does not start, and names the first that is missing."""
+    for name in ("TASKHERD_DATABASE_URL", "TASKHERD_AMQP_URL"):
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(Misconfigured, match="must be set for a worker") as raised:
         app.main(Settings(**settings))
     assert raised.value.setting == missing

@@ -87,8 +87,9 @@ def test_users_that_can_be_used_can_reach_their_folders(machine: Machine, users:
     root = parent / "root"
     root.mkdir(parents=True)
     for folder in (*root.parents, root):
-        if folder.stat().st_uid == os.getuid() and tmp_path.is_relative_to(folder):
-            folder.chmod(folder.stat().st_mode | 0o001)
+        mode = folder.stat().st_mode
+        if not mode & 0o001 and folder.stat().st_uid == os.getuid() and tmp_path.is_relative_to(folder):
+            folder.chmod(mode | 0o001)
     root.chmod(0o700)
     parent.chmod(0o700)
     with pytest.raises(
