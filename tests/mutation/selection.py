@@ -1,7 +1,7 @@
 """The tests to run for a mutation: those that execute the changed line, the cheapest first.
 
-A line outside of functions is executed by every import. Its tests are those that execute a function which uses what the
-line defines, directly or through other definitions.
+A line outside of functions is executed by every import, and so is a function that it calls. Its tests are those that
+execute a function which uses what the line defines, directly or through other definitions.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ class _Users:
     functions: list[tuple[Function, frozenset[str]]]
     definitions: list[tuple[frozenset[str], frozenset[str]]]
     """What each statement outside of functions defines, and the names in it."""
+    values: list[tuple[frozenset[str], frozenset[str]]]
+    """Those of them that are no classes: what they call is executed by the import."""
     imported: frozenset[str]
     """The modules from which names are imported, and the modules that are imported, relative to taskherd."""
 
@@ -55,9 +57,19 @@ class Selector:
     def _covering(self, mutation: Mutation, tree: ast.Module) -> set[str]:
         statement, function, around = innermost(tree, mutation.line)
         if function is not None:
-            return self._measured.of_lines(mutation.path, statement.lineno, last_line(statement))
+            tests = self._measured.of_lines(mutation.path, statement.lineno, last_line(statement))
+            made = [self._of_users(path, names) for path, names in self._made_by(mutation.path, function.name)]
+            return tests.union(*made)
         names = defined(statement) | {node.name for node in around if isinstance(node, ast.ClassDef)}
         return self._of_users(mutation.path, names) or self._of_functions(mutation.path, tree)
+
+    def _made_by(self, home: str, name: str) -> Iterator[tuple[str, set[str]]]:
+        """Yield what modules define by calling a function: no test executes that call."""
+        for path, users in self._modules.items():
+            if path == home or users.imported & _module_names(home):
+                for defines, used in users.values:
+                    if name in used:
+                        yield path, set(defines)
 
     def _of_functions(self, path: str, tree: ast.Module) -> set[str]:
         """Return the tests that execute any function of a module."""
@@ -157,10 +169,15 @@ def _users(tree: ast.Module) -> _Users:
     functions = [(node, _names(node)) for node in ast.walk(tree) if isinstance(node, Function)]
     statements = [node for node in tree.body if not isinstance(node, Function)]
     definitions = [(frozenset(defined(node)), _names(node)) for node in statements if defined(node)]
+    values = [
+        (frozenset(defined(node)), _names(node))
+        for node in statements
+        if defined(node) and not isinstance(node, ast.ClassDef)
+    ]
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
     imported = {node.module or "" for node in imports}
     imported |= {f"{node.module}.{alias.name}" for node in imports for alias in node.names}
-    return _Users(functions, definitions, frozenset(imported))
+    return _Users(functions, definitions, values, frozenset(imported))
 
 
 def _names(node: ast.AST) -> frozenset[str]:

@@ -32,13 +32,24 @@ def read():
     if QUERY:
         return QUERY
     return None
+
+
+def select(number):
+    return f"SELECT {number}"
+
+
+ONE = select(1)
+
+
+def read_one():
+    return ONE
 '''
 USER = "from taskherd.store import example\n\n\ndef use():\n    return example.LIMIT\n"
 
 
 @pytest.fixture
 def selector(tmp_path: Path) -> Selector:
-    """Return a selector for two modules and five tests."""
+    """Return a selector for two modules and eight tests."""
     for name, text in {"store/example.py": CODE, "worker/user.py": USER}.items():
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(text)
@@ -50,10 +61,13 @@ def selector(tmp_path: Path) -> Selector:
         "tests/store/test_example.py::test_half": 2.0,
         "tests/pure/test_example.py::test_pure": 3.0,
         "tests/pure/test_docs.py::test_source": 0.1,
+        "tests/store/test_one.py::test_select": 1.0,
+        "tests/store/test_one.py::test_one": 1.5,
     }
     measured.seconds.update(tests)
-    use, slow, fast, half, pure, source = tests
+    use, slow, fast, half, pure, source, select, one = tests
     measured.lines["store/example.py"] |= {3: {source}, 12: {half}, 16: {slow, fast, pure, source}, 17: {slow}}
+    measured.lines["store/example.py"] |= {22: {select}, 29: {one}}
     measured.lines["worker/user.py"] |= {5: {use}}
     return Selector(tmp_path, measured)
 
@@ -68,6 +82,7 @@ def selector(tmp_path: Path) -> Selector:
         (3, ["test_pure", "test_fast", "test_use", "test_slow"]),
         (8, ["test_half"]),
         (10, ["test_half"]),
+        (22, ["test_select", "test_one"]),
     ],
 )
 def test_tests_execute_the_line_or_use_its_definition(selector: Selector, line: int, expected: list[str]) -> None:
