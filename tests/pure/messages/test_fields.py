@@ -56,6 +56,19 @@ def test_the_least_and_the_greatest_numbers_of_a_field(name: str, least: int, mo
             assert getattr(element.report, name) == number
 
 
+@pytest.mark.parametrize("name", ["status", "signal"])
+@pytest.mark.parametrize(
+    ("number", "is_valid"), [(-(2**31) - 1, False), (-(2**31), True), (2**32 - 1, True), (2**32, False)]
+)
+def test_the_least_and_the_greatest_status_of_an_exit(name: str, number: int, *, is_valid: bool) -> None:
+    """Any that fits into 32 bits, with a sign or without one, as systems give it."""
+    fields = {"type": "agent.exit", "task_id": TASK, "why": "exited", name: number}
+    (element,) = decode_reports(orjson.dumps(fields), NOW)
+    assert isinstance(element, DecodedReport) is is_valid
+    if isinstance(element, DecodedReport):
+        assert getattr(element.report, name) == number
+
+
 @pytest.mark.parametrize(
     ("name", "is_valid"),
     [("r", True), ("rack-1", True), ("r" * 64, True), ("r" * 65, False), ("", False), ("Rack", False), ("r\n", False)],
