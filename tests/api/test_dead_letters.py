@@ -5,26 +5,35 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn
 
 import aio_pika
 import pytest
 
+from taskherd import dead_letters as replays
 from taskherd.api.app import ApiProcess
 from taskherd.api.dead_letters import queue
+from taskherd.api.dead_letters.queue import DeadLetterQueue
 from taskherd.broker import dead_letters
+from taskherd.broker.dead_letters import QueuedMessage
+from taskherd.dead_letters import Replay, Selection
 from taskherd.dev.services import Services
 from taskherd.domain.outcome import DeadLetterReason
-from taskherd.messages.dead_letters import Origin, encode
+from taskherd.errors import Unavailable
+from taskherd.messages.dead_letters import DeadLetter, Origin, decode, encode
+from taskherd.settings import Settings
 from tests.api.conftest import StartApi
-from tests.harness.api import OTHER, ApiHarness, running_api
+from tests.harness.api import OTHER, TIMEOUT, ApiHarness, running_api
 from tests.harness.tcp_proxy import TcpProxy, through
 from tests.harness.worker import WorkerHarness, make_report
 from tests.worker.test_senders import as_user
 
 FAULT, INVALID, UNTRUSTED = DeadLetterReason.FAULT, DeadLetterReason.INVALID, DeadLetterReason.UNTRUSTED_SENDER
+NOON, MINUTE = datetime(2026, 11, 27, 12, tzinfo=UTC), timedelta(minutes=1)
 
 
 @pytest.fixture
@@ -247,6 +256,136 @@ async def test_a_request_looks_at_a_bounded_part(harness: ApiHarness, monkeypatc
     answer = await replay(harness, ids=["0" * 12, last])
     assert (answer["replayed"], answer["kept"][0]["why"]) == (1, "it was not reached")
     assert answer["stopped"].startswith("It took too long or they were too large")
+
+
+def new_queue(harness: ApiHarness, now: Callable[[], float]) -> DeadLetterQueue:
+    """Return the dead letters of the harness with a clock of the test."""
+    settings = Settings(amqp_url=harness.worker.urls[1], amqp_prefix=harness.worker.prefix)
+    return DeadLetterQueue(settings, "tests", now)
+
+
+@pytest.mark.parametrize(("seconds", "size"), [(2.5, 1), (0.0, 8 * 1024 * 1024)])
+async def test_a_request_looks_at_ten_seconds_or_32_mib(
+    harness: ApiHarness, monkeypatch: pytest.MonkeyPatch, seconds: float, size: int
+) -> None:
+    """It takes no further dead letter after that, and a replay says that something may be left."""
+    clock, body = [1_000.0], bytes(size)
+    looked: list[QueuedMessage] = []
+
+    def decode_slowly(message: QueuedMessage) -> DeadLetter:
+        looked.append(message)
+        clock[0] += seconds
+        return replace(decode(message), body=body)
+
+    monkeypatch.setattr(queue, "decode", decode_slowly)
+    monkeypatch.setattr(replays, "decode", decode_slowly)
+    for number in range(6):
+        await bury(harness.worker, b"%d" % number, INVALID)
+    tested = new_queue(harness, lambda: clock[0])
+    browsed = await tested.browse("fault", 100)
+    assert (browsed.found, browsed.read, browsed.left, len(looked)) == ([], 4, 2, 4)
+    state, stopped = await tested.replay(Selection(reason="fault"))
+    assert (state.replayed, len(looked)) == ([], 8)
+    assert stopped == "It took too long or they were too large: look again, and go on."
+
+
+async def test_a_replay_of_ids_ends_with_the_last_of_them(harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No dead letter after it is looked at, and nothing was left out; a replay of a reason looks at all."""
+    looked: set[bytes] = set()
+
+    def noting_decode(message: QueuedMessage) -> DeadLetter:
+        looked.add(message.body)
+        return decode(message)
+
+    monkeypatch.setattr(replays, "decode", noting_decode)
+    for number in range(4):
+        await bury(harness.worker, b"%d" % number, origin=Origin("q", f"{harness.worker.prefix}.gone", "key"))
+    ids = [each["id"] for each in await letters(harness)]
+    answer = await replay(harness, ids=[ids[1], ids[0]])
+    assert (len(answer["kept"]), answer["stopped"], looked) == (2, None, {b"0", b"1"})
+    answer = await replay(harness, reason="fault")
+    assert (len(answer["kept"]), answer["stopped"], looked) == (4, None, {b"0", b"1", b"2", b"3"})
+
+
+@pytest.mark.parametrize(("replayed", "kept"), [(["letter-1"], {}), ([], {"letter-1": "why"}), ([], {})])
+async def test_a_replay_that_has_done_something_says_what(
+    harness: ApiHarness, monkeypatch: pytest.MonkeyPatch, replayed: list[str], kept: dict[str, str]
+) -> None:
+    """When the broker is lost in the middle, what was done before is in the answer; if it was nothing, it fails."""
+
+    async def fail(_connection: object, _settings: object, state: Replay, **_: object) -> None:
+        state.replayed += replayed
+        state.kept |= kept
+        raise Unavailable("gone")
+
+    monkeypatch.setattr(queue, "replay", fail)
+    response = await harness.carol.post("/dead-letters/replay", json={"reason": "fault"})
+    if replayed or kept:
+        words = "The broker stopped answering (gone): the last one may be replayed and kept."
+        assert (response.status_code, response.json()["stopped"]) == (200, words)
+        assert response.json()["replayed"] == len(replayed)
+    else:
+        assert (response.status_code, response.json()["message"]) == (503, "The broker is unavailable.")
+
+
+async def test_a_request_does_not_wait_for_long_for_another(
+    harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever would have to wait is told to repeat it; after the other one it is that request's turn."""
+    await bury(harness.worker, b"{}", INVALID)
+    reading, go_on, browse = asyncio.Event(), asyncio.Event(), dead_letters.browse
+
+    async def browse_slowly(*arguments: Any, **options: Any) -> int:
+        reading.set()
+        await go_on.wait()
+        return await browse(*arguments, **options)
+
+    monkeypatch.setattr(dead_letters, "browse", browse_slowly)
+    first = asyncio.create_task(letters(harness))
+    async with asyncio.timeout(30):
+        await reading.wait()
+    with monkeypatch.context() as patched:
+        patched.setattr(queue, "WAIT", 0.001)
+        response = await harness.carol.get("/dead-letters")
+    assert (response.status_code, response.json()["message"]) == (503, "Another request reads or replays dead letters.")
+    go_on.set()
+    assert len(await first) == len(await letters(harness)) == 1
+
+
+async def test_the_time_of_the_oldest_is_used_for_half_a_minute(
+    harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After that, and after each replay, it is looked up anew; in an outage it is unknown for as long."""
+    monkeypatch.setattr(queue, "OLDEST_WAIT", TIMEOUT)
+    clock, times = [1_000.0], {b"0": None, b"1": NOON, b"2": NOON - MINUTE, b"3": NOON}
+    monkeypatch.setattr(queue, "decode", lambda message: replace(decode(message), time=times[message.body]))
+    tested = new_queue(harness, lambda: clock[0])
+    assert await tested.oldest() is None
+    for body in times:
+        await bury(harness.worker, body)
+    clock[0] += 30
+    assert await tested.oldest() is None
+    times[b"0"] = NOON + MINUTE
+    clock[0] += 0.5
+    assert await tested.oldest() == NOON + MINUTE  # of the first in the queue
+    times[b"0"] = None
+    assert (await tested.browse(None, 100)).oldest == NOON - MINUTE
+    assert await tested.oldest() == NOON + MINUTE
+    await tested.replay(Selection(frozenset({"0" * 12})))
+    assert await tested.oldest() is None
+    times[b"0"] = NOON
+    clock[0] += 31
+    with monkeypatch.context() as patched:
+        patched.setattr(queue, "open_connection", no_broker)
+        assert await tested.oldest() is None
+    assert await tested.oldest() is None
+    clock[0] += 31
+    assert await tested.oldest() == NOON
+
+
+def no_broker(*_: object) -> NoReturn:
+    """Fail as in an outage of the broker."""
+    raise Unavailable("no broker")
 
 
 @pytest.mark.parametrize(
