@@ -10,16 +10,17 @@ from uuid import UUID
 import pytest
 
 from taskherd.api.context import RequestContext
-from taskherd.api.http import auth
-from taskherd.api.http.auth import authenticate, token_is_valid
-from taskherd.api.http.authenticator import Caller
+from taskherd.api.http.auth import authenticate, token_is_valid, token_of
+from taskherd.api.http.authenticator import Authenticator, Caller
+from taskherd.api.http.client_address import ClientAddresses
+from taskherd.api.http.connections import ClientConnections, ConnectionLimits
 from taskherd.api.http.errors import HTTPError
 from taskherd.api.http.rate_limit import RateLimiter
 from taskherd.api.http.route import Auth
-from taskherd.api.http.sign_in_failures import SignInFailure
-from taskherd.api.http.user_tokens import ParsedToken
+from taskherd.api.http.sign_in_failures import SignInFailure, SignInFailures
 from taskherd.messages.agent_tokens import agent_token
-from taskherd.store import agent_queries
+from taskherd.observability.metrics import Metrics
+from taskherd.store import agent_queries, tokens
 
 if TYPE_CHECKING:
     from taskherd.api.context import ApiContext
@@ -27,41 +28,66 @@ if TYPE_CHECKING:
 ALICE, OWNER, TASK = UUID(int=1), UUID(int=2), UUID(int=3)
 SECRET = "s" * 32
 TOKEN, UNKNOWN = f"{'a' * 10}-{'b' * 32}", f"{'c' * 10}-{'d' * 32}"
-PARSED = ParsedToken("a" * 10, sha256(b"b" * 32).digest())
-CALLER = Caller(ALICE, "alice", PARSED.id)
+TOKEN_ID, TOKEN_HASH = "a" * 10, sha256(b"b" * 32).digest()
+CALLER = Caller(ALICE, "alice", TOKEN_ID)
 PEER = ("192.0.2.7", 4711)
 
 
-class Server:
-    """A server with one valid token of Alice, and limits of two requests."""
+class Database:
+    """What is stored of one token of Alice and of an agent's task, and how often that was looked up."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.is_cached = False
-        self.known = False
-        self.found: Caller | SignInFailure = CALLER
-        self.lookups = 0
+    def __init__(self) -> None:
+        self.problem: str | None = None
+        self.valid: list[tuple[str, bytes]] = []
         self.owner: UUID | None = OWNER
-        self.failures: list[tuple[str, SignInFailure]] = []
-        self.holders: list[tuple[Any, UUID]] = []
+        self.lookups = 0
+
+    async def fetch_one(self, statement: str, *values: Any) -> Any:
+        """Look a token or a task up."""
+        self.lookups += 1
+        if statement == agent_queries.OWNER_OF_LATEST_START:
+            return {"owner_id": self.owner} if values == (TASK, 3) and self.owner else None
+        assert statement == tokens.HOLDER
+        return (TOKEN_HASH, ALICE, "alice", None, self.problem, False) if values == (TOKEN_ID,) else None
+
+    async def fetch(self, statement: str, _most: int) -> Any:
+        """Return all valid tokens."""
+        assert statement == tokens.VALID_HASHES
+        return self.valid
+
+
+class Server:
+    """What an API authenticates requests with: of each user, agent and address, it accepts two in all."""
+
+    def __init__(self) -> None:
+        self.database = Database()
+        self.metrics = Metrics()
+        self.closed: list[str] = []
         self.limits = SimpleNamespace(
             requests=RateLimiter(1, 2, lambda: 0.0),
             reports=RateLimiter(1, 2, lambda: 0.0),
         )
+        clients = ClientAddresses(())
+        self.connections = ClientConnections(ConnectionLimits(100, 1), clients, self.closed.append)
+        self.connections.open(PEER, cast("Any", SimpleNamespace(close_for_limit=lambda _: None)))
         self.api = SimpleNamespace(
             settings=SimpleNamespace(secret_keys=[SECRET]),
-            reader="reader",
+            reader=self.database,
             rate_limits=self.limits,
-            authenticator=self,
-            sign_in_failures=self,
-            client_addresses=self,
-            connections=self,
+            authenticator=Authenticator(cast("Any", self.database), lambda: 0.0),
+            sign_in_failures=SignInFailures(self.metrics),
+            client_addresses=clients,
+            connections=self.connections,
         )
-        monkeypatch.setattr(agent_queries, "owner_of_latest_start", self._owner_of_latest_start)
+
+    def request(self, token: str) -> RequestContext:
+        """Return a request with this token."""
+        headers = {"coder-session-token": token} if token else {}
+        return RequestContext(cast("ApiContext", self.api), "GET", {}, {}, headers)
 
     async def sign_in(self, token: str, kind: Auth = Auth.USER, *, client: Any = PEER) -> RequestContext:
         """Authenticate a request with this token, and return it."""
-        headers = {"coder-session-token": token} if token else {}
-        request = RequestContext(cast("ApiContext", self.api), "GET", {}, {}, headers)
+        request = self.request(token)
         await authenticate(request, kind, {"type": "http", "client": client})
         return request
 
@@ -71,129 +97,92 @@ class Server:
             await self.sign_in(token, kind)
         return raised.value.response.status
 
-    def cached(self, token: ParsedToken) -> Caller | None:
-        """Return the caller, if the token is cached."""
-        return CALLER if self.is_cached and token == PARSED else None
+    def failures(self) -> dict[str, float]:
+        """Return how many failures were counted, by reason."""
+        value = self.metrics.registry.get_sample_value
+        counts = {each: value("taskherd_api_sign_in_failures_total", {"reason": each}) for each in SignInFailure}
+        return {reason.value: count for reason, count in counts.items() if count}
 
-    async def is_known(self, token: ParsedToken) -> bool:
-        """Return whether the token was valid a short time ago."""
-        return self.known and token == PARSED
-
-    async def authenticate(self, token: ParsedToken) -> Caller | SignInFailure:
-        """Look a token up."""
-        self.lookups += 1
-        return self.found if token == PARSED else SignInFailure.UNKNOWN
-
-    def record(self, client: str, reason: SignInFailure) -> None:
-        """Record a failure."""
-        self.failures.append((client, reason))
-
-    def client_of(self, scope: Any) -> str:
-        """Return the client of a request."""
-        return str(scope["client"][0])
-
-    def authenticated(self, peer: tuple[str, int], holder: UUID) -> None:
-        """Note whose connection it is."""
-        self.holders.append((peer, holder))
-
-    async def _owner_of_latest_start(self, reader: object, task_id: UUID, build_number: int) -> UUID | None:
-        assert (reader, task_id, build_number) == ("reader", TASK, 3)
-        self.lookups += 1
-        return self.owner
+    def is_a_strangers(self) -> bool:
+        """Return whether the connection gives way to another one of its client that presents no token."""
+        self.connections.open((PEER[0], 4712), cast("Any", None))
+        return bool(self.closed)
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Server:
-    """Return a server."""
-    return Server(monkeypatch)
+def server() -> Server:
+    """Return a server with one connection."""
+    return Server()
 
 
 async def test_a_route_without_a_token_asks_for_none(server: Server) -> None:
-    """Its connection stays one of a stranger."""
-    await server.sign_in("", Auth.NONE)
-    assert (server.holders, server.lookups, server.failures) == ([], 0, [])
+    """Nothing is looked up for it, and its connection stays one of a stranger."""
+    await server.sign_in(TOKEN, Auth.NONE)
+    assert (server.database.lookups, server.failures(), server.is_a_strangers()) == (0, {}, True)
 
 
-@pytest.mark.parametrize("is_cached", [True, False])
-async def test_a_valid_token_is_of_its_user(server: Server, *, is_cached: bool) -> None:
-    """Looked up only if it is not cached; the connection is the user's then, if it has an address."""
-    server.is_cached = is_cached
-    request = await server.sign_in(TOKEN)
-    assert (request.caller, request.agent, server.lookups) == (CALLER, None, 0 if is_cached else 1)
-    assert server.holders == [(PEER, ALICE)]
-    server.is_cached = True
-    await server.sign_in(TOKEN, client=None)
-    assert len(server.holders) == 1
-    assert await server.refused(TOKEN) == 429  # the third request
-    assert (len(server.holders), server.failures) == (1, [])
+async def test_a_valid_token_is_of_its_user(server: Server) -> None:
+    """It is looked up once, its connection is no stranger's, and its requests count for the user, not the address."""
+    for client in (PEER, None):
+        request = await server.sign_in(TOKEN, client=client)
+        assert (request.caller, request.agent, server.database.lookups) == (CALLER, None, 1)
+    assert await server.refused(TOKEN) == 429
+    assert (server.failures(), server.is_a_strangers()) == ({}, False)
     assert server.limits.requests.retry_after(("address", PEER[0])) == 0
 
 
 @pytest.mark.parametrize(
-    ("token", "reason", "lookups"),
+    ("token", "problem", "reason", "lookups"),
     [
-        ("", SignInFailure.MISSING, 0),
-        ("nonsense", SignInFailure.MALFORMED, 0),
-        (UNKNOWN, SignInFailure.UNKNOWN, 1),
+        ("", None, "missing", 0),
+        ("nonsense", None, "malformed", 0),
+        (UNKNOWN, None, "unknown", 2),
+        (TOKEN, "expired", "expired", 2),
     ],
 )
 async def test_a_token_that_is_not_valid_counts_against_the_address(
-    server: Server, token: str, reason: SignInFailure, lookups: int
+    server: Server, token: str, problem: str | None, reason: str, lookups: int
 ) -> None:
-    """Why is only recorded; beyond the rate it is not even looked up."""
+    """The answer does not say why, but the counters do; beyond the rate it is not even looked up."""
+    server.database.problem = problem
     assert [await server.refused(token) for _ in range(3)] == [401, 401, 429]
-    assert server.failures == [(PEER[0], reason)] * 2 + [(PEER[0], SignInFailure.RATE_LIMITED)]
-    assert (server.lookups, server.holders) == (2 * lookups, [])
-
-
-@pytest.mark.parametrize("reason", [SignInFailure.EXPIRED, SignInFailure.REVOKED, SignInFailure.DEACTIVATED])
-async def test_a_token_that_was_valid_is_refused_with_its_reason(server: Server, reason: SignInFailure) -> None:
-    """In the log."""
-    server.found = reason
-    assert await server.refused(TOKEN) == 401
-    assert server.failures == [(PEER[0], reason)]
+    assert server.failures() == {reason: 2, "rate_limited": 1}
+    assert (server.database.lookups, server.is_a_strangers()) == (lookups, True)
 
 
 async def test_others_behind_an_address_that_guesses_may_sign_in(server: Server) -> None:
-    """With tokens that were valid a short time ago; others of them wait."""
+    """Those with tokens that were valid a short time ago may; all others wait, and are not looked up."""
+    server.database.valid = [(TOKEN_ID, TOKEN_HASH)]
     for _ in range(2):
         await server.refused("nonsense")
-    assert await server.refused(TOKEN) == 429
-    assert server.lookups == 0
-    server.known = True
+    assert await server.refused(UNKNOWN) == 429
+    assert server.database.lookups == 0
     assert (await server.sign_in(TOKEN)).caller == CALLER
     assert await server.refused("nonsense") == 429
 
 
 async def test_an_agent_is_known_by_its_own_token(server: Server) -> None:
-    """For the owner of its task; a user's token is none, nor is that of an earlier start."""
+    """That of the latest start of its task; its reports have a rate of their own, and failures do not count for it."""
     token = agent_token(SECRET, TASK, 3)
     request = await server.sign_in(token, Auth.AGENT)
-    assert (request.agent, request.username, server.holders) == ((TASK, 3), None, [(PEER, OWNER)])
-    server.owner = None
+    assert (request.agent, request.username, server.is_a_strangers()) == ((TASK, 3), None, False)
+    server.database.owner = None
     assert await server.refused(token, Auth.AGENT) == 401
     assert await server.refused(token, Auth.AGENT) == 429
-    assert server.lookups == 2
+    assert server.database.lookups == 2
     assert [await server.refused(each, Auth.AGENT) for each in ("", TOKEN, agent_token("x" * 32, TASK, 3))] == [401] * 3
-    assert [reason for _, reason in server.failures] == [
-        SignInFailure.REVOKED,
-        SignInFailure.MISSING,
-        SignInFailure.UNKNOWN,
-        SignInFailure.UNKNOWN,
-    ]
+    assert server.failures() == {"revoked": 1, "missing": 1, "unknown": 2}
     assert server.limits.requests.retry_after(("address", PEER[0])) == 0
 
 
 @pytest.mark.parametrize(
-    ("token", "found", "expected"),
-    [(TOKEN, CALLER, True), (TOKEN, SignInFailure.REVOKED, False), ("nonsense", CALLER, False), ("", CALLER, False)],
+    ("token", "problem", "expected"), [(TOKEN, None, True), (TOKEN, "revoked", False), ("nonsense", None, False)]
 )
 async def test_the_token_of_a_long_request_is_looked_at_again(
-    server: Server, token: str, found: Caller | SignInFailure, *, expected: bool
+    server: Server, token: str, problem: str | None, *, expected: bool
 ) -> None:
-    """At its end."""
-    server.found = found
-    headers = {"coder-session-token": token} if token else {}
-    request = RequestContext(cast("ApiContext", server.api), "GET", {}, {}, headers)
-    assert await token_is_valid(request) is expected
-    assert auth.token_of(request) == token
+    """What a long request waited for is only for a user whose token is still valid then."""
+    server.database.problem = problem
+    request = server.request(token)
+    assert (await token_is_valid(request), token_of(request)) == (expected, token)
+    assert await token_is_valid(server.request("")) is False
