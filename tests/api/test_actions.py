@@ -16,6 +16,7 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from taskherd.api.actions import executor, handlers, progress
 from taskherd.api.actions.schemas import MAX_TASKS
@@ -163,7 +164,11 @@ async def test_tasks_given_by_id(api_harness: ApiHarness) -> None:
     assert (await api_harness.alice.delete(f"/tasks/me/{other['id']}")).status_code == 202
     foreign = await api_harness.create(api_harness.bob, input="Of Bob, not of Alice")
     ids = [foreign["id"], mine[1]["id"], other["id"], str(uuid.uuid4()), mine[0]["id"], mine[1]["id"]]
-    done = await finished(api_harness.alice, await act(api_harness.alice, "send", ids=ids, input="All hear this"))
+    with capture_logs() as lines:
+        made = await act(api_harness.alice, "send", ids=ids, input="All\0 hear this")
+    logged = {"action_id": made["id"], "action": "send", "tasks": 5}
+    assert any(logged.items() <= line.items() for line in lines)
+    done = await finished(api_harness.alice, made)
     assert (done["q"], done["total"], done["succeeded"], done["refused"]) == (None, 5, 2, 3)
     rows = await results(api_harness.alice, done)
     assert [row["task_id"] for row in rows] == ids[:5]
@@ -206,6 +211,8 @@ async def test_too_many_tasks_are_refused(api_harness: ApiHarness, monkeypatch: 
     response = await api_harness.alice.post("/task-actions", json={"action": "delete", "q": "owner:me"})
     assert (response.status_code, response.json()["message"]) == (400, "More than 2 tasks match.")
     assert "Narrow the search" in response.json()["detail"]
+    monkeypatch.setattr(handlers, "MAX_TASKS", 3)
+    assert (await act(api_harness.alice, "delete", q="owner:me"))["total"] == 3
 
 
 async def test_an_action_has_more_tasks_than_a_list(start_api: StartApi) -> None:
@@ -291,6 +298,39 @@ async def test_an_action_is_made_once_for_a_key(api_harness: ApiHarness) -> None
     assert of_bob.json()["id"] != made["id"]
 
 
+@pytest.mark.parametrize(("q", "status"), [("owner:me", 202), ("status:error", 409)])
+async def test_an_action_whose_key_was_used_meanwhile(
+    api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch, q: str, status: int
+) -> None:
+    """It is the action of the request that was faster, if both ask for the same, and is refused otherwise."""
+    await api_harness.create(input="Deleted once")
+    made = await act(api_harness.alice, "delete", "tidy up", q="owner:me")
+    await finished(api_harness.alice, made)
+    find, looks = task_actions.find, [1]
+
+    async def find_nothing_yet(*arguments: Any) -> Any:
+        return None if looks and looks.pop() else await find(*arguments)
+
+    monkeypatch.setattr(task_actions, "find", find_nothing_yet)
+    body, headers = {"action": "delete", "q": q}, {"Idempotency-Key": "tidy up"}
+    response = await api_harness.alice.post("/task-actions", json=body, headers=headers)
+    assert (response.status_code, looks) == (status, [])
+    assert len((await api_harness.alice.get("/task-actions")).json()["actions"]) == 1
+
+
+async def test_a_canceled_action_ends_at_once(start_api: StartApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that waits for another of the same user ends before that, without waiting for the next look."""
+    monkeypatch.setattr(executor, "LOOK_INTERVAL", 3_600)
+    async with start_api(api_action_rate=0.001) as api_harness:
+        for number in range(2):
+            await api_harness.create(input=f"One of two {number}")
+        await act(api_harness.alice, "delete", q="owner:me")
+        await api_harness.worker.until_row("SELECT succeeded FROM task_actions", is_=1)
+        made = await act(api_harness.alice, "pause", q="owner:me")
+        assert (await api_harness.alice.post(f"/task-actions/{made['id']}/cancel")).status_code == 202
+        assert (await finished(api_harness.alice, made))["state"] == "canceled"
+
+
 async def test_actions_are_private(api_harness: ApiHarness) -> None:
     """Only who made an action sees, watches and cancels it; its id is to everyone else like one that does not exist."""
     await api_harness.create(input="Private matter")
@@ -315,6 +355,8 @@ async def test_the_list_of_actions_has_pages(api_harness: ApiHarness) -> None:
     assert [action["id"] for action in page["actions"]] == [made[2], made[1]]
     rest = (await api_harness.alice.get("/task-actions", params={"limit": 2, "after": page["next"]})).json()
     assert ([action["id"] for action in rest["actions"]], rest["next"]) == ([made[0]], None)
+    whole = (await api_harness.alice.get("/task-actions", params={"limit": 3})).json()
+    assert ([action["id"] for action in whole["actions"]], whole["next"]) == (made[::-1], None)
     assert (await api_harness.alice.get("/task-actions", params={"after": "x"})).status_code == 400
 
 
@@ -359,16 +401,16 @@ async def test_the_actions_of_a_user_share_the_rate(start_api: StartApi) -> None
         assert loop.time() - started >= 1.4
 
 
-async def test_unfinished_actions_are_limited(start_api: StartApi, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user has a limited number of unfinished actions, one of which is executed at a time; others are not held up."""
-    monkeypatch.setattr(handlers, "MAX_UNFINISHED", 2)
+async def test_unfinished_actions_are_limited(start_api: StartApi) -> None:
+    """A user has up to ten unfinished actions, one of which is executed at a time; others are not held up."""
     async with start_api(worker=False) as api_harness:
         async with running_worker(api_harness.worker):
             await api_harness.create(input="In many actions")
             await api_harness.create(api_harness.bob, input="In one of Bob")
-        made = [await act(api_harness.alice, "delete", q="owner:me") for _ in range(2)]
+        made = [await act(api_harness.alice, "delete", q="owner:me") for _ in range(10)]
         response = await api_harness.alice.post("/task-actions", json={"action": "delete", "q": "owner:me"})
         assert (response.status_code, response.json()["message"]) == (409, "Too many actions are unfinished.")
+        assert response.json()["detail"].startswith("You may have 10. Cancel one,")
         of_bob = await act(api_harness.bob, "delete", q="owner:me")
         async with running_worker(api_harness.worker):
             assert (await finished(api_harness.bob, of_bob))["succeeded"] == 1

@@ -124,7 +124,7 @@ def body(**fields: Any) -> CreateAction:
     ],
 )
 def test_an_action_selects_tasks(fields: dict[str, Any]) -> None:
-    """By terms, by ids or by both; no ids of a search may have been confirmed, then it is for none."""
+    """With a search, an empty list of ids selects no task; without one it is refused."""
     handlers._check(body(**fields))
     with pytest.raises(HTTPError):
         handlers._check(body(**{**fields, "q": " "}))
@@ -153,7 +153,7 @@ def test_what_an_action_lacks_is_named(fields: dict[str, Any], field: str, detai
 
 @pytest.mark.parametrize("text", ["", "\0", "\x1b"])
 def test_an_input_that_is_empty_without_what_no_agent_reads_is_refused(text: str) -> None:
-    """As a send of its own is."""
+    """It is refused as a send of its own is."""
     with pytest.raises(HTTPError) as raised:
         handlers._check(body(action="send", ids=[ONE], input=text))
     assert raised.value.response.status == 400
@@ -216,7 +216,7 @@ def test_a_page_of_results_that_cannot_be_is_refused(query: dict[str, str]) -> N
 
 @pytest.mark.parametrize(("limit", "accepted"), [("", False), ("0", False), ("1", True), ("500", True), ("501", False)])
 def test_a_page_of_actions_has_up_to_500(limit: str, *, accepted: bool) -> None:
-    """100 by default."""
+    """A request asks for 1 to 500, and for 100 if it does not say."""
     assert query_parameters.validate(handlers.ActionListQuery, {}).limit == 100
     if accepted:
         assert query_parameters.validate(handlers.ActionListQuery, {"limit": limit}).limit == int(limit)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
@@ -67,6 +68,32 @@ class Client:
         (request,) = vars(self.monitor)["_requests"]
         assert request.key.task_id == TASK
         request.end(loss)
+
+
+@asynccontextmanager
+async def following(stream: EventStream) -> AsyncIterator[Callable[[], Awaitable[bytes]]]:
+    """Yield a function that waits for the next part of a stream's body; in the end its client disconnects."""
+    incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    parts: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def send(message: Any) -> None:
+        if "body" in message:
+            parts.put_nowait(message["body"])
+
+    async with asyncio.timeout(30):
+        sending = asyncio.create_task(stream({"type": "http", "method": "GET"}, incoming.get, send))
+        try:
+            yield parts.get
+        finally:
+            incoming.put_nowait({"type": "http.disconnect"})
+            await sending
+
+
+def lose_access(monitor: AccessMonitor, task_id: UUID | None) -> None:
+    """Take the access from the one client that follows something, which is of this task or of none."""
+    (request,) = vars(monitor)["_requests"]
+    assert request.key.task_id == task_id
+    request.end(AccessLoss.SIGNED_OUT)
 
 
 async def test_a_stream_ends_with_its_frames() -> None:
