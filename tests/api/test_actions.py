@@ -124,6 +124,19 @@ async def test_an_action_made_during_a_look_is_found(api_harness: ApiHarness, mo
     assert (await finished(api_harness.alice, await made))["succeeded"] == 1
 
 
+async def test_a_process_looks_again_when_its_next_step_is_due(
+    start_api: StartApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that wait for a step learn when it comes, although that was not known when they began to wait."""
+    monkeypatch.setattr(executor, "LOOK_INTERVAL", 3_600)
+    async with start_api(api_action_rate=2) as api_harness:
+        for number in range(3):
+            await api_harness.create(input=f"One of three steps {number}")
+        made = await act(api_harness.alice, "delete", q="owner:me")
+        assert (await finished(api_harness.alice, made))["succeeded"] == 3
+        assert await api_harness.worker.database.fetchval("SELECT failures FROM task_actions") == 0
+
+
 @pytest.mark.parametrize(("problem", "crashes"), [(Unavailable("no database"), 0), (RuntimeError("a bug"), 1)])
 async def test_a_step_that_fails_is_repeated(
     api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch, problem: Exception, crashes: int
@@ -461,6 +474,8 @@ async def test_an_action_goes_on_after_an_outage_of_the_worker(start_api: StartA
         async with running_worker(api_harness.worker):
             done = await finished(api_harness.alice, made)
         assert (done["state"], done["succeeded"]) == ("completed", 3)
+        value = api_harness.api.metrics.registry.get_sample_value
+        assert value("taskherd_api_action_tasks_total", {"outcome": "unconfirmed"})
         counts = await api_harness.worker.database.fetch("SELECT task_id, count(*) FROM inputs GROUP BY task_id")
         assert {str(row[0]): row[1] for row in counts} == {task["id"]: 1 for task in tasks}
 

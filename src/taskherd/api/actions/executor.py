@@ -152,8 +152,7 @@ class ActionExecutor:
             api.metrics.api_action_tasks.labels(ActionOutcome.of(outcome)).inc()
         results = [outcome for outcome in outcomes if outcome is not None]
         failed = len(results) < len(tasks)
-        seconds = _BACKOFF.delay(step.failures) if failed else len(tasks) / self._rate - (loop.time() - started)
-        seconds = max(0.0, seconds)
+        seconds = _pause(step.failures if failed else None, len(tasks) / self._rate, loop.time() - started)
         async with transaction(api.engine) as connection:
             await task_actions.save(connection, step, results, failed=failed, delay=timedelta(seconds=seconds))
         api.failpoint(Failpoint.ACTION_SAVED)
@@ -169,6 +168,17 @@ class ActionExecutor:
         now = asyncio.get_running_loop().time()
         while self._due and self._due[0] <= now:
             heapq.heappop(self._due)
+
+
+def _pause(failures: int | None, paced: float, elapsed: float) -> float:
+    """Return the seconds from the end of a step until the next one of its action is due.
+
+    Args:
+        failures: how many steps before this one have failed in a row, or None if this one has not.
+        paced: the seconds that a step for so many tasks takes at the configured rate.
+        elapsed: the seconds that it has taken.
+    """
+    return max(0.0, paced - elapsed) if failures is None else _BACKOFF.delay(failures)
 
 
 async def _result(api: ApiContext, step: ClaimedStep, task: PendingTask, deadline: float) -> TaskResult | None:
