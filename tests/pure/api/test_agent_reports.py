@@ -148,7 +148,7 @@ async def test_what_an_agent_is_doing_becomes_a_report(agent: Agent, state: str,
     assert (third.message, third.uri) == ("", "")
     assert first.observed_at is not None
     assert second.observed_at is not None
-    assert before <= first.observed_at < second.observed_at <= datetime.now(UTC)
+    assert before <= first.observed_at <= second.observed_at <= datetime.now(UTC)
     assert first.observed_at.utcoffset() == timedelta(0)
 
 

@@ -105,7 +105,7 @@ def test_a_request_that_says_all() -> None:
 
 @pytest.mark.parametrize("reported", ["open", "answered"])
 def test_the_answer_of_a_person(reported: str) -> None:
-    """It counts before what the agent reports of it, and is delivered at a time of its own."""
+    """It takes precedence over what the agent reports of it, and is delivered at a time of its own."""
     report = {"state": reported, "option_id": "no", "text": "Said by the agent."}
     expected = {
         "option_id": "yes",

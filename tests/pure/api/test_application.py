@@ -95,24 +95,38 @@ async def test_a_fixed_path_leaves_the_other_methods_to_a_wider_one() -> None:
     assert await app.answer("GET", "/api/v2/tasks/watch") == ["GET", "/tasks/watch", {}]
     assert await app.answer("POST", "/api/v2/tasks/watch") == ["POST", "/tasks/{user}", {"user": "watch"}]
     assert await app.answer("POST", "/api/v2/tasks/me") == ["POST", "/tasks/{user}", {"user": "me"}]
-    for method, allowed in (("DELETE", "GET, HEAD"), ("PUT", "GET, HEAD")):
-        response = await app.request(method, "/api/v2/tasks/watch")
-        assert (response.status_code, response.headers["Allow"]) == (405, allowed)
+    for method in ("DELETE", "OPTIONS", "PATCH", "PUT", "TRACE"):
+        await check_refused(app, method)
     assert await app.answer("GET", "/api/v2/users/first") == ["GET", "/users/first", {}]
     assert await app.answer("POST", "/api/v2/users/first") == 405
     assert await app.answer("POST", "/api/v2/users/me") == ["POST", "/users/{user}", {"user": "me"}]
 
 
-def test_the_methods_of_a_fixed_path() -> None:
-    """None, if no other path matches it, or if they have one in common."""
-    fixed, wide = route("GET", "/tasks/watch"), route("POST", "/tasks/{user}")
-    assert asgi._fixed_path_methods([fixed], [fixed, wide]) == [
-        "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "PUT", "TRACE",
-    ]  # fmt: skip
-    assert asgi._fixed_path_methods([wide], [fixed, wide]) is None
-    assert asgi._fixed_path_methods([fixed], [fixed, route("POST", "/tasks/{user}/x")]) is None
-    assert asgi._fixed_path_methods([fixed, route("POST", "/tasks/watch")], [fixed, wide]) is None
-    assert asgi._fixed_path_methods([fixed], [fixed, wide, route("GET", "/{area}/watch")]) is None
+async def check_refused(app: Application, method: str) -> None:
+    """Assert that ``/tasks/watch`` answers that it has another method."""
+    response = await app.request(method, "/api/v2/tasks/watch")
+    assert (response.status_code, response.headers["Allow"]) == (405, "GET, HEAD"), method
+    assert response.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [],
+        [route("POST", "/tasks/{user}/x")],
+        [route("POST", "/tasks/{user}"), route("GET", "/{area}/watch")],
+    ],
+)
+async def test_a_fixed_path_answers_every_method(others: list[Route]) -> None:
+    """Where no other path matches it, or one that does has a method in common with it, it leaves none to others."""
+    await check_refused(Application(route("GET", "/tasks/watch"), *others), "POST")
+
+
+async def test_a_fixed_path_answers_a_method_of_its_own() -> None:
+    """Also if a wider path has that method too."""
+    fixed = route("GET", "/tasks/watch"), route("POST", "/tasks/watch")
+    app = Application(*fixed, route("POST", "/tasks/{user}"))
+    assert await app.answer("POST", "/api/v2/tasks/watch") == ["POST", "/tasks/watch", {}]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +156,7 @@ async def test_a_path_that_is_not_there(method: str, path: str, accept: str, *, 
 
 
 async def test_a_socket_that_is_not_there_is_denied() -> None:
-    """With the same answer."""
+    """Its handshake is denied with the 404 that every path without a route has."""
     app = Application(route("GET", "/tasks"))
     sent: list[Any] = []
 

@@ -10,7 +10,7 @@ from uuid import UUID, uuid5
 import orjson
 import pytest
 
-from taskherd.api.command_slots import CommandSlots
+from taskherd.api.command_slots import MAX_BULK, CommandSlots
 from taskherd.api.commands import CommandResult
 from taskherd.api.context import RequestContext
 from taskherd.api.http.authenticator import Caller
@@ -42,7 +42,7 @@ class Worker:
         self.answers: dict[str, Any] = {}
         self.owners: dict[str, Any] = {"bob": (BOB, True)}
         self.lookups: list[Any] = []
-        self.in_flight = self.most = 0
+        self.in_flight = 0
         self.gate: asyncio.Event | None = None
         self.time = 0.0
         self.burst = 1_000
@@ -81,7 +81,6 @@ class Worker:
     async def _execute(self, _api: object, command: Create) -> CommandResult | CommandRefused:
         self.sent.append(command)
         self.in_flight += 1
-        self.most = max(self.most, self.in_flight)
         await (self.gate.wait() if self.gate is not None else asyncio.sleep(0))
         self.in_flight -= 1
         answer = self.answers.get(command.name or "")
@@ -220,24 +219,33 @@ async def test_a_batch_has_a_limited_number_of_commands_in_flight(worker: Worker
     """The next ones are prepared once there is room for all that are sent together."""
     worker.gate = asyncio.Event()
     creating = asyncio.create_task(worker.create(*(entry(f"task-{number}") for number in range(500))))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(30):
         for _ in range(100):
             await asyncio.sleep(0)
-        assert worker.in_flight == 6 * 64
+        assert MAX_BULK - batches.SENT_TOGETHER < worker.in_flight <= MAX_BULK
         worker.gate.set()
         assert [each["status"] for each in await creating] == [201] * 500
     assert [each.name for each in worker.sent] == [f"task-{number}" for number in range(500)]
-    assert worker.most <= 400
 
 
-async def test_commands_are_not_sent_for_too_long(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twice as long as one may wait for its reply."""
-    monkeypatch.setattr(batches, "SEND_FOR", -1)
+@pytest.mark.parametrize(("seconds", "status", "sent"), [(19, 201, 2), (21, 503, 0)])
+async def test_commands_are_not_sent_for_too_long(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, seconds: float, status: int, sent: int
+) -> None:
+    """They are sent for 20 seconds, twice as long as one may wait for its reply."""
+    loop, fetch = asyncio.get_running_loop(), worker.fetch
+    real, shift = loop.time, [0.0]
+
+    async def fetch_slowly(statement: str, ids: list[UUID]) -> list[tuple[UUID]]:
+        shift[0] += seconds
+        return await fetch(statement, ids)
+
+    monkeypatch.setattr(loop, "time", lambda: real() + shift[0])
+    monkeypatch.setattr(worker, "fetch", fetch_slowly)
     results = await worker.create(entry("one"), entry("two"))
-    assert [(each["status"], each["error"]["message"]) for each in results] == [
-        (503, "The create was not sent in time.")
-    ] * 2
-    assert worker.sent == []
+    message = None if status == 201 else "The create was not sent in time."
+    assert [(each["status"], each.get("error", {}).get("message")) for each in results] == [(status, message)] * 2
+    assert len(worker.sent) == sent
 
 
 @pytest.mark.parametrize(("length", "accepted"), [(251, True), (252, False)])

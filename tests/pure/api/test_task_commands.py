@@ -188,7 +188,7 @@ async def test_the_answer_to_a_pause_is_its_build(
     command: Command,
     transition: str,
 ) -> None:
-    """Which is the caller's."""
+    """The build that was requested is in it, with the caller as who has requested it."""
     response = await handler(worker.request())
     build = orjson.loads(response.body)["workspace_build"]
     assert (response.status, build["transition"], build["initiator_id"]) == (202, transition, str(ALICE))
