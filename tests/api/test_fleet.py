@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aio_pika
+import pytest
 
 from taskherd.api.fleet import snapshots
 from tests.api.conftest import StartApi
@@ -25,7 +27,10 @@ async def test_members_see_their_pools_and_an_admin_of_all_organizations_everyth
         await harness.worker.database.execute(
             f"""INSERT INTO runners (name, pool) VALUES ('r1', 'default'), ('secret-runner', 'secret-pool');
             UPDATE template_versions SET run = '{{"pool": "other-pool"}}' WHERE template_id <> (
-                SELECT id FROM templates WHERE organization_id = '{ORGANIZATION}')"""
+                SELECT id FROM templates WHERE organization_id = '{ORGANIZATION}');
+            INSERT INTO dead_letter_rates (hour, reason, letters) VALUES
+            (date_trunc('hour', now()), 'fault', 3), (date_trunc('hour', now()), 'of tomorrow', 1),
+            (date_trunc('hour', now()) - interval '24 hours', 'invalid', 9)"""
         )
         task_id = uuid.UUID((await harness.create(name="fleet-one"))["id"])
         waiting = await harness.create(harness.bob, name="fleet-two")
@@ -63,6 +68,9 @@ async def test_members_see_their_pools_and_an_admin_of_all_organizations_everyth
         assert worker["drained_since"] is not None or worker["seen_at"]
         assert [each["name"].rpartition(".")[2] for each in carols["queues"]] == ["reports", "commands", "claims"]
         assert carols["dead_letters"]["messages"] == 0
+        reasons = [(each["reason"], each["last_day"]) for each in carols["dead_letters"]["reasons"]]
+        assert reasons == [("fault", 3), ("of tomorrow", 1)]
+        assert [each["meaning"] is None for each in carols["dead_letters"]["reasons"]] == [False, True]
 
 
 async def test_tenants_do_not_learn_how_much_others_have_queued(start_api: StartApi) -> None:
@@ -81,6 +89,30 @@ async def test_tenants_do_not_learn_how_much_others_have_queued(start_api: Start
         await harness.worker.database.execute(f"UPDATE organizations SET active = false WHERE id = '{OTHER}'")
         (pool,) = (await harness.carol.get("/fleet")).json()["pools"]
         assert [each["queue"]["messages"] for each in (pool, *pool["runners"])] == [3, 0]
+
+
+async def test_a_fleet_is_shown_without_the_broker(start_api: StartApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only the broker knows is missing then; it is asked about 150 queues at most, those of runners last."""
+    asked: list[list[str]] = []
+
+    async def no_answer(_: snapshots.QueueDepths, queues: Iterable[str]) -> None:
+        asked.append([each.rpartition(".")[2] for each in queues])
+
+    monkeypatch.setattr(snapshots.QueueDepths, "read", no_answer)
+    async with start_api() as harness:
+        await harness.worker.database.execute(
+            f"""INSERT INTO runners (name, pool) SELECT 'r' || number, 'default' FROM generate_series(1, 200) AS number;
+            UPDATE organizations SET active = false WHERE id = '{OTHER}'"""
+        )
+        asked.clear()
+        fleet = (await harness.carol.get("/fleet")).json()
+    assert (fleet["broker"], fleet["queues"]) == (False, [])
+    assert (fleet["dead_letters"]["messages"], fleet["dead_letters"]["oldest_at"]) == (None, None)
+    (pool,) = fleet["pools"]
+    assert (len(pool["runners"]), pool["queue"], pool["runners"][0]["queue"]) == (200, None, None)
+    (queues,) = (each for each in asked if "default" in each)
+    assert (len(queues), queues[:5]) == (150, ["reports", "commands", "claims", "dead", "default"])
+    assert queues[5:] == [each["name"] for each in pool["runners"]][:145]
 
 
 async def test_a_queue_that_fills_tells_since_when(start_api: StartApi) -> None:

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
-from uuid import UUID
 
 import pytest
 
-from taskherd.api.context import RequestContext
 from taskherd.api.fleet import handlers, queue_ages
 from taskherd.api.fleet.queue_ages import QueueAges
-from taskherd.api.http.authenticator import Caller
 from taskherd.broker.diagnostics import QueueInfo
-from taskherd.broker.topology import TopologyNames
 from taskherd.domain.reports import format_rfc3339
-from taskherd.store import fleet_queries
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +19,6 @@ if TYPE_CHECKING:
     from taskherd.api.fleet.snapshots import QueueDepths
     from taskherd.store.read_pool import Row
 
-ALICE = UUID(int=1)
 NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
 MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 
@@ -168,153 +161,10 @@ async def test_queues_are_looked_at_again_and_again(monkeypatch: pytest.MonkeyPa
     async with asyncio.timeout(30):
         await ended.wait()
     running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
     since = ages.waiting_since(queue("reports", 3))
     assert since is not None
     assert before <= since <= datetime.now(UTC)
     assert [ages.waiting_since(queue(name, 3)) for name in ("commands", "dead")] == [None, None]
     assert asked == [["reports", "commands"]] * 4
-
-
-class FleetStore:
-    """What the store and the broker say of a fleet."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, sees_all: bool) -> None:
-        self.sees_all = sees_all
-        self.wanted: list[str] = []
-        self.depths: dict[str, QueueInfo] | None = {}
-        self.names = TopologyNames("p")
-        self.runners: list[dict[str, Any]] = []
-        self.since: list[datetime] = []
-        self.ages = QueueAges(cast("QueueDepths", self), [self.names.reports, self.names.commands])
-        found: dict[str, Any] = {
-            "pools": [{"pool": "gpu", "templates": []}],
-            "agents": [],
-            "waiting": [],
-            "waiting_by_target": [],
-        }
-        for name, answer in found.items():
-            monkeypatch.setattr(fleet_queries, name, self._seeing(answer))
-        monkeypatch.setattr(fleet_queries, "sees_all", self._sees_all)
-        monkeypatch.setattr(fleet_queries, "unwell", self._unwell)
-        monkeypatch.setattr(fleet_queries, "rates", self._rates)
-        monkeypatch.setattr(fleet_queries, "runners", self._runners)
-        monkeypatch.setattr(fleet_queries, "workers", self._workers)
-        monkeypatch.setattr(fleet_queries, "dead_letters", self._dead_letters)
-
-    async def snapshot(self) -> dict[str, Any]:
-        """Return what is shown."""
-        api = SimpleNamespace(
-            reads=SimpleNamespace(reader=lambda *_: "reader"),
-            queue_depths=self,
-            queue_ages=self.ages,
-            dead_letters=self,
-        )
-        request = RequestContext(cast("Any", api), "GET", {}, {}, {})
-        request.set_caller(Caller(ALICE, "alice", "token"))
-        return await handlers._snapshot(request)
-
-    async def read(self, queues: Sequence[str]) -> dict[str, QueueInfo] | None:
-        """Return the depths of queues."""
-        self.wanted = list(queues)
-        return self.depths
-
-    async def oldest(self) -> datetime:
-        """Return the time of the oldest dead letter."""
-        return NOON
-
-    def _seeing(self, answer: Any) -> Any:
-        async def query(reader: object, caller: UUID, *, all_: bool) -> Any:
-            assert (reader, caller, all_) == ("reader", ALICE, self.sees_all)
-            return answer
-
-        return query
-
-    async def _sees_all(self, reader: object, caller: UUID) -> bool:
-        assert (reader, caller) == ("reader", ALICE)
-        return self.sees_all
-
-    async def _unwell(self, reader: object, caller: UUID, health: str, prefix: str) -> dict[str, int]:
-        assert (reader, caller, health, prefix) == ("reader", ALICE, "lost", "runner:")
-        return {"runner:r1": 4}
-
-    async def _rates(self, reader: object, caller: UUID, since: datetime, *, all_: bool) -> Sequence[Any]:
-        assert (reader, caller, all_) == ("reader", ALICE, self.sees_all)
-        self.since.append(since)
-        return []
-
-    async def _runners(self, reader: object, pools: Sequence[str]) -> Sequence[Any]:
-        assert (reader, pools) == ("reader", ["gpu"])
-        return self.runners
-
-    async def _workers(self, reader: object) -> Sequence[Any]:
-        assert reader == "reader"
-        return [{"worker_id": "w1", "started_at": NOON, "seen_at": NOON, "drained_since": None}]
-
-    async def _dead_letters(self, reader: object, since: datetime) -> Sequence[Any]:
-        assert (reader, since) == ("reader", self.since[-1])
-        return [{"reason": "fault", "letters": 3}, {"reason": "of tomorrow", "letters": 1}]
-
-
-def runner(name: str) -> dict[str, Any]:
-    """Return the row of a runner."""
-    return {"name": name, "pool": "gpu", "listed": True, "hello_at": None}
-
-
-@pytest.mark.parametrize("sees_all", [True, False])
-async def test_what_a_caller_may_know_of_the_fleet(monkeypatch: pytest.MonkeyPatch, *, sees_all: bool) -> None:
-    """Shared queues, workers and dead letters are for who sees all; others do not even have them read."""
-    store = FleetStore(monkeypatch, sees_all=sees_all)
-    store.runners = [runner("r1")]
-    store.depths = {
-        "p.dead": queue("p.dead", 2, 0),
-        "p.reports": queue("p.reports", 0, 3),
-        "p.work.gpu": queue("p.work.gpu", 5, 1),
-    }
-    before = datetime.now(UTC)
-    shown = await store.snapshot()
-    assert store.wanted == [*(["p.reports", "p.commands", "p.dead"] if sees_all else []), "p.work.gpu", "p.work.r1"]
-    assert (shown["sees_all"], shown["broker"], shown["waiting"]) == (sees_all, True, [])
-    assert format_rfc3339(before) <= shown["now"] <= format_rfc3339(datetime.now(UTC))
-    (pool,) = shown["pools"]
-    assert pool["queue"] == {"name": "p.work.gpu", "messages": 5 if sees_all else None, "consumers": 1}
-    assert (pool["runners"][0]["lost"], pool["runners"][0]["queue"]) == (4, None)
-    assert len(shown["rates"]) == 24
-    (since,) = store.since
-    assert (since.minute, since.second, since.microsecond) == (0, 0, 0)
-    assert timedelta(hours=23) <= datetime.now(UTC) - since <= timedelta(hours=24, minutes=1)
-    noon = format_rfc3339(NOON)
-    if sees_all:
-        assert shown["workers"] == [{"id": "w1", "started_at": noon, "seen_at": noon, "drained_since": None}]
-        assert shown["queues"] == [{"name": "p.reports", "messages": 0, "consumers": 3, "waiting_since": None}]
-        assert (shown["dead_letters"]["messages"], shown["dead_letters"]["oldest_at"]) == (2, noon)
-        assert [(each["reason"], each["last_day"]) for each in shown["dead_letters"]["reasons"]] == [
-            ("fault", 3), ("of tomorrow", 1),
-        ]  # fmt: skip
-        assert [each["meaning"] is None for each in shown["dead_letters"]["reasons"]] == [False, True]
-        assert store.ages.waiting_since(queue("p.reports", 1)) is not None
-    else:
-        assert (shown["workers"], shown["queues"], shown["dead_letters"]) == (None, None, None)
-
-
-@pytest.mark.parametrize("depths", [None, {"p.dead": QueueInfo(name="p.dead", messages=0, consumers=0)}])
-async def test_a_fleet_without_dead_letters_or_a_broker(
-    monkeypatch: pytest.MonkeyPatch, depths: dict[str, QueueInfo] | None
-) -> None:
-    """The oldest is looked for only if there are any."""
-    store = FleetStore(monkeypatch, sees_all=True)
-    store.depths = depths
-    shown = await store.snapshot()
-    assert (shown["broker"], shown["queues"]) == (depths is not None, [])
-    assert (shown["dead_letters"]["messages"], shown["dead_letters"]["oldest_at"]) == (
-        None if depths is None else 0,
-        None,
-    )
-
-
-async def test_the_broker_is_asked_about_a_limited_number_of_queues(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of the installation and of pools first."""
-    store = FleetStore(monkeypatch, sees_all=True)
-    store.runners = [runner(f"r{number}") for number in range(200)]
-    await store.snapshot()
-    assert len(store.wanted) == 150
-    assert store.wanted[:5] == ["p.reports", "p.commands", "p.dead", "p.work.gpu", "p.work.r0"]
