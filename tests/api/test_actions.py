@@ -239,6 +239,8 @@ async def test_an_action_has_more_tasks_than_a_list(start_api: StartApi) -> None
             body = {"action": "delete", "dry_run": True, "q": query}
             shown = (await api_harness.alice.post("/task-actions", json=body)).json()
             assert (shown["total"], len(shown["tasks"])) == (510, 100), query
+        workspaces = (await api_harness.alice.get("/workspaces?offset=498")).json()
+        assert (workspaces["count"], len(workspaces["workspaces"])) == (500, 2)
 
 
 async def test_a_dry_run_changes_nothing(api_harness: ApiHarness) -> None:

@@ -144,6 +144,9 @@ async def test_lists_contain_only_the_callers_organizations(api_harness: ApiHarn
         ("/organizations/acme/templates?q=organization:other", []),
     ):
         assert [each["name"] for each in (await api_harness.mallory.get(path)).json()] == names, path
+    for path in ("/organizations", "/users/mallory/organizations"):
+        shared = (await api_harness.mallory.get(path)).json()
+        assert [each["is_default"] for each in shared] == [True, False], path
     await api_harness.worker.database.execute(
         "DELETE FROM memberships WHERE user_id = $1 AND organization_id = $2", MALLORY, ORGANIZATION
     )

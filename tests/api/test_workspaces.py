@@ -11,7 +11,17 @@ from websockets.exceptions import InvalidStatus
 
 from taskherd.api.directory import users
 from tests.api.test_clients import APP, WORKSPACE, expected_build_id, frames, json_of, report_idle, socket, start_build
-from tests.harness.api import ALICE, BOB, ORGANIZATION, TEMPLATE, TIMEOUT, VERSION, ApiHarness
+from tests.harness.api import (
+    ALICE,
+    BOB,
+    ORGANIZATION,
+    OTHER,
+    OTHER_TEMPLATE,
+    TEMPLATE,
+    TIMEOUT,
+    VERSION,
+    ApiHarness,
+)
 from tests.harness.worker import PRESET
 
 COOKIE = "coder_session_token"
@@ -74,14 +84,20 @@ async def test_the_list_of_workspaces(api_harness: ApiHarness, task: dict[str, A
         (api_harness.carol, "name:nothing", []),
         (api_harness.carol, "template:claude status:running", ["flaky"]),
         (api_harness.carol, f"organization:{ORGANIZATION} status:pending", ["bobs"]),
+        (api_harness.carol, "alice/", ["flaky"]),
+        (api_harness.alice, "owner:me name:bob/fla", ["flaky"]),
+        (api_harness.carol, "has-ai-task:t template:Claude fla", ["flaky"]),
+        (api_harness.carol, "has_ai_task:1 organization:default", ["bobs", "flaky"]),
         (api_harness.carol, "has-ai-task:false", []),
     ):
         body = json_of(await client.get("/workspaces", params={"q": query}))
         assert len(body["workspaces"]) == body["count"] == len(names), query
         listed = [json_of(await client.get(f"/tasks/me/{each['task_id']}"))["name"] for each in body["workspaces"]]
         assert listed == names, query
-    page = json_of(await api_harness.carol.get("/workspaces?limit=1&offset=1"))
-    assert ([each["task_id"] for each in page["workspaces"]], page["count"]) == ([task["id"]], 2)
+    for query, length in (("limit=1&offset=1", 1), ("limit=&offset=1", 1), ("offset=2", 0), ("limit=0", 2)):
+        page = json_of(await api_harness.carol.get(f"/workspaces?{query}"))
+        assert (len(page["workspaces"]), page["count"]) == (length, 2), query
+        assert page["workspaces"][-1:] == [] or page["workspaces"][-1]["task_id"] == task["id"], query
     assert (await api_harness.alice.get("/workspaces?q=nonsense:1")).status_code == 400
 
 
@@ -96,11 +112,16 @@ async def test_creating_and_deleting_a_workspace(api_harness: ApiHarness) -> Non
     build = expected_build_id(created["task_id"], 1)
     values = json_of(await api_harness.alice.get(f"/workspacebuilds/{build}/parameters"))
     assert {"name": "AI Prompt", "value": "Fix it"} in values
-    other = json_of(await api_harness.alice.post("/users/me/workspaces", json={**body, "name": "other"}), 201)
-    assert other["name"] == "other"
+    given = {"template_version_id": str(VERSION), "rich_parameter_values": [{"name": "ai_prompt", "value": "Test it"}]}
+    other = json_of(await api_harness.alice.post("/users/me/workspaces", json={**given, "name": "other"}), 201)
+    assert (other["name"], (await api_harness.get(other["task_id"]))["initial_prompt"]) == ("other", "Test it")
     assert (await api_harness.alice.post("/users/me/workspaces", json={**body, "name": "other"})).status_code == 409
     unknown = {**body, "name": "x", "rich_parameter_values": [{"name": "cpu", "value": "8"}]}
-    assert (await api_harness.alice.post("/users/me/workspaces", json=unknown)).status_code == 400
+    refused = await api_harness.alice.post("/users/me/workspaces", json=unknown)
+    assert (refused.status_code, refused.json()["message"]) == (400, "Unable to validate parameters.")
+    assert refused.json()["validations"] == [
+        {"field": "rich_parameter_values", "detail": "The parameter 'cpu' is set by presets; choose one."}
+    ]
     no_prompt = await api_harness.alice.post("/users/me/workspaces", json={**body, "rich_parameter_values": []})
     assert (no_prompt.status_code, no_prompt.json()["message"]) == (400, "Task input is required.")
     assert (await api_harness.bob.post("/users/alice/workspaces", json={**body, "name": "y"})).status_code == 404
@@ -109,6 +130,22 @@ async def test_creating_and_deleting_a_workspace(api_harness: ApiHarness) -> Non
     deleted = await api_harness.alice.post(f"/workspaces/{created['id']}/builds", json={"transition": "delete"})
     assert json_of(deleted, 201)["transition"] == "delete"
     assert (await api_harness.alice.get(f"/workspaces/{created['id']}")).status_code == 404
+
+
+async def test_a_workspace_in_an_organization_has_its_template(api_harness: ApiHarness) -> None:
+    """A template of another organization of the caller is not there; without a template nothing is created."""
+    await api_harness.worker.database.execute(
+        "INSERT INTO memberships (user_id, organization_id, role) VALUES ($1, $2, 'member')", ALICE, OTHER
+    )
+    prompt = [{"name": "AI Prompt", "value": "Fix it elsewhere"}]
+    body = {"name": "elsewhere", "template_id": str(OTHER_TEMPLATE), "rich_parameter_values": prompt}
+    for organization, status in ((ORGANIZATION, 404), (OTHER, 201)):
+        path = f"/organizations/{organization}/members/me/workspaces"
+        assert (await api_harness.alice.post(path, json=body)).status_code == status
+    body = {"name": "nowhere", "rich_parameter_values": prompt}
+    assert (await api_harness.alice.post("/users/me/workspaces", json=body)).status_code == 400
+    created = json_of(await api_harness.alice.get("/workspaces"))["workspaces"]
+    assert [(each["name"], each["template_name"]) for each in created] == [("elsewhere", "codex")]
 
 
 async def test_the_parameters_of_a_version(api_harness: ApiHarness) -> None:
@@ -123,6 +160,11 @@ async def test_the_parameters_of_a_version(api_harness: ApiHarness) -> None:
     assert [(each["name"], each["default_value"]) for each in parameters] == [
         ("AI Prompt", ""), ("cpu", "8"), ("disk", ""),
     ]  # fmt: skip
+    presets = json_of(await api_harness.alice.get(f"/templateversions/{VERSION}/presets"))
+    assert [(each["Default"], [tuple(value.values()) for value in each["Parameters"]]) for each in presets] == [
+        (True, [("AI Prompt", "Go"), ("cpu", "8")]),
+        (False, [("cpu", "64"), ("disk", "big")]),
+    ]
     for path in (f"/templateversions/{VERSION}/rich-parameters", f"/templates/{TEMPLATE}"):
         assert (await api_harness.alice.get(path)).status_code == 200
         assert (await api_harness.mallory.get(path)).status_code == 404
