@@ -79,6 +79,7 @@ async def test_pages_follow_each_other_through_one_moment(
     assert sorted(found) == names
     assert found[-1] == "gone-0"
     first = (await api_harness.alice.get("/deleted-tasks", params={"limit": 2})).json()["next"]
+    assert (await api_harness.alice.get("/deleted-tasks", params={"limit": 5})).json()["next"] is None
     others = await api_harness.mallory.get("/deleted-tasks", params={"after": first})
     assert others.json() == {"tasks": [], "next": None}
     assert (await api_harness.alice.get("/deleted-tasks", params={"after": "nonsense"})).status_code == 400

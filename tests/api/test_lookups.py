@@ -16,7 +16,7 @@ from websockets.exceptions import InvalidStatus
 
 from taskherd.api.context import RequestContext
 from taskherd.api.routes import PREFIX, SOCKETS
-from taskherd.api.workspaces import log_stream
+from taskherd.api.workspaces import log_stream, logs
 from taskherd.api.workspaces.queries import BuildLookup, get_or_404
 from taskherd.errors import Retry, Unavailable
 from taskherd.messages.agent_tokens import agent_token
@@ -357,6 +357,21 @@ async def test_a_socket_ends_with_its_token_and_with_the_process(api_harness: Ap
         api_harness.api.stop()
         assert await frames(admins) == []
         assert admins.close_code in {1001, 1012}
+
+
+async def test_a_followed_log_has_every_entry_once(
+    api_harness: ApiHarness, task: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if it takes several reads; a client that has some already gets those after the one that it names."""
+    path = f"/workspacebuilds/{expected_build_id(task['id'], 1)}/logs"
+    entries = (await api_harness.alice.get(path)).json()
+    assert len(entries) == 2
+    monkeypatch.setattr(logs, "MAX_ENTRIES", 1)
+    for first in range(2):
+        after = f"&after={entries[first - 1]['id']}" if first else ""
+        async with socket(api_harness, f"{path}?follow{after}") as opened:
+            assert await frames(opened) == entries[first:]
+            assert opened.close_code == 1000
 
 
 @pytest.mark.parametrize("outage", [Unavailable("The database can't be reached"), Retry("The plan is stale")])

@@ -18,7 +18,7 @@ from tests.api.test_interrupts import end, working
 from tests.api.test_open_requests import BOUND
 from tests.api.test_request_queue import queue
 from tests.api.test_sse import until_subscribers
-from tests.harness.api import ApiHarness
+from tests.harness.api import ALICE, TIMEOUT, ApiHarness
 from tests.harness.asking import (
     OPTIONS,
     OWN,
@@ -59,7 +59,9 @@ async def test_an_agent_asks_and_waits_for_the_answer(api_harness: ApiHarness) -
     answered = {**opened, "state": "answered", "option_id": "yes", "text": None}
     assert await waiting == answered
     assert asyncio.get_running_loop().time() - started < 5
+    assert not api_harness.api.change_feed._subscribers
     assert await read(api_harness, task_id, request_id) == answered
+    assert await read(api_harness, task_id, request_id, "60s") == answered  # at once: the client would not wait so long
     (request,) = await requests_of(api_harness.alice, task_id)
     assert request["pull"] is True
     assert request["answer"]["delivered_at"] == request["answer"]["at"]
@@ -296,6 +298,19 @@ async def test_a_wait_ends_with_the_next_start(api_harness: ApiHarness) -> None:
     assert not waiting.done()
     assert (await api_harness.alice.post(f"/tasks/me/{task_id}/resume")).status_code == 202
     await check_signed_out_in_time(api_harness, waiting, other)
+
+
+async def test_a_wait_ends_with_the_feed(api_harness: ApiHarness) -> None:
+    """The request is shown as it is then, as when the process stops."""
+    task_id = await active(api_harness)
+    waiting = asyncio.create_task(read(api_harness, task_id, await own(api_harness, task_id), "60s"))
+    await until_subscribers(api_harness, 1)
+    async with asyncio.timeout(TIMEOUT):
+        while not (subscribers := api_harness.api.change_feed._subscribers.get(ALICE)):  # noqa: ASYNC110 - as there
+            await asyncio.sleep(0.02)
+    for subscriber in [*subscribers]:
+        subscriber.end()
+    assert (await waiting)["state"] == "open"
 
 
 async def test_a_wait_outlives_its_owner(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,10 @@ async def test_a_workspace_is_found_by_every_name(api_harness: ApiHarness, task:
             assert (await stranger.get(path)).status_code == 404, path
     assert json_of(await api_harness.alice.get(f"/tasks/alice/{WORKSPACE}"))["id"] == task["id"]
     assert (await api_harness.bob.get(f"/tasks/alice/{WORKSPACE}")).status_code == 404
+    log = json_of(await api_harness.alice.get(f"/tasks/me/{task['id']}/logs"))
+    for name in ("flaky", task["id"], WORKSPACE):
+        assert json_of(await api_harness.alice.get(f"/tasks/me/{name}/logs")) == log, name
+        assert json_of(await api_harness.carol.get(f"/tasks/alice/{name}/logs")) == log, name
     assert (await api_harness.bob.get(f"/workspaces/{WORKSPACE}/watch")).status_code == 404
 
 

@@ -18,10 +18,9 @@ from taskherd.api.http.errors import HTTPError
 from taskherd.api.http.open_requests import AccessLoss
 from taskherd.api.http.query_parameters import MAX_POSITION
 from taskherd.api.tasks import deleted, documents, long_poll, overview, queries, search
-from taskherd.api.tasks.schemas import DeletedTask
-from taskherd.store import deleted_tasks, task_lists, task_queries
+from taskherd.store import task_lists, task_queries
 from taskherd.store.task_index import INDEX_RESOLUTION
-from taskherd.store.task_lists import MAX_NAMES, Between, Listed
+from taskherd.store.task_lists import MAX_NAMES, Listed
 from taskherd.store.task_queries import TaskFilter, TaskPage, TaskRef
 from tests.pure.api.test_changes import change
 
@@ -43,81 +42,72 @@ def row_of(number: int, **fields: Any) -> Row:
     return cast("Row", {"id": UUID(int=number), "version": number, "revision": 1, "sorted_at": NOON, **fields})
 
 
-class Store:
-    """A directory with Bob and two organizations, and the tasks that a test gives."""
+API = SimpleNamespace(
+    reader="primary",
+    reads=SimpleNamespace(reader=lambda *_: "reader"),
+    settings=SimpleNamespace(api_list_most=MOST),
+    nullable_ids_as_objects=False,
+)
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.calls: list[tuple[Any, ...]] = []
-        self.page = TaskPage([], more=False)
-        self.named: list[tuple[datetime, UUID]] = []
-        self.logs: dict[UUID, list[Row]] = {}
-        self.found: UUID | None = None
-        self.deleted: list[Row] = []
-        self.api = SimpleNamespace(
-            reader="primary",
-            reads=SimpleNamespace(reader=lambda *_: "reader"),
-            settings=SimpleNamespace(api_list_most=MOST),
-            nullable_ids_as_objects=False,
-        )
-        monkeypatch.setattr(task_queries, "user_id", self._user_id)
-        monkeypatch.setattr(task_queries, "organization_id", self._organization_id)
-        monkeypatch.setattr(task_queries, "default_organization_id", self._default_organization_id)
-        monkeypatch.setattr(task_queries, "tasks", self._tasks)
-        monkeypatch.setattr(task_queries, "logs", self._logs)
-        monkeypatch.setattr(task_queries, "find_id", self._find_id)
-        monkeypatch.setattr(task_lists, "by_name", self._by_name)
-        monkeypatch.setattr(deleted_tasks, "deleted_tasks", self._deleted_tasks)
-        monkeypatch.setattr(documents, "render_row", lambda row, **_: b'"%d"' % row["id"].int)
 
-    def request(self, model: type[QueryModel], task: str = str(TASK), user: str = "me", **query: str) -> RequestContext:
-        """Return a request of Alice."""
-        params = {"user": user, "task": task}
-        request = RequestContext(cast("ApiContext", self.api), "GET", params, query, {}, query_model=model)
-        request.set_caller(Caller(ALICE, "Alice", "token"))
-        return request
+def request_of(model: type[QueryModel], task: str = str(TASK), user: str = "me", **query: str) -> RequestContext:
+    """Return a request of Alice."""
+    params = {"user": user, "task": task}
+    request = RequestContext(cast("ApiContext", API), "GET", params, query, {}, query_model=model)
+    request.set_caller(Caller(ALICE, "Alice", "token"))
+    return request
 
-    async def filter(self, q: str = "", **query: str) -> TaskFilter:
-        """Return the filter of a list."""
-        parameters = query_parameters.validate(search.ListQuery, {"q": q, **query})
-        return await search.task_filter(self.request(search.ListQuery), parameters)
 
-    async def _user_id(self, reader: object, caller: UUID, name: str) -> UUID | None:
-        assert (reader, caller) == ("reader", ALICE)
-        return BOB if name == "bob" else None
+async def filter_of(q: str = "", **query: str) -> TaskFilter:
+    """Return the filter of a list."""
+    parameters = query_parameters.validate(search.ListQuery, {"q": q, **query})
+    return await search.task_filter(request_of(search.ListQuery), parameters)
 
-    async def _organization_id(self, reader: object, caller: UUID, name: str) -> UUID | None:
-        assert (reader, caller) == ("reader", ALICE)
-        return OTHER if name == "other" else None
 
-    async def _default_organization_id(self, reader: object, caller: UUID) -> UUID | None:
-        assert (reader, caller) == ("reader", ALICE)
-        return ACME
+class Names:
+    """The tasks whose names begin as a list asks for."""
 
-    async def _tasks(self, reader: object, wanted: TaskFilter) -> TaskPage:
-        self.calls.append((reader, wanted))
-        return self.page
+    def __init__(self) -> None:
+        self.found: list[tuple[datetime, UUID]] = []
 
-    async def _by_name(self, *arguments: object) -> Sequence[tuple[datetime, UUID]]:
-        self.calls.append(arguments)
-        return self.named
-
-    async def _logs(self, reader: object, caller: UUID, task_id: UUID, **limits: Any) -> list[Row]:
-        self.calls.append((reader, caller, task_id, limits))
-        return self.logs.get(task_id, [])
-
-    async def _find_id(self, reader: object, ref: TaskRef) -> UUID | None:
-        self.calls.append((reader, ref))
+    async def by_name(self, *arguments: object) -> Sequence[tuple[datetime, UUID]]:
+        """Return when they were created, and their ids."""
+        assert arguments == ("reader", ALICE, "fix", None, None)
         return self.found
-
-    async def _deleted_tasks(self, *arguments: Any, **options: Any) -> list[Row]:
-        self.calls.append((*arguments, options))
-        return self.deleted
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Store:
-    """Return a store without tasks."""
-    return Store(monkeypatch)
+def names(monkeypatch: pytest.MonkeyPatch) -> Names:
+    """Return no tasks."""
+    names = Names()
+    monkeypatch.setattr(task_lists, "by_name", names.by_name)
+    return names
+
+
+class Page:
+    """The page of tasks that a list has."""
+
+    def __init__(self) -> None:
+        self.page: TaskPage | None = None
+
+    async def tasks(self, reader: object, _: TaskFilter) -> TaskPage:
+        """Return the page."""
+        assert reader == "reader"
+        assert self.page is not None
+        return self.page
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> Page:
+    """Return a page, whose tasks are shown as their numbers."""
+    listed = Page()
+    monkeypatch.setattr(task_queries, "tasks", listed.tasks)
+    monkeypatch.setattr(documents, "render_row", lambda row, **_: b'"%d"' % row["id"].int)
+    return listed
+
+
+async def nothing(*_: object) -> None:
+    """Find nothing."""
 
 
 def problem(error: HTTPError) -> tuple[str, str]:
@@ -126,24 +116,6 @@ def problem(error: HTTPError) -> tuple[str, str]:
     ((field, detail),) = [(each["field"], each["detail"]) for each in body["validations"]]
     assert (error.response.status, body["message"]) == (400, "Invalid task search query.")
     return field, detail
-
-
-@pytest.mark.parametrize(
-    ("q", "owner"),
-    [("", None), ("owner:me", ALICE), ("owner:ALICE", ALICE), ("bob", BOB), (f"owner:{OTHER}", OTHER)],
-)
-async def test_a_list_is_of_an_owner(store: Store, q: str, owner: UUID | None) -> None:
-    """The caller in two ways, or another user by name or id."""
-    assert (await store.filter(q)).owner == owner
-
-
-@pytest.mark.parametrize(
-    ("q", "organization"),
-    [("organization:default", ACME), ("organization:other", OTHER), (f"organization:{BOB}", BOB), ("", None)],
-)
-async def test_a_list_is_of_an_organization(store: Store, q: str, organization: UUID | None) -> None:
-    """The default one, or another by name or id."""
-    assert (await store.filter(q)).organization == organization
 
 
 @pytest.mark.parametrize(
@@ -159,22 +131,21 @@ async def test_a_list_is_of_an_organization(store: Store, q: str, organization: 
         ("name:\0", "name", "expected at most 256 printable characters"),
     ],
 )
-async def test_what_a_term_names_must_be_there(store: Store, q: str, field: str, detail: str) -> None:
-    """A name that no one can have is not looked up."""
+async def test_what_a_term_names_must_be_there(
+    monkeypatch: pytest.MonkeyPatch, q: str, field: str, detail: str
+) -> None:
+    """A list of nobody's tasks is refused, and so is one of a name that no one can have."""
+    monkeypatch.setattr(task_queries, f"{field}_id" if field == "organization" else "user_id", nothing)
     with pytest.raises(HTTPError) as raised:
-        await store.filter(q)
+        await filter_of(q)
     assert problem(raised.value) == (field, f'Query param "{field}" has invalid value: {detail}')
 
 
-async def test_without_a_default_organization_there_is_none(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_default_organization_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is refused, as any other that the caller is not in."""
-
-    async def none(*_: object) -> None:
-        return None
-
-    monkeypatch.setattr(task_queries, "default_organization_id", none)
+    monkeypatch.setattr(task_queries, "default_organization_id", nothing)
     with pytest.raises(HTTPError) as raised:
-        await store.filter("organization:default")
+        await filter_of("organization:default")
     assert problem(raised.value)[0] == "organization"
 
 
@@ -193,25 +164,29 @@ async def test_without_a_default_organization_there_is_none(store: Store, monkey
     ],
 )
 async def test_how_a_list_is_sorted_and_how_long_it_is(
-    store: Store, query: dict[str, str], limit: int, *, by_change: bool, oldest_first: bool, state_since: bool
+    query: dict[str, str], limit: int, *, by_change: bool, oldest_first: bool, state_since: bool
 ) -> None:
     """By its creation, unless the change is asked for; one that is not paged has all that there may be."""
-    found = await store.filter(**{"q": "", **query})
+    found = await filter_of(**{"q": "", **query})
     assert (found.caller, found.limit, found.by_change, found.oldest_first) == (ALICE, limit, by_change, oldest_first)
     assert (found.with_state_since, found.ids, found.after) == (state_since, None, None)
 
 
-async def test_a_page_goes_on_after_a_cursor(store: Store) -> None:
-    """Ranges of creation and of change are exact, and to a minute."""
-    assert (await store.filter(after=search.cursor(NOON, TASK))).after == (NOON, TASK)
-    now = datetime.now(UTC)
-    made = (await store.filter("created:<2h")).created
-    changed = (await store.filter("changed:<2h")).changed
-    assert made.after is not None
-    assert changed.after is not None
-    assert timedelta(0) <= made.after - (now - timedelta(hours=2)) < timedelta(seconds=30)
-    shift = changed.after - (now - timedelta(hours=2)) + INDEX_RESOLUTION
-    assert timedelta(0) <= shift < timedelta(seconds=30)
+async def test_a_page_goes_on_after_a_cursor() -> None:
+    """The cursor is the place of the last task of the page before."""
+    assert (await filter_of(after=search.cursor(NOON, TASK))).after == (NOON, TASK)
+
+
+async def test_an_age_of_a_list_is_exact() -> None:
+    """That of the creation is; that of the last change may be a minute more, as the index has it."""
+    before = datetime.now(UTC) - timedelta(hours=2)
+    made = (await filter_of("created:<2h")).created.after
+    changed = (await filter_of("changed:<2h")).changed.after
+    now = datetime.now(UTC) - timedelta(hours=2)
+    assert made is not None
+    assert changed is not None
+    assert before <= made <= now
+    assert before <= changed + INDEX_RESOLUTION <= now
 
 
 @pytest.mark.parametrize(
@@ -239,90 +214,87 @@ async def test_a_page_goes_on_after_a_cursor(store: Store) -> None:
         ),
     ],
 )
-async def test_a_list_that_no_index_serves_is_refused(
-    store: Store, query: dict[str, str], field: str, detail: str
-) -> None:
-    """With what to do instead."""
+async def test_a_list_that_no_index_serves_is_refused(query: dict[str, str], field: str, detail: str) -> None:
+    """The answer says what to do instead."""
     with pytest.raises(HTTPError) as raised:
-        await store.filter(**query)
+        await filter_of(**query)
     assert problem(raised.value) == (field, detail)
 
 
-async def test_names_are_looked_up_first(store: Store) -> None:
-    """Of the owner and the organization; of a page by creation only those that it may have."""
-    store.named = [(NOON - timedelta(minutes=number), UUID(int=number)) for number in range(5)]
-    numbers = list(range(5))
+async def test_a_page_looks_up_few_of_the_tasks_with_a_name(names: Names) -> None:
+    """Those that it can have, and one more; all, if another filter or another order decides which these are."""
+    names.found = [(NOON - timedelta(minutes=number), UUID(int=number)) for number in range(5)]
 
     async def ids(q: str, **query: str) -> list[int]:
-        found = (await store.filter(q, **query)).ids
+        found = (await filter_of(q, **query)).ids
         assert found is not None
         return [each.int for each in found]
 
-    assert await ids("name:Fix owner:bob organization:other") == numbers
-    assert store.calls == [("reader", ALICE, "fix", BOB, OTHER)]
-    assert await ids("name:fix", limit="2") == numbers[:3]
-    assert await ids("name:fix status:active", limit="2") == numbers
-    assert await ids("name:fix", limit="2", sort="changed") == numbers
+    assert await ids("name:Fix") == list(range(5))
+    assert await ids("name:fix", limit="2") == list(range(3))
+    assert await ids("name:fix", limit="2", after=search.cursor(*names.found[1])) == [2, 3, 4]
+    assert await ids("name:fix status:active", limit="2") == list(range(5))
+    assert await ids("name:fix", limit="2", sort="changed") == list(range(5))
 
 
 @pytest.mark.parametrize(("count", "accepted"), [(MAX_NAMES, True), (MAX_NAMES + 1, False)])
-async def test_a_name_is_of_a_limited_number_of_tasks(store: Store, count: int, *, accepted: bool) -> None:
-    """Of more, none would be the newest for certain."""
-    store.named = [(NOON, TASK)] * count
+async def test_a_name_is_of_a_limited_number_of_tasks(names: Names, count: int, *, accepted: bool) -> None:
+    """A list of more is refused: none of them would be the newest for certain."""
+    names.found = [(NOON, TASK)] * count
     wanted = TaskFilter(ALICE, limit=7)
     if accepted:
-        assert len(await search.named(store.request(search.ListQuery), wanted, "fix")) == count
+        assert len(await search.named(request_of(search.ListQuery), wanted, "fix")) == count
     else:
         with pytest.raises(HTTPError) as raised:
-            await search.named(store.request(search.ListQuery), wanted, "fix")
+            await search.named(request_of(search.ListQuery), wanted, "fix")
         assert problem(raised.value)[0] == "name"
 
 
 @pytest.mark.parametrize("term", ["created:<7d", "changed:<7d", "pool:gpu", "runner:r1"])
-async def test_what_changes_do_not_say_cannot_be_watched(store: Store, term: str) -> None:
+async def test_what_changes_do_not_say_cannot_be_watched(term: str) -> None:
     """The term is named."""
     with pytest.raises(HTTPError) as raised:
-        await search.watched(store.request(search.WatchQuery), search.WatchQuery(q=term))
+        await search.watched(request_of(search.WatchQuery), search.WatchQuery(q=term))
     name = term.partition(":")[0]
     assert problem(raised.value) == (
         name, f"A change does not say it: leave out {name}, or read the list with it.",
     )  # fmt: skip
 
 
-async def test_what_is_watched(store: Store) -> None:
+async def test_what_is_watched(names: Names) -> None:
     """The same tasks as of a list, and the beginning of their names."""
-    query = search.WatchQuery(q="owner:bob status:active", include="state_since")
-    found = await search.watched(store.request(search.WatchQuery), query)
+    query = search.WatchQuery(q=f"owner:{BOB} status:active", include="state_since")
+    found = await search.watched(request_of(search.WatchQuery), query)
     expected = TaskFilter(ALICE, MOST, BOB, listed=Listed(status="active"), with_state_since=True)
     assert found == search.WatchedTasks(expected, None)
-    found = await search.watched(store.request(search.WatchQuery), search.WatchQuery(q="name:fix"))
-    assert (found.name, found.tasks.ids) == ("fix", [])
+    found = await search.watched(request_of(search.WatchQuery), search.WatchQuery(q="name:fix"))
+    assert (found.name, found.tasks.ids, names.found) == ("fix", [], [])
 
 
 @pytest.mark.parametrize("term", ["runner:r1", "label:a=b", "name:fix", "created:<7d", "changed:<7d"])
-async def test_what_totals_are_not_kept_by(store: Store, term: str) -> None:
+async def test_what_totals_are_not_kept_by(term: str) -> None:
     """The term is named; the others are as of a list."""
     with pytest.raises(HTTPError) as raised:
-        await search.totals_filter(store.request(search.TotalsQuery), search.TotalsQuery(q=f"owner:me {term}"))
+        await search.totals_filter(request_of(search.TotalsQuery), search.TotalsQuery(q=f"owner:me {term}"))
     name = term.partition(":")[0]
     assert problem(raised.value) == (
         name, f"Totals are not kept by it: leave out {name}, or count the pages of the list.",
     )  # fmt: skip
-    found = await search.totals_filter(store.request(search.TotalsQuery), search.TotalsQuery(q="failed:true owner:me"))
+    found = await search.totals_filter(request_of(search.TotalsQuery), search.TotalsQuery(q="failed:true owner:me"))
     assert found == TaskFilter(ALICE, MOST, ALICE, listed=Listed(failed=True))
 
 
 @pytest.mark.parametrize("term", ["status:active", "runner:r1", "name:fix", "waiting:true"])
-async def test_an_overview_has_groups_of_its_own(store: Store, term: str) -> None:
+async def test_an_overview_has_groups_of_its_own(term: str) -> None:
     """It is narrowed by owner, organization, template and pool only."""
     with pytest.raises(HTTPError) as raised:
-        await search.overview_filter(store.request(overview.OverviewQuery), term)
+        await search.overview_filter(request_of(overview.OverviewQuery), term)
     name = term.partition(":")[0]
     assert problem(raised.value) == (
         name, f"An overview has groups of its own: leave out {name}, or read the list with it.",
     )  # fmt: skip
-    request = store.request(overview.OverviewQuery)
-    found = await search.overview_filter(request, "owner:me organization:other template:claude pool:gpu")
+    request = request_of(overview.OverviewQuery)
+    found = await search.overview_filter(request, f"owner:me organization:{OTHER} template:claude pool:gpu")
     assert found == TaskFilter(ALICE, MOST, ALICE, OTHER, listed=Listed(template="claude", pool="gpu"))
 
 
@@ -342,79 +314,25 @@ def test_a_group_is_read_if_the_totals_have_any_of_it() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "listed", "by_change", "oldest_first", "of_a_day"),
-    [
-        ("idle", Listed(status="active", state="idle", waiting=False), True, True, False),
-        ("failed", Listed(failed=True), True, False, True),
-        ("not_running", Listed(health=("not_running",)), True, False, True),
-        ("lost", Listed(health=("lost",)), True, False, True),
-        ("stalled", Listed(stalled=True), False, False, False),
-        ("working", Listed(status="active", state="working"), False, False, False),
-        ("active", Listed(status="active"), False, False, False),
-        ("initializing", Listed(status="initializing"), False, False, False),
-        ("pending", Listed(status="pending"), False, False, False),
-        ("complete", Listed(state="complete"), True, False, False),
-    ],
-)
-def test_what_a_group_selects(
-    name: str, listed: Listed, *, by_change: bool, oldest_first: bool, of_a_day: bool
-) -> None:
-    """Within what the overview is of, as many as are asked for, and with since when each is in its state."""
-    wanted = TaskFilter(ALICE, MOST, BOB, OTHER, listed=Listed(template="claude", pool="gpu"))
-    found = overview._selected(wanted, overview.GROUPS[name], 12)
-    assert (found.caller, found.limit, found.owner, found.organization) == (ALICE, 12, BOB, OTHER)
-    assert found.listed == Listed(
-        template="claude", pool="gpu", status=listed.status, state=listed.state, health=listed.health,
-        waiting=listed.waiting, stalled=listed.stalled, failed=listed.failed,
-    )  # fmt: skip
-    assert (found.by_change, found.oldest_first, bool(found.changed)) == (by_change, oldest_first, of_a_day)
-    assert (found.with_state_since, found.max_bytes, found.created) == (True, 1024 * 1024, Between())
-    if found.changed.after is not None:
-        age = datetime.now(UTC) - timedelta(days=1) - INDEX_RESOLUTION - found.changed.after
-        assert timedelta(0) <= age < timedelta(seconds=30)
-
-
-async def test_a_group_has_its_first_tasks(store: Store) -> None:
-    """And where its next ones begin; one without any is not read."""
+async def test_a_group_has_its_first_tasks(listed: Page) -> None:
+    """It has where its next ones begin, too; one without any is not read."""
     group = overview.GROUPS["complete"]
-    request, wanted = store.request(overview.OverviewQuery), TaskFilter(ALICE, MOST)
+    request, wanted = request_of(overview.OverviewQuery), TaskFilter(ALICE, MOST)
     nothing = {**COUNTS, "by_state": {"complete": 0}}
     empty: dict[str, Any] = {"q": "state:complete", "sort": "changed", "tasks": [], "next": None}
     assert await overview._group(request, wanted, group, 2, nothing) == empty
-    assert store.calls == []
-    store.page = TaskPage([row_of(1), row_of(2)], more=True)
+    listed.page = TaskPage([row_of(1), row_of(2)], more=True)
     found = await overview._group(request, wanted, group, 2, COUNTS)
     assert orjson.loads(orjson.dumps(found)) == {
         **empty, "tasks": ["1", "2"], "next": search.cursor(NOON, UUID(int=2)),
     }  # fmt: skip
-    store.page = TaskPage([row_of(1)], more=False)
+    listed.page = TaskPage([row_of(1)], more=False)
     found = await overview._group(request, wanted, group, 2, COUNTS)
     assert found["next"] is None
 
 
-@pytest.mark.parametrize(
-    ("query", "more", "following", "truncated"),
-    [
-        ({}, False, None, None),
-        ({}, True, None, "true"),
-        ({"limit": "2"}, False, None, None),
-        ({"limit": "2"}, True, search.cursor(NOON, UUID(int=2)), None),
-    ],
-)
-async def test_a_list_says_whether_there_is_more(
-    store: Store, query: dict[str, str], following: str | None, truncated: str | None, *, more: bool
-) -> None:
-    """In pages with a cursor, without them with a header."""
-    store.page = TaskPage([row_of(1), row_of(2)], more=more)
-    response = await queries.list_tasks(store.request(search.ListQuery, **query))
-    expected = {"tasks": ["1", "2"], "count": 2, **({"next": following} if query else {})}
-    assert (response.status, orjson.loads(response.body)) == (200, expected)
-    assert response.headers.get("X-Taskherd-Truncated") == truncated
-
-
-async def test_a_list_is_the_same_as_long_as_its_tasks_are(store: Store) -> None:
-    """Their versions, the names in them, their order, and whether there is more."""
+async def test_a_list_is_the_same_as_long_as_its_tasks_are(listed: Page) -> None:
+    """Its tag tells their versions, the names in them, their order, and whether there is more."""
     tags = set()
     pages = [
         TaskPage([row_of(1), row_of(2)], more=False),
@@ -424,8 +342,9 @@ async def test_a_list_is_the_same_as_long_as_its_tasks_are(store: Store) -> None
         TaskPage([row_of(1), row_of(2, revision=9)], more=False),
         TaskPage([row_of(1)], more=False),
     ]
-    for store.page in pages:
-        request = store.request(search.ListQuery)
+    for page in pages:
+        listed.page = page
+        request = request_of(search.ListQuery)
         tag = (await queries.list_tasks(request)).headers["ETag"]
         tags.add(tag)
         request.headers = {"if-none-match": tag}
@@ -455,40 +374,6 @@ def test_an_entry_has_a_place_in_the_conversation() -> None:
     }  # fmt: skip
 
 
-async def test_a_log_is_found_by_id_at_once(store: Store) -> None:
-    """Of the caller's own task; of others, and by name, the task is looked up first."""
-    limits: dict[str, Any] = {"after": -1, "before": MAX_POSITION, "entries": 10_000, "content_bytes": 8 << 20}
-    store.logs = {TASK: [entry(7)]}
-    response = await queries.logs(store.request(queries.TaskLogQuery))
-    assert [each["id"] for each in orjson.loads(response.body)["logs"]] == [7]
-    assert store.calls == [("reader", ALICE, TASK, limits)]
-    for task, user, ref in (
-        ("fix-it", "me", TaskRef(ALICE, ALICE, "fix-it")),
-        (str(TASK), "bob", TaskRef(ALICE, "bob", TASK)),
-    ):
-        store.calls, store.found = [], TASK
-        query = {"after": "0", "before": "9", "limit": "3"}
-        await queries.logs(store.request(queries.TaskLogQuery, task, user, **query))
-        assert store.calls == [
-            ("reader", ref),
-            ("reader", ALICE, TASK, {**limits, "after": 0, "before": 9, "entries": 3}),
-        ]
-    store.calls, store.logs, store.found = [], {OTHER: [entry(8)]}, OTHER
-    response = await queries.logs(store.request(queries.TaskLogQuery))  # its name is the id of another one
-    assert [each["id"] for each in orjson.loads(response.body)["logs"]] == [8]
-    assert [call[:2] for call in store.calls] == [
-        ("reader", ALICE), ("reader", TaskRef(ALICE, ALICE, TASK)), ("reader", ALICE),
-    ]  # fmt: skip
-
-
-async def test_a_log_that_is_not_there(store: Store) -> None:
-    """No task, or one that the caller may not see."""
-    for store.found in (None, OTHER):
-        with pytest.raises(HTTPError) as raised:
-            await queries.logs(store.request(queries.TaskLogQuery))
-        assert raised.value.response.status == 404
-
-
 @pytest.mark.parametrize(
     ("status", "is_snapshot"),
     [
@@ -496,15 +381,23 @@ async def test_a_log_that_is_not_there(store: Store) -> None:
         ("unknown", False),
     ],
 )  # fmt: skip
-async def test_a_log_without_an_agent_is_a_snapshot(store: Store, status: str, *, is_snapshot: bool) -> None:
-    """Of the time of its last entry; an empty one has none."""
+async def test_a_log_without_an_agent_is_a_snapshot(
+    monkeypatch: pytest.MonkeyPatch, status: str, *, is_snapshot: bool
+) -> None:
+    """Its time is that of its last entry; an empty one has none."""
+    rows: list[Row] = []
+
+    async def read(*_: object, **_limits: object) -> list[Row]:
+        return rows
+
+    monkeypatch.setattr(task_queries, "logs", read)
     later = NOON + timedelta(minutes=1)
-    store.logs = {TASK: [entry(7, status, logged_at=later), entry(8, status)]}
-    body = orjson.loads((await queries.logs(store.request(queries.TaskLogQuery))).body)
+    rows = [entry(7, status, logged_at=later), entry(8, status)]
+    body = orjson.loads((await queries.logs(request_of(queries.TaskLogQuery))).body)
     expected = {"snapshot": True, "snapshot_at": "2026-11-27T12:01:00.000000Z"} if is_snapshot else {}
     assert {name: value for name, value in body.items() if name != "logs"} == expected
-    store.logs = {TASK: [entry(None, status)]}
-    body = orjson.loads((await queries.logs(store.request(queries.TaskLogQuery))).body)
+    rows = [entry(None, status)]
+    body = orjson.loads((await queries.logs(request_of(queries.TaskLogQuery))).body)
     assert body == {"logs": [], **({"snapshot": True} if is_snapshot else {})}
 
 
@@ -528,38 +421,12 @@ def test_the_part_of_a_log_that_can_be_asked_for(query: dict[str, str], *, valid
 
 
 @pytest.mark.parametrize(("user", "task"), [("a\0b", "fix-it"), ("alice", "a\0b"), ("x" * 257, "y"), ("alice", "")])
-def test_a_task_that_cannot_be_is_not_looked_up(store: Store, user: str, task: str) -> None:
-    """Its name, or that of its owner, is none."""
+def test_a_task_that_cannot_be_is_not_looked_up(user: str, task: str) -> None:
+    """No task has a name, or an owner, like this."""
     with pytest.raises(HTTPError) as raised:
-        queries.task_ref_of(store.request(queries.TaskLogQuery, task, user))
+        queries.task_ref_of(request_of(queries.TaskLogQuery, task, user))
     assert raised.value.response.status == 404
-    assert queries.task_ref_of(store.request(queries.TaskLogQuery, "x" * 256, "alice")).task == "x" * 256
-
-
-def gone(number: int) -> Row:
-    """Return the row of a deleted task."""
-    fields = {name: f"{name} {number}" for name in DeletedTask.model_fields}
-    times = {"created_at": NOON, "deleted_at": NOON + timedelta(minutes=number)}
-    return cast("Row", {**fields, **times, "id": UUID(int=number)})
-
-
-async def test_deleted_tasks_have_pages(store: Store) -> None:
-    """A further page begins after the last one that is shown."""
-    store.deleted = [gone(3), gone(2), gone(1)]
-    response = await deleted.list_deleted(store.request(deleted.DeletedQuery, limit="2", q="bob name:fix"))
-    body = orjson.loads(response.body)
-    assert [task["id"] for task in body["tasks"]] == [str(UUID(int=3)), str(UUID(int=2))]
-    assert body["next"] == search.cursor(NOON + timedelta(minutes=2), UUID(int=2))
-    first = body["tasks"][0]
-    times = (first["created_at"], first["deleted_at"])
-    assert times == ("2026-11-27T12:00:00.000000Z", "2026-11-27T12:03:00.000000Z")
-    assert store.calls == [("reader", ALICE, 3, {"owner": BOB, "prefix": "fix", "after": None})]
-    after = search.cursor(NOON, TASK)
-    body = orjson.loads((await deleted.list_deleted(store.request(deleted.DeletedQuery, limit="3", after=after))).body)
-    assert (len(body["tasks"]), body["next"]) == (3, None)
-    assert store.calls[1] == ("reader", ALICE, 4, {"owner": None, "prefix": "", "after": (NOON, TASK)})
-    await deleted.list_deleted(store.request(deleted.DeletedQuery))
-    assert store.calls[2][2] == 101
+    assert queries.task_ref_of(request_of(queries.TaskLogQuery, "x" * 256, "alice")).task == "x" * 256
 
 
 @pytest.mark.parametrize(
@@ -571,10 +438,11 @@ async def test_deleted_tasks_have_pages(store: Store) -> None:
         ({"q": "name:\0"}, "name"),
     ],
 )
-async def test_deleted_tasks_that_cannot_be_asked_for(store: Store, query: dict[str, str], field: str) -> None:
-    """Pages have up to 100, and are by owner and name only."""
+async def test_deleted_tasks_that_cannot_be_asked_for(query: dict[str, str], field: str) -> None:
+    """Pages have up to 100, which they have by default, and are by owner and name only."""
+    assert query_parameters.validate(deleted.DeletedQuery, {}).limit == 100
     with pytest.raises(HTTPError) as raised:
-        await deleted.list_deleted(store.request(deleted.DeletedQuery, **query))
+        await deleted.list_deleted(request_of(deleted.DeletedQuery, **query))
     assert orjson.loads(raised.value.response.body)["validations"][0]["field"] == field
 
 
