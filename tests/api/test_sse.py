@@ -165,6 +165,33 @@ async def test_a_client_that_reconnects_misses_nothing(api_harness: ApiHarness) 
         assert (await client.get(path, headers={"Last-Event-ID": last})).status_code == 404
 
 
+async def test_a_stream_that_needs_many_reads(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client gets each task, and each change that it has missed, once and in order; what is erased is left out."""
+    monkeypatch.setattr(sse, "PAGE_SIZE", 2)
+    created = [(await api_harness.create(name=f"one-of-{number}"))["id"] for number in range(5)]
+    await api_harness.worker.until_row("SELECT count(*) FROM outbox", is_=0)  # every change has a position then
+    async with sse_client(api_harness.alice, "/tasks/watch") as stream:
+        await stream.ready()
+        assert [each.task["id"] for each in stream.events] == created[::-1]
+    for path, expected in (("/tasks/watch", created), (f"/tasks/me/{created[3]}/watch", created[3:4])):
+        async with sse_client(api_harness.alice, path, "0") as resumed:
+            await resumed.until(lambda: len(resumed.events) == len(expected))  # noqa: B023 - awaited in this iteration
+            assert [each.task["id"] for each in resumed.events] == expected
+    for task_id in created[2:4]:
+        assert (await api_harness.alice.delete(f"/tasks/me/{task_id}")).status_code == 202
+    await api_harness.worker.until_row("SELECT count(*) FROM outbox", is_=0)
+    erased = uuid.UUID(created[2])
+    for statement in ("UPDATE tasks SET erased_at = now() WHERE id = $1", "DELETE FROM task_events WHERE task_id = $1"):
+        await api_harness.worker.database.execute(statement, erased)
+    async with sse_client(api_harness.alice, f"/tasks/me/{created[3]}/watch", "0") as stream:
+        await stream.until(lambda: stream.ended)
+        assert stream.types() == ["task.created", "task.deleted"]
+    async with sse_client(api_harness.alice, "/tasks/watch", "0") as stream:
+        await stream.until(lambda: "task.deleted" in stream.types())
+        seen = [each.task["id"] for each in stream.events]
+        assert seen == [created[0], created[1], created[3], created[4], created[3]]
+
+
 async def test_a_change_has_the_prompt_of_its_own_task_and_version(api_harness: ApiHarness) -> None:
     """In a live stream, in what a client catches up with, of all tasks or of one, and in the timeline."""
     prompts: dict[str, list[str]] = {}

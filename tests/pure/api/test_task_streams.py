@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
-from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
@@ -25,14 +24,11 @@ from taskherd.api.http.event_ids import last_event_id
 from taskherd.api.http.query_parameters import MAX_POSITION
 from taskherd.api.http.sse import COMMENT
 from taskherd.api.log_revisions import InboxSummary, LogRevisions
-from taskherd.api.tasks import documents, log_follow, search, sse, task_follow
+from taskherd.api.tasks import log_follow, sse, task_follow
 from taskherd.errors import Unavailable
 from taskherd.store import feed, task_queries
-from taskherd.store.feed import FeedPage
 from taskherd.store.read_pool import ReadPool, Row
-from taskherd.store.task_lists import Listed
-from taskherd.store.task_queries import TaskFilter, TaskPage, TaskRef
-from tests.pure.api.test_changes import ALICE, TASK, change
+from tests.pure.api.test_changes import ALICE, TASK
 from tests.pure.api.test_subscribers import at, new_feed
 
 NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
@@ -336,119 +332,71 @@ async def test_a_user_has_so_many_streams_of_logs(log: Log) -> None:
     assert (raised.value.response.status, message) == (503, "Too many streams of logs are open.")
 
 
-async def inbox_frames(log: Log, after: int | None, updates: list[tuple[int, int]]) -> list[int]:
-    """Return what a stream says of its inbox during these updates."""
+@pytest.mark.parametrize(
+    ("after", "updates"),
+    [
+        (None, [((1, 0), None), ((2, 1), 1), ((3, 1), 1), ((3, 0), 0)]),
+        (None, [((1, 2), 2), ((1, 0), 0)]),
+        (3, [((1, 0), 0), ((1, 1), 1)]),
+    ],
+)
+async def test_a_stream_tells_how_many_inputs_wait(
+    log: Log, after: int | None, updates: list[tuple[tuple[int, int], int | None]]
+) -> None:
+    """When that has changed, or an input was sent; at first only if any waits, or if the client may not know it."""
     log.rows = [entry(None)]
-    told: list[int] = []
     with log.revisions.follow(TASK):
         async with asyncio.timeout(30), aclosing(log.frames(after, with_inbox=True)) as frames:
-
-            async def read() -> None:
-                async for frame in frames:
-                    told.extend([data_of(frame)["waiting"]] if b"event: task.inbox" in frame else [])
-
-            reading = asyncio.create_task(read())
-            for update in updates:
-                for _ in range(5):
-                    await asyncio.sleep(0)
+            if after is None:
+                assert b"event: task.logs" in await anext(frames)
+            waiting = asyncio.ensure_future(anext(frames))
+            for update, waits in updates:
                 log.update(3, update)
-            for _ in range(5):
-                await asyncio.sleep(0)
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
-    return told
+                log.update(3, update)  # which is no change
+                if waits is None:
+                    for _ in range(5):
+                        await asyncio.sleep(0)  # if it told anything, that would come before what is awaited next
+                else:
+                    assert await waiting == changes.make_frame("task.inbox", b'{"waiting":%d}' % waits)
+                    waiting = asyncio.ensure_future(anext(frames))
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
 
 
-async def test_a_stream_tells_how_many_inputs_wait(log: Log) -> None:
-    """When that has changed, or an input was sent; at first only if any waits, or if the client may not know it."""
-    assert await inbox_frames(log, None, [(1, 0), (2, 1), (3, 1), (3, 1), (3, 0)]) == [1, 1, 0]
-    assert await inbox_frames(log, None, [(1, 2), (1, 0)]) == [2, 0]
-    assert await inbox_frames(log, 3, [(1, 0), (1, 0)]) == [0]
+class Follower:
+    """Alice, who follows the feed from its position on, so that nothing is read before that."""
 
-
-class Store:
-    """What a stream of changes reads: documents, and the pages of the feed."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.documents: list[dict[str, Any]] = []
-        self.pages: list[FeedPage] = []
-        self.replayed: dict[UUID, int] = {}
-        self.first = 1
-        self.calls: list[tuple[Any, ...]] = []
+    def __init__(self) -> None:
         self.feed: ChangeFeed = new_feed()
-        self.position = 5
-        self.seen = 0
-        self.api = SimpleNamespace(
-            reader="reader", change_feed=self.feed, reads=self, nullable_ids_as_objects=False, stopping=asyncio.Event()
-        )
-        monkeypatch.setattr(feed, "position_exists", self._position_exists)
-        monkeypatch.setattr(feed, "will_replay", self._will_replay)
-        monkeypatch.setattr(feed, "catch_up", self._catch_up)
-        monkeypatch.setattr(feed, "catch_up_task", self._catch_up_task)
-        monkeypatch.setattr(task_queries, "task", self._task)
-        monkeypatch.setattr(task_queries, "tasks", self._tasks)
-        monkeypatch.setattr(documents, "render_row", lambda row, **_: orjson.dumps(row["name"]))
-        monkeypatch.setattr(self.feed, "changes_of", lambda rows: rows)
+        self.seen: list[UUID] = []
+        reads = SimpleNamespace(mark=self.seen.append)
+        self.api = SimpleNamespace(reader="reader", change_feed=self.feed, reads=reads, nullable_ids_as_objects=False)
 
-    def mark(self, caller: UUID) -> None:
-        """Count what the caller has seen."""
-        assert caller == ALICE
-        self.seen += 1
-
-    def stream(self, last: int | None = None, *, of_all: bool = False, **options: Any) -> AsyncGenerator[bytes]:
-        """Return the frames of a stream of Alice's."""
-        self.feed._position = self.position  # it has none after its last subscriber has left
+    def stream(self, task: UUID | None = None, **options: Any) -> AsyncGenerator[bytes]:
+        """Return the frames of a stream of a task, or of all."""
+        self.feed._position = 5  # it has none after its last subscriber has left
         self.feed._positioned.set()
-        wanted = ChangeFilter(ALICE, task=None if of_all else TASK)
-        tasks = TaskFilter(ALICE, limit=7) if of_all else None
-        return sse._TaskStream(request_with({}, self.api), wanted, last, tasks, **options).frames()
+        return sse._TaskStream(request_with({}, self.api), ChangeFilter(ALICE, task=task, **options), 5).frames()
 
-    def distribute(self, *given: Change) -> None:
-        """Have the feed distribute changes."""
+    async def next(self, frames: AsyncGenerator[bytes], *given: Change) -> bytes:
+        """Return the frame with which a stream answers that the feed distributes these changes."""
+        waiting = asyncio.ensure_future(anext(frames))
+        while not self.feed._subscribers:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0)
         for each in given:
             self.feed._distribute(each)
-
-    async def _position_exists(self, reader: object, position: int) -> bool:
-        assert reader == "reader"
-        return self.first <= position
-
-    async def _will_replay(self, reader: object, after: int, versions: list[tuple[UUID, int]]) -> dict[UUID, int]:
-        self.calls.append(("will replay", reader, after, versions))
-        return self.replayed
-
-    async def _catch_up(self, *arguments: Any, **options: Any) -> FeedPage:
-        self.calls.append(("catch up", *arguments, options))
-        return self.pages.pop(0)
-
-    async def _catch_up_task(self, *arguments: Any) -> FeedPage:
-        self.calls.append(("catch up task", *arguments))
-        return self.pages.pop(0)
-
-    async def _task(self, reader: object, ref: TaskRef, *, with_state_since: bool) -> Row | None:
-        assert (reader, ref, with_state_since) == ("reader", TaskRef(ALICE, ALICE, TASK), False)
-        return cast("Row", self.documents[0]) if self.documents else None
-
-    async def _tasks(self, reader: object, wanted: TaskFilter) -> TaskPage:
-        self.calls.append(("tasks", reader, wanted.limit, wanted.after))
-        found = [cast("Row", each) for each in self.documents[:2]]
-        del self.documents[:2]
-        return TaskPage(found, more=bool(self.documents))
+        return await waiting
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Store:
-    """Return a store with a task whose version 3 the feed has at position 5."""
-    store = Store(monkeypatch)
-    store.documents = [{"id": TASK, "version": 3, "created_at": NOON, "name": "fix-it"}]
-    return store
+def follower(monkeypatch: pytest.MonkeyPatch) -> Follower:
+    """Return a follower."""
 
+    async def exists(_reader: object, position: int) -> bool:
+        return position == 5
 
-def page(*given: Change, until: int, more: bool = False) -> FeedPage:
-    """Return a page of the feed."""
-    return FeedPage(until, given, more=more)
-
-
-SNAPSHOT = b'event: task.snapshot\ndata: "fix-it"\n\n'
+    monkeypatch.setattr(feed, "position_exists", exists)
+    return Follower()
 
 
 def ids(frames: bytes) -> list[int]:
@@ -456,237 +404,50 @@ def ids(frames: bytes) -> list[int]:
     return [int(line[4:]) for line in frames.splitlines() if line.startswith(b"id: ")]
 
 
-async def test_a_stream_begins_with_the_task_and_a_position(store: Store) -> None:
-    """Then it has the changes after that, but none that the snapshot contains already."""
-    store.replayed = {TASK: 3}
-    async with asyncio.timeout(30), aclosing(store.stream()) as frames:
-        assert await anext(frames) == SNAPSHOT
-        assert await anext(frames) == changes.position_frame(5)
-        waiting = asyncio.ensure_future(anext(frames))
-        await asyncio.sleep(0)
-        store.distribute(at(6, version=2), at(7, version=3), at(8, version=4), at(9, version=5))
-        assert ids(await waiting) == [8, 9]
-        assert store.feed._subscriber_count == 1
-    assert store.calls == [("will replay", "reader", 5, [(TASK, 3)])]
-    assert (store.feed._subscriber_count, store.seen) == (0, 3)
-    assert not store.feed._subscribers
-
-
-async def test_a_snapshot_may_be_left_out(store: Store) -> None:
-    """The position says where the stream begins; a task that is gone has no snapshot either."""
-    assert await collect(store.stream(snapshot=False), 1) == [changes.position_frame(5)]
-    assert store.calls == []
-    store.documents.clear()
-    assert await collect(store.stream(), 1) == [changes.position_frame(5)]
-
-
-async def test_a_snapshot_of_many_tasks_has_pages(store: Store) -> None:
-    """Each goes on where the one before it ended."""
-    names = ["one", "two", "three"]
-    store.documents = [
-        {"id": UUID(int=number), "version": number, "created_at": NOON, "name": name}
-        for number, name in enumerate(names)
-    ]
-    found = await collect(store.stream(of_all=True), 3)
-    frames = [changes.make_frame("task.snapshot", orjson.dumps(name)) for name in names]
-    assert found == [frames[0] + frames[1], frames[2], changes.position_frame(5)]
-    assert store.calls == [
-        ("tasks", "reader", 200, None),
-        ("will replay", "reader", 5, [(UUID(int=0), 0), (UUID(int=1), 1)]),
-        ("tasks", "reader", 200, (NOON, UUID(int=1))),
-        ("will replay", "reader", 5, [(UUID(int=2), 2)]),
-    ]
-
-
-async def test_a_client_that_resumes_gets_what_it_has_missed(store: Store) -> None:
-    """Page by page, without a snapshot, until it has caught up with the feed."""
-    store.position = 9
-    store.pages = [page(at(5), at(6), until=6, more=True), page(at(7), until=7)]
-    async with asyncio.timeout(30), aclosing(store.stream(4)) as frames:
-        assert ids(await anext(frames)) == [5, 6]
-        assert ids(await anext(frames)) == [7]
-        waiting = asyncio.ensure_future(anext(frames))
-        await asyncio.sleep(0)
-        store.distribute(at(9), at(10))
-        assert ids(await waiting) == [10]
-    assert store.calls == [
-        ("catch up task", "reader", ALICE, 4, 200, TASK), ("catch up task", "reader", ALICE, 6, 200, TASK),
-    ]  # fmt: skip
-
-
-async def test_a_client_of_all_tasks_misses_what_matches(store: Store) -> None:
-    """What does not match, or was erased, is left out; a page may have nothing for it."""
-    store.position = 9
-    erased = change({}, kind=None, erased=True, position=7)
-    store.pages = [page(erased, until=7, more=True), page(at(8), until=8)]
-    assert [ids(frame) for frame in await collect(store.stream(4, of_all=True), 1)] == [[8]]
-    assert store.calls == [
-        ("catch up", "reader", ALICE, after, 200, {"owner": None, "organization": None}) for after in (4, 7)
-    ]
-
-
-async def test_a_client_whose_position_is_gone_begins_anew(store: Store) -> None:
-    """Also if what it has missed was pruned while it caught up."""
-    store.first = 3
-    assert await collect(store.stream(2), 3) == [changes.RESET, SNAPSHOT, changes.position_frame(5)]
-    store.position = 9
-    store.pages = [page(change({}, kind=None, position=5), until=5)]
-    assert await collect(store.stream(4), 3) == [changes.RESET, SNAPSHOT, changes.position_frame(9)]
-
-
-async def test_the_stream_of_a_task_ends_when_it_is_deleted(store: Store) -> None:
-    """Nothing has to be resumed then: whether the client has missed it, or sees it live."""
-    store.position = 9
-    store.pages = [page(at(6), at(7, kind="deleted"), until=7, more=True)]
-    found = await collect(store.stream(4))
-    assert [ids(frame) for frame in found] == [[6, 7]]
-    assert b"event: task.deleted" in found[0]
-    async with asyncio.timeout(30), aclosing(store.stream(snapshot=False)) as frames:
-        await anext(frames)
-        waiting = asyncio.ensure_future(anext(frames))
-        await asyncio.sleep(0)
-        store.distribute(at(10, kind="deleted"))
-        assert ids(await waiting) == [10]
+async def test_the_stream_of_a_task_ends_when_it_is_deleted(follower: Follower) -> None:
+    """Nothing has to be resumed then. Before that it has the task's changes, and since when it is in its state."""
+    async with asyncio.timeout(30), aclosing(follower.stream(TASK, with_state_since=True)) as frames:
+        since = "2026-11-27T10:00:00Z"
+        frame = await follower.next(frames, at(6, task_id=UUID(int=99)), at(7, state_since=since))
+        assert (ids(frame), data_of(frame)["data"]["task"]["state_since"]) == ([7], since)
+        assert ids(await follower.next(frames, at(8, kind="deleted", state_since=None))) == [8]
         assert [frame async for frame in frames] == []
+    assert follower.seen == [ALICE, ALICE]
+    assert (follower.feed._subscriber_count, len(follower.feed._subscribers)) == (0, 0)
 
 
-async def test_the_stream_of_all_tasks_goes_on_when_one_is_deleted(store: Store) -> None:
+async def test_the_stream_of_all_tasks_goes_on_when_one_is_deleted(follower: Follower) -> None:
     """It ends, to be resumed, when its subscriber does."""
-    async with asyncio.timeout(30), aclosing(store.stream(of_all=True)) as frames:
-        await anext(frames)
-        await anext(frames)
+    async with asyncio.timeout(30), aclosing(follower.stream()) as frames:
         for position in (6, 7):
-            waiting = asyncio.ensure_future(anext(frames))
-            await asyncio.sleep(0)
-            store.distribute(at(position, kind="deleted"))
-            assert ids(await waiting) == [position]
-        waiting = asyncio.ensure_future(anext(frames))
-        await asyncio.sleep(0)
-        store.feed._end_all()
-        assert await waiting == changes.RESUME
+            assert ids(await follower.next(frames, at(position, kind="deleted"))) == [position]
+        follower.feed._end_all()
+        assert [frame async for frame in frames] == [changes.RESUME]
 
 
-async def test_a_stream_without_a_change_sends_comments(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when all that came was in the snapshot already."""
-    store.replayed = {TASK: 3}
-    async with asyncio.timeout(30), aclosing(store.stream()) as frames:
-        await anext(frames)
-        await anext(frames)
-        waiting = asyncio.ensure_future(anext(frames))
-        await asyncio.sleep(0)
-        store.distribute(at(6, version=3))
-        assert await waiting == COMMENT
-        monkeypatch.setattr(sse, "COMMENT_INTERVAL", 0.001)
-        assert await anext(frames) == COMMENT
+async def test_a_stream_without_a_change_sends_comments(follower: Follower, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They keep the connection open."""
+    monkeypatch.setattr(sse, "COMMENT_INTERVAL", 0.001)
+    assert await collect(follower.stream(), 2) == [COMMENT, COMMENT]
 
 
-async def test_the_stream_of_all_tasks_that_match(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It begins with those whose names begin like this, and has the changes of those that match."""
-    asked: list[Any] = []
-
-    async def named(*arguments: Any) -> list[tuple[datetime, UUID]]:
-        asked.append(arguments)
-        return [(NOON, TASK)]
-
-    async def watched(request: RequestContext, query: search.WatchQuery) -> search.WatchedTasks:
-        assert (request.follows, query.q) == (True, "name:fix status:active")
-        return search.WatchedTasks(TaskFilter(ALICE, limit=7, listed=Listed(status="active")), "fix")
-
-    monkeypatch.setattr(search, "named", named)
-    monkeypatch.setattr(search, "watched", watched)
-    store.feed._position = 5
-    store.feed._positioned.set()
-    request = request_with({}, store.api)
-    request.query, request.query_model = {"q": "name:fix status:active"}, search.WatchQuery
-    stream = await sse.watch_all(request)
-    assert (vars(stream)["_task_id"], vars(stream)["_last"]) == (None, changes.RESUME)
-    async with asyncio.timeout(30), aclosing(vars(stream)["_frames"]) as frames:
-        assert await anext(frames) == SNAPSHOT
-        assert await anext(frames) == changes.position_frame(5)
-        waiting = asyncio.ensure_future(anext(frames))
-        await asyncio.sleep(0)
-        store.distribute(change_of({"status": "paused"}, 6), change_of({"name": "other"}, 7), change_of({}, 8))
-        assert ids(await waiting) == [8]
-    assert asked == [(request, TaskFilter(ALICE, limit=7, listed=Listed(status="active")), "fix")]
+def test_what_the_snapshot_has_is_not_sent_again(follower: Follower) -> None:
+    """Of a task whose snapshot was taken before the feed had its event, only later versions are new."""
+    stream = sse._TaskStream(request_with({}, follower.api), ChangeFilter(ALICE), None)
+    stream._sent_versions = {TASK: 3}
+    given = [at(6, version=2), at(7, task_id=UUID(int=99), version=1), at(8, version=3), at(9, version=4)]
+    assert [stream._is_new(each) for each in given] == [False, True, False, True]
+    assert stream._sent_versions == {}
+    stream._sent_versions = {TASK: 3}
+    assert (stream._is_new(at(9, version=4)), stream._sent_versions) == (True, {})
 
 
-def change_of(core: dict[str, Any], position: int) -> Change:
-    """Return a change of Alice's task."""
-    found = change(core, position=position)
-    found.viewers = {ALICE}
-    return found
+async def test_an_outage_ends_a_stream_to_be_resumed(follower: Follower, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client reconnects, and does not miss what could not be read."""
 
-
-async def test_the_stream_of_one_task_is_of_that_task(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From where the client was."""
-
-    async def find_id(*_: object) -> UUID:
-        return TASK
-
-    monkeypatch.setattr(task_queries, "find_id", find_id)
-    store.feed._position = 5
-    store.feed._positioned.set()
-    request = request_with({"last-event-id": "5"}, store.api)
-    stream = await sse.watch_one(request, with_state_since=True)
-    assert (vars(stream)["_task_id"], vars(stream)["_last"], request.follows) == (TASK, changes.RESUME, True)
-    async with asyncio.timeout(30), aclosing(vars(stream)["_frames"]) as frames:
-        waiting = asyncio.ensure_future(anext(frames))
-        for _ in range(5):
-            await asyncio.sleep(0)
-        store.distribute(at(6, task_id=UUID(int=99)), at(7, state_since="2026-11-27T10:00:00Z"))
-        frame = await waiting
-    assert ids(frame) == [7]
-    assert data_of(frame)["data"]["task"]["state_since"] == "2026-11-27T10:00:00Z"
-
-
-async def test_an_outage_ends_a_stream_to_be_resumed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its subscriber is gone then, if it had one."""
-
-    async def fail(*_: Any) -> bool:
+    async def fail(*_: object) -> bool:
         raise Unavailable("no database")
 
     monkeypatch.setattr(feed, "position_exists", fail)
-    assert await collect(store.stream(4)) == [changes.RESUME]
-    assert store.feed._subscriber_count == 0
-
-
-@pytest.mark.parametrize(
-    ("found", "last", "task", "visible", "expected"),
-    [
-        (TASK, None, str(TASK), False, TASK),
-        (TASK, 7, "fix-it", False, TASK),
-        (None, 7, str(TASK), True, TASK),
-        (None, 0, str(TASK), True, TASK),
-        (None, 7, str(TASK), False, None),
-        (None, None, str(TASK), True, None),
-        (None, 7, "fix-it", True, None),
-    ],
-)
-async def test_who_resumes_may_follow_a_deleted_task(
-    monkeypatch: pytest.MonkeyPatch,
-    found: UUID | None,
-    last: int | None,
-    task: str,
-    expected: UUID | None,
-    *,
-    visible: bool,
-) -> None:
-    """By its id, if it was a task that the caller could see; all others are not there."""
-
-    async def find_id(reader: object, _ref: TaskRef) -> UUID | None:
-        assert reader == "reader"
-        return found
-
-    async def visible_even_deleted(*arguments: Any) -> bool:
-        assert arguments == ("reader", ALICE, TASK)
-        return visible
-
-    monkeypatch.setattr(task_queries, "find_id", find_id)
-    monkeypatch.setattr(feed, "visible_even_deleted", visible_even_deleted)
-    request = replace(request_with({}, SimpleNamespace(reader="reader")), params={"user": "me", "task": task})
-    if expected is not None:
-        assert await sse.find_watched(request, last) == expected
-    else:
-        with pytest.raises(HTTPError) as raised:
-            await sse.find_watched(request, last)
-        assert raised.value.response.status == 404
+    assert await collect(follower.stream()) == [changes.RESUME]
+    assert follower.feed._subscriber_count == 0
