@@ -142,7 +142,7 @@ def test_an_answer_that_was_given_elsewhere(fields: dict[str, str], option: str 
 
 @pytest.mark.parametrize("state", ["withdrawn", "expired"])
 def test_a_request_that_was_closed_without_an_answer(state: str) -> None:
-    """It says when."""
+    """It says when it was closed."""
     shown = documents.request_json(row(report={"state": state, "option_id": "no"}, shown=state))
     assert (shown["state"], shown["closed_at"], shown["answer"]) == (state, "2026-11-27T10:01:00.000000Z", None)
 
@@ -210,7 +210,7 @@ def test_what_is_no_cursor_of_the_queue(text: str) -> None:
 
 @pytest.mark.parametrize("model", [handlers.QueueQuery, handlers.TaskRequestsQuery])
 def test_a_page_has_up_to_100_requests(model: type[handlers.QueueQuery | handlers.TaskRequestsQuery]) -> None:
-    """50 by default."""
+    """A request asks for 1 to 100, and for 50 if it does not say."""
     assert query_parameters.validate(model, {}).limit == 50
     assert [query_parameters.validate(model, {"limit": text}).limit for text in ("1", "100")] == [1, 100]
     for text in ("0", "101", ""):

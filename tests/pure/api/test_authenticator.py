@@ -133,7 +133,7 @@ async def test_an_issued_token_needs_the_one_that_it_was_issued_from(
 
 @pytest.mark.parametrize("after", [None, holder(problem="revoked")])
 async def test_a_token_that_ended_is_not_known_any_more(after: Holder | None) -> None:
-    """From the lookup that found it."""
+    """The lookup that finds that it has ended forgets it."""
     database = Database({"token": holder()})
     found = database.authenticator
     await found.authenticate(TOKEN)

@@ -263,7 +263,7 @@ async def test_a_key_of_a_batch_leaves_room_for_an_index(worker: Worker, length:
 
 
 def test_batches_in_progress_are_counted_by_user() -> None:
-    """From before the body is read."""
+    """A batch counts from before its body is read, and not for other users."""
     limit = ConcurrencyLimit(8, 1, "Too many.")
     request = RequestContext(cast("ApiContext", SimpleNamespace(batches=limit)), "POST", {}, {}, {})
     request.set_caller(Caller(ALICE, "alice", "token"))

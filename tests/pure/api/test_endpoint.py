@@ -111,7 +111,7 @@ async def test_a_request_is_answered_counted_and_timed() -> None:
 
 
 async def test_a_large_answer_is_compressed_for_who_takes_it() -> None:
-    """Only on routes that say so."""
+    """Only the answers of routes that say so are compressed."""
     endpoint = Endpoint(hello, echo)
     response = await endpoint.request("GET", headers={"Accept-Encoding": "gzip"})
     assert (response.headers["Content-Encoding"], response.json()) == ("gzip", {"hello": "x" * 5_000})

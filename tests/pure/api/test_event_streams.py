@@ -56,7 +56,13 @@ class Client:
         """Receive the stream to its end."""
         request = cast("RequestContext", SimpleNamespace(api=SimpleNamespace(access=self.monitor), caller=CALLER))
         stream = EventStream(request, self.frames(), task_id=task_id, last=last)
-        await asyncio.wait_for(stream({"type": "http", "method": method}, self.incoming.get, self.send), 5)
+        await asyncio.wait_for(stream({"type": "http", "method": method}, self.incoming.get, self.send), 30)
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait until the stream, which needs no time for anything, has come so far."""
+        async with asyncio.timeout(30):
+            while not condition():
+                await asyncio.sleep(0)
 
     @property
     def bodies(self) -> list[tuple[bytes, bool]]:
@@ -131,10 +137,10 @@ async def test_a_stream_ends_with_its_client() -> None:
 
 @pytest.mark.parametrize("last", [b"last", b""])
 async def test_a_stream_ends_with_the_access_of_the_caller(last: bytes) -> None:
-    """Its last frame ends the response."""
+    """The frame that ends the response says so; it may be empty."""
     client = Client(b"one", ends=False)
     streaming = asyncio.create_task(client.stream(last=last))
-    await asyncio.sleep(0.01)
+    await client.until(lambda: client.bodies)
     client.lose()
     await streaming
     assert client.bodies == [(b"one", True), (last, False)]
@@ -168,7 +174,7 @@ async def test_without_a_check_no_data_is_sent() -> None:
     """A frame with data waits for the next one."""
     client = Client(b"one", COMMENT, b"late", PING, ends=False)
     streaming = asyncio.create_task(client.stream())
-    await asyncio.sleep(0.01)
+    await client.until(lambda: client.time)
     assert [body for body, _ in client.bodies] == [b"one", COMMENT]
     client.lose(AccessLoss.UNCHECKED)
     await streaming
@@ -189,7 +195,7 @@ async def test_a_client_that_takes_nothing_is_not_waited_for(monkeypatch: pytest
 
     monkeypatch.setattr(client, "send", stall)
     streaming = asyncio.create_task(client.stream())
-    await asyncio.sleep(0.01)
+    await client.until(lambda: client.bodies)
     client.lose()
     await streaming
     assert [body for body, _ in client.bodies] == [b"one", b"last"]

@@ -29,7 +29,7 @@ def test_what_can_be_an_idempotency_key(text: str, *, expected: bool) -> None:
     ("text", "expected"), [("", False), ("n", True), ("ä" * 256, True), ("n" * 257, False), ("a\0", False)]
 )
 def test_what_can_be_looked_up(text: str, *, expected: bool) -> None:
-    """1 to 256 printable characters."""
+    """A name has 1 to 256 printable characters."""
     assert is_searchable(text) is expected
 
 

@@ -184,7 +184,7 @@ async def test_a_write_whose_position_is_unknown_is_read_from_the_primary() -> N
 async def test_a_write_names_the_position_of_the_primary(
     monkeypatch: pytest.MonkeyPatch, written: str | None, named: str
 ) -> None:
-    """If the primary has one."""
+    """Its answer has the position, if the primary has one."""
     routing = Routing()
 
     async def written_lsn(pool: ReadPool) -> str | None:

@@ -276,7 +276,7 @@ async def test_an_error_while_sending_is_not_hidden(access: Access) -> None:
 async def test_a_handshake_is_answered_as_a_request(
     access: Access, monkeypatch: pytest.MonkeyPatch, error: Exception | None, status: int
 ) -> None:
-    """And counted as one."""
+    """What it is denied with is that of a request, and it is counted as one."""
 
     async def allow(*_: object) -> None:
         """Sign everybody in."""

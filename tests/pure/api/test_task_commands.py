@@ -172,7 +172,7 @@ async def test_the_answer_to_an_interrupt_names_it(worker: Commands) -> None:
 
 
 async def test_the_answer_to_new_labels_is_the_task(worker: Commands) -> None:
-    """As it is with them."""
+    """The answer is the document that the task has with the new labels."""
     response = await commands.update_labels(worker.request(LabelsRequest.model_validate({"labels": {"a": "b"}})))
     assert (response.status, orjson.loads(response.body)) == (200, DOCUMENT)
     assert worker.sent == [UpdateLabels(**COMMON, labels={"a": "b"})]
@@ -300,7 +300,7 @@ async def test_an_owner_that_cannot_be(
 
 
 async def test_creates_are_limited_by_user(worker: Commands) -> None:
-    """The next one is told when."""
+    """A create beyond the rate is refused, and told when the next one is accepted."""
     for number in range(2):
         await commands.create(worker.request(CreateTask(input=f"Fix {number}"), user="me"))
     with pytest.raises(HTTPError) as raised:

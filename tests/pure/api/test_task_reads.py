@@ -252,7 +252,7 @@ async def test_a_name_is_of_a_limited_number_of_tasks(names: Names, count: int, 
 
 @pytest.mark.parametrize("term", ["created:<7d", "changed:<7d", "pool:gpu", "runner:r1"])
 async def test_what_changes_do_not_say_cannot_be_watched(term: str) -> None:
-    """The term is named."""
+    """A stream with a term that changes do not say is refused, and the term named."""
     with pytest.raises(HTTPError) as raised:
         await search.watched(request_of(search.WatchQuery), search.WatchQuery(q=term))
     name = term.partition(":")[0]
@@ -581,7 +581,7 @@ async def test_a_poll_answers_with_the_change_it_waited_for(poll: Poll, include:
 
 
 async def test_a_poll_of_a_task_that_is_deleted_ends(poll: Poll) -> None:
-    """It is not there any more."""
+    """The answer is the 404 of a task that is not there."""
     poll.changes = [[changed(4, "working", kind="deleted")]]
     with pytest.raises(HTTPError) as raised:
         await poll.wait("idle", 30)
@@ -598,7 +598,7 @@ async def test_a_poll_that_times_out_says_so(poll: Poll, state: str, timed_out: 
 
 
 async def test_a_poll_ends_with_its_subscriber(poll: Poll) -> None:
-    """As when its time is over."""
+    """The answer is the task as it is then, as when the time of the poll is over."""
     poll.ended = True
     poll.rows.append(polled(9, "working"))
     response = await poll.wait("idle", 30)

@@ -82,7 +82,7 @@ def test_a_list_has_pages_if_it_is_asked_for_one(query: dict[str, str], *, paged
 
 @pytest.mark.parametrize("limit", [1, 500])
 def test_a_page_has_one_to_500_tasks(limit: int) -> None:
-    """As many as are asked for."""
+    """A page has as many as are asked for, and no other number can be asked for."""
     assert read(limit=str(limit)).limit == limit
 
 

@@ -185,7 +185,7 @@ def test_the_page_of_a_timeline() -> None:
 
 
 def test_a_timeline_tells_that_large_changes_left_no_room_for_others() -> None:
-    """By a header."""
+    """The answer has a header that says so."""
     for found, headers in ((1, {}), (2, {"X-Taskherd-Truncated": "true"})):
         row = change(1, {"kind": "report", "type": "app.status"}, found=found)
         response = respond(explain.timeline, Reader({feed.TIMELINE: [row]}, {"id": TASK}))
