@@ -119,7 +119,9 @@ async def check_refused(app: Application, method: str) -> None:
 )
 async def test_a_fixed_path_answers_every_method(others: list[Route]) -> None:
     """Where no other path matches it, or one that does has a method in common with it, it leaves none to others."""
-    await check_refused(Application(route("GET", "/tasks/watch"), *others), "POST")
+    app = Application(route("GET", "/tasks/watch"), *others)
+    for method in ("POST", "PROPFIND"):
+        await check_refused(app, method)
 
 
 async def test_a_fixed_path_answers_a_method_of_its_own() -> None:

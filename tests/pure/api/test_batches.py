@@ -223,6 +223,7 @@ async def test_a_batch_has_a_limited_number_of_commands_in_flight(worker: Worker
         for _ in range(100):
             await asyncio.sleep(0)
         assert MAX_BULK - batches.SENT_TOGETHER < worker.in_flight <= MAX_BULK
+        assert worker.in_flight % batches.SENT_TOGETHER == 0
         worker.gate.set()
         assert [each["status"] for each in await creating] == [201] * 500
     assert [each.name for each in worker.sent] == [f"task-{number}" for number in range(500)]

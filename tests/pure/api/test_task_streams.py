@@ -366,6 +366,23 @@ async def test_a_stream_tells_how_many_inputs_wait(
     assert told == [changes.make_frame("task.inbox", b'{"waiting":%d}' % waits) for waits in expected]
 
 
+async def test_a_stream_does_not_repeat_how_many_inputs_wait(log: Log) -> None:
+    """A change of the log alone does not tell it again."""
+    log.rows = [entry(None)]
+    with log.revisions.follow(TASK):
+        async with asyncio.timeout(30), aclosing(log.frames(3, with_inbox=True)) as frames:
+            log.update(3, (1, 0))
+            assert data_of(await anext(frames)) == {"waiting": 0}
+            log.rows = [entry(5, revision=4)]
+            log.update(4, (1, 0))
+            assert data_of(await anext(frames))["revision"] == 4
+            waiting = asyncio.ensure_future(anext(frames))
+            for _ in range(5):
+                await asyncio.sleep(0)  # if it told it again, that would come before what is awaited next
+            log.update(4, (2, 1))
+            assert data_of(await waiting) == {"waiting": 1}
+
+
 class Follower:
     """Alice, who follows the feed from its position on, so that nothing is read before that."""
 
@@ -438,9 +455,10 @@ def test_what_the_snapshot_has_is_not_sent_again(follower: Follower) -> None:
     """Of a task whose snapshot was taken before the feed had its event, only later versions are new."""
     stream = sse._TaskStream(request_with({}, follower.api), ChangeFilter(ALICE), None)
     stream._sent_versions = {TASK: 3}
-    given = [at(6, version=2), at(7, task_id=UUID(int=99), version=1), at(8, version=3), at(9, version=4)]
-    assert [stream._is_new(each) for each in given] == [False, True, False, True]
-    assert stream._sent_versions == {}
+    given = [at(6, version=2), at(7, task_id=UUID(int=99), version=1), at(8, version=3)]
+    assert [stream._is_new(each) for each in given] == [False, True, False]
+    assert stream._sent_versions == {}  # all that come now are later
+    assert stream._is_new(at(9, version=4))
     stream._sent_versions = {TASK: 3}
     assert (stream._is_new(at(9, version=4)), stream._sent_versions) == (True, {})
 
