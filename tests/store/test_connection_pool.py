@@ -120,10 +120,13 @@ async def test_connections_that_are_being_made_count(database_url: str) -> None:
     """No more than the size are ever open, and one that cannot be made makes room for who waits."""
     gates = [asyncio.Event() for _ in range(3)]
     calls: list[int] = []
+    is_full = asyncio.Event()
 
     async def connect() -> asyncpg.Connection:
         number = len(calls)
         calls.append(number)
+        if number == 1:
+            is_full.set()
         await gates[number].wait()
         if number == 0:
             raise OSError("refused")
@@ -131,8 +134,7 @@ async def test_connections_that_are_being_made_count(database_url: str) -> None:
 
     pool = ConnectionPool(connect, 2)
     first, second, third = (asyncio.create_task(pool.acquire(30)) for _ in range(3))
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    await asyncio.wait_for(is_full.wait(), 30)
     assert (calls, pool.in_use) == ([0, 1], 2)
     gates[0].set()
     with pytest.raises(OSError, match="refused"):
@@ -200,7 +202,11 @@ async def test_who_has_waited_keeps_nothing_in_memory(connection_pool: Connectio
     await first.close(timeout=30)
     connection_pool.release(first)
     del first, waiting
-    gc.collect()
+    for _ in range(100):  # the loop may still hold a callback of it
+        gc.collect()
+        if kept() is None:
+            break
+        await asyncio.sleep(0)
     assert kept() is None
     connection_pool.release(second)
 

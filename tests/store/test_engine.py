@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -220,11 +220,22 @@ async def test_a_transaction_that_is_canceled_twice_takes_no_effect(database_url
     await proxy.stop()
 
 
-async def test_a_connection_that_cannot_roll_back_is_closed(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error of the transaction surfaces soon, and the server ends what was begun as soon as it notices."""
-    monkeypatch.setattr("taskherd.store.engine.ROLLBACK_TIMEOUT", 0.05)
+@pytest.fixture
+async def proxied(database_url: str) -> AsyncIterator[tuple[AsyncEngine, TcpProxy]]:
+    """Yield an engine of one connection, and the proxy that it goes through."""
     proxy = await TcpProxy.before(database_url)
     engine = open_engine(through(database_url, proxy), size=1, application_name="taskherd-tests", command_timeout=30)
+    yield engine, proxy
+    await dispose(engine)
+    await proxy.stop()
+
+
+async def test_a_connection_that_cannot_roll_back_is_closed(
+    proxied: tuple[AsyncEngine, TcpProxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error of the transaction surfaces soon, and the server ends what was begun as soon as it notices."""
+    monkeypatch.setattr("taskherd.store.engine.ROLLBACK_TIMEOUT", 0.05)
+    engine, proxy = proxied
     drivers: list[Any] = []
 
     async def fail() -> None:
@@ -242,14 +253,13 @@ async def test_a_connection_that_cannot_roll_back_is_closed(database_url: str, m
     async with transaction(engine) as connection:
         found = await connection.execute(text("SELECT revision FROM directory_revision FOR UPDATE"))
         assert found.scalar_one() < 1000
-    await dispose(engine)
-    await proxy.stop()
 
 
-async def test_a_transaction_that_is_canceled_while_it_rolls_back_is_canceled(database_url: str) -> None:
+async def test_a_transaction_that_is_canceled_while_it_rolls_back_is_canceled(
+    proxied: tuple[AsyncEngine, TcpProxy],
+) -> None:
     """Who canceled it does not see the error for which it rolled back."""
-    proxy = await TcpProxy.before(database_url)
-    engine = open_engine(through(database_url, proxy), size=1, application_name="taskherd-tests", command_timeout=30)
+    engine, proxy = proxied
     failing = asyncio.Event()
 
     async def fail() -> None:
@@ -265,8 +275,6 @@ async def test_a_transaction_that_is_canceled_while_it_rolls_back_is_canceled(da
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await dispose(engine)
-    await proxy.stop()
 
 
 async def test_a_server_that_hangs_before_the_first_transaction_is_unavailable(database_url: str) -> None:

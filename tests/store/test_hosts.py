@@ -223,21 +223,21 @@ async def test_a_standby_is_not_chosen(database_url: str, standby: tuple[Databas
     server, url = standby
     option = f"?target_session_attrs={target}" if target else ""
     reader = ReadPool(url + option, size=1, application_name="taskherd-tests")
-    assert (await reader.fetch("SELECT inet_server_port()"))[0][0] == urlsplit(database_url).port
-    await reader.close()
     first = url.partition(",")[0] + urlsplit(url).path
     alone = ReadPool(first, size=1, application_name="taskherd-tests")
-    assert (await alone.fetch("SELECT pg_is_in_recovery()"))[0][0]
-    await alone.close()
     refused = ReadPool(f"{first}?target_session_attrs=read-write", size=1, application_name="taskherd-tests")
-    with pytest.raises(Unavailable, match="read-write"):
-        await refused.fetch("SELECT 1")
-    await refused.close()
-    connection = await asyncpg.connect(server.url, timeout=30)
-    for wanted, is_demoted in (("read-write", True), ("primary", True), ("any", False)):
-        asked = Connector(f"{first}?target_session_attrs={wanted}", command_timeout=30, server_settings={})
-        assert asked.is_demoted(connection) is is_demoted
-    await connection.close(timeout=30)
+    async with AsyncExitStack() as stack:
+        for pool in (reader, alone, refused):
+            stack.push_async_callback(pool.close)
+        assert (await reader.fetch("SELECT inet_server_port()"))[0][0] == urlsplit(database_url).port
+        assert (await alone.fetch("SELECT pg_is_in_recovery()"))[0][0]
+        with pytest.raises(Unavailable, match="read-write"):
+            await refused.fetch("SELECT 1")
+        connection = await asyncpg.connect(server.url, timeout=30)
+        stack.push_async_callback(connection.close, timeout=30)
+        for wanted, is_demoted in (("read-write", True), ("primary", True), ("any", False)):
+            asked = Connector(f"{first}?target_session_attrs={wanted}", command_timeout=30, server_settings={})
+            assert asked.is_demoted(connection) is is_demoted
     assert server.pid is not None
 
 

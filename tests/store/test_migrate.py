@@ -319,16 +319,18 @@ async def test_a_schema_of_a_later_release_is_not_accepted_at_start(database_url
 class Delays:
     """No delay between attempts; instead something is done."""
 
-    def __init__(self, connection: asyncpg.Connection, free_at: int) -> None:
+    def __init__(self, connection: asyncpg.Connection, free_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.attempts: list[int] = []
         self._connection = connection
         self._free_at = free_at
+        self._monkeypatch = monkeypatch
 
     def delay(self, attempt: int) -> float:
-        """Unlock the schema after some attempts."""
+        """Unlock the schema after some attempts; the next one waits until the server notices that."""
         self.attempts.append(attempt)
         if attempt == self._free_at:
             self._connection.terminate()
+            self._monkeypatch.setattr(migrate, "QUEUE_TIMEOUT", 30.0)
         return 0.0
 
 
@@ -338,15 +340,17 @@ async def test_a_migration_that_cannot_lock_is_tried_again(
 ) -> None:
     """A few times, after a delay each; the last failure is raised."""
     locking = await asyncpg.connect(database_url, timeout=30)
-    await locking.execute("SELECT pg_advisory_lock(hashtextextended('taskherd schema', 0))")
-    delays = Delays(locking, free_at)
+    delays = Delays(locking, free_at, monkeypatch)
     monkeypatch.setattr(migrate, "QUEUE_TIMEOUT", 0.2)
     monkeypatch.setattr(migrate, "ATTEMPTS", 3)
     monkeypatch.setattr(migrate, "BACKOFF", delays)
-    if free_at < 3:
-        assert (await migrate.upgrade_async(database_url)).status is migrate.SchemaStatus.CURRENT
-    else:
-        with pytest.raises(Retry):
-            await migrate.upgrade_async(database_url)
+    try:
+        await locking.execute("SELECT pg_advisory_lock(hashtextextended('taskherd schema', 0))")
+        if free_at < 3:
+            assert (await migrate.upgrade_async(database_url)).status is migrate.SchemaStatus.CURRENT
+        else:
+            with pytest.raises(Retry):
+                await migrate.upgrade_async(database_url)
+    finally:
+        locking.terminate()
     assert delays.attempts == attempts
-    locking.terminate()

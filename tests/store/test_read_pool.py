@@ -16,6 +16,7 @@ from taskherd.store.read_pool import ReadPool
 from tests.harness.databases import with_database
 
 PROCESS = "SELECT pg_backend_pid() AS pid"
+SLEEPS = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database())"
 
 
 @pytest.fixture
@@ -52,21 +53,34 @@ async def test_a_connection_is_used_again_after_a_rejected_value(pool: ReadPool)
 
 async def test_a_connection_whose_answer_is_missing_is_not_used_again(database_url: str) -> None:
     """As that of a statement that takes too long for its caller, who does not wait longer."""
-    pool = ReadPool(database_url, size=1, application_name="taskherd-tests", command_timeout=0.3)
+    pool = ReadPool(database_url, size=1, application_name="taskherd-tests", command_timeout=3)
+    try:
+        first = await pool.fetch_one(PROCESS)
+        async with asyncio.timeout(50):
+            with pytest.raises(Unavailable) as raised:
+                await pool.fetch("SELECT pg_sleep(60)")
+        assert not isinstance(raised.value, StatementTimeout)
+        assert pool.in_use == 0
+        assert await pool.fetch_one(PROCESS) != first
+    finally:
+        await pool.close()
+
+
+async def test_a_connection_whose_statement_was_canceled_is_not_used_again(pool: ReadPool, database_url: str) -> None:
+    """Its answer may still come, which nobody would expect."""
     first = await pool.fetch_one(PROCESS)
-    async with asyncio.timeout(20):
-        with pytest.raises(Unavailable) as raised:
-            await pool.fetch("SELECT pg_sleep(60)")
-    assert not isinstance(raised.value, StatementTimeout)
-    assert pool.in_use == 0
-    assert await pool.fetch_one(PROCESS) != first
-    canceled = asyncio.create_task(pool.fetch("SELECT pg_sleep(60)"))
-    second = await pool.fetch_one("SELECT 1")
+    canceled = asyncio.create_task(pool.fetch("SELECT pg_sleep(50)"))
+    observer = await asyncpg.connect(database_url, timeout=30)
+    try:
+        while not await observer.fetchval(SLEEPS):
+            assert not canceled.done()
+    finally:
+        await observer.close(timeout=30)
     canceled.cancel()
     with pytest.raises(asyncio.CancelledError):
         await canceled
-    assert second == (1,)
-    await pool.close()
+    assert pool.in_use == 0
+    assert await pool.fetch_one(PROCESS) != first
 
 
 async def test_a_closed_pool_connects_again(pool: ReadPool) -> None:

@@ -266,7 +266,7 @@ async def test_deadlines_are_written_in_the_order_of_ids(engine: AsyncEngine) ->
 async def test_a_task_is_read_with_its_current_prompt(engine: AsyncEngine) -> None:
     """However large that and the earlier and later ones are; a state is read without a lock."""
     rows = sorted((task_row() for _ in range(3)), key=lambda row: row.task.id)
-    sizes = [(1, 2 * tasks.SMALL_PROMPT), (2 * tasks.SMALL_PROMPT, 1), (2 * tasks.SMALL_PROMPT + 1,) * 2]
+    sizes = [(1, 2 * SMALL_PROMPT), (2 * SMALL_PROMPT, 1), (2 * SMALL_PROMPT + 1,) * 2]
     changed = [
         [
             next_version(row, version, prompt_version=version, prompt=f"{version}" * size)
