@@ -186,7 +186,7 @@ class BaseReport:
 
     @property
     def sort_key(self) -> tuple[int, int]:
-        """Sort key of the report within its facet; a build number that is not set counts as 1."""
+        """Sort key of the report within its facet; requires the build number to be set."""
         return (self.build_number or 1, self.seq)
 
 

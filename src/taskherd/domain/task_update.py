@@ -54,7 +54,7 @@ def apply_report(update: TaskUpdate, report: Report, now: datetime, context: Upd
         return _apply_unfolded(update, report, now, context)
     folded = fold.fold(state, report, now)
     after = recovery.record_word(folded.state, report, folded.outcome, now)
-    if after.inbox.in_flight is not None:
+    if after.inbox.in_flight is not None:  # outcomes, requests and usage have returned above
         after, requeued = inbox.requeue_undelivered(after)
         update.requeued_input = update.requeued_input or requeued
     if isinstance(report, TaskLog):

@@ -114,7 +114,7 @@ class ReportSender:
         chosen: list[tuple[Outbox, list[bytes]]] = []
         limit, size = MAX_REPORTS, MAX_MESSAGE_BYTES
         for outbox in list(self._due.values()):
-            batch = outbox.peek(min(limit, MAX_REPORTS_OF_TASK), size)
+            batch = outbox.peek(min(limit, MAX_REPORTS_OF_TASK), size)  # the first report in any case
             needed = sum(map(len, batch)) + len(batch)
             if chosen and needed > size:
                 break

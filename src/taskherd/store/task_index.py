@@ -21,7 +21,10 @@ from taskherd.store.statements import ColumnArrays, assignments, changing, colum
 from taskherd.store.tables import task_index, task_index_changes, task_totals
 
 LOCK_CLASS: Final = 7_745_503
-"""Key of the advisory lock of the transaction that applies changes; any number that no other application uses."""
+"""Key of the advisory lock of the transaction that applies changes; any number that no other application uses.
+
+A lock with one key, a ``bigint``, is another one than those of ``task_actions`` with this first key of two.
+"""
 
 INDEX_RESOLUTION: Final = timedelta(minutes=1)
 """The index has the time of the last change to this resolution: otherwise every report of an agent would change it."""
