@@ -115,28 +115,33 @@ def test_a_lost_agent_has_reported_its_last_heartbeat() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "rule", "report"),
+    ("reports", "rule", "report"),
     [
-        (folded(build(job=JobStatus.PENDING)), "build.start.pending", ("workspace.build", 1, 0)),
-        (folded(build(seq=1, job=JobStatus.FAILED)), "build.start.failed", ("workspace.build", 1, 1)),
-        (after_silence(folded(build(seq=1, job=JobStatus.PENDING)), HOUR), "build.given_up", None),
-        (folded(UP), "agent.none", ("workspace.build", 1, 1)),
-        (folded(UP, lifecycle(Lifecycle.STARTING, seq=5)), "agent.starting", ("agent.lifecycle", 1, 5)),
-        (folded(UP, CONNECTED), "agent.created", None),
-        (folded(UP, CONNECTED, lifecycle(Lifecycle.STARTING, 2)), "agent.created", None),
-        (folded(UP, READY, app_health(Health.UNHEALTHY, 6)), "app.unhealthy", ("app.health", 1, 6)),
-        (folded(UP, READY, app_health(Health.DISABLED, 6)), "app.disabled", ("app.health", 1, 6)),
-        (folded(replace(UP, app=APP), READY), "app.unhealthy", ("workspace.build", 1, 1)),
+        ([build(job=JobStatus.PENDING)], "build.start.pending", ("workspace.build", 1, 0)),
+        ([build(seq=1, job=JobStatus.FAILED)], "build.start.failed", ("workspace.build", 1, 1)),
+        ([UP], "agent.none", ("workspace.build", 1, 1)),
+        ([UP, lifecycle(Lifecycle.STARTING, seq=5)], "agent.starting", ("agent.lifecycle", 1, 5)),
+        ([UP, CONNECTED], "agent.created", None),
+        ([UP, CONNECTED, lifecycle(Lifecycle.STARTING, 2)], "agent.created", None),
+        ([UP, READY, app_health(Health.UNHEALTHY, 6)], "app.unhealthy", ("app.health", 1, 6)),
+        ([UP, READY, app_health(Health.DISABLED, 6)], "app.disabled", ("app.health", 1, 6)),
+        ([replace(UP, app=APP), READY], "app.unhealthy", ("workspace.build", 1, 1)),
         (
-            folded(UP, READY, replace(app_health(Health.UNHEALTHY), build_number=2)),
+            [UP, READY, replace(app_health(Health.UNHEALTHY), build_number=2)],
             "app.disabled",
             ("agent.lifecycle", 1, 2),
         ),
     ],
 )
-def test_what_decides_the_status(state: TaskState, rule: str, report: tuple[str, int, int] | None) -> None:
+def test_what_decides_the_status(reports: list[Report], rule: str, report: tuple[str, int, int] | None) -> None:
     """The first table that does not say ``active``, and a report of the latest build, if one says so."""
-    assert rules(state)["status"] == (rule, report)
+    assert rules(folded(*reports))["status"] == (rule, report)
+
+
+def test_a_build_that_was_given_up_was_decided_by_nobody() -> None:
+    """It failed because no report about it came."""
+    given_up = after_silence(folded(build(seq=1, job=JobStatus.PENDING)), HOUR)
+    assert rules(given_up)["status"] == ("build.given_up", None)
 
 
 @pytest.mark.parametrize(
@@ -200,30 +205,34 @@ def test_a_restart_by_the_worker_is_announced() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "text"),
+    ("reports", "silent", "text"),
     [
-        (folded(UP, WORKING), "Reported by the agent in build 1. Its next status report replaces it."),
+        ([UP, WORKING], False, "Reported by the agent in build 1. Its next status report replaces it."),
         (
-            folded(UP, replace(WORKING, guessed_from="its screen")),
+            [UP, replace(WORKING, guessed_from="its screen")],
+            False,
             (
                 "The agent did not say this itself: the runner concluded it in build 1 from its screen. The next status"
                 " replaces it."
             ),
         ),
         (
-            after_silence(folded(UP, CONNECTED, WORKING), HOUR),
+            [UP, CONNECTED, WORKING],
+            True,
             (
                 "Reported in build 1, before the agent was lost; it may no longer be true. Resume the task to start it"
                 " again."
             ),
         ),
         (
-            folded(UP, WORKING, agent_exit(ExitReason.STOPPED)),
+            [UP, WORKING, agent_exit(ExitReason.STOPPED)],
+            False,
             "The last state of the agent, which was stopped with its workspace. Resume the task to start it again.",
         ),
     ],
 )
-def test_what_a_reported_state_is_worth(state: TaskState, text: str) -> None:
+def test_what_a_reported_state_is_worth(reports: list[Report], *, silent: bool, text: str) -> None:
     """Nothing is claimed of an agent that is gone, and no guess is called its word."""
+    state = after_silence(folded(*reports), HOUR) if silent else folded(*reports)
     assert state.app_status is not None
     assert explanations.reported_state(state, state.app_status.report) == text

@@ -75,38 +75,40 @@ LOST, LATE = Silence(1, lost=True), Silence(1, lost=False)
 
 
 @pytest.mark.parametrize(
-    ("state", "lost", "gone", "running"),
+    ("reports", "silence", "lost", "gone", "running"),
     [
-        (folded(UP), False, False, True),
-        (folded(UP, lifecycle()), False, False, True),
-        (folded(UP, lifecycle(), heartbeat()), False, False, True),
-        (folded(UP, lifecycle(), silence=LATE), False, False, True),
-        (folded(UP, heartbeat(), silence=LOST), True, True, False),
-        (folded(UP, heartbeat(), silence=Silence(2, lost=True)), False, False, True),
-        (folded(UP, heartbeat(), ended(ExitReason.EXITED, status=0)), False, True, False),
-        (folded(UP, heartbeat(), ended(ExitReason.LOST)), True, True, False),
-        (folded(UP, heartbeat(), ended(ExitReason.TIMEOUT), silence=LOST), False, True, False),
-        (folded(UP, heartbeat(), ended(ExitReason.LOST, number=2)), False, False, True),
-        (folded(UP, OFF), False, True, False),
-        (folded(UP, OFF, heartbeat()), False, False, True),
-        (folded(UP, lifecycle(), disconnected()), False, True, False),
-        (folded(UP, disconnected(), heartbeat(seq=1)), False, False, True),
-        (folded(build(job=JobStatus.PENDING)), False, False, True),
-        (folded(build(), ended(ExitReason.EXITED, status=0)), False, True, True),
-        (folded(build(job=JobStatus.FAILED), heartbeat()), False, False, False),
-        (folded(build(job=JobStatus.CANCELED), heartbeat()), False, False, False),
-        (folded(build(job=JobStatus.CANCELING), heartbeat()), False, False, True),
-        (folded(build(2, transition=Transition.STOP), silence=Silence(2, lost=True)), False, False, False),
-        (folded(build(2, job=JobStatus.SUCCEEDED), heartbeat(2), ended(ExitReason.EXITED)), False, False, True),
+        ([UP], None, False, False, True),
+        ([UP, lifecycle()], None, False, False, True),
+        ([UP, lifecycle(), heartbeat()], None, False, False, True),
+        ([UP, lifecycle()], LATE, False, False, True),
+        ([UP, heartbeat()], LOST, True, True, False),
+        ([UP, heartbeat()], Silence(2, lost=True), False, False, True),
+        ([UP, heartbeat(), ended(ExitReason.EXITED, status=0)], None, False, True, False),
+        ([UP, heartbeat(), ended(ExitReason.LOST)], None, True, True, False),
+        ([UP, heartbeat(), ended(ExitReason.TIMEOUT)], LOST, False, True, False),
+        ([UP, heartbeat(), ended(ExitReason.LOST, number=2)], None, False, False, True),
+        ([UP, OFF], None, False, True, False),
+        ([UP, OFF, heartbeat()], None, False, False, True),
+        ([UP, lifecycle(), disconnected()], None, False, True, False),
+        ([UP, disconnected(), heartbeat(seq=1)], None, False, False, True),
+        ([build(job=JobStatus.PENDING)], None, False, False, True),
+        ([build(), ended(ExitReason.EXITED, status=0)], None, False, True, True),
+        ([build(job=JobStatus.FAILED), heartbeat()], None, False, False, False),
+        ([build(job=JobStatus.CANCELED), heartbeat()], None, False, False, False),
+        ([build(job=JobStatus.CANCELING), heartbeat()], None, False, False, True),
+        ([build(2, transition=Transition.STOP)], Silence(2, lost=True), False, False, False),
+        ([build(2, job=JobStatus.SUCCEEDED), heartbeat(2), ended(ExitReason.EXITED)], None, False, False, True),
     ],
 )
 def test_which_agents_are_lost_or_gone(
-    state: TaskState,
+    reports: list[Report],
+    silence: Silence | None,
     lost: bool,  # noqa: FBT001 - a case
     gone: bool,  # noqa: FBT001 - a case
     running: bool,  # noqa: FBT001 - a case
 ) -> None:
     """What is known of the agent of the latest build decides, and a task runs while its start has not failed."""
+    state = folded(*reports, silence=silence)
     assert (is_lost(state), is_agent_gone(state)) == (lost, gone)
     task = make_task(TASK, state=state)
     assert is_running(task) is running
