@@ -176,20 +176,30 @@ def test_a_chunk_is_written_until_the_disk_is_full(tmp_path: Path, monkeypatch: 
             raise OSError(28, "No space left on device")
         return write(file, data[: room.pop(0)])
 
-    monkeypatch.setattr(os, "write", full)
     writer = SegmentWriter(str(tmp_path), 100, 9, keeps_unread=True)
-    assert writer.write(b"abcdef") == b"def"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        assert writer.write(b"abcdef") == b"def"
     assert (written(tmp_path), writer.total, writer.dropped) == ({"0": b"abc"}, 3, 0)
-    assert writer.write(b"def", beyond_limit=True) == b""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        assert writer.write(b"def", beyond_limit=True) == b""
     assert (writer.total, writer.dropped) == (6, 3)
 
 
-def test_a_segment_that_cannot_be_closed_is_given_up(tmp_path: Path) -> None:
+def test_a_segment_that_cannot_be_closed_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next one is written nevertheless."""
     writer = SegmentWriter(str(tmp_path), 2, 9)
     writer.write(b"ab")
-    os.close(writer._file)
-    assert writer.write(b"c") == b""
+    close = os.close
+
+    def fail(descriptor: int) -> Never:
+        close(descriptor)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", fail)
+        assert writer.write(b"c") == b""
     assert written(tmp_path) == {"0": b"ab", "2": b"c"}
 
 

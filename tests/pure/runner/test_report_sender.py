@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 from collections.abc import Iterator
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, cast
 
@@ -68,6 +69,13 @@ class Sending:
 def sending(tmp_path: Path) -> Sending:
     """Return a sender without reports."""
     return Sending(tmp_path)
+
+
+async def cancel(running: asyncio.Task[None]) -> None:
+    """Cancel a task that runs for ever."""
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
 
 
 def numbered(letter: str, count: int) -> list[str]:
@@ -165,13 +173,13 @@ async def test_the_sender_waits_for_reports_and_tries_again(sending: Sending, mo
     await asyncio.wait_for(sending.sender.wait_sent(), 60)
     assert (failures, len(sending.errors)) == ([1, 2, 3, 1], 4)
     assert sending.published.reports == [*[["a0"]] * 4, *[["more"]] * 2]
-    running.cancel()
+    await cancel(running)
 
 
 async def test_heartbeats_are_sent_in_messages_of_100(sending: Sending, monkeypatch: pytest.MonkeyPatch) -> None:
     """About as often as is wanted; those that cannot be sent are not sent later."""
     monkeypatch.setattr(random, "uniform", lambda *_: 0)
-    rounds = iter([range(201), range(300, 302), range(400, 401), ()])
+    rounds = chain([range(201), range(300, 302), range(400, 401)], repeat(()))
     ended = asyncio.Event()
 
     def heartbeats() -> list[bytes]:
@@ -187,4 +195,4 @@ async def test_heartbeats_are_sent_in_messages_of_100(sending: Sending, monkeypa
     assert sending.published.reports == [[*range(100)], [*range(100, 200)], [200], [300, 301], [400]]
     assert [error.partition(";")[0] for error in sending.errors] == ["no queue is bound to exchange herd.reports"]
     assert sending.counted == 202
-    running.cancel()
+    await cancel(running)
