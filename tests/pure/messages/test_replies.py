@@ -78,7 +78,7 @@ def test_what_is_recorded_for_a_create_without_a_name_is_sent_again() -> None:
 
 @pytest.mark.parametrize("body", [b"x", b"{}", b'{"ok":true,"task":{},"version":1,"answered":"x"}'])
 def test_a_body_that_is_no_reply_has_one_reason(body: bytes) -> None:
-    """Whatever is wrong with it."""
+    """The reason is the same for a body that is no JSON, and for one that lacks or garbles a field."""
     with pytest.raises(Malformed) as raised:
         replies.decode_reply(body)
     assert raised.value.reason == "not_a_reply"

@@ -76,7 +76,7 @@ def test_a_session_is_continued_in_the_best_way_that_the_agent_can(
 
 
 def test_a_session_has_a_folder_and_servers() -> None:
-    """And an id if it is continued."""
+    """A new one has no id, since the agent gives it one; one that is continued has its own."""
     servers = ({"name": "herd"},)
     assert handshake.session_params("/work", servers, None) == {"cwd": "/work", "mcpServers": [{"name": "herd"}]}
     assert handshake.session_params("/x", (), "s") == {"cwd": "/x", "mcpServers": [], "sessionId": "s"}
@@ -129,7 +129,7 @@ def test_how_to_sign_in_is_said_in_the_agents_words(initialized: dict[str, Any],
     ],
 )
 def test_an_error_is_shown_with_its_details(error: dict[str, Any], words: str) -> None:
-    """If it has any in words."""
+    """Details that are no text are left out."""
     assert handshake.describe_error(error) == words
 
 
@@ -164,7 +164,7 @@ async def test_the_first_refusal_ends_the_opening(tmp_path: Path) -> None:
 
 
 async def test_an_agent_of_another_version_is_asked_no_more(tmp_path: Path) -> None:
-    """It is told what to install."""
+    """People see both versions, and the agent gets no further message."""
     life = starting(tmp_path)
     await answer(life, result={"protocolVersion": 7})
     assert life.take() == []
@@ -201,7 +201,7 @@ async def test_an_agent_that_cannot_continue_begins_a_new_session(tmp_path: Path
 
 
 async def test_a_continued_session_keeps_its_id(tmp_path: Path) -> None:
-    """Whatever the agent says."""
+    """Another id in the agent's answer is ignored."""
     life = starting(tmp_path, "earlier-3")
     await answer(life, result=CAN_RESUME)
     await answer(life, result={"sessionId": "another"})
@@ -227,7 +227,7 @@ async def test_an_id_may_be_long(tmp_path: Path) -> None:
     assert (life.follower._opening.failure, life.follower._opening.session) == (None, "x" * 1024)
 
 
-async def test_an_agent_that_wants_its_user_is_no_agent_to_resume_at_once(tmp_path: Path) -> None:
+async def test_an_agent_that_wants_a_sign_in_says_how(tmp_path: Path) -> None:
     """It is said how to sign in, also instead of a continuation, which stays the task's session."""
     info = {"name": "Bob", "version": "1"}
     for number, session in enumerate((None, "earlier-4")):

@@ -139,7 +139,7 @@ async def test_an_input_that_cannot_be_shown_is_said_to_be_missing(tmp_path: Pat
 
 
 async def test_parameters_of_another_form_are_refused(tmp_path: Path) -> None:
-    """Nobody is asked."""
+    """The agent gets an error, and no person sees a request."""
     life = await opened(tmp_path)
     life.write({"id": 1, "method": "session/request_permission", "params": {"sessionId": SESSION}})
     await life.step()
@@ -308,7 +308,7 @@ async def test_the_next_runner_knows_all_requests(tmp_path: Path) -> None:
 async def test_an_answer_that_was_recorded_and_not_given_is_given_by_the_next_runner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same one."""
+    """The agent gets the answer that was recorded, once it can be given."""
     life = await opened(tmp_path)
     permit(life, 1, "Run it", ALLOW, REJECT)
     await life.step()

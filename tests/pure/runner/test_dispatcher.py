@@ -128,7 +128,7 @@ async def test_a_task_that_comes_late_is_held_too(runner: Runner) -> None:
     assert (runner.claims, runner.workspace.executed) == ([], [])
     runner.dispatcher.drain()
     assert runner.deliver("stop", 2)
-    assert runner.consumer.acked in ([], [1]), "a drained runner dispatches nothing more"
+    assert 2 not in runner.consumer.acked, "a drained runner dispatches nothing more"
 
 
 async def test_a_dispatcher_that_has_ended_begins_nothing(runner: Runner, disk: Disk) -> None:

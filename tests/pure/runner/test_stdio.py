@@ -374,8 +374,10 @@ async def test_what_the_agent_said_of_itself_last_is_told_with_its_end(
 class Interrupts:
     """An agent that is sent SIGINT, and what it does then."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, reacts: bool, exits: bool) -> None:
-        self.agent = Printing(folder, idle_after=2, grace=0.05)
+    def __init__(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, reacts: bool, exits: bool, idle_after: float = 2
+    ) -> None:
+        self.agent = Printing(folder, idle_after=idle_after, grace=0.05)
         self.deeds: list[object] = []
         self._reacts = reacts
         self._exits = exits
@@ -424,8 +426,7 @@ async def test_the_quiet_after_an_interrupt_takes_three_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At most, however long an agent may be silent otherwise."""
-    interrupts = Interrupts(tmp_path, monkeypatch, reacts=True, exits=True)
-    interrupts.agent.context.run.__dict__["idle_after"] = 100
+    interrupts = Interrupts(tmp_path, monkeypatch, reacts=True, exits=True, idle_after=100)
     interrupts.agent.follower._state = "working"
     assert await interrupts.agent.follower.interrupt() is InterruptOutcome.STOPPED
     assert interrupts.deeds[-1] == (3.0, 10.0)

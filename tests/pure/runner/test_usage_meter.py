@@ -96,7 +96,7 @@ def test_tokens_without_a_model_are_reported_with_the_context(reporter: Reporter
 
 
 def test_the_tokens_of_a_response_are_counted_either_by_model_or_without_one(reporter: Reporter) -> None:
-    """They are the same tokens."""
+    """Counts by model go before those without one, which are of the same tokens."""
     meter = opened()
     meter.end_turn({"usage": {"inputTokens": 9}, **of_models(m={"inputTokens": 9})})
     assert reported(meter, reporter) == [("m", "", {"input_tokens": 9})]
