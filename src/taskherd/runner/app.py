@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ from taskherd.runner.claims import Claims
 from taskherd.runner.context import RunnerContext
 from taskherd.runner.dispatcher import Dispatcher
 from taskherd.runner.drain import Drain
-from taskherd.runner.hello import Hellos
+from taskherd.runner.hello import Hellos, check_queues
 from taskherd.runner.metric_labels import LABEL_VALUES
 from taskherd.runner.outbox import Budget
 from taskherd.runner.report_sender import ReportSender
@@ -97,9 +98,8 @@ class RunnerProcess:
         self._consumer = Consumer(self._connections.consume, self._prepare, prefetch=PREFETCH, on_error=self._on_error)
         self._sender = ReportSender(publisher, self._names, self.metrics, self._on_error)
         self._claims = CommandClient(publisher, self._names.claims, timeout=REPLY_TIMEOUT)
-        self._hellos = Hellos(
-            self._claims, self._connections.consume, self._names, RunnerHello(self._name, settings.runner_pool)
-        )
+        check = partial(check_queues, self._connections.consume, self._names)
+        self._hellos = Hellos(self._claims, check, self._names, RunnerHello(self._name, settings.runner_pool))
         self._isolation = make_isolation(settings)
         self._dispatcher = Dispatcher(self._make_context(), self._consumer)
         self._drain = self._make_drain(settings.drain_wait)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -13,6 +13,8 @@ from taskherd.errors import Malformed, Misconfigured, Unavailable
 from taskherd.messages.claims import RUNNER_HELLO, RunnerHello, decode_hello_reply, encode_hello
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from taskherd.broker.command_client import CommandClient
     from taskherd.broker.connection import SupervisedConnection
     from taskherd.broker.topology import TopologyNames
@@ -27,12 +29,20 @@ class Hellos:
     """The hellos of one runner; those that no worker answers wait in its queue, so they are repeated seldom."""
 
     def __init__(
-        self, client: CommandClient, connection: SupervisedConnection, names: TopologyNames, hello: RunnerHello
+        self,
+        client: CommandClient,
+        check: Callable[[list[str]], Awaitable[None]],
+        names: TopologyNames,
+        hello: RunnerHello,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Create them. ``check`` raises ``Unavailable`` unless these queues exist; ``clock`` returns seconds."""
         self._client = client
-        self._connection = connection
+        self._check = check
         self._names = names
         self._hello = hello
+        self._clock = clock
         self._unanswered = 0
         self._repeat_at = 0.0
 
@@ -50,7 +60,7 @@ class Hellos:
             refusal = await self._say()
         except (Unavailable, Malformed) as error:
             try:
-                await _check(self._connection, self._names, queues)
+                await self._check(queues)
             except Unavailable:
                 raise Unavailable(f"waiting for a worker to declare {' and '.join(queues)}: {error}") from error
             log.warning("hello unanswered, using the queues that exist", reason=str(error))
@@ -58,12 +68,12 @@ class Hellos:
         if refusal is not None:
             runner, pool = self._hello.runner, self._hello.pool
             raise Misconfigured("runner_name", f"the worker refused runner {runner} of pool {pool}: {refusal}")
-        await _check(self._connection, self._names, queues)
+        await self._check(queues)
         return queues
 
     async def _say(self) -> str | None:
         """Say hello and return why it was refused, or None. Raise ``Unavailable`` if it is too early to repeat it."""
-        now = asyncio.get_running_loop().time()
+        now = self._clock()
         if now < self._repeat_at:
             raise Unavailable("no worker has answered runner.hello yet")
         self._repeat_at = now + REPEAT.longest(self._unanswered + 1)
@@ -73,7 +83,10 @@ class Hellos:
         return decode_hello_reply(reply.body)
 
 
-async def _check(connection: SupervisedConnection, names: TopologyNames, queues: list[str]) -> None:
-    """Check that these queues exist, and the exchange of claims: before workers declare that, none answers a claim."""
+async def check_queues(connection: SupervisedConnection, names: TopologyNames, queues: list[str]) -> None:
+    """Check that these queues exist, and the exchange of claims: before workers declare that, none answers a claim.
+
+    Raise ``Unavailable`` naming the first one that does not.
+    """
     async with connection.temporary_channel() as channel:
         await topology.check(channel, [names.claims], queues)

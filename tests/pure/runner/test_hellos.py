@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
 import pytest
 
-from taskherd.broker import topology
 from taskherd.broker.topology import TopologyNames
 from taskherd.errors import Malformed, Misconfigured, Unavailable
 from taskherd.messages.claims import RunnerHello
 from taskherd.messages.limits import MAX_ELEMENTS
-from taskherd.runner import hello, orphans
+from taskherd.runner import orphans
 from taskherd.runner.hello import Hellos
 from taskherd.runner.orphans import find_orphans
 
 
 class Worker:
-    """A worker that answers what a test says, or not; and the broker, which has what it has declared."""
+    """A worker that answers what a test says, or not."""
 
     def __init__(self) -> None:
         self.answers: list[bytes | Exception] = []
         self.asked: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
-        self.checked: list[tuple[object, list[str], list[str]]] = []
-        self.missing: list[Exception] = []
 
     async def call(self, routing_key: str, body: bytes, **how: Any) -> Any:
         """Answer a call."""
@@ -38,106 +33,93 @@ class Worker:
             raise answer
         return SimpleNamespace(body=answer)
 
-    @asynccontextmanager
-    async def temporary_channel(self) -> AsyncIterator[str]:
-        """Open a channel."""
-        yield "the channel"
 
-    async def check(self, channel: object, exchanges: list[str], queues: list[str]) -> None:
-        """Note what is looked for."""
-        self.checked.append((channel, exchanges, queues))
+@pytest.fixture
+def worker() -> Worker:
+    """Return a worker."""
+    return Worker()
+
+
+QUEUES = ["herd.work.linux", "herd.work.r-1"]
+OK = b'{"ok": true}'
+
+
+class Saying:
+    """The hellos of a runner, the time, and which looks for its queues fail."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.now = 0.0
+        self.checked: list[list[str]] = []
+        self.missing: list[Exception] = []
+        given: Any = worker
+        hello = RunnerHello("r-1", "linux")
+        self.hellos = Hellos(given, self._check, TopologyNames("herd"), hello, clock=lambda: self.now)
+
+    async def _check(self, queues: list[str]) -> None:
+        self.checked.append(queues)
         if self.missing:
             raise self.missing.pop(0)
 
 
 @pytest.fixture
-def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
-    """Return a worker."""
-    made = Worker()
-    monkeypatch.setattr(topology, "check", made.check)
-    return made
+def saying(worker: Worker) -> Saying:
+    """Return the hellos of a runner to the worker."""
+    return Saying(worker)
 
 
-class Clock:
-    """The time of a loop, which a test sets."""
-
-    now = 0.0
-
-    def time(self) -> float:
-        """Return it."""
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Return the clock of hellos."""
-    made = Clock()
-    monkeypatch.setattr(hello, "asyncio", SimpleNamespace(get_running_loop=lambda: made))
-    return made
-
-
-QUEUES = ["herd.work.linux", "herd.work.r-1"]
-OK = b'{"ok": true}'
-CHECK = ("the channel", ["herd.claims"], QUEUES)
-
-
-def hellos_to(worker: Worker) -> Hellos:
-    """Return the hellos of a runner."""
-    given: Any = worker
-    return Hellos(given, given, TopologyNames("herd"), RunnerHello("r-1", "linux"))
-
-
-async def test_an_answered_hello_has_declared_the_queues(worker: Worker) -> None:
-    """They are looked for nevertheless, together with the exchange of claims; a hello waits for a worker in a queue."""
-    hellos = hellos_to(worker)
+async def test_an_answered_hello_has_declared_the_queues(worker: Worker, saying: Saying) -> None:
+    """They are looked for nevertheless; a hello does not expire."""
     for _ in range(2):
         worker.answers = [OK]
-        assert await hellos.obtain_queues() == QUEUES
+        assert await saying.hellos.obtain_queues() == QUEUES
     said = ("runner.hello", {"type": "runner.hello", "runner": "r-1", "pool": "linux"}, {"no_expiry": True})
-    assert (worker.asked, worker.checked) == ([said] * 2, [CHECK] * 2)
-    worker.answers, worker.missing = [OK], [Unavailable("no exchange")]
+    assert (worker.asked, saying.checked) == ([said] * 2, [QUEUES] * 2)
+    worker.answers, saying.missing = [OK], [Unavailable("no exchange")]
     with pytest.raises(Unavailable, match=r"^no exchange$"):
-        await hellos.obtain_queues()
+        await saying.hellos.obtain_queues()
 
 
-async def test_a_refused_hello_is_a_mistake_of_the_settings(worker: Worker) -> None:
+async def test_a_refused_hello_is_a_mistake_of_the_settings(worker: Worker, saying: Saying) -> None:
     """Nothing is looked for then."""
     worker.answers = [b'{"ok": false, "error": {"message": "taken"}}']
     with pytest.raises(Misconfigured, match="the worker refused runner r-1 of pool linux: taken") as raised:
-        await hellos_to(worker).obtain_queues()
+        await saying.hellos.obtain_queues()
     assert "runner_name" in str(raised.value).lower()
-    assert worker.checked == []
+    assert saying.checked == []
 
 
 @pytest.mark.parametrize("answer", [Unavailable("too late"), Malformed("not_a_reply"), b"[]"])
-async def test_queues_of_an_earlier_time_are_used_without_an_answer(worker: Worker, answer: bytes | Exception) -> None:
+async def test_queues_of_an_earlier_time_are_used_without_an_answer(
+    worker: Worker, saying: Saying, answer: bytes | Exception
+) -> None:
     """All of them must exist."""
     worker.answers = [answer]
-    assert await hellos_to(worker).obtain_queues() == QUEUES
-    assert worker.checked == [CHECK]
-    worker.answers, worker.missing = [answer], [Unavailable("no queue")]
+    assert await saying.hellos.obtain_queues() == QUEUES
+    assert saying.checked == [QUEUES]
+    later = Saying(worker)
+    worker.answers, later.missing = [answer], [Unavailable("no queue")]
     with pytest.raises(Unavailable, match=r"^waiting for a worker to declare herd\.work\.linux and herd\.work\.r-1: "):
-        await hellos_to(worker).obtain_queues()
+        await later.hellos.obtain_queues()
 
 
-async def test_hellos_that_nobody_answers_are_repeated_seldom(worker: Worker, clock: Clock) -> None:
+async def test_hellos_that_nobody_answers_are_repeated_seldom(worker: Worker, saying: Saying) -> None:
     """After 10 seconds, 20, and so on up to 10 minutes; an answer begins anew, and without one the queues are used."""
-    hellos = hellos_to(worker)
+    hellos = saying.hellos
     for wait in (10, 20, 40, 80, 160, 320, 600, 600):
         worker.answers = [Unavailable("nobody")]
         assert await hellos.obtain_queues() == QUEUES
         assert worker.answers == []
-        clock.now += wait - 0.5
+        saying.now += wait - 0.5
         assert await hellos.obtain_queues() == QUEUES
-        worker.missing = [Unavailable("no queue")]
+        saying.missing = [Unavailable("no queue")]
         with pytest.raises(Unavailable, match=r"no worker has answered runner\.hello yet"):
             await hellos.obtain_queues()
-        clock.now += 0.5
+        saying.now += 0.5
     for answers in ([OK], [Unavailable("nobody again")]):
         worker.answers = [*answers]
         assert await hellos.obtain_queues() == QUEUES
         assert worker.answers == []
-    clock.now += 10
+    saying.now += 10
     worker.answers = [OK]
     assert await hellos.obtain_queues() == QUEUES
     assert worker.answers == []
