@@ -6,6 +6,8 @@ import asyncio
 import uuid
 from typing import Any
 
+import pytest
+
 from taskherd.api.tasks import log_follow
 from tests.api.conftest import StartApi
 from tests.harness.api import TIMEOUT, ApiHarness
@@ -135,8 +137,9 @@ async def test_a_stream_of_a_log_is_only_for_those_who_may_see_the_task_and_ends
         await stream.until(lambda: stream.ended)
 
 
-async def test_the_streams_end_when_the_api_stops(api_harness: ApiHarness) -> None:
-    """A stream does not hold up the end of the process; its client is told to resume."""
+async def test_the_streams_end_when_the_api_stops(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream does not hold up the end of the process, also one without news; its client is told to resume."""
+    monkeypatch.setattr(log_follow, "COMMENT_INTERVAL", 600)
     task = (await api_harness.create(name="log-at-the-end"))["id"]
     async with sse_client(api_harness.alice, f"/tasks/me/{task}/logs/watch") as stream:
         await stream.until(lambda: stream.events)

@@ -42,7 +42,10 @@ class Selector:
         self._measured = measured
 
     def tests(self, mutation: Mutation) -> list[str]:
-        """Return the tests to run: the pure ones first, then those named after the module, the fastest first."""
+        """Return the tests to run: the pure ones first, then those named after the module, the fastest first.
+
+        If no test is known to execute the line, they are all those that are named after the module.
+        """
         tree = ast.parse((self._root / mutation.path).read_text(encoding="utf-8"))
         found = self._covering(mutation, tree)
         stem = PurePosixPath(mutation.path).stem.removesuffix("s")
@@ -51,8 +54,14 @@ class Selector:
             file = test.partition("::")[0]
             return not file.startswith("tests/pure/"), stem not in file, self._measured.seconds[test], test
 
-        usable = {test for test in found if test in self._measured.seconds and not _decides_nothing(test)}
-        return sorted(usable - self._measured.broken, key=order)[:MAX_TESTS]
+        usable = {test for test in found if self._is_usable(test)}
+        if not usable:  # it may run in processes that are not measured, such as the shim's
+            usable = {test for test in self._measured.seconds if f"/test_{stem}" in test and self._is_usable(test)}
+        return sorted(usable, key=order)[:MAX_TESTS]
+
+    def _is_usable(self, test: str) -> bool:
+        measured = self._measured
+        return test in measured.seconds and test not in measured.broken and not _decides_nothing(test)
 
     def _covering(self, mutation: Mutation, tree: ast.Module) -> set[str]:
         statement, function, around = innermost(tree, mutation.line)

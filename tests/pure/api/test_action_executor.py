@@ -18,6 +18,7 @@ from taskherd.api.commands import CommandResult
 from taskherd.api.context import ApiContext
 from taskherd.domain.command_results import NOT_FOUND, CommandRefused
 from taskherd.domain.commands import Command
+from taskherd.errors import Unavailable
 from taskherd.observability.metrics import Metrics
 from taskherd.store.task_actions import ClaimedStep, PendingTask, TaskResult
 
@@ -180,3 +181,25 @@ async def test_a_process_executes_four_steps_at_a_time(monkeypatch: pytest.Monke
     async with asyncio.timeout(30):
         await running
     assert executed == claimed[:4] == claimed
+
+
+@pytest.mark.parametrize("error", [Unavailable("no database"), ValueError("a bug")])
+async def test_steps_that_fail_are_not_repeated_at_once(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """After an error a process waits as it does when nothing is due, and does not ask the database again and again."""
+    api = cast("ApiContext", SimpleNamespace(stopping=asyncio.Event(), metrics=Metrics()))
+    tested, done = ActionExecutor(rate=50, command_timeout=10), list[str]()
+
+    async def claim(_api: ApiContext) -> ClaimedStep | None:
+        done.append("look")
+        if len(done) > 3:
+            api.stopping.set()
+        raise error
+
+    async def wait() -> None:
+        done.append("wait")
+
+    monkeypatch.setattr(tested, "_claim", claim)
+    monkeypatch.setattr(tested, "_wait", wait)
+    async with asyncio.timeout(30):
+        await tested._run_steps(api)
+    assert done == ["look", "wait"] * 3

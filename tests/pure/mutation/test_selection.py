@@ -77,7 +77,7 @@ def selector(tmp_path: Path) -> Selector:
     [
         (17, ["test_slow"]),
         (16, ["test_pure", "test_fast", "test_slow"]),
-        (18, []),
+        (18, ["test_pure", "test_half"]),
         (4, ["test_pure", "test_fast", "test_slow"]),
         (3, ["test_pure", "test_fast", "test_use", "test_slow"]),
         (8, ["test_half"]),
@@ -86,15 +86,20 @@ def selector(tmp_path: Path) -> Selector:
     ],
 )
 def test_tests_execute_the_line_or_use_its_definition(selector: Selector, line: int, expected: list[str]) -> None:
-    """The pure ones come first, then the fastest; tests that only read source code are left out."""
+    """The pure ones come first, then the fastest; tests that only read source code are left out.
+
+    A line that no test is known to execute has those of the files that are named after the module.
+    """
     tests = selector.tests(Mutation("store/example.py", line, 0, 0, "", "constant"))
     assert [test.partition("::")[2] for test in tests] == expected
 
 
 def test_tests_that_failed_on_unchanged_code_decide_nothing(selector: Selector) -> None:
     """A test that fails without the mutation says nothing about the mutation."""
-    selector._measured.broken.add("tests/store/test_other.py::test_slow")
-    assert selector.tests(Mutation("store/example.py", 17, 0, 0, "", "constant")) == []
+    selector._measured.broken |= {"tests/store/test_other.py::test_slow", "tests/store/test_example.py::test_half"}
+    assert selector.tests(Mutation("store/example.py", 17, 0, 0, "", "constant")) == [
+        "tests/pure/test_example.py::test_pure"
+    ]
 
 
 def test_a_line_belongs_to_its_innermost_function() -> None:

@@ -148,3 +148,24 @@ async def test_removals_leave_the_threads_of_everything_else_alone() -> None:
     finally:
         may_go_on.set()
     await asyncio.gather(*removals)
+
+
+def test_what_its_agent_removes_meanwhile_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder may be gone between the look at its parent and its own turn; the others are removed."""
+    top, opened = tmp_path / "top", list[str]()
+    for name in ("a", "b", "c"):
+        (top / name / "inner").mkdir(parents=True)
+
+    def open_folder(path: Path | str, parent: int | None = None) -> int:
+        if parent is not None and str(path) != "inner":
+            opened.append(str(path))
+            if len(opened) == 2:
+                os.rmdir(f"{path}/inner", dir_fd=parent)
+                os.rmdir(path, dir_fd=parent)
+        return folders_open(path, parent)
+
+    folders_open = removal.open_folder
+    monkeypatch.setattr(removal, "open_folder", open_folder)
+    removal.remove(top)
+    assert sorted(opened) == ["a", "b", "c"]
+    assert list(tmp_path.iterdir()) == []

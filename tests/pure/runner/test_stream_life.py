@@ -17,7 +17,7 @@ from taskherd.runner.agents import interrupting
 from taskherd.runner.agents.acp.lines import LineWriter
 from taskherd.runner.agents.context import DeliveryUnknown, NotDelivered
 from taskherd.runner.agents.event_stream import follower
-from taskherd.runner.agents.event_stream.follower import LINE_COST, EventStreamFollower
+from taskherd.runner.agents.event_stream.follower import EventStreamFollower
 from taskherd.runner.agents.log_budget import LOG_SHARE, READ_COST, LogBudget, LogRates
 from taskherd.runner.agents.status_pace import STATUS_EVERY
 from taskherd.runner.journal import InputDelivery
@@ -412,10 +412,18 @@ async def test_what_is_reported_counts_for_the_budget(tmp_path: Path) -> None:
     life.change(log_budget=budget)
     done = {**DONE, "modelUsage": {"m": {"inputTokens": 1}}}
     life.read(INIT, said("é"), done)
-    shares = life.follower._reader.offset // LOG_SHARE + 3 * LINE_COST
+    shares = life.follower._reader.offset // LOG_SHARE + 3 * 64
     invisible = len(json.dumps(INIT)) + len(json.dumps(done))
     assert shares + invisible < READ_COST
     assert [sum(numbers) for numbers in zip(*budget.spent, strict=True)] == [2 + 1, 2 + READ_COST]
+
+
+async def test_each_line_counts_for_the_budget_however_short(tmp_path: Path) -> None:
+    """By 64 bytes and a sixteenth of its own, from 512 in all on."""
+    life, budget = StreamLife(tmp_path), Spending()
+    life.change(log_budget=budget)
+    life.read("\n" * 31)
+    assert [sum(numbers) for numbers in zip(*budget.spent, strict=True)] == [0, 32 * 64 + 32 // 16]
 
 
 @pytest.mark.parametrize("line", ["1", '{"type":"x"}', "", '{"type":"user","message":{"content":[]}}', "{}"])
