@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import signal
@@ -56,6 +57,18 @@ def announce(pytestconfig: pytest.Config) -> Callable[[str], None]:
             reporter.write_line(line)
 
     return write
+
+
+@pytest.fixture
+async def loop_errors() -> AsyncIterator[list[str]]:
+    """Yield what is told to the event loop's exception handler during the test, but not about earlier ones' garbage."""
+    errors: list[str] = []
+    loop = asyncio.get_running_loop()
+    gc.collect()
+    before = loop.get_exception_handler()
+    loop.set_exception_handler(lambda _, context: errors.append(context["message"]))
+    yield errors
+    loop.set_exception_handler(before)
 
 
 @pytest.fixture(scope="session")

@@ -114,13 +114,11 @@ async def test_a_late_confirm_is_ignored(
 
 
 async def test_a_confirm_that_never_comes_is_no_error_of_the_event_loop(
-    names: TopologyNames, proxied: tuple[TcpProxy, str], connect_to: ConnectTo
+    names: TopologyNames, proxied: tuple[TcpProxy, str], connect_to: ConnectTo, loop_errors: list[str]
 ) -> None:
     """Nobody waits for a confirm that is late, so nothing is told of it when its channel closes."""
     proxy, url = proxied
     channel = await connect_to(url, "publish").channel(confirms=True)
-    errors: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["message"]))
     proxy.freeze()
     with pytest.raises(TimeoutError):
         await FrameWriter(channel, 0.2).publish(OutgoingMessage(names.reports, "k", b"late"), None)
@@ -128,7 +126,7 @@ async def test_a_confirm_that_never_comes_is_no_error_of_the_event_loop(
     await asyncio.wait({channel.closing})
     await asyncio.sleep(0)
     gc.collect()
-    assert errors == []
+    assert loop_errors == []
 
 
 async def test_a_closed_channel_fails_every_missing_confirm(

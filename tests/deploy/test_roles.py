@@ -56,6 +56,8 @@ ROLES = ("taskherd_migrator", "taskherd_worker", "taskherd_api")
 USERS = ("worker", "api", "operator", "runner", "runner-other", "provisioner")
 RUNNERS = ("--runner", "runner=default,r1", "--runner", "runner-other=default-2,r1-2")
 PASSWORD = "correct-horse-battery"
+ROLES_LOCK = 7_401_566
+"""The advisory lock of whoever uses the roles, which belong to the whole server."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -92,7 +94,18 @@ async def _run(url: str, *scripts: str) -> None:
 
 
 @pytest.fixture
-async def installation(services: Services, amqp_prefix: str) -> AsyncIterator[Installation]:
+async def _roles(services: Services) -> AsyncIterator[None]:
+    """Let nobody else use the roles, whose names are fixed, on a server that several runs share."""
+    connection = await asyncpg.connect(services.database_url, timeout=30)
+    try:
+        await connection.execute("SELECT pg_advisory_lock($1)", ROLES_LOCK)
+        yield
+    finally:
+        await connection.close(timeout=30)
+
+
+@pytest.fixture
+async def installation(services: Services, amqp_prefix: str, _roles: None) -> AsyncIterator[Installation]:
     """Create roles, schema and grants in the order of docs/operations.md, running each script twice."""
     name = f"taskherd_roles_{uuid.uuid4().hex[:8]}"
     await _run(services.database_url, f'CREATE DATABASE "{name}"')

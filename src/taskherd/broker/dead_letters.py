@@ -314,7 +314,7 @@ def _sendable(headers: Mapping[str, Any]) -> FieldTable:
         return {}
     try:
         size = len(encode.field_table(table))
-    except (TypeError, ValueError, ArithmeticError):
+    except (TypeError, ValueError, ArithmeticError, RecursionError):
         return {}
     return table if size <= MAX_PRODUCER_HEADERS else {}
 

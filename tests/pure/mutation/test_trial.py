@@ -19,6 +19,7 @@ from tests.mutation.trial import MAX_SECONDS, Outcome, Trials, affordable
 CODE = "LIMIT = 3\n"
 MUTATION = Mutation("store/example.py", 1, 8, 9, "4", "constant")
 TEST = "tests/store/test_example.py::test_limit"
+PURE_TEST = "tests/pure/test_example.py::test_limit"
 
 
 class FakeRoom(Room):
@@ -48,7 +49,7 @@ def outcome(tmp_path: Path) -> Callable[..., Outcome]:
 
     def run(*runs: tuple[int | None, Sequence[Mapping[str, Any]]], tests: Sequence[str] = (TEST,)) -> Outcome:
         measured = TestMap()
-        measured.seconds[TEST] = 1.0
+        measured.seconds |= {TEST: 1.0, PURE_TEST: 1.0}
         room = FakeRoom(tmp_path, runs)
         verdict = Trials(room, measured, {}).run(MUTATION, CODE, tests)
         assert set(room.texts) == {"LIMIT = 4\n"}
@@ -59,8 +60,12 @@ def outcome(tmp_path: Path) -> Callable[..., Outcome]:
     return run
 
 
-FAILED = (1, [{"failed": TEST, "phase": "call", "error": "assert 4 == 3"}])
 PASSED = (0, [{"test": TEST, "seconds": 1.0}])
+
+
+def failed(test: str) -> tuple[int, list[Mapping[str, Any]]]:
+    """Return a run in which a test failed."""
+    return 1, [{"failed": test, "phase": "call", "error": "assert 4 == 3"}]
 
 
 def test_a_mutation_that_no_test_notices_survives(outcome: Callable[..., Outcome]) -> None:
@@ -68,14 +73,21 @@ def test_a_mutation_that_no_test_notices_survives(outcome: Callable[..., Outcome
     assert outcome(PASSED) == Outcome.SURVIVED
 
 
-def test_a_mutation_is_killed_by_a_test_that_fails_twice(outcome: Callable[..., Outcome]) -> None:
+@pytest.mark.parametrize("test", [TEST, PURE_TEST])
+def test_a_mutation_is_killed_by_a_test_that_fails_twice(outcome: Callable[..., Outcome], test: str) -> None:
     """A test that fails and then passes is unreliable, not convincing."""
-    assert outcome(FAILED, FAILED) == Outcome.KILLED
+    assert outcome(failed(test), failed(test), tests=[test]) == Outcome.KILLED
 
 
-def test_an_unreliable_test_kills_nothing(outcome: Callable[..., Outcome]) -> None:
+@pytest.mark.parametrize("test", [TEST, PURE_TEST])
+def test_an_unreliable_test_kills_nothing(outcome: Callable[..., Outcome], test: str) -> None:
     """What fails once only does not count; the remaining tests decide."""
-    assert outcome(FAILED, PASSED) == Outcome.SURVIVED
+    assert outcome(failed(test), PASSED, tests=[test]) == Outcome.SURVIVED
+
+
+def test_a_file_that_cannot_be_collected_kills_at_once(outcome: Callable[..., Outcome]) -> None:
+    """There is no test to repeat."""
+    assert outcome((2, [])) == Outcome.KILLED
 
 
 def test_a_time_out_is_told_apart(outcome: Callable[..., Outcome]) -> None:
