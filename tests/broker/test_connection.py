@@ -6,18 +6,20 @@ import asyncio
 import gc
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from aio_pika import Connection
-from aiormq.exceptions import ChannelNotFoundEntity
+from aiormq.channel import Channel
+from aiormq.exceptions import ChannelNotFoundEntity, PublishError
 from structlog.testing import capture_logs
 
-from taskherd.broker.connection import ConnectionHooks, Socket, SupervisedConnection
+from taskherd.broker.connection import HEARTBEAT, ConnectionHooks, Socket, SupervisedConnection, open_connection
 from taskherd.broker.requests import close_channel, map_errors
 from taskherd.errors import Unavailable
 from tests.broker.conftest import ConnectTo
 from tests.harness.runner import eventually
-from tests.harness.tcp_proxy import TcpProxy
+from tests.harness.tcp_proxy import TcpProxy, through
 
 
 async def test_a_connection_waits_for_an_unreachable_broker(free_port: int) -> None:
@@ -40,6 +42,127 @@ async def test_a_connection_waits_for_an_unreachable_broker(free_port: int) -> N
     assert not connection.is_up
     assert "secret" not in refused[0] + str(raised.value)
     await asyncio.wait_for(connection.close(), 30)
+
+
+async def test_a_connection_is_made_once(proxied: tuple[TcpProxy, str]) -> None:
+    """However often it is started and closed; it has heartbeats, and after its end it cannot be used."""
+    proxy, url = proxied
+    connection = SupervisedConnection(url, "test")
+    assert not connection.is_started
+    connection.start()
+    connection.start()
+    await connection.wait_tried()
+    assert (connection.is_started, connection.is_up, proxy.accepted) == (True, True, 1)
+    assert underlay_of(connection).connection_tune.heartbeat == HEARTBEAT
+    made = connection._connection
+    assert made is not None
+    for _ in range(2):
+        await connection.close()
+        connection.drop()
+    assert (connection.is_started, connection.is_up, made.is_closed) == (False, False, True)
+    with pytest.raises(Unavailable, match=r"^RabbitMQ can't be reached \(test\)$"):
+        await connection.wait_up(0.01)
+    assert proxy.accepted == 1
+
+
+async def test_every_connection_but_the_latest_is_closed(
+    amqp_url: str, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was refused and one that was lost leave nothing open; the reasons are forgotten with the next one."""
+    made: list[Connection] = []
+    told: asyncio.Queue[str] = asyncio.Queue()
+
+    def connection_of(*arguments: Any, **options: Any) -> Connection:
+        made.append(Connection(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr("taskherd.broker.connection.Connection", connection_of)
+    target = urlsplit(amqp_url)
+    proxy = TcpProxy(target.hostname or "", target.port or 0)
+    proxy.port = free_port
+    hooks = ConnectionHooks(
+        on_up=told.put_nowait,
+        on_down=lambda name, _: told.put_nowait(f"{name} lost"),
+        on_refused=lambda name, _: told.put_nowait(f"{name} refused"),
+    )
+    connection = SupervisedConnection(through(amqp_url, proxy), "test", hooks)
+    connection.start()
+    async with asyncio.timeout(60):
+        assert await told.get() == "test refused"
+        await proxy.start(port=free_port)
+        while await told.get() != "test":
+            pass
+        proxy.cut()
+        assert [await told.get() for _ in range(2)] == ["test lost", "test"]
+        assert [each.is_closed for each in made] == [True] * (len(made) - 1) + [False]
+        await connection.close()
+        await proxy.stop()
+    assert made[-1].is_closed
+    with pytest.raises(Unavailable, match=r"^RabbitMQ can't be reached \(test\)$"):
+        await connection.wait_up(0.01)
+
+
+async def test_a_connection_for_a_moment_is_closed_after_it(amqp_url: str, free_port: int) -> None:
+    """Also if the block fails, or no broker can be reached, and then no further attempt is made."""
+    used: list[SupervisedConnection] = []
+
+    async def fail() -> None:
+        async with open_connection(amqp_url, "a moment") as connection:
+            assert (connection.is_up, connection.name) == (True, "a moment")
+            used.append(connection)
+            raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        await fail()
+    assert (used[0].is_started, used[0].is_up) == (False, False)
+    with pytest.raises(Unavailable, match=rf"\(a moment\): 127\.0\.0\.1:{free_port}: Connection refused$"):
+        async with open_connection(f"amqp://127.0.0.1:{free_port}/", "a moment"):
+            raise AssertionError
+    assert "amqp a moment" not in {task.get_name() for task in asyncio.all_tasks()}
+
+
+async def test_temporary_channels_are_all_closed(
+    amqp_url: str, connect_to: ConnectTo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the block, also if it fails, or if one of them cannot be opened."""
+    connection = connect_to(amqp_url, "temporary channels")
+    async with connection.temporary_channels(2) as channels:
+        assert [*channels_of(connection)] == [1, 2]
+        assert [channel.is_closed for channel in channels] == [False, False]
+    assert [channel.is_closed for channel in channels] == [True, True]
+    failing: list[Channel] = []
+
+    async def fail() -> None:
+        async with connection.temporary_channel() as channel:
+            failing.append(channel)
+            raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        await fail()
+    assert failing[0].is_closed
+    open_channel, opened = connection.channel, list[Channel]()
+
+    async def open_two() -> Channel:
+        if len(opened) == 2:
+            raise Unavailable("no more channels")
+        opened.append(await open_channel())
+        return opened[-1]
+
+    monkeypatch.setattr(connection, "channel", open_two)
+    with pytest.raises(Unavailable, match="no more channels"):
+        async with connection.temporary_channels(3):
+            raise AssertionError
+    assert [channel.is_closed for channel in opened] == [True, True]
+
+
+async def test_a_returned_message_is_an_error_of_a_channel_with_confirms(amqp_url: str, connect_to: ConnectTo) -> None:
+    """Without them nothing is confirmed, so nobody waits for such an error."""
+    connection = connect_to(amqp_url, "channels")
+    plain, confirming = await connection.channel(), await connection.channel(confirms=True)
+    assert (plain.publisher_confirms, confirming.publisher_confirms) == (False, True)
+    assert await plain.basic_publish(b"lost", routing_key="no such queue", mandatory=True) is None
+    with pytest.raises(PublishError):
+        await confirming.basic_publish(b"returned", routing_key="no such queue", mandatory=True)
 
 
 async def test_a_connection_reconnects_after_each_loss(proxied: tuple[TcpProxy, str]) -> None:
@@ -112,10 +235,13 @@ async def test_closing_a_frozen_connection_takes_seconds(proxied: tuple[TcpProxy
     connection = SupervisedConnection(url, "test")
     connection.start()
     await connection.channel()
+    made = connection._connection
+    assert made is not None
     proxy.freeze()
     async with asyncio.timeout(30):
         await connection.close()
     assert connection._connection is None
+    assert made.is_closed, "or aio-pika would close it when it is collected"
     assert connection._socket is None
     proxy.thaw()
 

@@ -17,7 +17,7 @@ from taskherd.broker.requests import REQUEST_TIMEOUT
 from taskherd.errors import Misconfigured, Unavailable
 from tests.harness.tcp_proxy import TcpProxy, through
 
-SOON = REQUEST_TIMEOUT / 2
+WITHOUT_HUNG = REQUEST_TIMEOUT / 2
 """Seconds within which a connection is up that waits for no hung broker."""
 
 
@@ -84,9 +84,23 @@ async def test_after_a_loss_another_broker_is_tried_first(amqp_url: str, proxies
     assert (first.accepted, second.accepted) == (1, 0)
     first.freeze()
     connection.drop()
-    await ups.wait(2, SOON)
+    await ups.wait(2, WITHOUT_HUNG)
     assert (first.accepted, second.accepted) == (1, 1)
     await connection.close()
+
+
+async def test_connections_that_keep_apart_begin_at_different_brokers(
+    amqp_url: str, proxies: tuple[TcpProxy, TcpProxy]
+) -> None:
+    """One broker that is lost costs not both of them."""
+    first, second = (SupervisedConnection(through(amqp_url, *proxies), name) for name in ("first", "second"))
+    second.keep_apart(first)
+    for number, connection in enumerate((first, second)):
+        connection.start()
+        await connection.wait_tried()
+        assert [proxy.accepted for proxy in proxies] == [1, number]
+    for connection in (first, second):
+        await connection.close()
 
 
 async def test_the_reason_names_each_broker(free_port: int) -> None:
