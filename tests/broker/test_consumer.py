@@ -255,6 +255,47 @@ async def test_a_closed_channel_is_opened_again(
     assert await consumer.ack([again])
 
 
+async def test_a_lost_queue_is_consumed_again(names: TopologyNames, amqp_url: str, connect_to: ConnectTo) -> None:
+    """On a channel of its own, and no other is lost; unless it is declared itself, all sources are found again."""
+    asked: list[str] = []
+
+    async def ensure() -> None:
+        asked.append("claims")
+
+    async def prepare(_: AbstractChannel) -> list[Source]:
+        asked.append("sources")
+        return [Source(names.claims, None, ensure), Source(names.reports)]
+
+    async def epochs() -> dict[str, int]:
+        return {each.source.queue: epoch for epoch, each in consumer._subscriptions.items() if each.consuming}
+
+    async def lose(queue: str) -> None:
+        """Have the broker close the channel of a queue, as it does for ``consumer_timeout``."""
+        (lost,) = (each for each in consumer._subscriptions.values() if each.source.queue == queue)
+        await lost.channel.basic_ack(999)
+        await until(epochs, lambda found: len(found) == 2 and lost not in consumer._subscriptions.values())
+        assert lost.channel.is_closed
+
+    consumer = Consumer(connect_to(amqp_url, "consume"), prepare, prefetch=30)
+    consumer.start()
+    try:
+        first = await until(epochs, lambda found: len(found) == 2)
+        assert asked == ["sources", "claims"]
+        await lose(names.claims)
+        second = await epochs()
+        assert asked == ["sources", "claims", "claims"]
+        assert (second[names.claims] > first[names.claims], second[names.reports]) == (True, first[names.reports])
+        await lose(names.reports)
+        third = await epochs()
+        assert asked == ["sources", "claims", "claims", "sources"]
+        assert (third[names.claims], third[names.reports] > second[names.reports]) == (second[names.claims], True)
+        consumer.resubscribe()
+        await until(epochs, lambda found: len(found) == 2 and not {*found.values()} & {*third.values()})
+        assert asked[4:].count("sources") >= 1
+    finally:
+        await consumer.close()
+
+
 async def test_pause_unsubscribes_and_resume_subscribes(
     names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo, consume_reports: ConsumeReports
 ) -> None:

@@ -71,14 +71,20 @@ def test_a_text_that_is_too_long_is_refused() -> None:
 async def test_what_is_published_at_the_same_time_is_written_at_once(
     names: TopologyNames, amqp_url: str, connect_to: ConnectTo
 ) -> None:
-    """One write has all messages of an iteration of the event loop; each has a confirm of its own."""
+    """One write has all messages of an iteration of the event loop, in order; each has a confirm of its own."""
     channel = await connect_to(amqp_url, "publish").channel(confirms=True)
     writes = _record_writes(channel)
     writer = FrameWriter(channel, 20)
-    confirms = [writer.publish(OutgoingMessage(names.reports, "k", b"{}"), None) for _ in range(50)]
+    messages = [OutgoingMessage(names.reports, "k", b"%d" % number, mandatory=number % 2 == 0) for number in range(50)]
+    confirms = [writer.publish(message, None) for message in messages]
+    assert writes == []
     await asyncio.wait(confirms)
     assert [confirm.exception() for confirm in confirms] == [None] * 50
     assert len(writes) == 1
+    assert (channel.delivery_tag, channel.message_id_delivery_tag) == (50, {})
+    reader = await connect_to(amqp_url, "read").channel()
+    received = [await reader.basic_get(names.reports, no_ack=True, timeout=30) for _ in messages]
+    assert [each.body for each in received] == [message.body for message in messages]
 
 
 def _record_writes(channel: Channel) -> list[ChannelFrame]:
@@ -133,11 +139,13 @@ async def test_a_closed_channel_fails_every_missing_confirm(
     names: TopologyNames, amqp_url: str, connect_to: ConnectTo
 ) -> None:
     """An error that closes the channel is that of all messages behind it, and of those that are published later."""
-    writer = FrameWriter(await connect_to(amqp_url, "publish").channel(confirms=True), 20)
+    channel = await connect_to(amqp_url, "publish").channel(confirms=True)
+    writer = FrameWriter(channel, 20)
     bad = OutgoingMessage(f"{names.prefix}.nowhere", "k", b"{}")
     confirms = [writer.publish(bad, None), writer.publish(OutgoingMessage(names.reports, "k", b"{}"), None)]
     await asyncio.wait(confirms)
     assert ["NOT_FOUND" in str(confirm.exception()) for confirm in confirms] == [True, True]
+    assert channel.confirmations == {}
     with pytest.raises(ChannelInvalidStateError, match="closed"):
         await writer.publish(OutgoingMessage(names.reports, "k", b"{}"), None)
 
