@@ -1,43 +1,83 @@
-"""A channel without a broker, which notes what is asked of it as text and answers as a test says."""
+"""A channel of a real broker which notes what is asked of it, and has some requests fail as a test says."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple, cast
 
-from aiormq.exceptions import ChannelClosed
+from aiormq.abc import AbstractChannel, AbstractConnection
 
-TIMEOUT = 5.0
-"""Seconds within which each request must be answered."""
+from taskherd.broker.requests import REQUEST_TIMEOUT
+
+
+class Request(NamedTuple):
+    """What is asked of a channel: the name of the method, and what it is given but for the time limit."""
+
+    name: str
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+def request(name: str, *arguments: Any, **options: Any) -> Request:
+    """Return a request."""
+    return Request(name, arguments, options)
+
+
+Failing = list[tuple[Request, Exception]]
+"""Requests that fail the next time, and with what; each is taken out then."""
 
 
 class NotedChannel:
-    """A channel that adds its requests to ``requests``; the broker closes it when it refuses one.
+    """A channel that adds its requests to ``requests``, and fails at those of ``failing``."""
 
-    ``answers`` has what becomes of some of them: an error, or the fields of the reply.
-    """
+    def __init__(self, channel: AbstractChannel, requests: list[Request], failing: Failing) -> None:
+        self._channel = channel
+        self._requests = requests
+        self._failing = failing
 
-    def __init__(self, requests: list[str], answers: dict[str, Exception | dict[str, Any]]) -> None:
-        self.requests = requests
-        self.answers = answers
-        self.is_closed = False
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._channel, name)
+        return attribute if name in {"close", "is_closed"} else self._noting(name, attribute)
 
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
-        async def request(*arguments: Any, timeout: float, **options: Any) -> Any:  # noqa: ASYNC109 - as aiormq has it
-            assert timeout == TIMEOUT
-            given = [repr(each) for each in arguments] + [f"{key}={value!r}" for key, value in options.items()]
-            text = f"{name}({', '.join(given)})"
-            self.requests.append(text)
-            answer = self.answers.get(text, {})
-            if isinstance(answer, Exception):
-                self.is_closed = isinstance(answer, ChannelClosed)
-                raise answer
-            return SimpleNamespace(**{"message_count": 0, "consumer_count": 0, **answer})
+    def _noting(self, name: str, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def ask(*arguments: Any, timeout: float, **options: Any) -> Any:  # noqa: ASYNC109 - as aiormq has it
+            assert timeout == REQUEST_TIMEOUT
+            asked = Request(name, arguments, options)
+            self._requests.append(asked)
+            for each in self._failing:
+                if each[0] == asked:
+                    self._failing.remove(each)
+                    raise each[1]
+            return await method(*arguments, timeout=timeout, **options)
 
-        return request
+        return ask
 
-    async def close(self) -> None:
-        """Close it."""
-        assert not self.is_closed
-        self.is_closed = True
+
+def noted(channel: AbstractChannel, failing: Failing | None = None) -> tuple[AbstractChannel, list[Request]]:
+    """Return the channel so that it notes its requests, and these."""
+    requests: list[Request] = []
+    return cast("AbstractChannel", NotedChannel(channel, requests, [] if failing is None else failing)), requests
+
+
+class NotedConnection:
+    """A connection whose channels are noted; a channel is opened only when those before are closed."""
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        self._connection = connection
+        self.requests: list[Request] = []
+        self.failing: Failing = []
+        self.channels: list[NotedChannel] = []
+
+    async def channel(self) -> NotedChannel:
+        """Open a channel."""
+        assert all(channel.is_closed for channel in self.channels)
+        self.channels.append(NotedChannel(await self._connection.channel(), self.requests, self.failing))
+        return self.channels[-1]
+
+    def take(self) -> list[Request]:
+        """Return what was asked since the last call; all channels are closed and no request is left to fail."""
+        assert not self.failing
+        assert all(channel.is_closed for channel in self.channels)
+        requests = [*self.requests]
+        self.requests.clear()
+        return requests
