@@ -351,6 +351,23 @@ async def test_a_channel_leaves_nothing_behind(amqp_url: str, connect_to: Connec
     assert more_objects < objects + 40, "less than one for each channel"
 
 
+async def test_a_channel_of_which_a_request_is_given_up_is_closed(proxied: tuple[TcpProxy, str]) -> None:
+    """Its answer would else be taken for that of the next request; the connection stays."""
+    proxy, url = proxied
+    async with open_connection(url, "test") as connection:
+        channel, made = await connection.channel(), connection._connection
+        proxy.freeze_responses()
+        getting = asyncio.create_task(channel.basic_get("no matter", timeout=30))
+        for _ in range(30):  # until it is written
+            await asyncio.sleep(0)
+        getting.cancel()
+        await asyncio.wait({getting})
+        proxy.thaw()
+        await eventually(lambda: channel.is_closed, 30)
+        assert connection._connection is made
+        await close_channel(await connection.channel())
+
+
 async def test_closing_a_channel_may_be_given_up(proxied: tuple[TcpProxy, str]) -> None:
     """Aiormq closes it once, so that RabbitMQ keeps the connection, with its other channels."""
     proxy, url = proxied

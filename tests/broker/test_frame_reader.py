@@ -184,7 +184,7 @@ async def test_other_frames_are_read_as_by_aiormq(wire: bytes) -> None:
 
 
 async def test_a_frame_whose_arguments_are_cut_off_is_invalid() -> None:
-    """Whatever pamqp makes of it."""
+    """The connection cannot go on after it: what comes next would be read from the wrong place."""
     for arguments in (struct.pack(">HH", 60, 21), commands.Basic.Ack.index.to_bytes(4) + b"\x00"):
         reader = asyncio.StreamReader()
         reader.feed_data(struct.pack(">BHI", 1, 1, len(arguments)) + arguments + b"\xce")
@@ -206,7 +206,7 @@ async def test_a_protocol_header_is_one_only_at_the_beginning() -> None:
 
 
 async def test_a_socket_that_fails_is_a_lost_connection() -> None:
-    """It says how."""
+    """The error has the reason of the system."""
     reader = asyncio.StreamReader()
     reader.set_exception(ConnectionResetError("reset by peer"))
     with pytest.raises(AMQPConnectionError, match="reset by peer"):

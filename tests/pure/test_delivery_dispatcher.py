@@ -1,4 +1,4 @@
-"""How deliveries and replies get to their receivers, and how a channel is closed; without a broker."""
+"""How deliveries and replies get to their receivers; without a broker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pamqp.header import ContentHeader
 from taskherd.broker import direct_replies
 from taskherd.broker.delivery import DecodedDelivery, Delivery, RawDelivery
 from taskherd.broker.direct_replies import publisher_with_replies
-from taskherd.broker.patches import channel_closing
 from taskherd.broker.patches.delivery_dispatcher import DeliveryDispatcher
 from taskherd.broker.patches.frame_reader import BODY_CONTINUES
 from taskherd.errors import Unavailable
@@ -122,19 +121,3 @@ async def test_replies_are_consumed_on_the_channel_that_publishes(monkeypatch: p
     channels[0].closing.cancel()
     await asyncio.sleep(0)
     assert losses == [1, 1]
-
-
-async def test_a_channel_is_closed_once_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not again if closing it was what failed."""
-    closed: list[tuple[object, object]] = []
-
-    async def close(channel: object, request: object) -> None:
-        await asyncio.sleep(0)
-        closed.append((channel, request))
-
-    monkeypatch.setattr(channel_closing, "_close_after_failure", close)
-    channel: Any = object()
-    request = Basic.Get(queue="q")
-    await channel_closing._close_once(channel, Channel.Close(200, "done", 0, 0))
-    await channel_closing._close_once(channel, request)
-    assert closed == [(channel, request)]

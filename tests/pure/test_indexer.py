@@ -165,27 +165,8 @@ async def test_an_index_that_cannot_be_updated_is_behind(monkeypatch: pytest.Mon
     assert failing.lag == 0
 
 
-async def test_changes_are_applied_in_one_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of so many tasks, from the given one on."""
-    applied = [UUID(int=number) for number in (7, 8)]
-    asked: list[tuple[object, ...]] = []
-
-    @asynccontextmanager
-    async def transaction(engine: object) -> AsyncIterator[tuple[str, object]]:
-        yield "connection of", engine
-
-    async def apply(*arguments: object) -> list[UUID]:
-        asked.append(arguments)
-        return applied
-
-    monkeypatch.setattr(indexer, "transaction", transaction)
-    monkeypatch.setattr(task_index, "apply", apply)
-    assert await Indexer(partial_context(engine="engine"))._apply(UUID(int=6), 9) == applied
-    assert asked == [(("connection of", "engine"), 9, UUID(int=6))]
-
-
 async def test_others_go_on_while_the_indexer_rests() -> None:
-    """For that it does."""
+    """Resting lets other tasks run."""
     others: list[str] = []
     asyncio.get_running_loop().call_soon(others.append, "went on")
     await Indexer(partial_context())._rest(0)

@@ -32,7 +32,7 @@ from taskherd.store.parked_reports import ParkedReport
 from taskherd.store.tasks import StoredTask
 from taskherd.worker.batch import Batch
 from taskherd.worker.directory_cache import NO_ENTRIES, DirectoryEntries, VersionRuns
-from taskherd.worker.load import LoadedBatch, load_batch, load_ownership, load_states
+from taskherd.worker.load import LoadedBatch, load_batch, load_ownership
 from tests.harness.contexts import partial_context
 from tests.harness.histories import NOON
 from tests.harness.tasks import make_task
@@ -360,15 +360,3 @@ async def test_whose_tasks_are(store: Store, monkeypatch: pytest.MonkeyPatch) ->
         ("states", [ONE, TWO, THREE]),
         ("claims", [ONE, TWO, THREE]),
     ]
-
-
-async def test_states_are_those_of_the_tasks_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without what else is read of them."""
-    state = make_task(ONE).state
-
-    async def states(connection: object, task_ids: object) -> dict[UUID, tuple[object, str]]:
-        assert (connection, task_ids) == (CONNECTION, {ONE, TWO})
-        return {ONE: (state, "more")}
-
-    monkeypatch.setattr(tasks, "states", states)
-    assert await load_states(CONNECTION, {ONE, TWO}) == {ONE: state}

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from functools import partial
-from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -31,7 +29,6 @@ from taskherd.domain.value import replace
 from taskherd.errors import Unavailable
 from taskherd.messages.events import EventKind
 from taskherd.messages.run_policy import default_policy
-from taskherd.observability.failpoints import Failpoint
 from taskherd.store import leases
 from taskherd.store.command_log import RecordedCommand
 from taskherd.worker import reconcile as reconcile_module
@@ -229,70 +226,6 @@ async def test_a_batch_whose_transaction_fails_fails(transactions: Transactions,
     transactions.failing["renew"] = Unavailable("no lease")
     with pytest.raises(Unavailable, match="no lease"):
         await reconcile_module.reconcile(transactions.context, Batch([beat(), status()]), NOON)
-
-
-class Steps:
-    """The steps of one transaction, each noted with what it was given; the second report is parked in vain."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.taken: list[tuple[Any, ...]] = []
-        self.retention = SimpleNamespace(max_parked=77)
-        self.context = partial_context(
-            engine="engine", timeouts="timeouts", retention=self.retention, tracing=self, failpoint=self.note
-        )
-        monkeypatch.setattr(reconcile_module, "transaction", self.transaction)
-        for name in ("fold_batch", "derive_writes", "summarize"):
-            monkeypatch.setattr(reconcile_module, name, partial(self.note, name))
-        for name in ("load_batch", "save_batch", "save_parking"):
-            monkeypatch.setattr(reconcile_module, name, partial(self.query, name))
-
-    def note(self, *step: Any) -> str:
-        """Note a step and return what it results in."""
-        self.taken.append(step)
-        return f"result of {step[0]}"
-
-    async def query(self, *step: Any) -> str | list[int]:
-        """Do so, with the database."""
-        await asyncio.sleep(0)
-        result = self.note(*step)
-        return [1] if step[0] == "save_parking" else result
-
-    @contextmanager
-    def span(self, name: str, **attributes: int) -> Iterator[None]:
-        """Trace a step."""
-        self.note(name, attributes)
-        yield
-
-    @asynccontextmanager
-    async def transaction(self, engine: object) -> AsyncIterator[str]:
-        """Begin a transaction, and commit."""
-        self.note("begin", engine)
-        yield "connection"
-        self.note("commit")
-
-
-async def test_a_transaction_loads_folds_and_saves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each step with what the earlier ones had; a report that had no room to be parked is told."""
-    steps, batch = Steps(monkeypatch), Batch([status(), status(), status()])
-    batch_result = result(batch)
-    await reconcile_module.run_transaction(steps.context, batch, [0, 1], batch_result)
-    loaded_batch, parking, writes = "result of load_batch", "result of fold_batch", "result of derive_writes"
-    assert steps.taken == [
-        ("commit", {"reports": 2}),
-        ("begin", "engine"),
-        ("load_batch", "connection", steps.context, batch, [0, 1], NOON),
-        ("fold_batch", loaded_batch, [0, 1], batch_result),
-        ("derive_writes", loaded_batch, "timeouts", NOON),
-        ("summarize", loaded_batch, [0, 1], writes, batch_result),
-        (Failpoint.WRITE,),
-        ("save_batch", "connection", steps.context, loaded_batch, writes, batch_result),
-        ("save_parking", "connection", parking, NOON, 77),
-        (Failpoint.PRE_COMMIT,),
-        ("commit",),
-    ]
-    assert batch_result.outcomes == [
-        ReportOutcome.UNCHANGED, ReportOutcome.PARKED_OVERFLOW, ReportOutcome.UNCHANGED
-    ]  # fmt: skip
 
 
 async def test_a_batch_without_anything_to_do_begins_no_transaction() -> None:

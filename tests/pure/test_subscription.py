@@ -11,7 +11,7 @@ from pamqp.commands import Basic
 
 from taskherd.broker import subscription as subscriptions
 from taskherd.broker.delivery import MAX_BODY_BYTES, Delivery
-from taskherd.broker.patches.frame_reader import LIMITED_TAG_PREFIX, TAG_PREFIX
+from taskherd.broker.patches.frame_reader import TAG_PREFIX
 from taskherd.broker.prefetch_window import PrefetchWindow
 from taskherd.broker.subscription import Source, Subscription
 from taskherd.errors import Unavailable
@@ -120,51 +120,6 @@ async def test_a_channel_that_is_closed_is_lost() -> None:
         assert [subscription.is_lost, subscription.consuming] == [True, False]
 
 
-async def test_a_consumer_is_replaced_by_a_wider_one() -> None:
-    """Before it is cancelled itself, so that nothing is redelivered; its tag says that bodies are truncated."""
-    window = PrefetchWindow(10, 80 * MAX_BODY_BYTES)
-    subscription, channel = make(window)
-    await subscription.adjust()
-    assert channel.take() == []
-    await subscription.consume(ignore)
-    (_, (_, _, _, first)) = channel.take()
-    assert first.startswith(f"{LIMITED_TAG_PREFIX}5.")
-    await subscription.adjust()
-    assert channel.take() == []
-    assert window.admit(Message(1))
-    await subscription.adjust()
-    assert [request[0] for request in channel.requests] == ["qos", "consume", "cancel"]
-    assert (channel.take()[2], window.size > 1, subscription.consuming) == (("cancel", first), True, True)
-
-
-async def test_a_consumer_that_has_too_much_stops_until_there_is_room() -> None:
-    """What does not fit is returned in one frame for all before it, where that is possible; acks go on."""
-    window = PrefetchWindow(10, 80)
-    subscription, channel = make(window)
-    await subscription.consume(ignore)
-    (_, (_, _, _, tag)) = channel.take()
-    messages = [Message(1, 60), Message(2, 60), Message(3, 1)]
-    assert [window.admit(message) for message in messages] == [True, False, False]
-    await subscription.adjust()
-    assert channel.take() == [("cancel", tag), ("nack", 2, False, False), ("nack", 3, False, True)]
-    assert subscription.consuming
-    subscription.attention.clear()
-    await subscription.consume(ignore)
-    assert (channel.take(), subscription.attention.is_set()) == ([], True)
-    subscription.attention.clear()
-    await subscription.adjust()
-    assert channel.take() == []
-    await subscription.ack(messages[:1])
-    assert channel.take() == [("ack", 1, True, True)]
-    assert subscription.attention.is_set()
-    await subscription.adjust()
-    assert [request[0] for request in channel.take()] == ["qos", "consume"]
-    await subscription.adjust()
-    assert (channel.take(), window.stopped, subscription.consuming) == ([], False, True)
-    await subscription.cancel()
-    assert not subscription.consuming
-
-
 async def test_a_consumer_that_was_stopped_is_cancelled_without_a_request() -> None:
     """It is no consumer any more; nor is one that could not begin."""
     window = PrefetchWindow(10, 80)
@@ -197,15 +152,14 @@ async def test_acks_are_sent_together_and_the_last_one_is_waited_for() -> None:
     assert (channel.take(), subscription.attention.is_set()) == ([], False)
 
 
-@pytest.mark.parametrize("deed", ["consume", "cancel", "ack", "adjust"])
-async def test_a_broker_that_does_not_answer_is_an_outage(deed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In time, and it says what was tried."""
-    monkeypatch.setattr(subscriptions, "REQUEST_TIMEOUT", 0.01)
+@pytest.mark.parametrize("asked", ["consume", "cancel", "ack", "adjust"])
+async def test_a_broker_that_does_not_answer_is_an_outage(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request is given up after its time limit, and the error says what was tried."""
     window = PrefetchWindow(10, 80)
     subscription, channel = make(window)
-    if deed != "consume":
+    if asked != "consume":
         await subscription.consume(ignore)
-    if deed == "adjust":
+    if asked == "adjust":
         window.admit(Message(1, 60))
         window.admit(Message(2, 60))
     work: dict[str, tuple[Callable[[], Awaitable[None]], str]] = {
@@ -215,7 +169,8 @@ async def test_a_broker_that_does_not_answer_is_an_outage(deed: str, monkeypatch
         "adjust": (subscription.adjust, "cancelling the consumer of queue: no answer in time"),
     }
     channel.answers.clear()
-    act, words = work[deed]
+    monkeypatch.setattr(subscriptions, "REQUEST_TIMEOUT", 0.01)
+    act, words = work[asked]
     with pytest.raises(Unavailable, match=words):
         await asyncio.wait_for(act(), 30)
 

@@ -21,6 +21,8 @@ from taskherd.worker.timer_checks import GROW_AFTER, RETRY_AFTER, TimerChecks
 from tests.harness.contexts import partial_context
 from tests.harness.histories import NOON
 
+pytestmark = pytest.mark.usefixtures("postponed")
+
 
 class DamagedChecks(TimerChecks):
     """Timer checks of which those of some tasks fail, by the seconds of a clock that does not move by itself."""
@@ -71,9 +73,8 @@ def postponed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, datetime]]:
 
 
 @pytest.fixture
-def damaged_checks(postponed: list[tuple[int, datetime]]) -> Callable[..., DamagedChecks]:
+def damaged_checks() -> Callable[..., DamagedChecks]:
     """Return a function that returns timer checks of which those of the tasks with these numbers fail."""
-    assert postponed == []
     return lambda *damaged: DamagedChecks(damaged, engine="engine")
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from taskherd.observability import failpoints
 from taskherd.observability.failpoints import Failpoint
+from tests.harness.runner import eventually
 from tests.harness.worker import WorkerHarness, make_report
 from tests.worker.conftest import StartWorker
 from tests.worker.test_agent_requests import answer, ask, close
@@ -45,6 +46,14 @@ async def harness(reached: Reached, start_worker: StartWorker) -> AsyncIterator[
     async with start_worker() as running:
         reached.clear()
         yield running
+
+
+async def test_a_report_reaches_the_failpoints_of_its_batch_in_order(harness: WorkerHarness, reached: Reached) -> None:
+    """It is received, written, about to be committed, committed, and acknowledged."""
+    steps = [Failpoint.RECEIVE, Failpoint.WRITE, Failpoint.PRE_COMMIT, Failpoint.POST_COMMIT, Failpoint.POST_ACK]
+    await harness.report(make_report("app.status", uuid.uuid4(), build_number=1, seq=1, state="idle", message="Parked"))
+    await eventually(lambda: Failpoint.POST_ACK in reached, 30)
+    assert [each for each in dict.fromkeys(reached) if each in steps] == steps
 
 
 async def test_requests_of_agents_have_failpoints_of_their_own(harness: WorkerHarness, reached: Reached) -> None:

@@ -110,7 +110,8 @@ async def test_spans_cover_a_command_and_a_report_up_to_their_events(
     assert any(span.parent_span_id == command.span_id for span in collector.named("commit"))
     batches = [span for span in collector.named("batch") if [link.trace_id.hex() for link in span.links] == [TRACE]]
     assert len(batches) == 1
-    assert any(span.parent_span_id == batches[0].span_id for span in collector.named("commit"))
+    (commit,) = (span for span in collector.named("commit") if span.parent_span_id == batches[0].span_id)
+    assert [(each.key, each.value.int_value) for each in commit.attributes] == [("taskherd.reports", 1)]
     published = collector.named("publish")
     assert {link.span_id for span in published for link in span.links} >= {command.span_id, batches[0].span_id}
     senders = {(span.trace_id.hex(), span.span_id.hex()) for span in published}
