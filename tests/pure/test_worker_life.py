@@ -11,16 +11,15 @@ from typing import Any
 
 import pytest
 
-from taskherd import garbage_collector, retry
+from taskherd import garbage_collector
 from taskherd.broker.requests import REQUEST_TIMEOUT
 from taskherd.broker.topology import consumer_priority
-from taskherd.errors import Misconfigured, Unavailable
+from taskherd.errors import Unavailable
 from taskherd.observability import logs
 from taskherd.settings import Settings
 from taskherd.worker import app
 from taskherd.worker.app import Worker
 from tests.harness.buffers import until
-from tests.harness.contexts import Waits
 
 URLS: dict[str, Any] = {"database_url": "postgresql://db/t", "amqp_url": "amqp://mq/"}
 CONSUMERS = ("reports", "commands", "claims")
@@ -28,35 +27,29 @@ BACKGROUND = {
     "sweeper", "indexer", "maintenance", "probe", "topology", "work_queues", "watchdog", "wakeups", "wakeup_publisher",
     "rates",
 }  # fmt: skip
-SOON = 20.0
+END_WITHIN = 60.0
 """Seconds after which a worker that has not ended never will."""
 
 
 class Parts:
-    """The parts of a worker, which note in order what the worker has them do, and need several steps for all of it."""
+    """The parts of a worker, which note in order what the worker has them do, and need several turns for all of it."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
-        self.worker = Worker(Settings(**{**URLS, "secret_key": "s" * 32, **settings}), "w1")
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.worker = Worker(Settings(**URLS, secret_key="s" * 32), "w1")
         self.worker._tracing.close()
         self.done: list[str] = []
-        self.arguments: dict[str, tuple[Any, ...]] = {}
+        self.running: set[str] = set()
         self.handlers: dict[int, Callable[[], None]] = {}
-        self.failing: dict[str, Exception] = {}
-        """What the parts with these names fail with, as soon as they are told to."""
-        self.fail = asyncio.Event()
-        self.hangs: set[str] = set()
-        """The parts that do not end when they are told to."""
-        self.database: list[Exception] = []
-        """What reaching the database fails with, before it succeeds."""
         self._ends = {name: asyncio.Event() for name in (*CONSUMERS, "relay", "replies")}
         self._replace(monkeypatch)
 
     def _replace(self, monkeypatch: pytest.MonkeyPatch) -> None:
         worker, loop = self.worker, asyncio.get_running_loop()
         connections: dict[str, Any] = {name: name for name in ("reports", "unconfirmed", "work", "dead", "declare")}
+        connections["start"] = lambda *others: self.done.append(f"connecting {sorted(others)}")
         replaced = {
             "_ops": SimpleNamespace(start=self._open_port, close=self._step("ops closed")),
-            "_connections": SimpleNamespace(**connections, start=self._connect, close=self._step("connections closed")),
+            "_connections": SimpleNamespace(**connections, close=self._step("connections closed")),
             "_tracing": SimpleNamespace(close=lambda: self.done.append("tracing closed")),
             "_relay": self._loop("relay"),
             "_replies": self._loop("replies"),
@@ -72,47 +65,26 @@ class Parts:
             monkeypatch.setattr(worker, name, part)
         monkeypatch.setattr(worker._context.rates, "run", self._loop("rates").run)
         monkeypatch.setattr(worker._context.rates, "write_once", self._step("rates written"))
-        monkeypatch.setattr(worker, "_prepare_database", self._reach_database)
+        monkeypatch.setattr(worker, "_prepare_database", self._step("database tried"))
         monkeypatch.setattr(app, "dispose", self._step("database closed"))
         monkeypatch.setattr(loop, "add_signal_handler", self.handlers.__setitem__)
 
-    async def _open_port(self, host: str, port: int) -> int:
-        self.arguments["ops"] = (host, port)
+    async def _open_port(self, *_: object) -> int:
         return 4_321
 
-    def _connect(self, *others: str) -> None:
-        self.done.append("connecting")
-        self.arguments["connections"] = tuple(sorted(others))
-
-    async def _reach_database(self) -> None:
-        try:
-            if "database" in self.hangs:
-                await asyncio.Event().wait()
-        finally:
+    def _step(self, name: str) -> Callable[..., Coroutine[Any, Any, None]]:
+        async def do(*_: object) -> None:
             await _several_steps()
-            self.done.append("database tried")
-        if self.database:
-            raise self.database.pop(0)
-
-    def _step(self, deed: str) -> Callable[..., Coroutine[Any, Any, None]]:
-        async def do(*arguments: Any) -> None:
-            await _several_steps()
-            self.arguments[deed] = arguments
-            if deed in self.failing:
-                raise self.failing[deed]
-            self.done.append(deed)
+            self.done.append(name)
 
         return do
 
     def _loop(self, name: str, **others: Callable[..., Awaitable[None]]) -> Any:
         """Return a part that runs until it is told to end, or is cancelled."""
 
-        async def run(*arguments: Any) -> None:
-            self.arguments[name] = arguments
+        async def run(*_: object) -> None:
+            self.running.add(name)
             try:
-                if name in self.failing:
-                    await self.fail.wait()
-                    raise self.failing[name]
                 await self._ends.get(name, asyncio.Event()).wait()
                 await _several_steps()
                 self.done.append(f"{name} ended")
@@ -123,15 +95,13 @@ class Parts:
 
         def stop() -> None:
             self.done.append(f"{name} stopping")
-            if name not in self.hangs:
-                self._ends[name].set()
+            self._ends[name].set()
 
         return SimpleNamespace(run=run, stop=stop, in_flight=0, **others)
 
     def _consumer(self, name: str) -> Any:
         async def stop() -> None:
-            if name not in self.hangs:
-                self._ends[name].set()
+            self._ends[name].set()
             for _ in range(3):
                 await _several_steps()
             self.done.append(f"{name} stopped")
@@ -144,7 +114,7 @@ class Parts:
 
     async def run(self, stopping: Callable[[], bool]) -> None:
         """Run the worker, and stop it by a signal once this is so."""
-        async with asyncio.timeout(SOON):
+        async with asyncio.timeout(END_WITHIN):
             running = asyncio.create_task(self.worker.run(), name="worker")
             await until(lambda: stopping() or running.done())
             if not running.done():
@@ -154,7 +124,7 @@ class Parts:
     @property
     def is_working(self) -> bool:
         """Whether all parts run."""
-        return self.arguments.keys() >= {*CONSUMERS, *BACKGROUND, "relay", "replies"}
+        return self.running >= {*CONSUMERS, *BACKGROUND, "relay", "replies"}
 
 
 async def _several_steps() -> None:
@@ -165,11 +135,12 @@ async def _several_steps() -> None:
 @pytest.fixture
 async def parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
     """Return the parts of a worker."""
-    return Parts(monkeypatch, sweep_every=7, probe_every=8, probe_timeout=9, batch_most=10, batch_wait=0.5)
+    return Parts(monkeypatch)
 
 
 LEFT = ["ops closed", "connections closed", "database closed", "tracing closed"]
-STARTED = ["database tried", "connecting", "commands started", "claims started", "reports started"]
+CONNECTING = "connecting ['dead', 'declare', 'reports', 'unconfirmed', 'work']"
+STARTED = ["database tried", CONNECTING, "commands started", "claims started", "reports started"]
 CLOSED = ["reports closed", "commands closed", "claims closed"]
 
 
@@ -179,7 +150,7 @@ async def test_a_worker_stops_in_order(parts: Parts) -> None:
     done = parts.done
     assert done[: len(STARTED)] == STARTED
     stopped = done[len(STARTED) :]
-    assert set(stopped[:6]) == {f"{name} {deed}" for name in CONSUMERS for deed in ("stopped", "ended")}
+    assert set(stopped[:6]) == {f"{name} {what}" for name in CONSUMERS for what in ("stopped", "ended")}
     assert stopped[6:8] == ["relay stopping", "replies stopping"]
     assert set(stopped[8:12]) == {"relay ended", "replies ended", "deregistered", "rates written"}
     assert stopped.index("deregistered") < stopped.index("rates written")
@@ -188,82 +159,11 @@ async def test_a_worker_stops_in_order(parts: Parts) -> None:
     assert (parts.worker._readiness._reasons["consumers"], parts.worker._stopping.is_set()) == ("stopping", True)
 
 
-async def test_each_part_gets_what_it_works_with(parts: Parts) -> None:
-    """Its settings, and the operations port is known."""
-    worker = parts.worker
+async def test_a_worker_has_an_operations_port_and_ends_at_signals(parts: Parts) -> None:
+    """The port is known, also where the system chose it; SIGINT is Ctrl-C."""
     await parts.run(lambda: parts.is_working)
-    arguments = parts.arguments
+    assert parts.worker.ops_port == 4_321
     assert set(parts.handlers) == {signal.SIGTERM, signal.SIGINT}
-    assert arguments["connections"] == ("dead", "declare", "reports", "unconfirmed", "work")
-    assert (arguments["ops"], worker.ops_port) == ((worker._settings.ops_host, worker._settings.ops_port), 4_321)
-    assert (arguments["reports"], arguments["sweeper"]) == ((10, 0.5), (7,))
-    assert arguments["probe"] == (8, 9, worker._report_queues)
-    assert arguments["rates"] == arguments["rates written"] == arguments["database closed"] == (worker._engine,)
-    for name in ("commands", "claims", "relay", "replies", "maintenance", "deregistered"):
-        assert arguments[name] == ()
-
-
-@pytest.mark.parametrize("failing", ["maintenance", "commands", "relay", "rates"])
-async def test_a_worker_of_which_a_part_fails_stops_in_order(parts: Parts, failing: str) -> None:
-    """It closes what it opened, and ends with the error."""
-    parts.failing[failing] = RuntimeError(f"a bug in {failing}")
-
-    def fail_once_all_work() -> bool:
-        if parts.is_working:
-            parts.fail.set()
-        return False
-
-    with pytest.raises(RuntimeError, match=f"a bug in {failing}"):
-        await parts.run(fail_once_all_work)
-    assert parts.done[-7:] == CLOSED + LEFT
-    assert {"deregistered", "rates written"} <= set(parts.done)
-
-
-@pytest.mark.parametrize("hanging", ["reports", "relay"])
-async def test_a_worker_waits_no_longer_than_its_grace_time(monkeypatch: pytest.MonkeyPatch, hanging: str) -> None:
-    """What has not ended by then is cut off, which is no failure."""
-    parts = Parts(monkeypatch)
-    settings = parts.worker._settings.model_copy(update={"grace": 0.05})
-    monkeypatch.setattr(parts.worker, "_settings", settings)
-    parts.hangs.add(hanging)
-    await parts.run(lambda: parts.is_working)
-    assert f"{hanging} cancelled" in parts.done
-    assert f"{hanging} ended" not in parts.done
-    assert parts.done[-7:] == CLOSED + LEFT
-
-
-@pytest.mark.parametrize("step", ["deregistered", "rates written"])
-async def test_a_worker_leaves_without_a_database(parts: Parts, step: str) -> None:
-    """What it cannot tell the database is no failure."""
-    parts.failing[step] = Unavailable("no database")
-    await parts.run(lambda: parts.is_working)
-    assert step not in parts.done
-    assert parts.done[-7:] == CLOSED + LEFT
-
-
-async def test_a_worker_waits_for_its_database(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says that there is none, tries again, and connects to nothing else before."""
-    monkeypatch.setattr(retry, "delay", Waits().delay)
-    parts.database = [Unavailable("away")]
-    parts.worker.metrics.database_up.set(1)
-    await parts.run(lambda: parts.is_working)
-    assert parts.done[:3] == ["database tried", "database tried", "connecting"]
-    assert parts.worker.metrics.registry.get_sample_value("taskherd_database_up") == 0
-
-
-async def test_a_worker_that_does_not_fit_its_database_does_not_start(parts: Parts) -> None:
-    """It ends with the reason, and closes what it opened."""
-    parts.database = [Misconfigured("database_url", "is newer")]
-    with pytest.raises(Misconfigured, match="is newer"):
-        await parts.run(lambda: False)
-    assert parts.done == ["database tried", *LEFT]
-
-
-async def test_a_worker_that_waits_for_its_database_stops_when_it_is_told_to(parts: Parts) -> None:
-    """It gives up before it closes anything, and starts nothing."""
-    parts.hangs.add("database")
-    await parts.run(lambda: bool(parts.handlers) and "ops" in parts.arguments)
-    assert parts.done == ["database tried", *LEFT]
 
 
 async def test_a_prepared_worker_keeps_no_task_that_waits_for_the_end(parts: Parts) -> None:
@@ -271,7 +171,7 @@ async def test_a_prepared_worker_keeps_no_task_that_waits_for_the_end(parts: Par
     before = asyncio.all_tasks()
     assert await parts.worker._prepare()
     await _several_steps()
-    assert asyncio.all_tasks() <= before
+    assert {"migrate", "stopping"}.isdisjoint(task.get_name() for task in asyncio.all_tasks() - before)
 
 
 async def test_queues_are_declared_before_they_are_consumed(monkeypatch: pytest.MonkeyPatch) -> None:

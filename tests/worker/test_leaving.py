@@ -11,7 +11,11 @@ import pytest
 from taskherd.broker.publisher import OutgoingMessage
 from taskherd.dev import ports
 from taskherd.worker import rates
+from taskherd.worker.command_consumer import CommandConsumer
 from taskherd.worker.maintenance import Maintenance
+from taskherd.worker.rates import Rates
+from taskherd.worker.relay import Relay
+from taskherd.worker.sweeper import Sweeper
 from tests.harness.tcp_proxy import TcpProxy, through
 from tests.harness.worker import SECRET, TIMEOUT, WorkerHarness, external_harness, make_report, running_worker
 
@@ -102,15 +106,31 @@ async def test_a_worker_leaves_although_a_batch_is_held_up(external: WorkerHarne
         await external.until(lambda: external.state(task_id).get("message") == "Held up")
 
 
+@pytest.mark.parametrize("part", [CommandConsumer, Maintenance, Rates, Relay, Sweeper])
 async def test_a_worker_of_which_a_part_fails_ends_with_the_error(
-    external: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+    external: WorkerHarness, monkeypatch: pytest.MonkeyPatch, part: type
 ) -> None:
-    """Rather than to work on without that part, so that it is started again."""
+    """Rather than to work on without that part, so that it is started again; it closes what it opened."""
+    count = "SELECT count(*) FROM workers"
+    is_working = asyncio.Event()
 
-    async def fail(_: Maintenance) -> None:
-        raise RuntimeError("a bug in maintenance")
+    async def fail(*_: object) -> None:
+        await is_working.wait()
+        raise RuntimeError(f"a bug in {part.__name__}")
 
-    monkeypatch.setattr(Maintenance, "run", fail)
-    with pytest.raises(RuntimeError, match="a bug in maintenance"):
+    monkeypatch.setattr(part, "run", fail)
+
+    async def work() -> None:
         async with running_worker(external) as worker:
+            await external.until_row(count, is_=0 if part is Sweeper else 1)
+            is_working.set()
             await asyncio.wait_for(worker._stopping.wait(), TIMEOUT)
+
+    with pytest.raises(RuntimeError, match=f"a bug in {part.__name__}"):
+        await work()
+    worker = external.worker
+    assert await external.database.fetchval(count) == 0
+    await external.until_row(CONNECTIONS, f"taskherd worker {worker._id}"[:63], is_=0)
+    assert not worker._connections.consume.is_started
+    with pytest.raises(OSError, match=r"refused|failed"):
+        await asyncio.open_connection("127.0.0.1", worker.ops_port)
