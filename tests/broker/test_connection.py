@@ -14,7 +14,7 @@ from aiormq.channel import Channel
 from aiormq.exceptions import ChannelNotFoundEntity, PublishError
 from structlog.testing import capture_logs
 
-from taskherd.broker.connection import HEARTBEAT, ConnectionHooks, Socket, SupervisedConnection, open_connection
+from taskherd.broker.connection import ConnectionHooks, Socket, SupervisedConnection, open_connection
 from taskherd.broker.requests import close_channel, map_errors
 from taskherd.errors import Unavailable
 from tests.broker.conftest import ConnectTo
@@ -53,7 +53,7 @@ async def test_a_connection_is_made_once(proxied: tuple[TcpProxy, str]) -> None:
     connection.start()
     await connection.wait_tried()
     assert (connection.is_started, connection.is_up, proxy.accepted) == (True, True, 1)
-    assert underlay_of(connection).connection_tune.heartbeat == HEARTBEAT
+    assert underlay_of(connection).connection_tune.heartbeat == 10
     made = connection._connection
     assert made is not None
     for _ in range(2):
@@ -356,8 +356,9 @@ async def test_a_channel_of_which_a_request_is_given_up_is_closed(proxied: tuple
     proxy, url = proxied
     async with open_connection(url, "test") as connection:
         channel, made = await connection.channel(), connection._connection
+        queue = (await channel.queue_declare(exclusive=True, timeout=30)).queue or ""
         proxy.freeze_responses()
-        getting = asyncio.create_task(channel.basic_get("no matter", timeout=30))
+        getting = asyncio.create_task(channel.basic_get(queue, timeout=30))
         for _ in range(30):  # until it is written
             await asyncio.sleep(0)
         getting.cancel()

@@ -57,33 +57,39 @@ async def test_losses_in_a_row_are_those_of_short_connections(monkeypatch: pytes
     assert failures == [expected for _, _, expected in lasting]
 
 
-class Hung:
-    """A connection of aiormq that never answers."""
+class FakeConnection:
+    """A connection of aiormq that fails, or never answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, failure: Exception | None) -> None:
+        self.failure = failure
         self.asked = asyncio.Event()
 
     async def ready(self) -> None:
         """Wait until it answers."""
         self.asked.set()
+        if self.failure is not None:
+            raise self.failure
         await asyncio.Event().wait()
 
 
-@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize(
+    ("failure", "replaced", "dropped"),
+    [(None, False, True), (None, True, False), (ConnectionResetError("reset"), False, False)],
+)
 async def test_a_hung_connection_is_dropped_unless_it_was_replaced(
-    monkeypatch: pytest.MonkeyPatch, *, replaced: bool
+    monkeypatch: pytest.MonkeyPatch, failure: Exception | None, *, replaced: bool, dropped: bool
 ) -> None:
-    """A channel that was asked for over one that is lost costs the next one nothing."""
+    """A channel that was asked for over one that is lost costs the next one nothing; one that fails does not hang."""
     monkeypatch.setattr(connections, "REQUEST_TIMEOUT", 0.01)
     drops: list[str] = []
-    monkeypatch.setattr(SupervisedConnection, "drop", lambda dropped: drops.append(dropped.name))
-    connection, hung = SupervisedConnection(URL, "test"), Hung()
+    monkeypatch.setattr(SupervisedConnection, "drop", lambda each: drops.append(each.name))
+    connection, hung = SupervisedConnection(URL, "test"), FakeConnection(failure)
     opened: Any = SimpleNamespace(transport=SimpleNamespace(connection=hung))
     connection._connection = None if replaced else opened
-    with pytest.raises(Unavailable, match=r"^opening a channel: no answer in time$"):
+    with pytest.raises(Unavailable, match=f"^opening a channel: {failure or 'no answer in time'}$"):
         await asyncio.wait_for(connection._open_channel(opened, confirms=False), 30)
     assert hung.asked.is_set()
-    assert drops == ([] if replaced else ["test"])
+    assert drops == (["test"] if dropped else [])
 
 
 async def test_a_connection_that_is_lost_opens_no_channel() -> None:
@@ -212,3 +218,40 @@ async def test_nothing_is_read_from_a_connection_for_a_moment() -> None:
     assert transport.requests == ["pause", "resume"] * 2
     connection.drop()
     assert transport.requests[4:] == ["abort"]
+
+
+class Closing:
+    """A connection of aio-pika that is closed the first or the second time; it notes each with its transport."""
+
+    def __init__(self, requests: list[str], *, hangs: bool) -> None:
+        self.requests = requests
+        self.hangs = hangs
+        self.is_closed = False
+
+    async def close(self) -> None:
+        """Close it, or hang once."""
+        self.requests.append("close")
+        if self.hangs:
+            self.hangs = False
+            await asyncio.Event().wait()
+        self.is_closed = True
+
+
+@pytest.mark.parametrize(
+    ("graceful", "hangs", "requests"),
+    [
+        (True, False, ["close", "abort"]),
+        (False, False, ["abort", "close", "abort"]),
+        (True, True, ["close", "abort", "close"]),
+    ],
+)
+async def test_a_connection_that_is_not_needed_any_more_is_aborted(
+    monkeypatch: pytest.MonkeyPatch, requests: list[str], *, graceful: bool, hangs: bool
+) -> None:
+    """At once if it was lost, else once the broker has confirmed its end; one that hangs is closed after that."""
+    monkeypatch.setattr(connections, "_CLOSE_TIMEOUT", 0.01)
+    socket, transport = connected()
+    options = {"graceful": True} if graceful else {}
+    closing: Any = Closing(transport.requests, hangs=hangs)
+    await asyncio.wait_for(connections._discard(closing, socket, **options), 30)
+    assert (transport.requests, closing.is_closed) == (requests, True)
