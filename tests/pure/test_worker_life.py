@@ -35,10 +35,12 @@ class Parts:
     """The parts of a worker, which note in order what the worker has them do, and need several turns for all of it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.worker = Worker(Settings(**URLS, secret_key="s" * 32), "w1")
+        times: dict[str, Any] = {"sweep_every": 7, "probe_every": 8, "probe_timeout": 9}
+        self.worker = Worker(Settings(**URLS, **times, secret_key="s" * 32, batch_most=10, batch_wait=0.5), "w1")
         self.worker._tracing.close()
         self.done: list[str] = []
-        self.running: set[str] = set()
+        self.running: dict[str, tuple[Any, ...]] = {}
+        """The parts that run, and what they were given."""
         self.handlers: dict[int, Callable[[], None]] = {}
         self._ends = {name: asyncio.Event() for name in (*CONSUMERS, "relay", "replies")}
         self._replace(monkeypatch)
@@ -82,8 +84,8 @@ class Parts:
     def _loop(self, name: str, **others: Callable[..., Awaitable[None]]) -> Any:
         """Return a part that runs until it is told to end, or is cancelled."""
 
-        async def run(*_: object) -> None:
-            self.running.add(name)
+        async def run(*arguments: Any) -> None:
+            self.running[name] = arguments
             try:
                 await self._ends.get(name, asyncio.Event()).wait()
                 await _several_steps()
@@ -124,7 +126,7 @@ class Parts:
     @property
     def is_working(self) -> bool:
         """Whether all parts run."""
-        return self.running >= {*CONSUMERS, *BACKGROUND, "relay", "replies"}
+        return self.running.keys() >= {*CONSUMERS, *BACKGROUND, "relay", "replies"}
 
 
 async def _several_steps() -> None:
@@ -164,6 +166,33 @@ async def test_a_worker_has_an_operations_port_and_ends_at_signals(parts: Parts)
     await parts.run(lambda: parts.is_working)
     assert parts.worker.ops_port == 4_321
     assert set(parts.handlers) == {signal.SIGTERM, signal.SIGINT}
+
+
+async def test_parts_work_in_the_rhythm_of_the_settings(parts: Parts) -> None:
+    """Sweeps, probes and batches."""
+    await parts.run(lambda: parts.is_working)
+    given = parts.running
+    assert (given["reports"], given["sweeper"]) == ((10, 0.5), (7,))
+    assert given["probe"] == (8, 9, parts.worker._report_queues)
+
+
+async def test_a_worker_that_waits_for_its_database_stops_when_it_is_told_to(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gives up before it closes anything, and starts nothing."""
+    waiting = asyncio.Event()
+
+    async def hang() -> None:
+        waiting.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await _several_steps()
+            parts.done.append("given up")
+
+    monkeypatch.setattr(parts.worker, "_prepare_database", hang)
+    await parts.run(waiting.is_set)
+    assert parts.done == ["given up", *LEFT]
 
 
 async def test_a_prepared_worker_keeps_no_task_that_waits_for_the_end(parts: Parts) -> None:

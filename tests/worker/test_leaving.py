@@ -132,5 +132,6 @@ async def test_a_worker_of_which_a_part_fails_ends_with_the_error(
     assert await external.database.fetchval(count) == 0
     await external.until_row(CONNECTIONS, f"taskherd worker {worker._id}"[:63], is_=0)
     assert not worker._connections.consume.is_started
+    assert [each._supervisor for each in (worker._reports, worker._commands, worker._claims)] == [None] * 3
     with pytest.raises(OSError, match=r"refused|failed"):
         await asyncio.open_connection("127.0.0.1", worker.ops_port)
