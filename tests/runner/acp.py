@@ -245,7 +245,8 @@ class AcpRun:
             await eventually(lambda: self.exits or is_reached(), 60)
         if not is_reached():
             log = output.tail(self.task.run(self.build).log, TAIL_BYTES)
-            pytest.fail(f"{self.state} instead of {(state, words)}: {self.exits}\n{log}")
+            seen = f"states {self.states()}, received {self.received_methods()}, notices {self.texts('notice')}"
+            pytest.fail(f"{self.state} instead of {(state, words)}: {self.exits}\n{seen}\n{log}")
 
     async def until_ended(self) -> processes.ExitRecord:
         """Wait until the exit was reported."""

@@ -67,6 +67,7 @@ async def give_without_record(run: AcpRun, monkeypatch: pytest.MonkeyPatch) -> N
     request = await run.opened()
     with monkeypatch.context() as patch:
         patch.setattr(Outbox, "_write", lambda *_: True)
+        patch.setattr(LineWriter, "forget", lambda *_: None)  # only after it was recorded, also that of the prompt
         assert run.answer(request, "o-allow_once") == "done"
         await eventually(lambda: run.answers("1"))
         await run.take_over()
