@@ -14,7 +14,7 @@ from taskherd.store import agent_requests, erasure, work_requests
 from taskherd.store.agent_requests import AgentRequestRow, StoredAnswer
 from taskherd.store.engine import DataError, transaction
 from taskherd.store.work_requests import WorkRequestRow
-from tests.store.conftest import NOW
+from tests.store.conftest import NOW, empty
 
 ALICE = uuid4()
 ORGANIZATION = uuid4()
@@ -175,6 +175,7 @@ async def test_only_what_is_asked_for_is_read(engine: AsyncEngine) -> None:
     ]  # fmt: skip
     keys = [(two, UUID(int=2)), (one, UUID(int=1)), (two, UUID(int=4)), (three, UUID(int=4))]
     async with transaction(engine) as connection:
+        await empty(connection, "agent_requests")
         await agent_requests.save(connection, rows[::-1])
         written = await connection.execute(text("SELECT task_id, request_id FROM agent_requests ORDER BY ctid"))
         assert [tuple(key) for key in written] == sorted((each.task_id, each.request_id) for each in rows)

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from taskherd.domain.claims import BuildClaim
 from taskherd.store import build_claims
 from taskherd.store.engine import transaction
-from tests.store.conftest import NOW, ignore_indexes
+from tests.store.conftest import NOW, empty, ignore_indexes
 
 ONE, TWO, THREE = UUID(int=1), UUID(int=2), UUID(int=3)
 
@@ -20,6 +20,7 @@ async def test_the_latest_claim_of_each_task_is_kept(engine: AsyncEngine) -> Non
     """A later one replaces it, with its number, its runner and its time; those of other tasks stay."""
     first = [BuildClaim(THREE, 7, "r3"), BuildClaim(ONE, 1, "r1"), BuildClaim(TWO, 2, "r2")]
     async with transaction(engine) as connection:
+        await empty(connection, "build_claims")
         assert await build_claims.latest(connection, [ONE]) == {}
         await build_claims.save(connection, first, NOW)
         await ignore_indexes(connection)

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from taskherd.store import logs
 from taskherd.store.engine import transaction
 from taskherd.store.logs import FullLog, LogEntryRow, LogLimits
-from tests.store.conftest import NOW
+from tests.store.conftest import NOW, empty
 
 LIMITS = LogLimits(max_entries=100, max_bytes=1_000)
 
@@ -257,6 +257,7 @@ async def test_logs_are_locked_in_the_order_of_their_tasks(engine: AsyncEngine) 
     """Whatever the order in which entries come."""
     ids = [UUID(int=number) for number in (3, 1, 4, 2)]
     async with transaction(engine) as connection:
+        await empty(connection, "task_log_heads")
         await logs.append(connection, [entry(task_id, 0, 1, f"of {task_id.int}") for task_id in ids], NOW, LIMITS)
         rows = await connection.execute(text("SELECT task_id FROM task_log_heads ORDER BY ctid"))
         assert list(rows.scalars()) == sorted(ids)

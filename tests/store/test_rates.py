@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from taskherd.store import rates
 from taskherd.store.engine import transaction
 from taskherd.store.rates import RateKey, TaskCounts
-from tests.store.conftest import ignore_indexes
+from tests.store.conftest import empty, ignore_indexes
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -40,6 +40,7 @@ async def test_counts_are_added_in_the_order_of_their_keys(engine: AsyncEngine) 
     }
     letters = {(NOON + HOUR, "a"): 5, (NOON, "b"): 2, (NOON, "a"): 1}
     async with transaction(engine) as connection:
+        await empty(connection, "task_rates")
         await rates.add(connection, counts)
         assert await stored(connection) == [
             (12, 1, 1, 10, 11, 12), (12, 1, 2, 7, 8, 9), (12, 2, 1, 1, 2, 3), (13, 1, 1, 4, 5, 6)
@@ -57,6 +58,7 @@ async def test_counts_are_added_in_the_order_of_their_keys(engine: AsyncEngine) 
 async def test_dead_letters_are_added_in_the_order_of_their_keys(engine: AsyncEngine) -> None:
     """As the counts of tasks are."""
     async with transaction(engine) as connection:
+        await empty(connection, "dead_letter_rates")
         await rates.add_dead_letters(connection, {(NOON + HOUR, "a"): 3, (NOON, "b"): 2, (NOON, "a"): 1})
         rows = await connection.execute(text("SELECT letters FROM dead_letter_rates ORDER BY ctid"))
         assert list(rows.scalars()) == [1, 2, 3]

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from taskherd.store import runners
 from taskherd.store.engine import transaction
 from taskherd.store.runners import WorkTargets
-from tests.store.conftest import NOW, execute_script, ignore_indexes, waits_for_lock
+from tests.store.conftest import NOW, empty, execute_script, ignore_indexes, waits_for_lock
 
 SECOND = timedelta(seconds=1)
 DIRECTORY = f"""
@@ -73,6 +73,7 @@ async def test_runners_that_are_silent_are_found_and_forgotten(engine: AsyncEngi
 async def test_hellos_are_recorded_in_the_order_of_names(engine: AsyncEngine) -> None:
     """Whatever the order in which they came, so that two workers do not deadlock."""
     async with transaction(engine) as connection:
+        await empty(connection, "runner_hellos")
         await runners.record_hellos(connection, {"c": "x", "a": "y", "d": "x", "b": "z"}, NOW)
         rows = await connection.execute(text("SELECT name || pool FROM runner_hellos ORDER BY ctid"))
         assert list(rows.scalars()) == ["ay", "bz", "cx", "dx"]

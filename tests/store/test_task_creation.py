@@ -15,7 +15,7 @@ from taskherd.store.command_log import ExecutedCommand
 from taskherd.store.engine import transaction
 from taskherd.store.task_creation import AddedRows, Inserted, insert_tasks
 from taskherd.store.work_requests import WorkRequestRow
-from tests.store.conftest import NOW, event, task_row
+from tests.store.conftest import NOW, empty, event, task_row
 
 
 async def rows_of(connection: AsyncConnection, query: str) -> list[tuple[Any, ...]]:
@@ -40,6 +40,7 @@ async def test_a_batch_adds_each_row_to_its_table(engine: AsyncEngine) -> None:
         [ExecutedCommand(UUID(int=number), other, b"digest", "{}", NOW) for number in (4, 5)],
     )
     async with transaction(engine) as connection:
+        await empty(connection, "tasks")
         assert await insert_tasks(connection, rows[::-1], added) == Inserted({first.task.id, second.task.id}, 2)
         assert await rows_of(connection, "SELECT id FROM tasks ORDER BY ctid") == [(row.task.id,) for row in rows]
         assert await rows_of(connection, "SELECT task_id, version, prompt FROM task_prompts ORDER BY task_id") == [

@@ -14,7 +14,7 @@ from taskherd.domain.value import replace
 from taskherd.store import tasks
 from taskherd.store.engine import PromptSizeError, transaction
 from taskherd.store.task_creation import insert_tasks
-from tests.store.conftest import NOW, event, ignore_indexes, next_version, task_row, waits_for_lock
+from tests.store.conftest import NOW, empty, event, ignore_indexes, next_version, task_row, waits_for_lock
 
 ROUNDS = 4
 """Updates of each row whose heap-only share is measured: while autovacuum reads the database, no space is reused."""
@@ -256,6 +256,7 @@ async def test_deadlines_are_written_in_the_order_of_ids(engine: AsyncEngine) ->
     """Whatever the order in which tasks are saved, so that two transactions do not deadlock."""
     rows = sorted((task_row()._replace(due_at=None) for _ in range(4)), key=lambda row: row.task.id)
     async with transaction(engine) as connection:
+        await empty(connection, "task_deadlines")
         await insert_tasks(connection, rows)
         saved = [next_version(rows[place], 2, due_changed=True) for place in (2, 0, 3, 1)]
         await tasks.save(connection, saved, [])

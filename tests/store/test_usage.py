@@ -13,6 +13,7 @@ from taskherd.domain.usage import UsageAmounts, UsageKey
 from taskherd.store import usage
 from taskherd.store.engine import transaction
 from taskherd.store.usage import Account, GrownUsage
+from tests.store.conftest import empty
 
 ONE, TWO, OTHER = UUID(int=0x31), UUID(int=0x32), UUID(int=0x33)
 DAY, LATER = date(2026, 1, 1), date(2026, 1, 2)
@@ -115,6 +116,7 @@ async def test_rows_of_accounts_are_written_in_the_order_of_their_keys(engine: A
         ACCOUNT._replace(day=LATER),
     ]
     async with transaction(engine) as connection:
+        await empty(connection, "daily_usage")
         await usage.save(connection, [], {accounts[place]: TOKENS for place in (2, 0, 3, 1)})
         assert [row[:5] for row in await booked(connection)] == accounts
 
@@ -123,6 +125,7 @@ async def test_rows_of_tasks_are_written_in_the_order_of_their_keys(engine: Asyn
     """As those of accounts are."""
     rows = [(TWO, 1, "a"), (ONE, 2, "a"), (ONE, 1, "b"), (ONE, 1, "a")]
     async with transaction(engine) as connection:
+        await empty(connection, "task_usage")
         await usage.save(connection, [grown(*row, UsageAmounts((1, 0, 0, 0), {"USD": Decimal(2)})) for row in rows], {})
         found = await connection.execute(
             text("SELECT task_id, build_number, model, currency, amount FROM task_usage ORDER BY ctid")
