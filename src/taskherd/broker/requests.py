@@ -88,7 +88,7 @@ async def _close(channel: AbstractChannel) -> None:
 
 
 async def close_opened(opening: asyncio.Task[Channel]) -> None:
-    """Close a channel as soon as it is open, because whoever asked for it was cancelled."""
+    """Close a channel once it has opened: its caller was cancelled while it waited."""
     with suppress(Unavailable):
         await _close(await opening)
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Launcher:
-    """Launches the agents of one task, and commands beside them; keeps what must survive the runner in the journal."""
+    """Starts one task's agents, and commands beside them; the journal has what must survive a restart of the runner."""
 
     def __init__(
         self,
