@@ -180,11 +180,15 @@ async def test_an_agent_that_waits_is_answered_inline(board: Board) -> None:
 
 async def write_to(page: Page, task: dict[str, Any], text: str) -> None:
     """Send a message to the task of a row, which has no open text field yet."""
-    row = f".need[data-id='{task['id']}']"
-    await page.click(f"{row} button", "Reply")
+    await begin_reply(page, task, text)
+    await page.click(f".need[data-id='{task['id']}'] .reply button", "Send")
+
+
+async def begin_reply(page: Page, task: dict[str, Any], text: str) -> None:
+    """Write a message into the text field of a row, which has none yet, and leave the focus there."""
+    await page.click(f".need[data-id='{task['id']}'] button", "Reply")
     await page.tab.until("document.activeElement.tagName === 'TEXTAREA'")
     await page.tab.insert(text)
-    await page.click(f"{row} .reply button", "Send")
 
 
 CUT_OFF = """window.keys = [], window.real = fetch, window.cut = true;
@@ -236,10 +240,11 @@ async def test_a_reply_is_for_the_task_of_its_row(board: Board) -> None:
     await status(board, first["id"], "idle", "What is the password?")
     page = await board.open("/")
     await page.sees("What is the password?", ".needs")
+    await begin_reply(page, first, "It is a secret")  # before the page stops: a list that is on its way could come last
     await page.stop_following()
     assert (await harness.alice.delete("/tasks/me/taken-over")).status_code == 202
     second = await harness.active(name="taken-over", display_name="The second")
-    await write_to(page, first, "It is a secret")
+    await page.click(f".need[data-id='{first['id']}'] .reply button", "Send")
     await page.tab.until("document.querySelector('.toast.bad')")
     assert await harness.worker.database.fetchval("SELECT count(*) FROM inputs WHERE content = 'It is a secret'") == 0
     assert (await harness.alice.delete(f"/tasks/me/{second['id']}")).status_code == 202
