@@ -47,7 +47,7 @@ async def session(
         *taskherd,
         "dev",
         cwd=folder,
-        env=env,
+        env={"TASKHERD_API_PORT": "0", "TASKHERD_OPS_PORT": "0", **env},  # another session could choose the same ports
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import pwd
+import socket
 from pathlib import Path
 
 import pytest
 
-from taskherd.dev import agent_users, dev, postgres
+from taskherd.dev import agent_users, dev, ports, postgres
 from taskherd.dev.processes import MARKER_VARIABLE
 from taskherd.dev.services import Services
 
@@ -103,3 +104,31 @@ def test_data_of_postgresql_is_used_as_its_owner(tmp_path: Path, monkeypatch: py
     if os.geteuid() == 0:
         os.chown(cluster, owner.pw_uid, owner.pw_gid)
     assert {f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}"} <= set(node._as_user())
+
+
+@pytest.mark.parametrize("shift", [0, 1, 2, 3])
+def test_the_ports_that_are_set_are_used_where_they_are_free(shift: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The API has its own, the three processes have three in a row; in place of one that is taken is any other."""
+    first = next(port for port in iter(lambda: ports.find_free([None])[0], 0) if are_free(port, 4))
+    monkeypatch.setenv("TASKHERD_API_PORT", str(first))
+    monkeypatch.setenv("TASKHERD_OPS_PORT", str(first + 1))
+    with socket.create_server((ports.HOST, first + shift)):
+        chosen = dev.choose_ports()
+    others = [port for number, port in enumerate(chosen) if number != shift]
+    assert others == [first + number for number in range(4) if number != shift]
+    assert chosen[shift] not in range(first, first + 4)
+
+
+def are_free(first: int, count: int) -> bool:
+    """Return whether these ports in a row are free."""
+    row = [*range(first, first + count)]
+    return ports.find_free([*row]) == row
+
+
+def test_ports_of_zero_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are different, and none is above what a port can be, if the first is the last that there is."""
+    monkeypatch.setenv("TASKHERD_API_PORT", "0")
+    monkeypatch.setenv("TASKHERD_OPS_PORT", "0")
+    assert len({*dev.choose_ports()} - {0}) == 4
+    monkeypatch.setenv("TASKHERD_OPS_PORT", "65535")
+    assert max(dev.choose_ports()) <= 65535

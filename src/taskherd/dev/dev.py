@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Final, NamedTuple
 
 from taskherd.dev import agent_users, broker_users, first_steps, ports, processes, runner_environment, services
 from taskherd.directory_file.example import EXAMPLE
@@ -28,10 +28,7 @@ from taskherd.store import migrate
 DATA: Final = Path(".taskherd")
 ALLOW_DEACTIVATE: Final = "--allow-deactivate"
 _RUNNER_NAME: Final = "dev"
-_OPS_PORT: Final = 9590
-_API_PORT: Final = 7080
-_API_OPS_PORT: Final = 9591
-_RUNNER_OPS_PORT: Final = 9592
+_MAX_PORT: Final = 65_535
 _GRACE: Final = 30.0
 """Seconds from SIGTERM to SIGKILL of a process."""
 _START_TIMEOUT: Final = 60.0
@@ -50,8 +47,8 @@ def run(*, services_only: bool, data: Path = DATA) -> int:
     with suppress(KeyboardInterrupt), interruptible(_say):
         _end_leftovers(data)
         with services.start(data, announce=_say) as running:
-            (ops_port,) = ports.find_free([_OPS_PORT])
-            environment = write_env(data, running, ops_port)
+            chosen = choose_ports()
+            environment = write_env(data, running, chosen.ops)
             if services_only:
                 _say_env(data)
                 _say("RabbitMQ and PostgreSQL are running; Ctrl-C stops both")
@@ -60,8 +57,31 @@ def run(*, services_only: bool, data: Path = DATA) -> int:
             if not apply_directory({**os.environ, **environment}, EXAMPLE):
                 _say("the directory stays as it is")
             inherited = runner_environment.inherited_variables(running.database_url)
-            return _serve(data, environment, create_users(running, _RUNNER_NAME), ops_port, inherited)
+            return _serve(data, environment, create_users(running, _RUNNER_NAME), chosen, inherited)
     return 0
+
+
+class Ports(NamedTuple):
+    """The TCP ports of the API, and of each process's metrics and health; ``ops`` is the worker's."""
+
+    api: int
+    ops: int
+    api_ops: int
+    runner_ops: int
+
+
+def choose_ports() -> Ports:
+    """Return free ports: ``TASKHERD_API_PORT``, and ``TASKHERD_OPS_PORT`` with the two that follow it.
+
+    In place of one that is taken, and of 0, is any other.
+
+    Raises:
+        Misconfigured: a setting is wrong.
+        Unavailable: if no port is free.
+    """
+    settings = load("amqp_prefix")
+    ops = min(settings.ops_port, _MAX_PORT - 2)
+    return Ports(*ports.find_free([settings.api_port, *([ops, ops + 1, ops + 2] if ops else [0, 0, 0])]))
 
 
 def write_env(data: Path, running: services.Services, ops_port: int) -> dict[str, str]:
@@ -140,7 +160,7 @@ def _serve(
     data: Path,
     environment: dict[str, str],
     users: Mapping[str, Mapping[str, str]],
-    ops_port: int,
+    chosen: Ports,
     inherited: Collection[str],
 ) -> int:
     """Run a worker, and once it is ready the API and a runner, until one exits unexpectedly. Return its code, or 1.
@@ -150,23 +170,22 @@ def _serve(
     ``users`` are the variables that each of them gets in addition, ``inherited`` the names that templates inherit.
     """
     own = {command: {**environment, **users.get(command, {})} for command in ("worker", "api", "runner")}
-    api_port, api_ops_port, runner_ops_port = ports.find_free([_API_PORT, _API_OPS_PORT, _RUNNER_OPS_PORT])
-    url = f"http://{ports.HOST}:{api_port}"
-    api_environment = {**own["api"], "TASKHERD_API_PORT": str(api_port), "TASKHERD_OPS_PORT": str(api_ops_port)}
-    runner_settings = {**own["runner"], **_runner_settings(data, url), "TASKHERD_OPS_PORT": str(runner_ops_port)}
+    url = f"http://{ports.HOST}:{chosen.api}"
+    api_environment = {**own["api"], "TASKHERD_API_PORT": str(chosen.api), "TASKHERD_OPS_PORT": str(chosen.api_ops)}
+    runner_settings = {**own["runner"], **_runner_settings(data, url), "TASKHERD_OPS_PORT": str(chosen.runner_ops)}
     isolation, notice = isolate_agents(data, runner_settings["PATH"])
     runner_settings |= isolation
-    with worker(data, own["worker"], ops_port) as worker_process:
+    with worker(data, own["worker"], chosen.ops) as worker_process:
         token = _first_token({**os.environ, **environment})
         _write_env_file(data, {**environment, "TASKHERD_URL": url, **({"TASKHERD_TOKEN": token} if token else {})})
-        _await(worker_process, lambda: health.request(ops_port, "/readyz")[0], "the worker is not ready")
+        _await(worker_process, lambda: health.request(chosen.ops, "/readyz")[0], "the worker is not ready")
         with (
             _process(data, "api", api_environment) as api,
             _ending_agents(data),
             _process(data, "runner", runner_settings, inherited) as runner,
         ):
-            what = f"the API does not accept connections on port {api_port}"
-            _await(api, lambda: ports.is_open(api_port), what)
+            what = f"the API does not accept connections on port {chosen.api}"
+            _await(api, lambda: ports.is_open(chosen.api), what)
             for line in first_steps.lines(url, token):
                 _say(line)
             _say_env(data)
