@@ -1,7 +1,8 @@
 """The tests to run for a mutation: those that execute the changed line, the cheapest first.
 
 A line outside of functions is executed by every import, and so is a function that it calls. Its tests are those that
-execute a function which uses what the line defines, directly or through other definitions.
+execute a function which uses what the line defines, directly or through other definitions, and those named after the
+module, which may use it by themselves.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from tests.mutation.source import Mutation
 
 MAX_TESTS = 250
 """Maximum number of tests for one mutation."""
+
+MAX_PURE = 150
+"""Maximum number of pure tests among them, where there are as many others: they do not execute SQL."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -42,10 +46,7 @@ class Selector:
         self._measured = measured
 
     def tests(self, mutation: Mutation) -> list[str]:
-        """Return the tests to run: the pure ones first, then those named after the module, the fastest first.
-
-        If no test is known to execute the line, they are all those that are named after the module.
-        """
+        """Return the tests to run: the pure ones first, then those named after the module, the fastest first."""
         tree = ast.parse((self._root / mutation.path).read_text(encoding="utf-8"))
         found = self._covering(mutation, tree)
         stem = PurePosixPath(mutation.path).stem.removesuffix("s")
@@ -55,9 +56,12 @@ class Selector:
             return not file.startswith("tests/pure/"), stem not in file, self._measured.seconds[test], test
 
         usable = {test for test in found if self._is_usable(test)}
-        if not usable:  # it may run in processes that are not measured, such as the shim's
-            usable = {test for test in self._measured.seconds if f"/test_{stem}" in test and self._is_usable(test)}
-        return sorted(usable, key=order)[:MAX_TESTS]
+        if not usable or innermost(tree, mutation.line)[1] is None:  # it may run in processes that are not measured
+            usable |= {test for test in self._measured.seconds if f"/test_{stem}" in test and self._is_usable(test)}
+        ordered = sorted(usable, key=order)
+        pure = sum(test.startswith("tests/pure/") for test in ordered)
+        others = ordered[pure:]
+        return [*ordered[: min(pure, max(MAX_PURE, MAX_TESTS - len(others)))], *others][:MAX_TESTS]
 
     def _is_usable(self, test: str) -> bool:
         measured = self._measured

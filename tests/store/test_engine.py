@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy import text
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.errors import Misconfigured, Retry, Unavailable
@@ -301,6 +302,30 @@ async def test_an_engine_whose_server_hangs_can_be_closed(database_url: str, mon
         await dispose(engine)
     assert proxy.accepted == 1  # and nothing connects again for it
     await proxy.stop()
+
+
+@pytest.mark.parametrize("failure", [OSError("gone"), InvalidRequestError("in use"), None])
+async def test_a_connection_that_cannot_be_discarded_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception | None
+) -> None:
+    """Why its transaction failed is what the caller is told, also if closing it takes too long."""
+    monkeypatch.setattr(engines, "CLOSE_TIMEOUT", 0.01)
+
+    called = 0
+
+    class Connection:
+        async def invalidate(self) -> None:
+            nonlocal called
+            called += 1
+            if failure is None:
+                await asyncio.Event().wait()
+            else:
+                raise failure
+
+    connection: Any = Connection()
+    async with asyncio.timeout(30):
+        await engines._discard(connection)
+    assert called == 1
 
 
 NO_TABLE = "SELECT * FROM no_such_table"

@@ -78,20 +78,37 @@ def selector(tmp_path: Path) -> Selector:
         (17, ["test_slow"]),
         (16, ["test_pure", "test_fast", "test_slow"]),
         (18, ["test_pure", "test_half"]),
-        (4, ["test_pure", "test_fast", "test_slow"]),
-        (3, ["test_pure", "test_fast", "test_use", "test_slow"]),
-        (8, ["test_half"]),
-        (10, ["test_half"]),
+        (4, ["test_pure", "test_half", "test_fast", "test_slow"]),
+        (3, ["test_pure", "test_half", "test_fast", "test_use", "test_slow"]),
+        (8, ["test_pure", "test_half"]),
+        (10, ["test_pure", "test_half"]),
         (22, ["test_select", "test_one"]),
     ],
 )
 def test_tests_execute_the_line_or_use_its_definition(selector: Selector, line: int, expected: list[str]) -> None:
     """The pure ones come first, then the fastest; tests that only read source code are left out.
 
-    A line that no test is known to execute has those of the files that are named after the module.
+    A line that no test is known to execute has those of the files that are named after the module, and so has one
+    outside of functions.
     """
     tests = selector.tests(Mutation("store/example.py", line, 0, 0, "", "constant"))
     assert [test.partition("::")[2] for test in tests] == expected
+
+
+@pytest.mark.parametrize(
+    ("pure", "others", "expected"), [(300, 3, (247, 3)), (300, 300, (150, 100)), (9, 400, (9, 241))]
+)
+def test_pure_tests_leave_room_for_others(tmp_path: Path, pure: int, others: int, expected: tuple[int, int]) -> None:
+    """Of many tests as many are chosen as may be, and not only pure ones, which execute no SQL."""
+    (tmp_path / "example.py").write_text("def read():\n    return 1\n")
+    measured = TestMap()
+    tests = [
+        f"tests/{kind}/test_it.py::test_{n}" for kind, many in (("pure", pure), ("store", others)) for n in range(many)
+    ]
+    measured.seconds.update(dict.fromkeys(tests, 0.1))
+    measured.lines["example.py"] |= {2: set(tests)}
+    chosen = Selector(tmp_path, measured).tests(Mutation("example.py", 2, 0, 0, "", "constant"))
+    assert (sum("/pure/" in test for test in chosen), sum("/store/" in test for test in chosen)) == expected
 
 
 def test_tests_that_failed_on_unchanged_code_decide_nothing(selector: Selector) -> None:
