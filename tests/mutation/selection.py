@@ -20,7 +20,7 @@ MAX_TESTS = 250
 """Maximum number of tests for one mutation."""
 
 MAX_PURE = 150
-"""Maximum number of pure tests among them, where there are as many others: they do not execute SQL."""
+"""Maximum number of pure tests among them, where there are others: they do not execute SQL."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -46,35 +46,40 @@ class Selector:
         self._measured = measured
 
     def tests(self, mutation: Mutation) -> list[str]:
-        """Return the tests to run: the pure ones first, then those named after the module, the fastest first."""
+        """Return the tests to run, first those that are known to execute the line.
+
+        Of each kind the pure ones come first, then those named after the module, the fastest first.
+        """
         tree = ast.parse((self._root / mutation.path).read_text(encoding="utf-8"))
-        found = self._covering(mutation, tree)
+        executing, using = (set(filter(self._is_usable, tests)) for tests in self._covering(mutation, tree))
         stem = PurePosixPath(mutation.path).stem.removesuffix("s")
+        if not executing:
+            named = [test for test in self._measured.seconds if f"/test_{stem}" in test]
+            using |= set(filter(self._is_usable, named))
 
-        def order(test: str) -> tuple[bool, bool, float, str]:
+        def order(test: str) -> tuple[bool, bool, bool, float, str]:
             file = test.partition("::")[0]
-            return not file.startswith("tests/pure/"), stem not in file, self._measured.seconds[test], test
+            return test not in executing, not _is_pure(test), stem not in file, self._measured.seconds[test], test
 
-        usable = {test for test in found if self._is_usable(test)}
-        if not usable or innermost(tree, mutation.line)[1] is None:  # it may run in processes that are not measured
-            usable |= {test for test in self._measured.seconds if f"/test_{stem}" in test and self._is_usable(test)}
-        ordered = sorted(usable, key=order)
-        pure = sum(test.startswith("tests/pure/") for test in ordered)
-        others = ordered[pure:]
-        return [*ordered[: min(pure, max(MAX_PURE, MAX_TESTS - len(others)))], *others][:MAX_TESTS]
+        ordered = sorted(executing | using, key=order)
+        others = sum(not _is_pure(test) for test in ordered)
+        pure = [test for test in ordered if _is_pure(test)][: max(MAX_PURE, MAX_TESTS - others)]
+        chosen = set(pure)
+        return [test for test in ordered if test in chosen or not _is_pure(test)][:MAX_TESTS]
 
     def _is_usable(self, test: str) -> bool:
         measured = self._measured
         return test in measured.seconds and test not in measured.broken and not _decides_nothing(test)
 
-    def _covering(self, mutation: Mutation, tree: ast.Module) -> set[str]:
+    def _covering(self, mutation: Mutation, tree: ast.Module) -> tuple[set[str], set[str]]:
+        """Return the tests that execute the line, and those that use what an import has made by executing it."""
         statement, function, around = innermost(tree, mutation.line)
         if function is not None:
             tests = self._measured.of_lines(mutation.path, statement.lineno, last_line(statement))
             made = [self._of_users(path, names) for path, names in self._made_by(mutation.path, function.name)]
-            return tests.union(*made)
+            return tests, set().union(*made)
         names = defined(statement) | {node.name for node in around if isinstance(node, ast.ClassDef)}
-        return self._of_users(mutation.path, names) or self._of_functions(mutation.path, tree)
+        return set(), self._of_users(mutation.path, names) or self._of_functions(mutation.path, tree)
 
     def _made_by(self, home: str, name: str) -> Iterator[tuple[str, set[str]]]:
         """Yield what modules define by calling a function: no test executes that call."""
@@ -206,6 +211,10 @@ def _module_names(path: str) -> frozenset[str]:
     if parts[-1] == "__init__":
         parts = parts[:-1]
     return frozenset({".".join(("taskherd", *parts))})
+
+
+def _is_pure(test: str) -> bool:
+    return test.startswith("tests/pure/")
 
 
 def _decides_nothing(test: str) -> bool:

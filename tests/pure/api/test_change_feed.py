@@ -12,6 +12,7 @@ from taskherd import retry
 from taskherd.api import change_feed
 from taskherd.api.change_feed import MIN_READ_INTERVAL, ChangeFeed
 from taskherd.broker.connection import SupervisedConnection
+from taskherd.broker.consumer import Consumer
 from taskherd.broker.topology import TopologyNames
 from taskherd.errors import Retry, Unavailable
 from taskherd.observability.metrics import Metrics
@@ -22,15 +23,21 @@ from taskherd.store.read_pool import ReadPool
 @pytest.mark.parametrize("loop", ["_consume_wakeups", "_read"])
 async def test_an_unexpected_error_of_either_loop_ends_the_feed(monkeypatch: pytest.MonkeyPatch, loop: str) -> None:
     """It ends the API with that error. Without wakeups, changes would be late, and nothing would say so."""
+    closed: list[Consumer] = []
 
     async def fail(_: ChangeFeed) -> NoReturn:
         raise RuntimeError("unexpected")
 
+    async def close(consumer: Consumer) -> None:
+        closed.append(consumer)
+
     monkeypatch.setattr(ChangeFeed, loop, fail)
+    monkeypatch.setattr(Consumer, "close", close)
     feed = new_feed()
     async with asyncio.timeout(30):
         with pytest.raises(RuntimeError, match="unexpected"):
             await feed.run()
+    assert closed == [feed._wakeups]
 
 
 async def test_the_feed_rests_without_subscribers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ def selector(tmp_path: Path) -> Selector:
         "tests/store/test_example.py::test_half": 2.0,
         "tests/pure/test_example.py::test_pure": 3.0,
         "tests/pure/test_docs.py::test_source": 0.1,
-        "tests/store/test_one.py::test_select": 1.0,
+        "tests/store/test_one.py::test_select": 1.7,
         "tests/store/test_one.py::test_one": 1.5,
     }
     measured.seconds.update(tests)
@@ -86,7 +86,7 @@ def selector(tmp_path: Path) -> Selector:
     ],
 )
 def test_tests_execute_the_line_or_use_its_definition(selector: Selector, line: int, expected: list[str]) -> None:
-    """The pure ones come first, then the fastest; tests that only read source code are left out.
+    """Those that execute it come first, and of them the pure and the fastest; tests that only read source are left out.
 
     A line that no test is known to execute has those of the files that are named after the module, and so has one
     outside of functions.

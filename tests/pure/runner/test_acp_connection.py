@@ -363,6 +363,8 @@ def test_a_line_of_4_mib_is_the_longest(folder: RunFolder) -> None:
     while not reader.skipping:
         assert list(reader.read()) == []
     assert reader.offset == reader.position > 2 * most
+    assert list(reader.read()) == []
+    assert reader.offset == reader.position > 2 * most + READ_BYTES  # nothing of the line is kept
     follower = LineReader(folder, reader.offset, skipping=True)
     assert lines_of(follower) == [None, b"short"]
     assert (follower.skipping, follower.line_bytes, follower.has_more) == (False, 5, False)

@@ -244,6 +244,8 @@ async def test_an_outbox_is_scheduled_when_it_has_reports(tmp_path: Path) -> Non
     again = Outbox(path, Budget(10**9), scheduled.append)
     assert (scheduled[2:], again.last_seq, len(again)) == ([again, again], 9, 5)
     assert (again.checkpoint, again.is_saved) == ({"offset": 4}, True)
+    (tmp_path / "other.jsonl").write_text('[{}, ["{}", "3"]]\n')
+    assert Outbox(tmp_path / "other.jsonl", Budget(10**9), scheduled.append).last_seq == 0
 
 
 async def test_the_file_is_readable_by_its_user_only(tmp_path: Path) -> None:

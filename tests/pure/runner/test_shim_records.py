@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, permutations
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,20 @@ def test_the_end_does_not_wait_for_who_writes_without_end(
         os.close(descriptor)
     assert capacity <= sum(reads) <= capacity + shim.READ_BYTES
     assert sum(path.stat().st_size for path in (tmp_path / "output").iterdir()) == sum(reads)
+
+
+def test_the_larger_pipe_decides_how_much_is_read_at_the_end(tmp_path: Path) -> None:
+    """An agent may have changed the capacity of either."""
+    pipes = [os.pipe2(os.O_NONBLOCK) for _ in range(2)]
+    fcntl.fcntl(pipes[0][1], fcntl.F_SETPIPE_SZ, 65_536)
+    fcntl.fcntl(pipes[1][1], fcntl.F_SETPIPE_SZ, 262_144)
+    with shim_of(tmp_path, protocol=True) as made:
+        for made._output_read, made._log_read in permutations([reader for reader, _ in pipes]):
+            assert made._chunks_in_pipes() == 262_144 // shim.READ_BYTES + 1
+        made._output_read = made._log_read = -1
+        assert made._chunks_in_pipes() == 0
+    for descriptor in chain(*pipes):
+        os.close(descriptor)
 
 
 def exit_record(folder: Path, status: int | None, error: str | None = None, **spec: Any) -> dict[str, Any]:
