@@ -137,7 +137,7 @@ def test_the_name_of_each_rabbitmq_node_leads_to_it_alone() -> None:
 
 def test_the_documented_backup_of_the_cluster_asks_its_leader(tmp_path: Path) -> None:
     """The commands run in a member that is started, as the superuser, whose password it has, and ask the leader."""
-    shell = re.findall(r"(?ms)^```sh\n(as_superuser.*?)^```$", OPERATIONS)[0]
+    shell = "".join(re.findall(r"(?ms)^```sh\n(as_superuser.*?)^```$", OPERATIONS)[:2])
     programs = {
         "docker": 'echo "$@" >>calls; shift 4; exec "$@"',
         **dict.fromkeys(("pg_dump", "pg_restore"), 'echo "${0##*/} $PGUSER@$PGHOST $*" >>calls'),
