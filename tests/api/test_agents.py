@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import uuid
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
 
 import httpx
+import pytest
 
+from taskherd.api.http import endpoint
 from taskherd.messages.agent_tokens import agent_token
 from tests.api.test_access import SIGNED_OUT
-from tests.harness.api import ApiHarness
+from tests.harness.api import TIMEOUT, ApiHarness
 from tests.harness.worker import SECRET, build_report, make_report
 
+SendBody: TypeAlias = Callable[[], Awaitable[int]]
 STATUS: dict[str, Any] = {"app_slug": "x", "state": "working", "message": "Still here", "uri": ""}
 
 
@@ -51,6 +58,55 @@ async def test_an_agents_token_ends_with_a_later_start_or_a_delete(api_harness: 
     assert (await api_harness.alice.delete(f"/tasks/me/{task_id}")).status_code == 202
     assert (await say(api_harness, task_id, 3)).status_code == 401
     assert (await say(api_harness, uuid.uuid4(), 1)).status_code == 401
+
+
+@asynccontextmanager
+async def slow_request(api_harness: ApiHarness, path: str, token: str, body: bytes) -> AsyncIterator[SendBody]:
+    """Send the head of a POST, and yield what sends its body and returns the status, once the API has asked for it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", api_harness.api.port)
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nCoder-Session-Token: {token}\r\nContent-Length: {len(body)}\r\n"
+    writer.write(f"{head}Expect: 100-continue\r\n\r\n".encode())
+
+    async def send_body() -> int:
+        writer.write(body)
+        return int((await reader.readuntil(b"\r\n\r\n")).split()[1])
+
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            assert b" 100 " in await reader.readuntil(b"\r\n\r\n")
+            yield send_body
+    finally:
+        writer.close()
+
+
+async def test_a_token_that_ends_while_the_body_comes_has_no_effect(
+    api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent that sends the head of its request, and the body after the next start was accepted, adds nothing.
+
+    Likewise who sends a command and is signed out meanwhile. While the token is valid, a slow body is no matter.
+    """
+    monkeypatch.setattr(endpoint, "SLOW_BODY", 0.0)
+    task_id = uuid.UUID((await api_harness.active())["id"])
+    entry = {"id": 1, "type": "output", "content": "Out of the past", "time": TIME}
+    log, token = json.dumps({"entries": [entry]}).encode(), agent_token(SECRET, task_id, 1)
+    path = "/api/v2/workspaceagents/me/logs"
+    async with slow_request(api_harness, path, token, log.replace(b"Out of", b"Part of")) as send_body:
+        assert await send_body() == 204
+    async with slow_request(api_harness, path, token, log) as send_body:
+        assert (await api_harness.alice.post(f"/tasks/me/{task_id}/pause")).status_code == 202
+        await api_harness.worker.report(build_report(task_id, 2, "stop", "succeeded"))
+        await api_harness.worker.until(lambda: api_harness.worker.document(task_id).get("status") == "paused")
+        assert (await api_harness.alice.post(f"/tasks/me/{task_id}/resume")).status_code == 202
+        assert await send_body() == 401
+    await api_harness.worker.until_row("SELECT array_agg(content) FROM task_logs", is_=["Part of the past"])
+    send, bob = json.dumps({"input": "By bob"}).encode(), api_harness.tokens["bob"]
+    own = (await api_harness.create(api_harness.bob))["id"]
+    async with slow_request(api_harness, f"/api/v2/tasks/me/{own}/send", bob, send) as send_body:
+        await api_harness.worker.database.execute("UPDATE api_tokens SET revoked_at = now() WHERE id = $1", bob[:10])
+        while (await api_harness.bob.get("/users/me")).status_code == 200:
+            continue
+        assert await send_body() == 401
 
 
 async def test_an_agents_words_are_never_a_persons(api_harness: ApiHarness) -> None:

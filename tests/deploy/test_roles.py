@@ -433,6 +433,12 @@ async def test_a_runner_may_neither_command_nor_declare(installation: Installati
             "read another runner": lambda channel: _get(channel, f"{prefix}.work.r1-2"),
             "bind its work queue to events": lambda channel: _bind(channel, f"{prefix}.work.r1", f"{prefix}.events"),
             "bind its work queue": lambda channel: _bind(channel, f"{prefix}.work.r1", f"{prefix}.work"),
+            "bind the queue of reports": lambda channel: _bind(channel, f"{prefix}.reports", f"{prefix}.events"),
+            "bind the queue of claims": lambda channel: _bind(channel, f"{prefix}.claims", f"{prefix}.commands"),
+            "bind an exchange that it writes to": lambda channel: _bind_exchange(
+                channel, f"{prefix}.reports", f"{prefix}.work"
+            ),
+            "bind another exchange": lambda channel: _bind_exchange(channel, f"{prefix}.work", f"{prefix}.reports"),
             "publish a command": lambda channel: _publish(channel, f"{prefix}.commands"),
             "publish a work request": lambda channel: _publish(channel, f"{prefix}.work"),
             "publish an event": lambda channel: _publish(channel, f"{prefix}.events"),
@@ -498,6 +504,10 @@ async def _bind(channel: aio_pika.abc.AbstractChannel, queue: str, exchange: str
     await (await channel.get_queue(queue, ensure=False)).bind(exchange, "#", timeout=30)
 
 
+async def _bind_exchange(channel: aio_pika.abc.AbstractChannel, exchange: str, source: str) -> None:
+    await (await channel.get_exchange(exchange, ensure=False)).bind(source, "#", timeout=30)
+
+
 async def _publish(channel: aio_pika.abc.AbstractChannel, exchange: str, user_id: str | None = None) -> None:
     target = await channel.get_exchange(exchange, ensure=False)
     await target.publish(aio_pika.Message(b"{}", user_id=user_id), "any", timeout=30)
@@ -538,7 +548,7 @@ def test_the_documented_restores_make_the_roles_first() -> None:
     operations = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     blocks = [block for block in operations.split("```") if block.startswith("sh\n") and "pg_restore" in block]
     assert len(blocks) == 4
-    with_roles = [block for block in blocks if "docker compose" not in block]
+    with_roles = [block for block in blocks if "docker compose" not in block and "as_superuser" not in block]
     assert len(with_roles) == 2
     assert all(block.index("roles.sql") < block.index("pg_restore") for block in with_roles)
 

@@ -69,18 +69,18 @@ def contents(task_id: UUID) -> str:
     """Return a script that stores three rows of a task in each table, one in those that have one of each task."""
     return f"""
 INSERT INTO task_logs (task_id, log_id, build_number, entry_id, seq, type, content, time, logged_at)
-    SELECT '{task_id}', n, 1, n, 1, 'output', 'log', now(), '{NOW}' FROM generate_series(1, 3) AS n;
+    SELECT '{task_id}', n, 1, n, 1, 'output', 'log of {task_id}', now(), '{NOW}' FROM generate_series(1, 3) AS n;
 INSERT INTO task_events (task_id, version, occurred_at, kind, document, changes, cause, prompt_version)
     SELECT '{task_id}', n, '{NOW}', CASE n WHEN 3 THEN 'deleted' ELSE 'updated' END,
            json_build_object('status', 's' || n, 'name', 'secret'), '{{}}', '{{}}', 1 FROM generate_series(1, 3) AS n;
 INSERT INTO inputs (input_id, task_id, ordinal, content, state, created_at)
-    SELECT gen_random_uuid(), '{task_id}', n, 'input', 'queued', now() FROM generate_series(1, 3) AS n;
+    SELECT gen_random_uuid(), '{task_id}', n, 'input of {task_id}', 'queued', now() FROM generate_series(1, 3) AS n;
 INSERT INTO agent_requests (task_id, request_id, organization_id, owner_id, build_number, shown, report, since,
                             received_at)
     SELECT '{task_id}', gen_random_uuid(), '{task_id}', '{task_id}', 1, 'open', '{{}}', now(), now()
     FROM generate_series(1, 3);
 INSERT INTO task_prompts (task_id, version, prompt)
-    SELECT '{task_id}', n + 1, 'prompt' FROM generate_series(1, 3) AS n;
+    SELECT '{task_id}', n + 1, 'prompt of {task_id}' FROM generate_series(1, 3) AS n;
 INSERT INTO parked (task_id, parked_at, report) SELECT '{task_id}', now(), '{{}}' FROM generate_series(1, 3);
 INSERT INTO task_builds (build_id, task_id, number, transition, job_status, created_at, updated_at)
     SELECT gen_random_uuid(), '{task_id}', n, 'start', 'failed', now(), now() FROM generate_series(1, 3) AS n;
@@ -161,7 +161,10 @@ async def test_what_finishes_an_erasure_leaves_other_tasks_alone(engine: AsyncEn
         assert await values(names, erased) == [(str(erased.task.id), "", at)]
         assert await values(names, other) == [(other.task.name, other.task.display_name, None)]
         assert await values(prompts, erased) == [(3, "")]
-        assert [prompt for _, prompt in await values(prompts, other)] == [other.task.prompt, *["prompt"] * 3]
+        assert [prompt for _, prompt in await values(prompts, other)] == [
+            other.task.prompt,
+            *[f"prompt of {other.task.id}"] * 3,
+        ]
         assert await values(events, erased) == [({"status": f"s{each}"},) for each in (1, 2, 3)]
         assert await values(events, other) == [({"status": f"s{each}", "name": "secret"},) for each in (1, 2, 3)]
         assert await values(commands, erased) == [

@@ -43,7 +43,9 @@ async def test_an_expiry_skips_what_another_transaction_has_locked(engine: Async
     created, expired, waiting = uuid4(), uuid4(), uuid4()
     late = NOW + timedelta(seconds=1)
     async with transaction(engine) as connection:
-        reports = [parked_reports.ReportToPark(each, NOW, "{}") for each in (created, expired, waiting)]
+        reports = [
+            parked_reports.ReportToPark(each, NOW, f'{{"of": "{each}"}}') for each in (created, expired, waiting)
+        ]
         assert await parked_reports.park(connection, reports, 2) == []
     async with transaction(engine) as create, transaction(engine) as first, transaction(engine) as second:
         assert [row.task_id for row in await parked_reports.lock(create, [created])] == [created]

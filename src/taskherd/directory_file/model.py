@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Annotated, Final, Literal, TypeAlias
 from uuid import UUID
@@ -12,12 +13,24 @@ from taskherd.directory_file.document import Location
 from taskherd.directory_file.run import RunConfig
 
 MAX_POOL: Final = 64
+_MARKS: Final = frozenset("\u061c\u200e\u200f")
+_DIRECTIONS: Final = frozenset({"LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"})
+"""The classes of characters that, with ``_MARKS``, control the direction of text (Unicode Standard Annex 9)."""
 
 
 def _not_nil(value: UUID) -> UUID:
     if value.int == 0:
         raise ValueError("the nil UUID means no id; expected another UUID")
     return value
+
+
+def _visible(text: str) -> str:
+    """Return a text as it is; raise ``ValueError`` if a character in it can make it look like another."""
+    for character in text:
+        is_control = unicodedata.category(character) == "Cc" and character not in "\n\t"
+        if is_control or character in _MARKS or unicodedata.bidirectional(character) in _DIRECTIONS:
+            raise ValueError(f"has the control character U+{ord(character):04X}; expected a text without")
+    return text
 
 
 def _valid_run(run: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -28,7 +41,7 @@ def _valid_run(run: dict[str, JsonValue]) -> dict[str, JsonValue]:
 
 Id: TypeAlias = Annotated[UUID, AfterValidator(_not_nil)]
 Slug: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+(?:[-_.][A-Za-z0-9]+)*$", max_length=64)]
-Title: TypeAlias = Annotated[str, Field(max_length=64)]
+Title: TypeAlias = Annotated[str, Field(max_length=64), AfterValidator(_visible)]
 TargetName: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9-]+$", max_length=MAX_POOL)]
 Link: TypeAlias = Annotated[str, Field(max_length=2048)]
 
@@ -63,7 +76,7 @@ class PresetPart(DirectoryPart):
     """A preset: a named set of parameters."""
 
     id: Id
-    name: Annotated[str, Field(min_length=1, max_length=64)]
+    name: Annotated[Title, Field(min_length=1)]
     default: bool = False
     parameters: dict[str, JsonValue] = {}
 
@@ -85,7 +98,7 @@ class TemplatePart(DirectoryPart):
     name: Slug
     display_name: Title = ""
     icon: Link = ""
-    description: Annotated[str, Field(max_length=2000)] = ""
+    description: Annotated[str, Field(max_length=2000), AfterValidator(_visible)] = ""
     active_version: Id
     versions: Annotated[list[VersionPart], Field(min_length=1)]
 

@@ -223,15 +223,17 @@ class Settings(BaseSettings):
     log_bytes_rate: int = Field(
         256 * 1024,
         ge=1024,
-        description="Bytes per second that one agent may add to its task's log, after a burst of 4 times as many. What "
-        "an agent prints faster waits on the runner's disk; where that is full, the log says what was left out.",
+        description="Bytes per second that one agent may add to its task's log by its runner, and as many through each "
+        "API process, after a burst of 4 times as many. What an agent prints faster waits on the runner's disk; where "
+        "that is full, the log says what was left out.",
     )
     log_entries_rate: int = Field(
         50,
         ge=1,
         le=1_000_000,
-        description="Log entries per second that one agent may add to its task's log, after a burst of 4 times as "
-        "many. Reports of its state and usage that follow from its output count, too.",
+        description="Log entries per second that one agent may add to its task's log by its runner, and as many "
+        "through each API process, after a burst of 4 times as many. Reports of its state and usage that follow from "
+        "its output count, too.",
     )
 
     log_bytes_most: int = Field(
@@ -308,7 +310,8 @@ class Settings(BaseSettings):
         60.0,
         ge=0,
         le=1_000_000,
-        description="Sustained task creates per minute that one user may make; 0: limited only by the request rate.",
+        description="Sustained task creates per minute that one user may make through each API process; 0: limited "
+        "only by the request rate. TASKHERD_TASKS_RUNNING_MOST is one limit for all of them.",
     )
     api_create_burst: int = Field(
         60, ge=1, le=1_000_000, description="Number of tasks that one user may create in one burst."
@@ -323,7 +326,8 @@ class Settings(BaseSettings):
         10.0,
         ge=0,
         le=1_000_000,
-        description="Sustained requests per second that one agent may make with its token; 0: unlimited.",
+        description="Sustained requests per second that one agent may make with its token to each API process; "
+        "0: unlimited.",
     )
     api_agent_burst: int = Field(
         100, ge=1, le=1_000_000, description="Number of requests that one agent may make in one burst."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 from uuid import UUID
 
@@ -212,3 +213,40 @@ def test_both_loaders_find_the_same(monkeypatch: pytest.MonkeyPatch, loader: str
     assert problems("a: " + "[" * 20_000)[0].startswith(("line 1: more than 50", "line 1: not valid YAML: while incr"))
     found: list[Any] = problems(edited(("agent: stdio", "agent: stdoi")))
     assert found[0].startswith("line 22: templates[0].versions[0].run.agent")
+
+
+@pytest.mark.parametrize(
+    "character", ["\u061c", "\u200e", "\u200f", *map(chr, range(0x202A, 0x202F)), "\u2066", "\u2069"]
+)
+def test_no_name_can_look_like_another(character: str) -> None:
+    """Characters that control the direction of text are refused in each name that people read, with its line."""
+    tricky = json.dumps(f"evil{character}name")
+    found = problems(
+        edited(
+            ("name: acme}", f"name: acme, display_name: {tricky}}}"),
+            ("    username: bob\n", f"    username: bob\n    name: {tricky}\n"),
+            ("    name: claude\n", f"    name: claude\n    display_name: {tricky}\n    description: {tricky}\n"),
+            ("name: Default", f"name: {tricky}"),
+        )
+    )
+    assert len(found) == 5
+    assert all(f"has the control character U+{ord(character):04X}; expected a text without" in each for each in found)
+    assert [each.partition(":")[0] for each in found] == ["line 2", "line 10", "line 16", "line 17", "line 22"]
+
+
+def test_names_of_any_script_are_accepted() -> None:
+    """Right-to-left ones, and joiners that scripts and emoji need; a description has lines."""
+    names = [
+        "\u05e9\u05dc\u05d5\u05dd",
+        "\u0645\u0631\u062d\u0628\u0627",
+        "\u0915\u094d\u200d\u0937",
+        "\U0001f469\u200d\U0001f4bb",
+    ]
+    for name in names:
+        content = edited(
+            ("name: acme}", f'name: acme, display_name: "{name}"}}'),
+            ("    name: claude\n", f'    name: claude\n    description: "{name}\\n"\n'),
+        )
+        directory = parse(content.encode())
+        assert (directory.organizations[0].display_name, directory.templates[0].description) == (name, f"{name}\n")
+    assert len(problems(edited(("name: Default", 'name: "a\\x7fb"')))) == 1

@@ -12,7 +12,7 @@ import structlog
 
 from taskherd.api.context import LSN, ApiContext, RequestContext
 from taskherd.api.http import bodies, compression, errors
-from taskherd.api.http.auth import authenticate
+from taskherd.api.http.auth import authenticate, authenticate_again
 from taskherd.api.http.errors import HTTPError
 from taskherd.api.http.responses import BufferedResponse
 from taskherd.api.http.route import Route
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 MAX_QUERY_PARAMETERS: Final = 100
+SLOW_BODY: Final = 0.5
+"""Seconds after which a token is checked again before what came in the body takes effect."""
 _CLIENT_CLOSED_REQUEST: Final = 499
 """The status in logs and metrics of a request whose client disconnected (nginx uses the same)."""
 
@@ -78,7 +80,9 @@ class HttpEndpoint:
             await authenticate(request, route.auth, scope)
             bodies.check_length(request.headers, route.max_body)
             with route.admit(request):
-                return await self._handle(route, request, receive)
+                if route.body is not None:
+                    await self._read_body(route, request, scope, receive)
+                return await self._handle(route, request)
         except HTTPError as error:
             return error.response
         except (Unavailable, Retry, Misconfigured) as error:
@@ -93,11 +97,17 @@ class HttpEndpoint:
             log.exception("request failed", method=request.method, route=self._path)
             return errors.internal_error().response
 
-    async def _handle(self, route: Route, request: RequestContext, receive: Receive) -> BufferedResponse | Response:
-        """Read and validate the body, if the route has one, and call the handler."""
-        if route.body is not None:
-            body = await bodies.read(receive, self._api.settings.api_read_timeout, route.max_body)
-            request.body = bodies.parse(body, route.body)
+    async def _read_body(self, route: Route, request: RequestContext, scope: Scope, receive: Receive) -> None:
+        """Read and validate the body. Raise a 401 if the caller's token has ended while it came slowly."""
+        assert route.body is not None
+        began = time.monotonic()
+        body = await bodies.read(receive, self._api.settings.api_read_timeout, route.max_body)
+        if time.monotonic() - began > SLOW_BODY:
+            await authenticate_again(request, route.auth, scope)
+        request.body = bodies.parse(body, route.body)
+
+    async def _handle(self, route: Route, request: RequestContext) -> BufferedResponse | Response:
+        """Call the handler."""
         tracing = self._api.tracing
         with tracing.span("request", parent=extract(request.headers), method=request.method, route=self._path):
             response = await route.handler(request)
