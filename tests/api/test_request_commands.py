@@ -175,7 +175,7 @@ async def test_an_agent_asks_a_person(api_harness: ApiHarness) -> None:
         assert (await give(api_harness.carol, task_id, request_id, option_id="2")).status_code == 204
         assert await asking_ == {"state": "answered", "option": "The safe one", "text": None}
         asking_ = asyncio.create_task(call(client, "ask_person", question="And why?"))
-        second = await first_open(api_harness, task_id)
+        second = await first_open(api_harness, task_id, after=request_id)
         assert (await give(api_harness.alice, task_id, second, text="So")).status_code == 204
         assert await asking_ == {"state": "answered", "option": None, "text": "So"}
         refused = await client.call_tool(
@@ -185,10 +185,14 @@ async def test_an_agent_asks_a_person(api_harness: ApiHarness) -> None:
         assert "options" in str(refused.content)
 
 
-async def first_open(harness: ApiHarness, task_id: uuid.UUID) -> uuid.UUID:
-    """Wait until the task shows an open request, and return its id."""
-    await harness.worker.until(lambda: harness.worker.document(task_id).get("requests_open"))
-    return uuid.UUID(harness.worker.document(task_id)["requests"][0]["id"])
+async def first_open(harness: ApiHarness, task_id: uuid.UUID, after: uuid.UUID | None = None) -> uuid.UUID:
+    """Wait until the task shows an open request, another than ``after``, and return its id."""
+
+    def shown() -> list[str]:
+        return [each["id"] for each in harness.worker.document(task_id).get("requests", ()) if each["id"] != str(after)]
+
+    await harness.worker.until(shown)
+    return uuid.UUID(shown()[0])
 
 
 async def test_who_no_longer_waits_withdraws(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -220,13 +220,13 @@ async def test_a_queue_that_does_not_fit_refuses_its_runner(outside: Outside) ->
 async def test_a_name_that_a_runner_of_another_pool_uses_is_kept_for_it(outside: Outside) -> None:
     """As long as it consumes, and for a while longer."""
     outside.targets = WorkTargets(frozenset({"gpu", "arm"}), {}, {"r1": "gpu", "r2": "gpu"}, {})
-    outside.known.replace(outside.targets)
     outside.consumed = {NAMES.work_queue("r1")}
     refusals = await outside.work_queues.register([RunnerHello("r1", "arm"), RunnerHello("r2", "arm")], NOON)
     assert [refusal is None for refusal in refusals] == [False, True]
     assert ("touch", "r1", NOON) in outside.done
     assert ("touch", "r2", NOON) not in outside.done
     outside.done.clear()
+    outside.targets = WorkTargets(frozenset({"gpu", "arm"}), {}, {"r1": "gpu", "r2": "arm"}, {})
     outside.consumed = {NAMES.work_queue("r2")}
     assert await outside.work_queues.register([RunnerHello("r2", "arm")], NOON) == [None]
     assert "touch" not in {deed for deed, *_ in outside.done}

@@ -131,14 +131,12 @@ async def test_a_mass_loss_larger_than_a_sweep_is_held_once(
         tasks = [await harness.create() for _ in range(12)]
         await asyncio.gather(*(harness.make_active(task_id) for task_id in tasks))
         await heartbeat(harness, *tasks)
+        await harness.until(lambda: any(health(harness, task_id) == LOST for task_id in tasks))
+        held = harness.metric("taskherd_sweeps_held_total")
+        assert held > 0
         await harness.until(lambda: all(health(harness, task_id) == LOST for task_id in tasks))
-        assert harness.metric("taskherd_sweeps_held_total") > 0
+        assert harness.metric("taskherd_sweeps_held_total") == held
         assert harness.metric("taskherd_mass_silence_held") == 0
-        seconds = await harness.database.fetchval(
-            "SELECT EXTRACT(epoch FROM max(occurred_at) - min(occurred_at)) FROM task_events"
-            " WHERE cause ->> 'type' = 'agent.silent'"
-        )
-        assert seconds < 4
 
 
 async def test_a_worker_that_no_longer_sweeps_holds_no_mass_loss(start_worker: StartWorker) -> None:

@@ -251,6 +251,11 @@ async def test_a_sender_neither_takes_names_of_other_pools_nor_uses_up_all(
         queue = await outside.channel.get_queue(f"{outside.prefix}.work.consuming", ensure=False)
         tag = await queue.consume(outside._on_request)
         await outside.greet("restarting", "gpu")
+
+    async def nothing(_: work_queues.WorkQueues) -> None:
+        """Hellos come before a worker that has just started has read by itself which runners there are."""
+
+    monkeypatch.setattr(work_queues.WorkQueues, "declare_missing_once", nothing)
     async with running_worker(outside, report_senders=f"{api}=*,{thief}=default"):
         await outside.until_row("SELECT count(*) FROM runner_hellos", is_=3)
         assert "is there" in await refused("consuming")

@@ -147,8 +147,13 @@ class WorkQueues:
         return refusals
 
     async def _names_in_use(self, hellos: Sequence[RunnerHello]) -> set[str]:
-        """Return those of the names that runners of other pools have said before, and now consume with."""
+        """Return those of the names that runners of other pools have said before, and now consume with.
+
+        What other workers have heard is read first, and after a start also what this one had.
+        """
         known = self._context.known_runners
+        async with transaction(self._context.engine) as connection:
+            known.replace(await runners.targets(connection))
         names = {hello.runner for hello in hellos if known.is_of_another_pool(hello.runner, hello.pool)}
         in_use = set()
         for name in names:
