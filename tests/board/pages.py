@@ -95,16 +95,23 @@ class Page:
             raise AssertionError(f"no {text!r} within {within}: {await self.text('body')}") from None
 
     async def stop_following(self) -> None:
-        """Have the page follow no changes until it is told to."""
+        """Have the page follow no changes until it is told to: a tab that becomes visible would follow again."""
+        await self._block("*/watch*")
         await self.tab.evaluate("dispatchEvent(new PageTransitionEvent('pagehide')), 0")
 
     async def follow_again(self) -> None:
         """Have the page follow from where it stopped."""
+        await self._block()
         await self.tab.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true })), 0")
 
     async def follow_after_the_history_was_pruned(self) -> None:
         """Have the page follow again, from a position that the API does not know."""
+        await self._block()
         await self.tab.evaluate(_TOO_LATE)
+
+    async def _block(self, *urls: str) -> None:
+        await self.tab.call("Network.enable")
+        await self.tab.call("Network.setBlockedURLs", urls=[*urls])
 
     async def text(self, within: str = "#main") -> str:
         """Return what an element shows."""

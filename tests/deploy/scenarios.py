@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, TypeAlias
 from urllib.parse import urlsplit
@@ -13,6 +14,8 @@ import asyncpg
 import httpx
 
 from taskherd.dev import ports
+from taskherd.store import partitions
+from taskherd.store.tables import PARTITIONED
 from tests.harness.runner import RunnerHarness, runner_harness
 from tests.harness.scrapes import Scrape, ScrapedProcess, parse, series
 from tests.harness.tcp_proxy import TcpProxy
@@ -201,6 +204,10 @@ async def partition_is_locked(stage: Stage) -> list[Recording]:
     before = await worker.until(bool)
     backup = await asyncpg.connect(harness.urls[0], timeout=30, command_timeout=10)
     try:
+        last = f"{partitions.monday(datetime.now(UTC)) + timedelta(weeks=partitions.AHEAD):%Y%m%d}"
+        is_ahead = "SELECT bool_and(to_regclass(parent || '_p' || $2) IS NOT NULL) FROM unnest($1::text[]) AS parent"
+        while not await backup.fetchval(is_ahead, [*PARTITIONED], last):
+            continue  # until the worker has created its partitions: that would fail, too
         is_there = False
         while not is_there:  # unless the worker has dropped it in between
             await backup.execute("SELECT taskherd_add_partition('task_events', '2020-01-06')")

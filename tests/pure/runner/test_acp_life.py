@@ -303,16 +303,17 @@ async def test_a_start_that_ends_says_how(life: AcpLife) -> None:
 @pytest.mark.parametrize(
     ("shim", "answers", "was_given"),
     [
-        ("", False, False),
-        (".open", False, False),
-        (".failed", False, False),
-        (".done", False, True),
-        ("forgotten", False, True),
-        ("", True, True),
+        ("", "not", False),
+        (".open", "not", False),
+        (".failed", "not", False),
+        (".done", "not", True),
+        ("forgotten", "not", True),
+        ("", "unread", True),
+        ("", "read", True),
     ],
 )
 async def test_whether_an_agent_that_has_ended_was_given_its_prompt(
-    life: AcpLife, shim: str, *, answers: bool, was_given: bool
+    life: AcpLife, shim: str, answers: str, *, was_given: bool
 ) -> None:
     """The shim says so, or the agent's answer; else the next build gives it again."""
     await life.open()
@@ -324,8 +325,11 @@ async def test_whether_an_agent_that_has_ended_was_given_its_prompt(
         await life.step()
     elif shim:
         life.take(shim)
-    if answers:
+    if answers != "not":
         life.respond(number, stopReason="end_turn")
+    if answers == "read":  # before the shim has said that the prompt was written
+        await life.step()
+        assert not life.follower._turn.is_open
     await life.follower.conclude(ExitRecord("exited", code=3))
     assert life.context.journal.was_given("Do it") is was_given
 

@@ -208,7 +208,8 @@ class AcpFollower:
         was_given = given is not None and given not in self._connection.lines and ended.get(given, True)
         self._connection.close()
         await self._reading.read_rest()
-        if was_given or (turn is not None and not self._turn.is_open):
+        has_answered = self._turn.begun > 0 and not self._turn.is_open
+        if was_given or has_answered:
             self._context.conclude_prompt()
         self._requests.withdraw_all()
         self._conversation.end_turn()
