@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import asyncpg
@@ -38,9 +39,12 @@ async def _read_and_write(url: str, rounds: int = 30) -> None:
             return int((await connection.execute(text("SELECT CAST(:n AS int) + 1"), {"n": first})).scalar_one())
 
     async def read(number: int) -> int:
-        row = await reader.fetch_one("SELECT $1::int + 2", number)
-        assert row is not None
-        return int(row[0])
+        for _ in range(12):
+            with suppress(Unavailable):  # a connection took longer than a read waits for one
+                row = await reader.fetch_one("SELECT $1::int + 2", number)
+                assert row is not None
+                return int(row[0])
+        raise AssertionError("no connection within a minute")
 
     try:
         for number in range(rounds):
