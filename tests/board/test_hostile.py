@@ -41,7 +41,7 @@ DIRECTORY = {
         {
             "id": str(ALICE),
             "username": USER,
-            "name": f"{MARKUP} {BIDI}"[:64],
+            "name": MARKUP,
             "email": "alice@example.com",
             "avatar_url": "javascript:alert(1)",
             "organizations": {"acme": "admin", "o" * 64: "admin"},
@@ -72,7 +72,7 @@ DIRECTORY = {
             "id": str(TURNED_TEMPLATE),
             "organization": "acme",
             "name": "x" * 64,
-            "display_name": BIDI,
+            "display_name": "",
             "description": WORD,
             "active_version": str(TURNED_VERSION),
             "versions": [{"id": str(TURNED_VERSION), "name": "v1", "run": {"command": ["true"]}}],
@@ -124,11 +124,14 @@ LAID_OUT = "document.querySelectorAll('.entry').forEach((each) => (each.style.co
 
 
 async def apply(board: Board) -> None:
-    """Apply the directory, as ``taskherd directory apply`` does."""
+    """Apply the directory, as ``taskherd directory apply`` does, with names that it accepted once."""
     engine = open_engine(board.harness.worker.urls[0], size=1, application_name="tests")
     async with transaction(engine) as connection:
         await directory.apply(connection, parse(yaml.safe_dump(DIRECTORY).encode()), allow_deactivate=True)
     await dispose(engine)
+    database = board.harness.worker.database
+    await database.execute("UPDATE users SET name = $1 WHERE id = $2", f"{MARKUP} {BIDI}"[:64], ALICE)
+    await database.execute("UPDATE templates SET display_name = $1 WHERE id = $2", BIDI, TURNED_TEMPLATE)
 
 
 async def report(board: Board, task_id: uuid.UUID, state: str, message: str, uri: str = "") -> None:
