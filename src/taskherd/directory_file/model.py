@@ -24,7 +24,7 @@ def _not_nil(value: UUID) -> UUID:
     return value
 
 
-def _visible(text: str) -> str:
+def _no_control_characters(text: str) -> str:
     """Return a text as it is; raise ``ValueError`` if a character in it can make it look like another."""
     for character in text:
         is_control = unicodedata.category(character) == "Cc" and character not in "\n\t"
@@ -41,7 +41,7 @@ def _valid_run(run: dict[str, JsonValue]) -> dict[str, JsonValue]:
 
 Id: TypeAlias = Annotated[UUID, AfterValidator(_not_nil)]
 Slug: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+(?:[-_.][A-Za-z0-9]+)*$", max_length=64)]
-Title: TypeAlias = Annotated[str, Field(max_length=64), AfterValidator(_visible)]
+Title: TypeAlias = Annotated[str, Field(max_length=64), AfterValidator(_no_control_characters)]
 TargetName: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9-]+$", max_length=MAX_POOL)]
 Link: TypeAlias = Annotated[str, Field(max_length=2048)]
 
@@ -98,7 +98,7 @@ class TemplatePart(DirectoryPart):
     name: Slug
     display_name: Title = ""
     icon: Link = ""
-    description: Annotated[str, Field(max_length=2000), AfterValidator(_visible)] = ""
+    description: Annotated[str, Field(max_length=2000), AfterValidator(_no_control_characters)] = ""
     active_version: Id
     versions: Annotated[list[VersionPart], Field(min_length=1)]
 

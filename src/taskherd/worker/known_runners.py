@@ -1,9 +1,9 @@
 """Which runners work requests may go to: a report may name any, but not a pool, and no content leaves the task's pool.
 
-Otherwise a runner could put work into the queue of another pool, or of a runner of it, and be sent what agents of other
-pools are told. A runner that reports a task of another pool is asked to stop it, in a request that has only ids. So is
-the runner that claimed the task, in case the report was false. A provisioner that says no hello is not known, and gets
-the requests of its tasks by the name in its reports.
+Otherwise a runner could put work into the queue of another pool, or of one of its runners, and receive what agents of
+other pools are told. A runner that reports a task of another pool gets a request to stop it that contains only ids. The
+runner that claimed the task gets one too, in case the report was false. A provisioner that never says hello is unknown:
+requests for its tasks go to the name in its reports.
 """
 
 from __future__ import annotations

@@ -147,9 +147,9 @@ class WorkQueues:
         return refusals
 
     async def _names_in_use(self, hellos: Sequence[RunnerHello]) -> set[str]:
-        """Return those of the names that runners of other pools have said before, and now consume with.
+        """Return the names that a runner of another pool registered earlier and consumes under now.
 
-        What other workers have heard is read first, and after a start also what this one had.
+        The runners are read first: other workers may have registered some, and one that has just started knows none.
         """
         known = self._context.known_runners
         async with transaction(self._context.engine) as connection:

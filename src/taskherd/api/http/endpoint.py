@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 MAX_QUERY_PARAMETERS: Final = 100
 SLOW_BODY: Final = 0.5
-"""Seconds after which a token is checked again before what came in the body takes effect."""
+"""Seconds; if a body takes longer, the token is checked again before the request takes effect."""
 _CLIENT_CLOSED_REQUEST: Final = 499
 """The status in logs and metrics of a request whose client disconnected (nginx uses the same)."""
 
@@ -81,7 +81,7 @@ class HttpEndpoint:
             bodies.check_length(request.headers, route.max_body)
             with route.admit(request):
                 if route.body is not None:
-                    await self._read_body(route, request, scope, receive)
+                    request.body = bodies.parse(await self._read_body(route, request, scope, receive), route.body)
                 return await self._handle(route, request)
         except HTTPError as error:
             return error.response
@@ -97,17 +97,16 @@ class HttpEndpoint:
             log.exception("request failed", method=request.method, route=self._path)
             return errors.internal_error().response
 
-    async def _read_body(self, route: Route, request: RequestContext, scope: Scope, receive: Receive) -> None:
-        """Read and validate the body. Raise a 401 if the caller's token has ended while it came slowly."""
-        assert route.body is not None
+    async def _read_body(self, route: Route, request: RequestContext, scope: Scope, receive: Receive) -> bytes:
+        """Return the body. Raise a 401 if the caller's token ended while it came slowly."""
         began = time.monotonic()
         body = await bodies.read(receive, self._api.settings.api_read_timeout, route.max_body)
         if time.monotonic() - began > SLOW_BODY:
             await authenticate_again(request, route.auth, scope)
-        request.body = bodies.parse(body, route.body)
+        return body
 
     async def _handle(self, route: Route, request: RequestContext) -> BufferedResponse | Response:
-        """Call the handler."""
+        """Return the handler's response, with the position of what it wrote, compressed if the client accepts that."""
         tracing = self._api.tracing
         with tracing.span("request", parent=extract(request.headers), method=request.method, route=self._path):
             response = await route.handler(request)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Launcher:
-    """Starts one task's agents, and commands beside them; the journal has what must survive a restart of the runner."""
+    """Starts one task's agents, and commands beside them. The journal keeps what must survive a runner's restart."""
 
     def __init__(
         self,
