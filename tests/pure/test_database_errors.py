@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import asyncpg
 import pytest
 from sqlalchemy.exc import DBAPIError
@@ -45,20 +47,28 @@ def test_a_plan_from_before_a_migration_is_made_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"),
+    ("error", "words"),
     [
-        (ConnectionResetError("reset"), Unavailable), (TimeoutError(), Unavailable), (OSError("away"), Unavailable),
+        (ConnectionResetError("reset"), "ConnectionResetError: reset"), (OSError("away"), "OSError: away"),
+        (TimeoutError("late"), "TimeoutError: late"), (TimeoutError(), "no answer in time"),
         (ValueError("a bug"), None),
     ],
 )  # fmt: skip
-def test_an_error_without_a_code_may_be_a_lost_connection(error: Exception, kind: type[Exception] | None) -> None:
+def test_an_error_without_a_code_may_be_a_lost_connection(error: Exception, words: str | None) -> None:
     """Whatever it is wrapped in, a few levels deep; everything else is a bug."""
     wrapped = RuntimeError("outer")
     wrapped.__cause__ = error
     for each in (error, wrapped):
-        assert type(classify(each)) is (type(None) if kind is None else kind)
-    if kind is not None:
-        assert str(classify(wrapped)) == f"{type(error).__name__}: {error}"
+        found = classify(each)
+        assert type(found) is (type(None) if words is None else Unavailable)
+        assert words is None or str(found) == words
+
+
+def test_a_time_limit_is_told_and_not_the_cancellation_that_it_causes() -> None:
+    """An ``asyncio.timeout`` raises its error from that."""
+    error = TimeoutError()
+    error.__cause__ = asyncio.CancelledError()
+    assert str(classify(error)) == "no answer in time"
 
 
 def test_a_connection_that_sqlalchemy_gives_up_is_lost() -> None:

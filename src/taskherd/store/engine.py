@@ -210,8 +210,11 @@ def _classify_by_class(error: BaseException, code: str | None, message: str) -> 
 
 def _root_cause(error: BaseException) -> str:
     """Return the root cause in one line, without SQL and parameters, which may contain secrets."""
-    last = list(_causes(error))[-1]
-    return f"{type(last).__name__}: {(str(last).splitlines() or [''])[0][:200]}"
+    last = [cause for cause in _causes(error) if cause is error or not isinstance(cause, asyncio.CancelledError)][-1]
+    lines = str(last).splitlines()
+    if not lines and isinstance(last, TimeoutError):  # of a time limit here, which cancels what it waits for
+        return "no answer in time"
+    return f"{type(last).__name__}: {(lines or [''])[0][:200]}"
 
 
 def _is_stale_plan(error: BaseException, code: str | None) -> bool:
