@@ -116,6 +116,41 @@ async def test_a_hidden_tab_does_not_connect(board: Board) -> None:
     assert states == ["offline", "paused", "connecting", "offline"]
 
 
+_LEFT = """
+    const timers = [], fetched = [], states = [];
+    const real = { fetch: window.fetch, setTimeout: window.setTimeout };
+    const settled = () => new Promise((done) => real.setTimeout.call(window, done));
+    window.setTimeout = (run, ms) => timers.push({ run, ms });
+    const path = "/a/feed/of/this/test"; // the page reads other things meanwhile
+    const answer = ({ signal }) => new Response(new ReadableStream({
+      start: (stream) => (signal.onabort = () => stream.error(signal.reason)),
+    }));
+    window.fetch = async (url, options) => {
+      if (!String(url).includes(path)) throw new TypeError("Failed to fetch");
+      fetched.push(url);
+      const opened = answer(options);
+      dispatchEvent(new PageTransitionEvent("pagehide")); // the answer is there, but nobody has looked at it yet
+      return opened;
+    };
+    const leaving = new AbortController();
+    module.follow({ path: () => path, signal: leaving.signal, onChanges() {}, onState: (state) => states.push(state) });
+    while (!states.length) await settled();
+    for (let turn = 0; turn < 10; turn++) {
+      await settled();
+      for (const { run } of timers.splice(0)) run();
+    }
+    leaving.abort();
+    Object.assign(window, real);
+    return [fetched.length, states];
+"""
+
+
+async def test_a_page_that_is_left_while_its_stream_opens_does_not_connect_again(board: Board) -> None:
+    """It would keep a connection of a page that nobody sees."""
+    page = await board.open("/new")
+    assert await run(page, "feed.js", _LEFT) == [1, ["paused"]]
+
+
 _DOCUMENT = {
     "name": "Flaky-Checkout",
     "template_name": "Codex",

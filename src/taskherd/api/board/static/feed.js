@@ -144,6 +144,7 @@ class Feed {
       return;
     }
     try {
+      this.connection.signal.throwIfAborted(); // the page was left while the stream opened
       this.set("live");
       await api.readEvents(opened.value, {
         event: (name, data) => this.handle(name, data),
