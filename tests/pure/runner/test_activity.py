@@ -112,21 +112,15 @@ def test_the_agent_is_the_oldest_process_inside_of_its_sandbox() -> None:
 
 async def test_scans_are_shared_for_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many agents are looked at; a scan shows this process, and no zombies."""
-    scans = 0
-    scan = activity.scan
-
-    def counted() -> ProcessTable:
-        nonlocal scans
-        scans += 1
-        return scan()
-
-    monkeypatch.setattr(activity, "scan", counted)
     monitor, clock = ProcessMonitor(), [1_000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    for passed, expected in ((0.0, 1), (0.99, 1), (0.01, 2), (0.5, 2)):
+    latest = None
+    for passed, is_new in ((0.0, True), (0.99, False), (0.01, True), (0.5, False)):
         clock[0] += passed
-        await asyncio.gather(monitor.table(), monitor.table())
-        assert scans == expected
+        table, same = await asyncio.gather(monitor.table(), monitor.table())
+        assert table is same
+        assert (table is not latest) == is_new
+        latest = table
     table = await monitor.table()
     assert table.parents[os.getpid()] == os.getppid()
     assert table.ticks[os.getpid()] > 0

@@ -23,12 +23,15 @@ from taskherd.backoff import Backoff
 from taskherd.domain.command_results import NOT_FOUND, CommandRefused
 from taskherd.domain.commands import Delete, Interrupt, Pause, Resume, Send
 from taskherd.errors import TaskherdError, Unavailable
+from taskherd.messages.replies import decode_reply
 from taskherd.observability.failpoints import Failpoint
-from taskherd.store import task_actions
+from taskherd.store import command_log, task_actions
 from taskherd.store.engine import transaction
 from taskherd.store.task_actions import TaskResult
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from taskherd.api.context import ApiContext
     from taskherd.domain.commands import Command
     from taskherd.store.task_actions import ClaimedStep, PendingTask
@@ -139,17 +142,15 @@ class ActionExecutor:
         loop = asyncio.get_running_loop()
         started = loop.time()
         failure = EXPIRED if step.age > MAX_AGE else None if step.signed_in else SIGNED_OUT
+        if step.canceled or failure:
+            await _end(api, step, None if step.canceled else failure)
+            return
         async with transaction(api.engine) as connection:
-            if step.canceled or failure:
-                await task_actions.finish(connection, step.id, None if step.canceled else failure)
-                log.info("action ended", action_id=str(step.id), reason=failure or "canceled")
-                return
             tasks = await task_actions.pending(connection, step, self._step_size)
         deadline = loop.time() + self._command_timeout
         outcomes = await asyncio.gather(*(_result(api, step, task, deadline) for task in tasks))
         api.failpoint(Failpoint.ACTION_REPLIED)
-        for outcome in outcomes:
-            api.metrics.api_action_tasks.labels(ActionOutcome.of(outcome)).inc()
+        _count(api, outcomes)
         results = [outcome for outcome in outcomes if outcome is not None]
         failed = len(results) < len(tasks)
         seconds = _pause(step.failures if failed else None, len(tasks) / self._rate, loop.time() - started)
@@ -168,6 +169,32 @@ class ActionExecutor:
         now = asyncio.get_running_loop().time()
         while self._due and self._due[0] <= now:
             heapq.heappop(self._due)
+
+
+async def _end(api: ApiContext, step: ClaimedStep, failure: str | None) -> None:
+    """Finish an action that sends no more commands, with the results of those that it has sent without a result.
+
+    They are among the first pending tasks, because each step begins with those that the one before has left.
+    """
+    async with transaction(api.engine) as connection:
+        tasks = {
+            _command_id(step, task.task_id): task for task in await task_actions.pending(connection, step, MAX_STEP)
+        }
+        executed = await command_log.find(connection, list(tasks))
+        action = ActionType(step.action)
+        results = [
+            _task_result(action, tasks[command_id].ordinal, decode_reply(command.reply.encode()))
+            for command_id, command in executed.items()
+        ]
+        await task_actions.save(connection, step, results, failed=False, delay=timedelta())
+        await task_actions.finish(connection, step.id, failure)
+    _count(api, results)
+    log.info("action ended", action_id=str(step.id), reason=failure or "canceled")
+
+
+def _count(api: ApiContext, results: Iterable[TaskResult | None]) -> None:
+    for result in results:
+        api.metrics.api_action_tasks.labels(ActionOutcome.of(result)).inc()
 
 
 def _pause(failures: int | None, paced: float, elapsed: float) -> float:
@@ -192,15 +219,25 @@ async def _result(api: ApiContext, step: ClaimedStep, task: PendingTask, deadlin
     except Unavailable as error:
         log.warning("command of an action was not confirmed, it is repeated", reason=str(error))
         return None
+    return _task_result(action, task.ordinal, result)
+
+
+def _task_result(action: ActionType, ordinal: int, result: object) -> TaskResult:
+    """Return what became of a task, by what its command resulted in."""
     if isinstance(result, CommandRefused):
         detail = None if result.detail is None else result.detail[:_MAX_DETAIL]
-        return TaskResult(task.ordinal, result.status, result.message[:_MAX_DETAIL], detail)
-    return TaskResult(task.ordinal, 204 if action is ActionType.SEND else 202)
+        return TaskResult(ordinal, result.status, result.message[:_MAX_DETAIL], detail)
+    return TaskResult(ordinal, 204 if action is ActionType.SEND else 202)
+
+
+def _command_id(step: ClaimedStep, task_id: UUID) -> UUID:
+    """Return the id of the command for one task, which is always the same."""
+    return uuid5(step.id, str(task_id))
 
 
 def _command(step: ClaimedStep, action: ActionType, task_id: UUID) -> Command:
-    """Return the command for one task, always with the same id."""
-    command_id = uuid5(step.id, str(task_id))
+    """Return the command for one task."""
+    command_id = _command_id(step, task_id)
     match action:
         case ActionType.PAUSE:
             return Pause(command_id=command_id, task_id=task_id, actor_id=step.user_id)
