@@ -114,7 +114,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--arrays", action="store_true", help="profile: send reports in arrays of 100")
     parser.add_argument("--acp", action="store_true", help="agents: agents that speak ACP instead of stdio ones")
     parser.add_argument("--minutes", type=float, metavar="N", default=HOUR, help="sustained: duration (60)")
-    parser.add_argument("--rate", type=int, metavar="N", default=1_000, help="sustained: reports per second (1000)")
+    parser.add_argument("--rate", type=int, metavar="N", help="sustained, million: reports per second (1000, 15000)")
     parser.add_argument("--checkout", type=Path, metavar="DIR", help="compare, steady: the other checkout")
     parser.add_argument("--pairs", type=int, metavar="N", default=5, help="compare: pairs of runs (5)")
     arguments = parser.parse_args(words)

@@ -1,8 +1,12 @@
-"""A million tasks and leases in the real tables, beside 15,000 reports/s: the workers, sweeper and counts at work."""
+"""A million tasks and leases in the real tables, beside 15,000 reports/s: the workers, sweeper and counts at work.
+
+A slower machine takes ``--rate``: everything lasts longer then, so that each agent still reports before it is lost.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import statistics
 import time
@@ -62,6 +66,11 @@ class Scale:
     lost_after: int
     seconds: int
 
+    def at(self, rate: int) -> Scale:
+        """Return the same at another rate."""
+        factor = self.rate / rate
+        return Scale(self.tasks, rate, math.ceil(self.lost_after * factor), math.ceil(self.seconds * factor))
+
 
 FULL = Scale(1_000_000, rate=15_000, lost_after=480, seconds=600)
 QUICK = Scale(20_000, rate=3_000, lost_after=60, seconds=90)
@@ -75,10 +84,20 @@ class Samples:
     pending: list[int] = field(default_factory=list)
     waiting: list[int] = field(default_factory=list)
 
+    @property
+    def latest(self) -> str:
+        """The latest sample in words."""
+        return (
+            f"{self.waiting[-1]:,} arrays wait, the index lacks {self.pending[-1]:,} changes, "
+            f"totals took {self.totals[-1] * 1e3:.0f} ms"
+        )
+
 
 async def measure(run: Run) -> str:
     """Return the figures, one to a line. The run fails if other agents are found lost than the silent ones."""
     scale = QUICK if run.options.quick else FULL
+    if run.options.rate is not None:
+        scale = scale.at(run.options.rate)
     services = run.services
     work = Workload(scale.tasks - SILENT, scale.rate * scale.seconds, arrays=True)
     run.log(f"{scale.tasks:,} tasks, {scale.rate:,} reports/s for {scale.seconds} s, lost after {scale.lost_after} s")
@@ -130,9 +149,16 @@ async def _under_load(run: Run, admin: asyncpg.Connection, scale: Scale, work: W
             while not publishing.done():
                 await asyncio.wait([publishing], timeout=EVERY)
                 await _sample(samples, admin, pool, channel)
+                run.log(f"after {time.monotonic() - began:.0f} s: {samples.latest}")
             await publishing
             percentiles = reader.percentiles()
-            await _until_empty(channel)
+            try:
+                await _until_empty(channel)
+            except TimeoutError:
+                run.fail(
+                    f"{await _waiting(channel)} arrays waited {DRAINS_WITHIN:g} s after the last one: a lower --rate"
+                )
+                raise
             seconds = time.monotonic() - began
             await wait_published(services)
             after = (_cpu(process), database_cpu(server), await _wal(admin))

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     from benchmarks.harness.run import Run
 
+RATE = 1_000
+"""Reports per second, unless the command line says another rate."""
+
 EVERY = 15.0
 """Seconds between two samples."""
 
@@ -99,7 +102,7 @@ class Reader:
 
 async def measure(run: Run) -> str:
     """Return the table; the run fails if memory, file descriptors or idle transactions grow."""
-    services, minutes, rate = run.services, run.options.minutes, run.options.rate
+    services, minutes, rate = run.services, run.options.minutes, run.options.rate or RATE
     work = Workload(TASKS, int(rate * minutes * 60))
     run.log(f"{rate:,} reports/s for {minutes:g} min: {work.description}")
     await services.prepare(work)

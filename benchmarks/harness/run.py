@@ -22,7 +22,7 @@ class Options:
     quick: bool
     arrays: bool
     minutes: float
-    rate: int
+    rate: int | None
     acp: bool
     checkout: Path | None
     pairs: int
