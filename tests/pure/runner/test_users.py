@@ -7,6 +7,7 @@ import os
 import pwd
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -166,6 +167,34 @@ def test_a_user_belongs_to_one_task(machine: Machine, users: AgentUsers) -> None
         users.assign(TASKS[3])
     machine.alive = []
     assert users.assign(TASKS[3]) == LAST
+
+
+def test_two_tasks_that_start_together_have_no_user_in_common(
+    users: AgentUsers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second looks for one while the first looks whether the last free one still has processes."""
+    for number, task in enumerate(TASKS[:3]):
+        users.hold(task, FIRST + 1 + number)
+    found: list[int | str] = []
+
+    def assign(task: UUID) -> None:
+        try:
+            found.append(users.assign(task))
+        except Unavailable:
+            found.append("none is free")
+
+    second = threading.Thread(target=assign, args=[TASKS[4]])
+
+    def living(_uid: int) -> int:
+        if second.ident is None:
+            second.start()
+            second.join(0.5)  # it waits for the first one, which nobody sees
+        return 0
+
+    monkeypatch.setattr(privileges, "living", living)
+    assign(TASKS[3])
+    second.join()
+    assert found == [LAST, "none is free"]
 
 
 def test_the_processes_of_a_user_are_killed(machine: Machine, users: AgentUsers) -> None:

@@ -8,6 +8,7 @@ import pwd
 import secrets
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -37,6 +38,7 @@ class AgentUsers:
         self.killer_uid = first
         self._uids = range(first + 1, last + 1)
         self._held: dict[UUID, int] = {}
+        self._assigning = threading.Lock()
         self._next = secrets.randbelow(len(self._uids))  # so that a user is not soon used again after a restart
 
     def __str__(self) -> str:
@@ -74,19 +76,25 @@ class AgentUsers:
             self._held[task_id] = uid
 
     def assign(self, task_id: UUID) -> int:
-        """Return the task's user, a free one if it has none. Raise ``Unavailable`` if none is free."""
-        if task_id not in self._held:
-            held = set(self._held.values())
-            for _ in self._uids:
-                uid = self._uids[self._next]
-                self._next = (self._next + 1) % len(self._uids)
-                if uid not in held and not privileges.living(uid):
-                    self._held[task_id] = uid
-                    break
-            else:
-                used = f"all {len(self._uids)} users in TASKHERD_RUNNER_AGENT_UIDS are in use"
-                raise Unavailable(f"{used}; widen the range or delete tasks")
-        return self._held[task_id]
+        """Return the task's user, a free one if it has none. Raise ``Unavailable`` if none is free.
+
+        Tasks that start at the same time, each in a thread of its own, are given theirs one after the other.
+        """
+        with self._assigning:
+            if task_id not in self._held:
+                self._held[task_id] = self._free()
+            return self._held[task_id]
+
+    def _free(self) -> int:
+        """Return a user that no task has and of which no process is left."""
+        held = set(self._held.values())
+        for _ in self._uids:
+            uid = self._uids[self._next]
+            self._next = (self._next + 1) % len(self._uids)
+            if uid not in held and not privileges.living(uid):
+                return uid
+        used = f"all {len(self._uids)} users in TASKHERD_RUNNER_AGENT_UIDS are in use"
+        raise Unavailable(f"{used}; widen the range or delete tasks")
 
     def release(self, task_id: UUID) -> None:
         """Free the user of a task of which nothing is left."""
