@@ -325,10 +325,10 @@ class Shim:
         """
         self._unwritten = self._output.write(self._unwritten, beyond_limit=beyond_limit)
         chunks, most = 0, self._chunks_in_pipes() if beyond_limit else _CHUNKS_AT_ONCE
-        while not self._unwritten and chunks < most:
-            chunk = self._read("_output_read")
-            self._unwritten = self._output.write(chunk, beyond_limit=beyond_limit)
-            log = self._read("_log_read")
+        while chunks < most:
+            chunk = b"" if self._unwritten else self._read("_output_read")
+            self._unwritten = self._unwritten or self._output.write(chunk, beyond_limit=beyond_limit)
+            log = self._read("_log_read")  # also while the output has no room: it is polled, and has room of its own
             self._log.write(log)
             if not chunk and not log:
                 return

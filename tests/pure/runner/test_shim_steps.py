@@ -256,6 +256,24 @@ def test_output_without_room_is_not_waited_for(world: World) -> None:
     os.close(output)
 
 
+def test_a_log_is_recorded_while_the_output_has_no_room(world: World) -> None:
+    """Otherwise what waits there would end each wait at once: the shim would use a whole core."""
+    made = world.shim(protocol=True)
+    made._output_read, output = os.pipe2(os.O_NONBLOCK)
+    made._log_read, log = os.pipe2(os.O_NONBLOCK)
+    os.write(output, b"x" * 1000)
+    os.write(log, b"why")
+    made._pump(None)
+    os.write(log, b" it hangs")
+    made._pump(None)
+    assert made._unwritten
+    assert b"".join(path.read_bytes() for path in sorted((world.folder / "log").iterdir())) == b"why it hangs"
+    with pytest.raises(BlockingIOError):
+        os.read(made._log_read, 1)
+    os.close(output)
+    os.close(log)
+
+
 def test_pipes_that_have_ended_are_closed(world: World) -> None:
     """So that waiting for them does not end at once for ever; what they held is recorded."""
     made = world.shim(max_segments=100)
