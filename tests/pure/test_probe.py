@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from base64 import b64encode
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 import pytest
@@ -180,3 +180,30 @@ async def test_queues_are_drained_since_the_first_probe_that_came_back(
     assert waits == [1.75] * 6
     assert broker.value("probe_seconds_count") == 4
     assert broker.value("probe_seconds_sum") == 1
+
+
+async def test_a_pause_of_the_worker_itself_is_an_interruption(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the next probes come back: heartbeats may wait where the worker has not read them yet."""
+    seconds = 1000.0
+    gaps = [2.0, 4.75, 5.25, 1.0]
+    shown: list[tuple[datetime | None, datetime | None]] = []
+
+    async def once(_queues: Sequence[str], timeout: float) -> bool:  # noqa: ASYNC109 - that of a probe
+        return timeout == 3
+
+    async def sleep(_wait: float) -> None:
+        nonlocal seconds
+        if not gaps:
+            raise RuntimeError("the end")
+        back, gap = broker.probe.drained_since, gaps.pop(0)
+        broker.now += timedelta(seconds=gap)
+        seconds += gap
+        shown.append((back, broker.probe.drained_since))
+
+    monkeypatch.setattr(broker.probe, "probe_once", once)
+    monkeypatch.setattr(probe_module, "monotonic", lambda: seconds)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    with pytest.raises(RuntimeError, match="the end"):
+        await broker.probe.send_probes(2, 3, QUEUES)
+    again = NOON + timedelta(seconds=12)
+    assert shown == [(NOON, NOON), (NOON, NOON), (NOON, None), (again, again)]

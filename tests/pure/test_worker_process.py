@@ -123,7 +123,8 @@ async def test_a_lost_connection_interrupts_what_is_known_of_the_broker() -> Non
     """Reports may wait in its queues, and another broker may lack what was declared."""
     worker = make_worker()
     probe: Any = worker.probe
-    probe.drained_since = NOON
+    probe.note_drained()
+    assert probe.drained_since is not None
     worker._topology._due.clear()
     worker._work_queues._declared.add("r1")
     worker._connections._on_down()
@@ -134,9 +135,10 @@ async def test_a_lost_connection_interrupts_what_is_known_of_the_broker() -> Non
 async def test_only_what_may_delay_reports_interrupts_the_drained_time() -> None:
     """An error that is retried does, a message that is not confirmed does not."""
     worker = make_worker()
-    worker.probe.drained_since = NOON
+    worker.probe.note_drained()
+    since = worker.probe.drained_since
     worker._context.on_unconfirmed("a queue is full")
-    assert worker.probe.drained_since == NOON
+    assert (worker.probe.drained_since, since is None) == (since, False)
     worker._context.on_error("no database")
     assert worker.probe.drained_since is None
 
@@ -147,7 +149,9 @@ async def test_a_worker_is_ready_and_drained_while_it_consumes_everything(
 ) -> None:
     """Deliveries in flight are those that wait and those in progress."""
     worker = make_worker()
-    worker.probe.drained_since = NOON
+    worker.probe.note_drained()
+    since = worker.probe.drained_since
+    assert since is not None
     for name, buffered in (("_reports", 3), ("_commands", 50), ("_claims", 500)):
         monkeypatch.setattr(worker, name, SimpleNamespace(consuming=name != idle, buffered=buffered))
     monkeypatch.setattr(worker, "_report_consumer", SimpleNamespace(in_flight=4))
@@ -160,7 +164,7 @@ async def test_a_worker_is_ready_and_drained_while_it_consumes_everything(
     await asyncio.wait({updating})
     reason = "not consuming" if idle else None
     assert worker._readiness._reasons == {"broker": "not known yet", "consumers": reason}
-    assert worker.probe.drained_since == (None if idle else NOON)
+    assert worker.probe.drained_since == (None if idle else since)
     value = worker.metrics.registry.get_sample_value
     assert (value("taskherd_in_flight_deliveries"), value("taskherd_database_connections_in_use")) == (7, 6)
 

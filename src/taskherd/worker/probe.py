@@ -2,12 +2,13 @@
 
 The worker that receives a probe replies to its sender, after everything before the probe is committed; to itself
 without a message. The queues are drained while every probe comes back in time; after an interruption, ``drained_since``
-is reset.
+is reset. A pause of this process is one, too: a frozen process leaves what it has been delivered in its sockets.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from time import monotonic
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -60,7 +61,16 @@ class Probe:
         self._now = now
         self._on_missing = on_missing
         self._waiting: dict[str, asyncio.Future[None]] = {}
-        self.drained_since: datetime | None = None
+        self._drained_since: datetime | None = None
+        self._back_at = -math.inf
+        """The monotonic time at which the latest probes came back."""
+        self._longest_gap = math.inf
+        """The seconds after which the next ones have come back, or are missing, unless this process was paused."""
+
+    @property
+    def drained_since(self) -> datetime | None:
+        """Since when the queues have been drained; None if they are not, or this process was paused a moment ago."""
+        return None if monotonic() - self._back_at > self._longest_gap else self._drained_since
 
     def reply(self, delivery: Delivery) -> None:
         """Reply to a probe that was received."""
@@ -70,8 +80,14 @@ class Probe:
 
     def reset(self) -> None:
         """Reset ``drained_since`` after an interruption."""
-        self.drained_since = None
+        self._drained_since = None
         self._metrics.drained.set(0)
+
+    def note_drained(self) -> None:
+        """Note that all probes have come back."""
+        self._drained_since = self.drained_since or self._now()
+        self._back_at = monotonic()
+        self._metrics.drained.set(1)
 
     def _receive_reply(self, delivery: Delivery) -> None:
         self._resolve(delivery.correlation_id)
@@ -87,12 +103,12 @@ class Probe:
 
     async def send_probes(self, every: float, timeout: float, queues: Sequence[str]) -> None:  # noqa: ASYNC109 - a limit
         """Probe all report queues ``every`` seconds; each probe must come back within ``timeout`` seconds."""
+        self._longest_gap = every + timeout
         while True:
             started_at = monotonic()
             if await self.probe_once(queues, timeout):
                 self._metrics.probe_seconds.observe(monotonic() - started_at)
-                self.drained_since = self.drained_since or self._now()
-                self._metrics.drained.set(1)
+                self.note_drained()
             else:
                 self.reset()
                 await self._on_missing()
