@@ -408,7 +408,8 @@ async def test_silent_agents_are_checked_range_by_range(
     assert drained.leases.continued == continued
     watermark = NOON - HOUR
     checked = [checks for checks in drained.checks if checks]
-    assert {check for checks in checked for check in checks.values()} <= {TimerCheck(watermark)}
+    expected = TimerCheck(watermark, silence_counted_at=NOON)
+    assert {check for checks in checked for check in checks.values()} <= {expected}
     assert [task_id for checks in checked for task_id in checks] == [
         task_id for each in drained.leases.sample.ranges for task_id in each.silent
     ]

@@ -178,7 +178,7 @@ def apply_timer_check(update: TaskUpdate, check: TimerCheck, now: datetime, cont
     if task is not None and check.erase and task.deleted_at is not None and task.erased_at is None:
         task = update.task = erasure.erase(task, now)
         update.erased = True
-    if task is None or check.watermark is None:
+    if task is None or check.watermark is None or _is_late(check, now):
         return
     for input_id in check.expired_inputs:
         _expire(update, input_id, now, context)
@@ -205,6 +205,11 @@ def apply_timer_check(update: TaskUpdate, check: TimerCheck, now: datetime, cont
             update.note_cause(Cause("sweep", "agent.interrupt_expired"))
         after = checked
     update.task = replace(task, state=after)
+
+
+def _is_late(check: TimerCheck, now: datetime) -> bool:
+    """Return whether the sweep of a check was so long ago that its watermark says nothing about what has come since."""
+    return check.silence_counted_at is not None and now - check.silence_counted_at > liveness.MAX_SKEW
 
 
 def _expire(update: TaskUpdate, input_id: UUID, now: datetime, context: UpdateContext) -> None:

@@ -218,9 +218,9 @@ class Sweeper:
             self._mark_mass_held(held=False)  # believed, and so is the rest of it, which the next sweeps read
         else:
             self._end_mass_hold()
-        await self._check_sample(sample, watermark)
+        await self._check_sample(sample, TimerCheck(watermark, silence_counted_at=now))
 
-    async def _check_sample(self, sample: LeaseSample, watermark: datetime) -> None:
+    async def _check_sample(self, sample: LeaseSample, check: TimerCheck) -> None:
         """Check the silent agents of a sample, range by range, and continue there in the next sweep."""
         waiting: list[UUID] = []
         until = monotonic() + CHECK_TIME
@@ -229,7 +229,7 @@ class Sweeper:
             if len(waiting) >= MAX_TASKS or number == len(sample.ranges):
                 for start in range(0, len(waiting), MAX_TASKS):
                     part = waiting[start : start + MAX_TASKS]
-                    await self._timer_checks.run({task_id: TimerCheck(watermark) for task_id in part})
+                    await self._timer_checks.run(dict.fromkeys(part, check))
                 waiting = []
                 self._leases.continue_at(each.next_position)
                 if monotonic() > until:

@@ -97,6 +97,18 @@ def test_an_agent_that_was_not_overdue_at_the_last_count_is_not_lost() -> None:
     assert not found_silent(overdue, TimerCheck(None))
 
 
+def test_a_check_that_comes_late_judges_nothing() -> None:
+    """Heartbeats may have come since its sweep that look to it as if a wrong clock had stamped them."""
+    counted = NOON + 31 * SECOND
+    check = TimerCheck(WATERMARK, silence_counted_at=counted)
+    assert found_silent(counted + 30 * SECOND, check)
+    assert not found_silent(counted + 30 * SECOND + timedelta.resolution, check)
+    alive = new_update(running(unchanged_core()))
+    apply_report(alive, heartbeat(seq=9), counted + 31 * SECOND, context())
+    apply_timer_check(alive, check, counted + 32 * SECOND, context())
+    assert alive.existing_task.state.silence is None
+
+
 def test_each_report_has_an_outcome() -> None:
     """A report is applied, stale, a conflict, out of range or a tombstone; only an applied one changes the task."""
     update = new_update(active(unchanged_core()))
