@@ -140,6 +140,10 @@ SELECT task_id FROM task_deadlines WHERE due_at <= :now ORDER BY due_at LIMIT :l
 """)
 
 
+UNLOCKED: Final = text("""
+SELECT id FROM tasks WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE SKIP LOCKED
+""")
+
 POSTPONE: Final = text("UPDATE task_deadlines SET due_at = :until WHERE task_id = :task_id AND due_at < :until")
 
 
@@ -154,6 +158,11 @@ async def lock(connection: AsyncConnection, ids: Sequence[UUID]) -> list[StoredT
     rows = await LOCK.fetch(connection, {"ids": ids})
     prompts = await _further_prompts(connection, [row[_ID] for row in rows if row[_PROMPT] is None])
     return [_from_row(row, prompts) for row in rows]
+
+
+async def lock_unlocked(connection: AsyncConnection, ids: Collection[UUID]) -> frozenset[UUID]:
+    """Lock those of the tasks that no other transaction has locked, without waiting, and return their ids."""
+    return frozenset((await connection.execute(UNLOCKED, {"ids": sorted(ids)})).scalars())
 
 
 def _from_row(row: Sequence[Any], prompts: dict[UUID, str]) -> StoredTask:

@@ -1,4 +1,4 @@
-"""Reconcile the timer checks of many tasks together; one that fails keeps no other from being checked."""
+"""Reconcile the timer checks of many tasks together; one that fails, or is locked, delays no other."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from taskherd.errors import Retry
 from taskherd.store import tasks
 from taskherd.store.engine import PromptSizeError, StatementTimeout, transaction
 from taskherd.worker.batch import MESSAGE_ERRORS, Batch
@@ -25,6 +26,9 @@ log = structlog.get_logger(__name__)
 
 RETRY_AFTER = timedelta(minutes=5)
 """Time until a task whose check failed is checked again."""
+
+LOCKED_RETRY_AFTER = timedelta(seconds=5)
+"""Time until a task that another transaction kept locked is checked again."""
 
 MAX_FAILED = 10_000
 """Maximum number of such tasks that are remembered; further ones may be checked earlier."""
@@ -47,7 +51,7 @@ class TimerChecks:
         self._context = context
         self._relay = relay
         self._failed: dict[UUID, float] = {}
-        """The tasks whose check failed, the earliest first, each with the monotonic time of its next check."""
+        """The tasks whose check failed, or that were locked, each with the monotonic time of its next check."""
         self._part = MAX_PART
         """Number of tasks that are checked together now: fewer while that takes too long."""
         self._grow_at = 0.0
@@ -73,10 +77,18 @@ class TimerChecks:
             self._part, self._grow_at = min(2 * self._part, MAX_PART), now + GROW_AFTER
         return succeeded
 
-    async def _run(self, checks: Mapping[UUID, TimerCheck]) -> int:
-        """Reconcile checks, at least one. A batch that fails is halved until the tasks that fail are found."""
+    async def _run(self, checks: Mapping[UUID, TimerCheck], *, without_locked: bool = True) -> int:
+        """Reconcile checks, at least one. A batch that fails is halved until the tasks that fail are found.
+
+        With ``without_locked`` it goes on without the tasks that another transaction keeps locked.
+        """
         try:
             await self._reconcile(checks)
+        except Retry as error:
+            if not without_locked:
+                raise
+            unlocked = await self._leave_out_locked(checks, error)
+            return await self._run(unlocked, without_locked=False) if unlocked else 0
         except StatementTimeout as error:
             if len(checks) > 1:
                 self._part, self._grow_at = len(checks) // 2, monotonic() + GROW_AFTER
@@ -94,6 +106,18 @@ class TimerChecks:
         else:
             self._timeouts = {task_id: count for task_id, count in self._timeouts.items() if task_id not in checks}
         return len(checks)
+
+    async def _leave_out_locked(self, checks: Mapping[UUID, TimerCheck], error: Retry) -> Mapping[UUID, TimerCheck]:
+        """Return the checks without those of locked tasks; raise ``error`` if none is locked: all may succeed now."""
+        async with transaction(self._context.engine) as connection:
+            unlocked = await tasks.lock_unlocked(connection, checks.keys())
+        if len(unlocked) == len(checks):
+            raise error
+        locked = [task_id for task_id in checks if task_id not in unlocked]
+        log.warning("tasks are locked, their timers wait", count=len(locked), task_id=str(locked[0]), reason=str(error))
+        for task_id in locked:
+            self._check_after(task_id, LOCKED_RETRY_AFTER)
+        return {task_id: check for task_id, check in checks.items() if task_id in unlocked}
 
     async def _note_timeout(self, task_id: UUID, error: StatementTimeout) -> int:
         """Postpone a task whose check takes too long once others do not, or it has too often; else raise ``error``."""
@@ -118,12 +142,15 @@ class TimerChecks:
         """Have the task checked again after ``RETRY_AFTER``, so that it does not keep others from being found due."""
         log.warning("timer check failed, postponed", task_id=str(task_id), reason=repr(error)[:200])
         self._context.metrics.timer_checks_failed.inc()
+        self._check_after(task_id, RETRY_AFTER)
+        async with transaction(self._context.engine) as connection:
+            await tasks.postpone(connection, task_id, self._context.now() + RETRY_AFTER)
+
+    def _check_after(self, task_id: UUID, wait: timedelta) -> None:
         self._failed.pop(task_id, None)
         if len(self._failed) >= MAX_FAILED:
             del self._failed[next(iter(self._failed))]
-        self._failed[task_id] = monotonic() + RETRY_AFTER.total_seconds()
-        async with transaction(self._context.engine) as connection:
-            await tasks.postpone(connection, task_id, self._context.now() + RETRY_AFTER)
+        self._failed[task_id] = monotonic() + wait.total_seconds()
 
     def _has_failed(self, task_id: UUID, now: float) -> bool:
         retry_at = self._failed.get(task_id)
