@@ -5,12 +5,32 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 
-from taskherd.store.engine import IDLE_IN_TRANSACTION
+import aio_pika
+import pytest
+from aio_pika.abc import AbstractQueue
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from taskherd.broker.topology import TopologyNames
+from taskherd.errors import Unavailable
+from taskherd.store import parked_reports
+from taskherd.store.engine import IDLE_IN_TRANSACTION, transaction
+from taskherd.store.task_creation import insert_tasks
+from taskherd.store.tasks import StoredTask
 from taskherd.worker.maintenance import MAX_EXPIRED
+from tests.harness.tasks import make_task
 from tests.harness.tcp_proxy import TcpProxy, through
 from tests.harness.worker import ALICE, WorkerHarness, build_report, make_report, running_worker
-from tests.worker.conftest import StartWorker
+from tests.worker.conftest import PARKED, StartWorker, noted_statements
+
+NOW = datetime(2026, 3, 5, 12, tzinfo=UTC)
+MOMENT = timedelta.resolution
+TOO_LATE = "The task was not created in time."
+REJECTED = "The create of the task rejected the report."
+OUT_OF_RANGE = "The build number is more than 1,000 above the highest one that the worker requested."
+MIB = 1024 * 1024
 
 
 async def test_parked_reports_are_folded_with_the_create(harness: WorkerHarness) -> None:
@@ -130,3 +150,149 @@ async def test_parked_reports_expire_although_confirms_are_slow(external: Worker
             )
     finally:
         await proxy.stop()
+
+
+def numbered(*numbers: int) -> dict[uuid.UUID, str]:
+    """Return a report with each number, of a task of its own."""
+    return {uuid.uuid4(): f'{{"n":{number}}}' for number in numbers}
+
+
+async def park(
+    harness: WorkerHarness, reports: Mapping[uuid.UUID, str], age: timedelta = PARKED + MOMENT
+) -> list[uuid.UUID]:
+    """Store reports of tasks that were parked so long ago, and return the tasks' ids."""
+    rows = [parked_reports.ReportToPark(task_id, NOW - age, report) for task_id, report in reports.items()]
+    async with transaction(harness.worker._engine) as connection:
+        assert await parked_reports.park(connection, rows, 1) == []
+    return list(reports)
+
+
+async def still_parked(harness: WorkerHarness) -> set[uuid.UUID]:
+    """Return the tasks of which reports are parked."""
+    return {row["task_id"] for row in await harness.database.fetch("SELECT task_id FROM parked")}
+
+
+async def counted_letters(harness: WorkerHarness) -> list[tuple[datetime, str, int]]:
+    """Have the worker write how many letters it counted in which hour and for which reason, and return that."""
+    await harness.worker._context.rates.write_once(harness.worker._engine)
+    rows = await harness.database.fetch("SELECT hour, reason, letters FROM dead_letter_rates ORDER BY hour, reason")
+    return [tuple(row) for row in rows]
+
+
+async def test_reports_that_expire_are_dead_letters(resting: WorkerHarness) -> None:
+    """Each says of which task, why and when, and is counted; while there is none, a single statement finds that out."""
+    (young,) = await park(resting, numbered(0), age=PARKED)
+    with noted_statements(resting) as noted:
+        assert await resting.worker._maintenance.expire_parked_once(NOW) == 0
+    assert len(noted) == 1
+    tasks = await park(resting, numbered(1, 2))
+    assert await resting.worker._maintenance.expire_parked_once(NOW) == 2
+    assert await still_parked(resting) == {young}
+    await resting.until(lambda: len(resting.dead_letters) >= 2)
+    names = TopologyNames(resting.prefix)
+    letters = [(each.exchange, each.routing_key, each.body, each.headers) for each in resting.dead_letters]
+    assert letters == [
+        (
+            names.dead,
+            str(task_id),
+            f'{{"n":{number}}}'.encode(),
+            {
+                "x-taskherd-reason": "parked_expired",
+                "x-taskherd-detail": TOO_LATE,
+                "x-taskherd-exchange": names.reports,
+                "x-taskherd-routing-key": str(task_id),
+                "x-taskherd-queue": names.reports,
+                "x-taskherd-time": "2026-03-05T12:00:00.000000Z",
+            },
+        )
+        for number, task_id in enumerate(tasks, start=1)
+    ]
+    assert resting.metric("taskherd_dead_lettered_total", reason="parked_expired") == 2
+    assert await counted_letters(resting) == [(NOW, "parked_expired", 2)]
+
+
+async def test_reports_stay_locked_until_their_dead_letters_are_confirmed(
+    resting: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are in the queue before they are deleted, and no other worker finds one of them meanwhile."""
+    delete = parked_reports.delete
+    tasks = await park(resting, numbered(3, 4))
+    found: list[object] = []
+
+    async def look_and_delete(connection: AsyncConnection, ids: Sequence[int]) -> None:
+        await resting.until(lambda: len(resting.dead_letters) == len(tasks))
+        found.append(await resting.database.fetch("SELECT id FROM parked FOR UPDATE SKIP LOCKED"))
+        found.append(await still_parked(resting))
+        await delete(connection, ids)
+
+    monkeypatch.setattr(parked_reports, "delete", look_and_delete)
+    assert await resting.worker._maintenance.expire_parked_once(NOW) == 2
+    assert found == [[], set(tasks)]
+    assert await still_parked(resting) == set()
+
+
+async def test_what_a_create_has_rejected_says_why(resting: WorkerHarness) -> None:
+    """If that can still be told: a build number far too high is the sender's mistake, however long it was parked."""
+    tasks = [uuid.uuid4() for _ in range(3)]
+    beats = [
+        make_report("agent.heartbeat", task_id, build_number=number, seq=1)
+        for task_id, number in zip(tasks, (1_002, 1_001), strict=False)
+    ]
+    reports = [*map(json.dumps, beats), '{"type":"of an older release"}']
+    await park(resting, dict(zip(tasks, reports, strict=True)))
+    rows = [StoredTask(make_task(each), status="pending", document="{}", due_at=None) for each in tasks]
+    async with transaction(resting.worker._engine) as connection:
+        assert (await insert_tasks(connection, rows)).tasks == set(tasks)
+    assert await resting.worker._maintenance.expire_parked_once(NOW) == 3
+    await resting.until(lambda: len(resting.dead_letters) >= 3)
+    assert {
+        each.routing_key: (each.headers["x-taskherd-reason"], each.headers["x-taskherd-detail"])
+        for each in resting.dead_letters
+    } == {
+        str(tasks[0]): ("build_out_of_range", OUT_OF_RANGE),
+        str(tasks[1]): ("parked_expired", REJECTED),
+        str(tasks[2]): ("parked_expired", REJECTED),
+    }
+    assert resting.metric("taskherd_dead_lettered_total", reason="build_out_of_range") == 1
+    assert resting.metric("taskherd_dead_lettered_total", reason="parked_expired") == 2
+    assert await counted_letters(resting) == [(NOW, "build_out_of_range", 1), (NOW, "parked_expired", 2)]
+
+
+async def refusing_queue(harness: WorkerHarness, routing_key: str) -> AbstractQueue:
+    """Return a full queue that refuses the dead letters with a routing key."""
+    queue = await harness.channel.declare_queue(
+        exclusive=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}
+    )
+    await harness.channel.default_exchange.publish(aio_pika.Message(b"fills it"), queue.name, timeout=30)
+    await queue.bind(f"{harness.prefix}.dead", routing_key)
+    return queue
+
+
+async def test_a_report_whose_dead_letter_is_refused_stays_parked(resting: WorkerHarness) -> None:
+    """The others are deleted and counted, the failure is told, and it expires once the broker takes it."""
+    tasks = await park(resting, numbered(5, 6, 7))
+    queue = await refusing_queue(resting, str(tasks[1]))
+    with pytest.raises(Unavailable, match="the broker refused the message"):
+        await resting.worker._maintenance.expire_parked_once(NOW)
+    assert await still_parked(resting) == {tasks[1]}
+    assert resting.metric("taskherd_dead_lettered_total", reason="parked_expired") == 2
+    await queue.delete(if_unused=False, if_empty=False)
+    assert await resting.worker._maintenance.expire_parked_once(NOW) == 1
+    assert await still_parked(resting) == set()
+    assert await counted_letters(resting) == [(NOW, "parked_expired", 3)]
+
+
+@pytest.mark.parametrize(("size", "count"), [(MIB, 4), (MIB + 1, 3), (5 * MIB, 1)])
+async def test_reports_that_expire_together_have_four_mebibytes(resting: WorkerHarness, size: int, count: int) -> None:
+    """Or are one that is larger; the others stay for the next time."""
+    tasks = await park(resting, {uuid.uuid4(): f'"{str(number) * (size - 2)}"' for number in range(5)})
+    assert await resting.worker._maintenance.expire_parked_once(NOW) == count
+    assert await still_parked(resting) == set(tasks[count:])
+
+
+async def test_no_more_reports_expire_together_than_may(resting: WorkerHarness) -> None:
+    """The one that was parked last waits for the next time, which is at once."""
+    tasks = await park(resting, numbered(*range(201)))
+    assert await resting.worker._maintenance.expire_parked_once(NOW) == 200
+    assert await still_parked(resting) == set(tasks[200:])
+    assert await resting.worker._maintenance.expire_parked_once(NOW) == 1
