@@ -13,7 +13,7 @@ import pytest
 
 from taskherd.domain.reports import AgentState, JobStatus, Lifecycle, Transition
 from taskherd.domain.task import Task
-from taskherd.domain.updates import TaskUpdate, TimerCheck
+from taskherd.domain.updates import Cause, TaskUpdate, TimerCheck
 from taskherd.domain.value import replace
 from taskherd.domain.view import derive_view
 from taskherd.messages import document
@@ -69,10 +69,10 @@ def core_document(task: Task) -> str:
 
 def derive(
     before: Task | None, after: Task | None, due_at: datetime | None = DUE, check: TimerCheck | None = None,
-    *, has_lease: bool = False,
+    *, has_lease: bool = False, cause: Cause | None = None,
 ) -> Derived:  # fmt: skip
     """Return what is written of a task that was before, with this time of its next check, and is after the batch."""
-    update = TaskUpdate(before, after, core_document="" if before is None else core_document(before))
+    update = TaskUpdate(before, after, core_document="" if before is None else core_document(before), cause=cause)
     rows = {} if before is None else {TASK: StoredTask(before, "active", update.core_document, due_at)}
     loaded = LoadedBatch(
         batch=Batch(timer_checks={} if check is None else {TASK: check}),
@@ -175,6 +175,40 @@ def test_a_task_is_created_or_saved() -> None:
     assert (change.kind, change.task.version, change.changes) == (EventKind.DELETED, 2, ())
     assert derive(replace(task, deleted_at=NOON), replace(task_of(RUNNING), deleted_at=NOON)).writes.changes == []
     assert derive(task, unseen(task)).writes.changes == []
+
+
+@pytest.mark.parametrize(
+    ("cause", "expected"),
+    [
+        (None, {"kind": "sweep", "type": "task.looked_at"}),
+        (Cause("report", "workspace.build"), {"kind": "report", "type": "workspace.build"}),
+        (
+            Cause("command", "task.pause", UUID(int=6)),
+            {"kind": "command", "type": "task.pause", "id": str(UUID(int=6))},
+        ),
+        (
+            Cause("command", "task.pause", None, UUID(int=14)),
+            {"kind": "command", "type": "task.pause", "actor_id": str(UUID(int=14))},
+        ),
+        (
+            Cause("command", "task.pause", None, UUID(int=15)),
+            {"kind": "command", "type": "task.pause", "actor_id": str(UUID(int=15))},
+        ),
+        (
+            Cause("report", "agent.request", UUID(int=7), None, "open", "Which?", "core"),
+            {
+                "kind": "report", "type": "agent.request", "id": str(UUID(int=7)), "outcome": "open",
+                "request": "Which?", "answer": "core",
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_a_change_names_its_cause(cause: Cause | None, expected: dict[str, str]) -> None:
+    """Without what is not known of it; the same cause twice is the same text."""
+    before, after = task_of(STARTING), task_of(RUNNING)
+    for _ in range(2):
+        (change,) = derive(before, after, cause=cause).writes.changes
+        assert orjson.loads(change.cause) == expected
 
 
 def test_a_task_ends_once() -> None:
