@@ -12,10 +12,12 @@ import pytest
 
 from taskherd.domain.reports import AgentState, Cost, LogEntry, Transition
 from taskherd.messages.limits import MAX_TOKENS
+from taskherd.runner.agents.event_stream import stream as event_stream
 from taskherd.runner.agents.event_stream.claude import MAX_BLOCKS, ClaudeStream
 from taskherd.runner.agents.event_stream.codex import CodexStream
 from taskherd.runner.agents.event_stream.stream import STARTED, AgentEventStream
 from taskherd.runner.agents.usage_numbers import as_cost, is_count
+from taskherd.runner.agents.words import MAX_WORDS, last_sentence
 from taskherd.runner.journal import Journal
 from taskherd.runner.outbox import Budget, Outbox
 from taskherd.runner.reporter import Reporter, SequenceGenerator
@@ -120,6 +122,34 @@ def test_of_a_message_with_very_many_blocks_the_first_are_shown(reporter: Report
     blocks = [{"type": "text", "text": f"{number}"} for number in range(MAX_BLOCKS + 1)]
     texts = [text for *_, text in shown(claude(assistant(*blocks)), reporter)]
     assert texts == [f"{number}" for number in range(MAX_BLOCKS)]
+
+
+@pytest.mark.parametrize(("count", "size"), [(127, 16 * 1024), (MAX_BLOCKS, 2_000)])
+def test_words_are_looked_for_once_for_an_event(monkeypatch: pytest.MonkeyPatch, count: int, size: int) -> None:
+    """In its last 2,000 characters: a line of 4 MiB has room for two million lines without words."""
+    sizes = list[int]()
+
+    def counted(text: str, default: str = "") -> str:
+        sizes.append(len(text))
+        return last_sentence(text, default)
+
+    monkeypatch.setattr(event_stream, "last_sentence", counted)
+    claude(assistant(*[{"type": "text", "text": "\n" * size}] * count))
+    claude({"type": "result", "subtype": "success", "result": "\n" * size * count})
+    codex(item(type="agent_message", text="\n" * size * count))
+    assert sizes == [MAX_WORDS] * 3
+
+
+def test_the_words_of_a_message_are_those_of_its_last_block_with_words() -> None:
+    """However much without words follows within 2,000 characters; beyond that the words before it stay."""
+    stream = claude(assistant({"type": "text", "text": "First."}, {"type": "text", "text": "I fix it"}, call(1)))
+    assert stream.last_words == "I fix it"
+    stream.apply(assistant({"type": "text", "text": "All **tests** pass."}, {"type": "text", "text": "-" * 1_900}))
+    assert stream.last_words == "All **tests** pass."
+    stream.apply(assistant({"type": "text", "text": "Never told."}, {"type": "text", "text": "-" * MAX_WORDS}))
+    assert stream.last_words == "All **tests** pass."
+    stream.apply(assistant(call(2)))
+    assert stream.last_words == "All **tests** pass."
 
 
 def test_the_latest_64_open_calls_are_remembered(reporter: Reporter) -> None:

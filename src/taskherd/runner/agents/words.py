@@ -18,6 +18,8 @@ from taskherd.runner.agents.output import rendered_line
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+MAX_WORDS = 2_000
+"""Number of characters at the end of a message in which its last words are looked for."""
 MAX_LAST_LINES = 10
 """Maximum number of lines that count as an agent's last words."""
 _DECORATION = "".join(

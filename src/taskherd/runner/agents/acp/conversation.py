@@ -12,7 +12,7 @@ from acp import schema
 
 from taskherd.domain.reports import LogKind, LogSource, LogStatus
 from taskherd.messages.texts import canonical_data
-from taskherd.runner.agents.words import last_sentence
+from taskherd.runner.agents.words import MAX_WORDS, last_sentence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE: Final = 16 * 1024
 """Number of characters of a message after which it goes on in another entry."""
-MAX_WORDS: Final = 2_000
-"""Number of characters at the end of a message in which its last sentence is looked for."""
 MAX_CALL_TEXT: Final = 4 * 1024
 """Maximum number of characters of a tool call's text in the log."""
 MAX_CALLS: Final = 64

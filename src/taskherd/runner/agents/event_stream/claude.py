@@ -13,9 +13,8 @@ from taskherd.domain.reports import AgentState
 from taskherd.domain.usage import MAX_MODELS
 from taskherd.messages.limits import MAX_MODEL_CHARACTERS, MAX_TOKENS
 from taskherd.messages.texts import sanitize_name
-from taskherd.runner.agents.event_stream.stream import MAX_ID, MAX_TEXT, AgentEventStream
+from taskherd.runner.agents.event_stream.stream import MAX_ID, AgentEventStream
 from taskherd.runner.agents.usage_numbers import as_cost, is_count
-from taskherd.runner.agents.words import last_sentence
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -85,16 +84,19 @@ class ClaudeStream(AgentEventStream):
         self.in_turn, self.state = True, AgentState.WORKING
 
     def _apply_message(self, event: Mapping[str, Any]) -> None:
+        said: list[str] = []
         for block in _blocks(event):
             match block.get("type"):
                 case "text":
-                    self._say(str(block["text"]))
+                    said.append(str(block["text"]))
+                    self._say(said[-1])
                 case "thinking":
                     self._think(str(block["thinking"]))
                 case "tool_use":
                     self._apply_call(block)
                 case _:
                     continue
+        self._note_words("\n".join(said))
         usage = event["message"].get("usage")
         if isinstance(usage, dict) and event.get("parent_tool_use_id") is None:  # that of a subagent is another context
             used = sum(usage[name] for name in _CONTEXT if is_count(usage.get(name)))
@@ -109,7 +111,7 @@ class ClaudeStream(AgentEventStream):
     def _apply_result(self, event: Mapping[str, Any]) -> None:
         words = event.get("result")
         if isinstance(words, str):
-            self.last_words = last_sentence(words[-MAX_TEXT:], self.last_words)
+            self._note_words(words)
         has_failed = bool(event.get("is_error")) or event.get("subtype") != "success"
         reason = words if isinstance(words, str) and words else str(event.get("subtype"))
         self._end_turn(reason if has_failed else None)

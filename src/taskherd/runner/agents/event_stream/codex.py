@@ -92,7 +92,9 @@ class CodexStream(AgentEventStream):
     def _apply_item(self, item: Mapping[str, Any], *, has_ended: bool) -> None:
         match item["type"]:
             case "agent_message" if has_ended:
-                self._say(str(item["text"]))
+                text = str(item["text"])
+                self._say(text)
+                self._note_words(text)
             case "reasoning" if has_ended:
                 self._think(str(item["text"]))
             case "error":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from taskherd.domain.reports import AgentState, LogKind, LogSource, LogStatus
 from taskherd.messages.limits import MAX_TITLE_CHARACTERS
-from taskherd.runner.agents.words import last_sentence
+from taskherd.runner.agents.words import MAX_WORDS, last_sentence
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -117,7 +117,10 @@ class AgentEventStream(ABC):
     def _say(self, text: str) -> None:
         """Add a message of the agent."""
         self.add(LogSource.OUTPUT, text[:MAX_TEXT], LogKind.MESSAGE)
-        self.last_words = last_sentence(text[:MAX_TEXT], self.last_words)
+
+    def _note_words(self, text: str) -> None:
+        """Note the last sentence of what the agent has said; once for an event, since it takes milliseconds."""
+        self.last_words = last_sentence(text[-MAX_WORDS:], self.last_words)
 
     def _think(self, text: str) -> None:
         """Add a thought of the agent."""
