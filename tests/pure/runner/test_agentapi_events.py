@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from taskherd import sse
 from taskherd.runner.agents.agentapi import AgentApiFollower
 from taskherd.runner.workspaces.processes import ExitRecord
-from tests.pure.runner.contexts import make_context, reports_of
+from tests.pure.runner.contexts import Spending, make_context, reports_of
 
 
 class Followed:
@@ -30,6 +31,13 @@ class Followed:
         """Follow with another runner, from the checkpoint."""
         self._context = make_context(self._folder, outbox=self._context.outbox, agent="agentapi", idle_after=0.001)
         self.follower = AgentApiFollower(self._context, self._client)
+
+    def count_spending(self) -> Spending:
+        """Return the budget that another follower has from now on, which notes what is spent."""
+        budget = Spending()
+        self._context = replace(self._context, log_budget=budget)
+        self.follower = AgentApiFollower(self._context, self._client)
+        return budget
 
     async def handle(self, kind: str, data: object) -> None:
         """Handle an event."""
@@ -124,6 +132,31 @@ async def test_other_events_are_a_later_agentapis(followed: Followed) -> None:
     followed.follower._flush()
     assert (followed.entries, followed.states, followed.bad) == ([], [], 0)
     assert followed.follower.is_at_work
+
+
+async def test_events_that_show_nothing_count_in_full(followed: Followed) -> None:
+    """Also known ones: what was told before, and a message that would replace the user's."""
+    budget = followed.count_spending()
+    followed.post("Hi")
+    for kind, fields in (
+        ("message_update", {"id": 0, "message": "Hi", "role": "user"}),
+        ("agent_error", {"message": "no credit", "time": 1}),
+        ("status_change", {"status": "running"}),
+    ):
+        await followed.handle(kind, fields)
+    shown = [*budget.spent]
+    silent = [
+        ("message_update", {"id": 0, "message": "Ho", "role": "user"}),
+        ("agent_error", {"message": "no credit", "time": 1}),
+        ("status_change", {"status": "running"}),
+        ("status_change", {"status": "dancing"}),
+        ("screen_update", {"screen": "x"}),
+        ("message_update", "["),
+    ]
+    for kind, given in silent:
+        await followed.handle(kind, given)
+    assert shown == [(2, len("AgentAPI error: no credit")), (1, 0)]
+    assert budget.spent[2:] == [(0, size) for size in (42, 35, 21, 21, 15, 1)]
 
 
 async def test_an_error_is_reported_once(followed: Followed) -> None:

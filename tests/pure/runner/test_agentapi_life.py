@@ -14,15 +14,17 @@ import httpx
 import pytest
 
 from taskherd import retry, sse
-from taskherd.domain.reports import InterruptOutcome
-from taskherd.messages.limits import LOG_BURST
+from taskherd.domain.reports import InterruptOutcome, LogEntry, LogSource
+from taskherd.messages.limits import LOG_BURST, MAX_CONTENT_BYTES
 from taskherd.runner.agents import agentapi
 from taskherd.runner.agents.agentapi import BUSY, AgentApiFollower
 from taskherd.runner.agents.agentapi_client import ForeignListener
 from taskherd.runner.agents.context import DeliveryUnknown, NotDelivered
 from taskherd.runner.agents.log_budget import LogBudget, LogRates
+from taskherd.runner.agents.words import MAX_WORDS, last_with_words
 from taskherd.runner.journal import InputDelivery
 from taskherd.runner.outbox import Budget, Outbox
+from taskherd.runner.reporter import Reporter
 from taskherd.runner.workspaces.processes import ExitRecord
 from tests.pure.runner.contexts import Spending, make_context, reports_of
 from tests.pure.runner.life import FollowerLife, a_few_steps, recorded
@@ -30,6 +32,7 @@ from tests.pure.runner.test_context import given_start
 
 ACCEPTED = (200, "{}")
 REFUSED = (500, BUSY)
+OTHER = b"event: other\ndata: x\n\n"
 
 
 class AgentApi(httpx.AsyncBaseTransport):
@@ -75,7 +78,16 @@ class AgentApi(httpx.AsyncBaseTransport):
 
     def send(self, kind: str, **fields: Any) -> None:
         """Send an event."""
-        self._events.put_nowait(f"event: {kind}\ndata: {json.dumps(fields)}\n\n".encode())
+        self.send_chunk(f"event: {kind}\ndata: {json.dumps(fields)}\n\n".encode())
+
+    def send_chunk(self, chunk: bytes) -> None:
+        """Send a chunk of the stream."""
+        self._events.put_nowait(chunk)
+
+    @property
+    def waiting(self) -> int:
+        """Number of chunks that were not read yet."""
+        return self._events.qsize()
 
     def send_status(self, status: str) -> None:
         """Send the status of the screen."""
@@ -477,6 +489,103 @@ async def test_a_report_with_its_entries_counts_for_the_budget(tmp_path: Path) -
         life.follower._handle_message({"id": number, "role": "agent", "message": "é"})
     life.follower._flush()
     assert budget.spent == [(2, 3), (3, 6)]
+
+
+@pytest.mark.parametrize("chunks", [[OTHER] * 1_000, [OTHER * 1_000], [b":"] * 1_000])
+async def test_others_have_their_turns_whatever_an_agent_sends(tmp_path: Path, chunks: list[bytes]) -> None:
+    """Between two chunks, and between two events of a chunk, although there is budget."""
+    life, turns = Life(tmp_path), 0
+    for chunk in chunks:
+        life.api.send_chunk(chunk)
+    life.api.cut()
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(take_turns())
+    await life.follower._stream()
+    other.cancel()
+    assert turns >= 1_000
+
+
+@pytest.mark.parametrize(
+    ("chunk", "size"),
+    [
+        (b"x", 64),
+        (b":\n" * 1024, 1025 * 64 + 2048 // 16),
+        (b"\r" * 1024, 1025 * 64 + 1024 // 16),
+        (OTHER, 4 * 64 + len(OTHER) // 16 + 1),
+        (b"data: {" + b"x" * 1024 + b"\n\n", 3 * 64 + 1033 // 16 + 1025),
+        (b'event: message_update\ndata: {"id": 0, "role": "agent", "message": "Hi"}\n\n', 4 * 64 + 75 // 16),
+    ],
+)
+async def test_what_an_agent_sends_counts_for_the_budget(tmp_path: Path, chunk: bytes, size: int) -> None:
+    """By 64 bytes for each line and a sixteenth of its own, and in full if it shows nothing."""
+    life, budget = Life(tmp_path), Spending()
+    life.context = replace(life.context, log_budget=budget)
+    life.follow_again()
+    life.api.send_chunk(chunk)
+    life.api.cut()
+    await life.follower._stream()
+    assert [sum(numbers) for numbers in zip(*budget.spent, strict=True)] == [0, size]
+
+
+@pytest.mark.parametrize("chunk", [OTHER, OTHER * 100, b":\n" * 100, b"x", b"data: " + b"x" * 10_000 + b"\n\n"])
+async def test_what_shows_nothing_is_not_read_without_end(tmp_path: Path, chunk: bytes) -> None:
+    """It costs the agent's budget; the agent is read again when it has some."""
+    life, now = Life(tmp_path), [0.0]
+    life.context = replace(life.context, log_budget=LogBudget(LogRates(2**14, 50), lambda: now[0]))
+    life.follow_again()
+    for _ in range(10_000):
+        life.api.send_chunk(chunk)
+    async with life.followed():
+        for _ in range(2):
+            before = life.api.waiting
+            await life.until(lambda: not life.context.log_budget.has_room)
+            await a_few_steps()
+            waiting = life.api.waiting
+            await a_few_steps()
+            assert before > life.api.waiting == waiting > 0
+            now[0] += LOG_BURST
+
+
+async def test_of_a_large_message_only_what_an_entry_has_room_for_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its lines and characters, and those of an error; words are looked for in its end."""
+    life, contents, looked_at = Life(tmp_path), list[int](), list[int]()
+    entry = Reporter.entry
+
+    def counted_entry(reporter: Reporter, number: int, source: LogSource, content: str, *rest: Any) -> LogEntry:
+        contents.append(len(content))
+        return entry(reporter, number, source, content, *rest)
+
+    def counted_lines(lines: list[str], default: str) -> str:
+        looked_at.append(sum(len(line) + 1 for line in lines) - 1)
+        return last_with_words(lines, default)
+
+    monkeypatch.setattr(Reporter, "entry", counted_entry)
+    monkeypatch.setattr(agentapi, "last_with_words", counted_lines)
+    life.follower._handle_message({"id": 0, "role": "agent", "message": "x" + "\n" * MAX_CONTENT_BYTES + "y"})
+    life.follower._handle_message({"id": 1, "role": "agent", "message": ".\n" * 2**19})
+    life.follower._handle_error("\x7f" * 2**20, "error", None)
+    life.follower._flush()
+    assert contents == [1, MAX_CONTENT_BYTES + 1, MAX_CONTENT_BYTES + 1]
+    assert looked_at == [1, MAX_WORDS]
+    assert [content[-2:] for _, content in life.entries] == [": ", "x", ".…"]
+
+
+async def test_the_padding_of_a_screen_takes_no_room(tmp_path: Path) -> None:
+    """A long message is shown to its end, which has its last words, however wide the screen is."""
+    life = Life(tmp_path)
+    lines = [f"● line {number}" for number in range(1_000)]
+    life.follower._handle_message({"id": 0, "role": "agent", "message": "\n".join(line.ljust(500) for line in lines)})
+    life.follower._flush()
+    assert life.entries == [("output", "\n".join(lines))]
+    assert life.follower._latest == "line 999"
 
 
 async def test_what_was_said_last_is_told_with_the_exit(tmp_path: Path) -> None:

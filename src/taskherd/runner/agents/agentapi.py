@@ -18,6 +18,7 @@ import orjson
 from taskherd import retry, sse
 from taskherd.domain.reports import AgentState, Health, InterruptOutcome, Lifecycle, LogSource
 from taskherd.messages.fields import parse_instant
+from taskherd.messages.limits import MAX_CONTENT_BYTES
 from taskherd.runner.agents import agentapi_client
 from taskherd.runner.agents.context import (
     DeliveryUnknown,
@@ -34,8 +35,9 @@ from taskherd.runner.agents.interrupting import (
     end_agent,
     mark_interrupted,
 )
+from taskherd.runner.agents.log_budget import LINE_COST, LOG_SHARE
 from taskherd.runner.agents.posted_texts import PostedTexts, is_echo
-from taskherd.runner.agents.words import last_with_words
+from taskherd.runner.agents.words import MAX_WORDS, last_with_words
 from taskherd.runner.log_ids import FIRST_ERROR_ID
 
 if TYPE_CHECKING:
@@ -106,6 +108,8 @@ class AgentApiFollower(FollowerWithoutRequests):
         self._changed_size = 0
         """Characters of all changes since the last flush, also of those that were changed again."""
         self._reported: dict[int, int] = {}
+        self._shown = 0
+        """How often a message was changed, or entries or a state were reported."""
         self._latest = ""
         self._delivery_lock = asyncio.Lock()
         self._highest_id = -1
@@ -257,8 +261,11 @@ class AgentApiFollower(FollowerWithoutRequests):
         async with agentapi_client.open_events(self._client) as response:
             self._mark_reachable()
             async for chunk in response.aiter_raw():
+                lines = 1 + chunk.count(b"\n") + chunk.count(b"\r")
+                self._context.log_budget.spend(0, lines * LINE_COST + len(chunk) // LOG_SHARE)
                 for event in parser.feed(chunk):
                     await self._handle_event(event)
+                await self._wait_allowed()  # there may have been no event
 
     async def _poll_status(self) -> None:
         """Request the status, because no stream reports it now."""
@@ -285,6 +292,7 @@ class AgentApiFollower(FollowerWithoutRequests):
 
     async def _handle_event(self, event: sse.Event) -> None:
         await self._wait_allowed()
+        shown = self._shown
         try:
             fields = orjson.loads(event.data)
             match event.type:
@@ -295,10 +303,11 @@ class AgentApiFollower(FollowerWithoutRequests):
                 case "agent_error":
                     self._handle_error(str(fields["message"]), str(fields.get("level", "error")), fields.get("time"))
                 case _:
-                    return  # a newer AgentAPI may send other types
+                    pass  # a newer AgentAPI may send other types
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError, RecursionError):
             self._context.metrics.runner_agent_events_bad.inc()
-            return
+        if self._shown == shown:  # an agent could send such events almost for free
+            self._context.log_budget.spend(0, len(event.data))
         if len(self._changed) >= MAX_MESSAGES or self._changed_size >= MAX_CHANGED_SIZE:
             self._flush()
 
@@ -310,12 +319,14 @@ class AgentApiFollower(FollowerWithoutRequests):
         if source is None:
             return
         at = _parse_time(fields.get("time"))
-        lines = [line.rstrip() for line in text.split("\n")]  # AgentAPI pads the lines of a screen to its width
-        entry = self._context.reporter.entry(message_id, source, "\n".join(lines).rstrip(), at)
+        lines = text.split("\n", MAX_CONTENT_BYTES)[:MAX_CONTENT_BYTES]  # an entry has no room for more
+        text_shown = "\n".join(line.rstrip() for line in lines).rstrip()  # AgentAPI pads lines to the screen's width
+        entry = self._context.reporter.entry(message_id, source, text_shown[: MAX_CONTENT_BYTES + 1], at)
         self._changed[message_id] = entry
         self._changed_size += len(entry.content)
+        self._shown += 1
         if source is LogSource.OUTPUT:
-            self._latest = last_with_words(_spoken_lines(lines), self._latest)
+            self._latest = last_with_words(_spoken_lines(text_shown[-MAX_WORDS:].split("\n")), self._latest)
         elif self._posted and message_id > self._posted[1] and is_echo(self._posted[0], text):
             self._posted[2].set()
         self._highest_id = max(self._highest_id, message_id)
@@ -328,7 +339,7 @@ class AgentApiFollower(FollowerWithoutRequests):
         self._errors_seen[digest] = None
         while len(self._errors_seen) > MAX_ERRORS:
             del self._errors_seen[next(iter(self._errors_seen))]
-        self._report_error(f"AgentAPI {level}: {message}")
+        self._report_error(f"AgentAPI {level}: {message}"[: MAX_CONTENT_BYTES + 1])
 
     def _report_error(self, message: str) -> None:
         """Report an error as a log entry and in the message of the current state."""
@@ -374,7 +385,8 @@ class AgentApiFollower(FollowerWithoutRequests):
         return self._has_begun.is_set() and self._stable.is_set() and quiet >= self._context.run.idle_after
 
     async def _wait_allowed(self) -> None:
-        """Wait until more may be reported; AgentAPI's events wait in the connection meanwhile."""
+        """Let others run, and wait until more may be reported; AgentAPI's events wait in the connection meanwhile."""
+        await asyncio.sleep(0)
         await self._context.outbox.wait_room()
         while not self._context.log_budget.has_room:  # noqa: ASYNC110 - a budget sends no event
             await asyncio.sleep(BUDGET_POLL_INTERVAL)
@@ -401,6 +413,7 @@ class AgentApiFollower(FollowerWithoutRequests):
             self._context.reporter.log(entries[:ENTRIES_PER_REPORT])
             entries = entries[ENTRIES_PER_REPORT:]
         if entries or reports:
+            self._shown += 1
             self._context.reporter.log(entries, *reports, checkpoint=self._checkpoint())
 
     def _guess(self, state: AgentState, message: str) -> Report:

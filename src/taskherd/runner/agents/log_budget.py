@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 LOG_SHARE: Final = 16
 """Number of bytes of events and messages of an agent that count as one of its log, whatever they show."""
+LINE_COST: Final = 64
+"""Number of bytes that each line of events counts for, however short: it takes time."""
 READ_COST: Final = 512
 """Number of bytes that each read of an agent's output counts for at least: it takes time, however little it finds."""
 

@@ -44,7 +44,7 @@ from taskherd.runner.agents.interrupting import (
     mark_interrupted,
     send_interrupt,
 )
-from taskherd.runner.agents.log_budget import LOG_SHARE, READ_COST
+from taskherd.runner.agents.log_budget import LINE_COST, LOG_SHARE, READ_COST
 from taskherd.runner.agents.status_pace import CHANGE_EVERY, STATUS_EVERY
 from taskherd.runner.agents.words import last_with_words, last_words
 
@@ -64,8 +64,6 @@ MAX_LINES: Final = 8_192
 """Maximum number of lines in a group."""
 MAX_SHOWN: Final = 256
 """Number of additions and changes to the log with which a group ends, too."""
-LINE_COST: Final = 64
-"""Number of bytes of the log's budget that each line counts for, however short: it takes time."""
 MAX_FINAL_PLAIN: Final = 1024 * 1024
 """Maximum number of bytes of remaining lines that are no events that are logged after the exit; events all count."""
 MIN_PLAIN: Final = 1024
