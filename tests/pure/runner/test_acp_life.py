@@ -568,6 +568,84 @@ async def test_100_lines_in_a_row_that_are_no_messages_end_an_agent(life: AcpLif
     assert (life.notices, life.stops) == ([ignored, reason], 1)
 
 
+@pytest.mark.parametrize("gives_up", ["it does not speak the protocol", "it does not read"])
+async def test_why_an_agent_is_given_up_survives_the_runner(life: AcpLife, gives_up: str) -> None:
+    """It is recorded before the agent is stopped; the next runner stops it, too, and reports it as failed."""
+    found: list[str | None] = []
+    life.change(stop_agent=lambda: found.append(on_disk(life).get("ended_because")))
+    await life.open()
+    await life.begin()
+    journal = life.context.journal.model_copy(deep=True)
+    if gives_up == "it does not speak the protocol":
+        life.write(*["no message"] * 100)
+        await life.step()
+        reason = "The agent does not speak the protocol: 100 lines in a row are no messages of it."
+    else:
+        life.follower._connection.notify("a", {})
+        (line,) = life.follower._connection.lines.values()
+        line["deadline"] = time.monotonic() - 1
+        await life.follower._check_deadlines()
+        reason = "The agent did not read from its stdin for 60 s."
+    assert found == [reason]
+    life.context.outbox.checkpoint = on_disk(life)
+    life.change(journal=journal)
+    life.follower._recover()
+    assert found == [reason] * 2
+    await life.follower.conclude(ExitRecord("stopped", signal=15))
+    (report,) = reports_of(life.context.outbox, "agent.exit")
+    assert (report["why"], life.states[-1]) == ("signalled", ("failed", reason))
+
+
+def on_disk(life: AcpLife) -> dict[str, Any]:
+    """Return the checkpoint that the next runner finds."""
+    return Outbox(life.context.outbox._path, Budget(10**9), lambda _: None).checkpoint
+
+
+async def test_the_journal_says_why_an_agent_is_stopped_before_it_is(life: AcpLife) -> None:
+    """If it can be written: on a full disk the agent is stopped nevertheless, once."""
+    events: list[str | None] = []
+
+    async def save() -> None:
+        events.append(life.context.journal.ended_because)
+        raise OSError(28, "No space left on device")
+
+    life.change(save=save, stop_agent=lambda: events.append("stop"))
+    await life.open()
+    for _ in range(2):
+        await life.follower._ending.end("It does not read.")
+    assert events == ["It does not read.", "stop"]
+
+
+async def test_a_later_agent_is_not_given_up_for_an_earlier_one(life: AcpLife) -> None:
+    """A start that was accepted meanwhile has a journal without a reason, whoever still follows the earlier agent."""
+    await life.open()
+    given_start(life.context)
+    await life.follower._ending.end("It does not read.")
+    journal = life.context.journal
+    life.follow_again()
+    assert journal.ended_because == "It does not read."
+    assert journal.start is not None
+    journal.start, journal.ended_because = journal.start.model_copy(update={"build_number": 3}), None
+    life.follow_again()
+    assert journal.ended_because is None
+
+
+async def test_a_start_that_failed_is_not_ended_by_the_next_runner(life: AcpLife) -> None:
+    """It opens the session again, and what was recorded of the first attempt ends no agent that has one."""
+    life.follower._recover()
+    life.follower._opening.begin()
+    (call,) = life.take()
+    life.write({"id": call["id"], "error": {"code": 1, "message": "Busy"}})
+    await life.step()
+    assert life.follower.start_outcome == "The agent refused `initialize`: Busy"
+    life.context.journal.ended_because = None
+    life.follow_again()
+    await life.open()
+    life.follow_again()
+    life.follower._recover()
+    assert (life.stops, life.context.journal.ended_because) == (0, None)
+
+
 async def test_the_id_of_an_open_request_is_not_used_twice(life: AcpLife) -> None:
     """A number and a text are different ids, also for whoever withdraws one."""
     await life.open()

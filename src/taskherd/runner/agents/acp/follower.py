@@ -117,7 +117,7 @@ class AcpFollower:
             recorder=self._recorder,
         )
         self._cancellation = TurnCancellation(self._parts)
-        self._ending = AgentEnding(self._parts)
+        self._ending = AgentEnding(self._parts, checkpoint)
         self._messages = MessageHandler(self._parts, checkpoint, self._ending.fail)
         self._is_recovered = False
         """True once it is known what an earlier runner has given the agent."""
@@ -128,7 +128,7 @@ class AcpFollower:
         self._changed = asyncio.Condition()
         self._awaited: dict[int, bool | None] = {}
         """Lines whose writing a caller awaits: whether they were written, None until that is known."""
-        self._reading = MessageReading(self._parts, self._messages, self._awaited)
+        self._reading = MessageReading(self._parts, self._messages, self._awaited, self._ending.stop)
         self._delivery = asyncio.Lock()
 
     @property
@@ -245,6 +245,7 @@ class AcpFollower:
                 self._connection.refuse(request, INTERNAL_ERROR, "taskherd was restarted while it handled this request")
         self._is_recovered = True
         self._parts.report_state()
+        self._ending.stop()
 
     def _withdraw_unknown(self, messages: list[dict[str, Any]]) -> None:
         """Cancel the turn if an answer may have reached the agent, or a prompt of which this runner knows nothing."""
@@ -319,6 +320,7 @@ class AcpFollower:
             elif call["method"] != "session/prompt":
                 timeout = self._context.run.start_timeout
                 self._ending.fail(f"The agent did not answer `{call['method']}` within {timeout:g} s.")
+                self._ending.stop()
                 del self._connection.calls[number]
 
     async def _begin(self) -> None:
@@ -402,6 +404,7 @@ class AcpFollower:
             **self._opening.checkpoint(),
             **self._turn.checkpoint(),
             **self._messages.checkpoint(),
+            **self._ending.checkpoint(),
             "terminals": self._terminals.checkpoint(),
             "usage": self._usage.checkpoint(),
         }

@@ -18,6 +18,8 @@ from taskherd.runner.agents.acp.incoming import UNEXPECTED
 from taskherd.runner.agents.log_budget import LOG_SHARE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from taskherd.runner.agents.acp.incoming import MessageHandler
     from taskherd.runner.agents.acp.parts import Parts
 
@@ -32,11 +34,17 @@ GROUP_TIME: Final = 0.05
 class MessageReading:
     """The reading of one agent's messages."""
 
-    def __init__(self, parts: Parts, messages: MessageHandler, awaited: dict[int, bool | None]) -> None:
-        """``awaited``: lines whose writing a caller awaits; what the agent answers, it was given."""
+    def __init__(
+        self, parts: Parts, messages: MessageHandler, awaited: dict[int, bool | None], stop: Callable[[], None]
+    ) -> None:
+        """``awaited``: lines whose writing a caller awaits; what the agent answers, it was given.
+
+        ``stop`` stops the agent if a message has caused that it is given up.
+        """
         self._parts = parts
         self._messages = messages
         self._awaited = awaited
+        self._stop = stop
 
     def read(self) -> bool:
         """Handle the next messages if the agent may write now, and return whether it has written anything."""
@@ -68,6 +76,7 @@ class MessageReading:
         except UNEXPECTED:
             log.exception("messages of an agent could not be recorded", task_id=str(parts.context.journal.task_id))
             self._messages.handle(BadLine("it could not be recorded", ""))
+        self._stop()
         size = connection.reader.position - before
         parts.context.log_budget.spend(0, size // LOG_SHARE)
         return size > 0
