@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from taskherd.runner.agents import output
 from taskherd.runner.agents.acp.follower import AcpFollower
 from taskherd.runner.agents.context import AgentContext
 from taskherd.runner.workspaces.folders import RunFolder
@@ -149,6 +150,12 @@ class AcpLife(LineLife[AcpFollower]):
     def became(self) -> list[tuple[str, str]]:
         """Return title and state of each report about a request."""
         return [(each["title"], each["state"]) for each in reports_of(self.context.outbox, "agent.request")]
+
+
+def continue_in_next_segment(life: LineLife[Any]) -> Path:
+    """Begin the next segment of the agent's output, and return the one before it."""
+    (life.folder.output / f"{output.size(life.folder.output):020d}").touch()
+    return life.folder.output / f"{0:020d}"
 
 
 OPTIONS = (("yes", "allow_once"), ("no", "reject_once"))

@@ -12,16 +12,18 @@ from typing import Any
 import pytest
 
 from taskherd.domain.reports import InterruptOutcome
+from taskherd.runner.agents import output
 from taskherd.runner.agents.acp import cancelling, connection, follower, recorder
 from taskherd.runner.agents.acp.lines import LineWriter
 from taskherd.runner.agents.context import AnswerOutcome, DeliveryUnknown, NotDelivered
 from taskherd.runner.journal import InputDelivery
 from taskherd.runner.outbox import Budget, Outbox
 from taskherd.runner.workspaces.processes import ExitRecord
-from tests.pure.runner.acp_life import SESSION, AcpLife
+from tests.pure.runner.acp_life import SESSION, AcpLife, continue_in_next_segment
 from tests.pure.runner.contexts import reports_of
 from tests.pure.runner.life import a_few_steps, recorded
 from tests.pure.runner.test_context import given_start
+from tests.pure.runner.test_outbox import full_disk
 
 
 @pytest.fixture
@@ -457,6 +459,37 @@ async def test_a_prompt_of_which_no_record_knows_is_cancelled(life: AcpLife, *, 
         life.follower._recover()
         assert [each["method"] for each in life.take()] == ["session/cancel"] * cancels
     assert life.follower._turn.cancelled is in_turn
+
+
+async def test_what_no_record_on_disk_knows_is_not_deleted(life: AcpLife) -> None:
+    """The next runner reads it again, if this one is killed before the disk has room."""
+    await life.open()
+    number = await life.begin()
+    life.respond(number, stopReason="end_turn")
+    first = continue_in_next_segment(life)
+    with full_disk(0):
+        assert life.follower._reading.read()
+    assert (life.follower._turn.is_open, first.exists()) == (False, True)
+    life.context.outbox.checkpoint = on_disk(life)
+    life.follow_again()
+    life.follower._recover()
+    assert (life.follower._turn.is_open, first.exists()) == (True, True)
+    await life.step()
+    assert (life.follower._turn.is_open, first.exists()) == (False, False)
+
+
+async def test_an_agent_that_waits_for_room_goes_on_when_the_disk_has_some(life: AcpLife) -> None:
+    """What it wrote is recorded again although nothing changes any more, and then deleted."""
+    async with life.followed():
+        await life.accept()
+        await life.until(lambda: life.states)
+        life.write({"method": "n"})
+        first, connection = continue_in_next_segment(life), life.follower._connection
+        with full_disk(0):
+            await life.until(lambda: connection.reader.offset == output.size(life.folder.output))
+            await a_few_steps()
+            assert first.exists()
+        await life.until(lambda: not first.exists())
 
 
 async def test_an_agent_whose_reports_wait_is_not_read(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from taskherd.domain.reports import InterruptOutcome
 from taskherd.messages.limits import LOG_BURST
-from taskherd.runner.agents import interrupting
+from taskherd.runner.agents import interrupting, output
 from taskherd.runner.agents.acp.lines import LineWriter
 from taskherd.runner.agents.context import DeliveryUnknown, NotDelivered
 from taskherd.runner.agents.event_stream import follower
@@ -23,10 +23,11 @@ from taskherd.runner.agents.status_pace import STATUS_EVERY
 from taskherd.runner.journal import InputDelivery
 from taskherd.runner.outbox import Budget, Outbox
 from taskherd.runner.workspaces.processes import ExitRecord
-from tests.pure.runner.acp_life import LineLife
+from tests.pure.runner.acp_life import LineLife, continue_in_next_segment
 from tests.pure.runner.contexts import Spending, reports_of
 from tests.pure.runner.life import a_few_steps, recorded
 from tests.pure.runner.test_context import given_start
+from tests.pure.runner.test_outbox import full_disk
 
 INIT = {"type": "system", "subtype": "init", "session_id": "s"}
 DONE = {"type": "result", "subtype": "success", "result": "Done."}
@@ -224,6 +225,48 @@ async def test_an_input_that_cannot_be_submitted_begins_no_turn(
         assert life.context.outbox.checkpoint["line"] is None
         assert await deliver(life, life.take) == ""
         assert life.states[-1][0] == "working"
+
+
+async def test_what_no_record_on_disk_knows_is_not_deleted(life: StreamLife) -> None:
+    """The next runner reads it again, if this one is killed before the disk has room."""
+    life.read(INIT)
+    checkpoint = life.context.outbox.checkpoint
+    life.write(DONE)
+    first = continue_in_next_segment(life)
+    with full_disk(0):
+        assert life.follower._read()
+    assert (life.follower._stream.in_turn, first.exists()) == (False, True)
+    life.context.outbox.checkpoint = checkpoint  # what the next runner finds on disk
+    life.follow_again()
+    assert life.follower._stream.in_turn is True
+    life.read()
+    assert (life.follower._stream.in_turn, first.exists()) == (False, False)
+
+
+async def test_an_agent_that_waits_for_room_goes_on_when_the_disk_has_some(
+    life: StreamLife, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it wrote is recorded again although nothing changes any more, and then deleted."""
+    monkeypatch.setattr(follower, "RETRY_EVERY", 0)
+    async with life.followed():
+        await life.until(lambda: life.states)
+        life.write({"type": "x"})
+        first = continue_in_next_segment(life)
+        with full_disk(0):
+            await life.until(lambda: life.follower._reader.offset == output.size(life.folder.output))
+            await a_few_steps()
+            assert first.exists()
+        await life.until(lambda: not first.exists())
+
+
+async def test_what_a_runner_had_recorded_and_not_deleted_is_deleted_by_the_next(tmp_path: Path) -> None:
+    """An agent whose output has no room would wait for that for ever."""
+    life = StreamLife(tmp_path, stdin="none")
+    life.read(INIT)
+    first = continue_in_next_segment(life)
+    life.follow_again()
+    async with life.followed():
+        await life.until(lambda: not first.exists())
 
 
 @pytest.mark.parametrize("is_submitted", [False, True])

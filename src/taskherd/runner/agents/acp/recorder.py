@@ -61,7 +61,8 @@ class Recorder:
         self._message: str = earlier.get("message", "")
         self._reported = self._current
         self._state_at = self._flushed_at = 0.0
-        self._offset = connection.reader.offset
+        self._offset: int | None = connection.reader.offset
+        """The offset in the last record; None if that is not on disk, so that it is made again."""
         self._gathered: list[Report] | None = None
         """The reports of the record that is put off, None if none is."""
         self._is_due = False
@@ -124,15 +125,15 @@ class Recorder:
 
     @property
     def _has_changes(self) -> bool:
-        """Whether there is something to record, or to submit because an attempt has failed."""
+        """Whether there is something to record, or to record or submit again because an attempt has failed."""
         is_read = self._connection.reader.offset != self._offset
         return is_read or self._conversation.has_changes or self._connection.has_recorded
 
     def commit(self, *reports: Report) -> None:
         """Report entries and ``reports`` with a checkpoint after them, then submit the lines that were recorded.
 
-        Within ``gather`` that is put off. Raise ``OSError`` if either cannot be written to disk; lines whose record is
-        not on disk are not submitted.
+        Within ``gather`` that is put off. Lines whose record is not on disk are not submitted, and output is not
+        deleted: the next runner reads it again. Raise ``OSError`` if lines cannot be submitted.
         """
         if self._gathered is not None:
             self._gathered += reports
@@ -156,12 +157,14 @@ class Recorder:
         reporter.log(entries, *others, checkpoint=frozen)
         if requests:
             self._context.failpoint(Failpoint.REQUEST_RECORD)
-        self._offset = self._connection.reader.offset
+        is_saved = self._context.outbox.is_saved
+        self._offset = self._connection.reader.offset if is_saved else None
         self._flushed_at = asyncio.get_running_loop().time()
         if self._connection.has_recorded:
-            if not self._context.outbox.is_saved:
+            if not is_saved:
                 raise OSError(errno.ENOSPC, "what the agent is to be given cannot be recorded")
             self._context.failpoint(Failpoint.LINE_RECORD)
             self._connection.submit()
             self._context.failpoint(Failpoint.LINE_SUBMIT)
-        self._connection.reader.discard_read()
+        if is_saved:  # else the next runner reads it again
+            self._connection.reader.discard_read()

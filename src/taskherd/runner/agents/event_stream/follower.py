@@ -68,6 +68,8 @@ MAX_FINAL_PLAIN: Final = 1024 * 1024
 """Maximum number of bytes of remaining lines that are no events that are logged after the exit; events all count."""
 MIN_PLAIN: Final = 1024
 """Number of bytes that an entry of such lines counts for at least."""
+RETRY_EVERY: Final = 0.5
+"""Seconds after which a record is made again that could not be written to disk."""
 WRITE_TIMEOUT: Final = 60.0
 """Seconds within which the agent must take an input from its stdin."""
 _IN_TURN: Final = "The agent ended with exit status 0 in the middle of its turn."
@@ -105,6 +107,8 @@ class EventStreamFollower(FollowerWithoutRequests):
         """Whether the agent was given a message on its stdin, of which the prompt is the first."""
         self._reported: tuple[str, str] = tuple(checkpoint.get("reported", ("", "")))
         self._status_at = 0.0
+        self._is_saved, self._recorded_at = self._is_new, 0.0
+        """Whether the last record is on disk and the output before it deleted, and when that record was made."""
         self._plain_room = inf
         """Number of bytes of plain lines that are still logged."""
         self._dropped = 0
@@ -132,7 +136,7 @@ class EventStreamFollower(FollowerWithoutRequests):
             while True:
                 await context.outbox.wait_room()
                 has_read = context.log_budget.has_room and self._read()
-                if not has_read and self._is_due(loop.time()):
+                if not has_read and (self._is_due(loop.time()) or self._is_to_repeat(loop.time())):
                     self._commit()
                 if self._note_session():
                     await context.save()
@@ -342,6 +346,10 @@ class EventStreamFollower(FollowerWithoutRequests):
         every = STATUS_EVERY if status[0] == self._reported[0] else CHANGE_EVERY
         return bool(status[0]) and status != self._reported and now - self._status_at >= every
 
+    def _is_to_repeat(self, now: float) -> bool:
+        """Whether to make the last record again: until it is on disk, what was read keeps an agent from writing on."""
+        return not self._is_saved and now - self._recorded_at >= RETRY_EVERY
+
     def _commit(self) -> None:
         """Record what has changed, and the state if it is another one or due."""
         now, status = asyncio.get_running_loop().time(), self._status
@@ -375,7 +383,9 @@ class EventStreamFollower(FollowerWithoutRequests):
         }
         frozen = orjson.loads(orjson.dumps(checkpoint))  # what it refers to changes before the next one
         reporter.log(entries, *others, checkpoint=frozen)
-        self._reader.discard_read()
+        self._is_saved, self._recorded_at = self._context.outbox.is_saved, asyncio.get_running_loop().time()
+        if self._is_saved:  # else the next runner reads it again
+            self._reader.discard_read()
 
     async def _wait_written(self, line: int) -> None:
         """Wait until the agent was given an input. Raise ``NotDelivered`` or ``DeliveryUnknown`` if it was not."""
