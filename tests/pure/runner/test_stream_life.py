@@ -206,10 +206,11 @@ async def test_an_input_changes_nothing_about_an_agent_that_has_ended(life: Stre
     assert (life.waiting(), life.follower._stream.in_turn) == ({}, False)
 
 
-async def test_an_input_that_cannot_be_submitted_begins_no_turn(
-    life: StreamLife, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fails", ["the record", "the line"])
+async def test_an_input_that_cannot_be_written_to_disk_begins_no_turn(
+    life: StreamLife, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
-    """With a full disk, for example: the agent waits, and takes the next one."""
+    """None is given that the next runner would not know; the agent waits, and takes the next one."""
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -217,9 +218,14 @@ async def test_an_input_that_cannot_be_submitted_begins_no_turn(
     async with life.followed():
         await life.until(lambda: life.states)
         with monkeypatch.context() as patch:
-            patch.setattr(LineWriter, "submit", fail)
-            with pytest.raises(OSError, match="No space"):
+            patch.setattr(follower, "WRITE_TIMEOUT", 0.05)
+            if fails == "the record":
+                patch.setattr(Outbox, "is_saved", property(lambda _: False, lambda *_: None), raising=False)
+            else:
+                patch.setattr(LineWriter, "submit", fail)
+            with pytest.raises(OSError, match=r"No space|cannot be recorded"):
                 await life.follower.deliver("lost", recorded)
+        assert life.waiting() == {}
         assert life.states[-1][0] == "idle"
         assert not life.works()
         assert life.context.outbox.checkpoint["line"] is None

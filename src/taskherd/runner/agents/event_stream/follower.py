@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -155,9 +156,8 @@ class EventStreamFollower(FollowerWithoutRequests):
             line = self._line
             self._stream.begin_turn(text)
             self._commit()
-            message = {"type": "user", "message": {"role": "user", "content": text}}
             try:
-                self._writer.submit(line, orjson.dumps(message))
+                self._submit(line, text)
             except OSError:  # the disk is full, for example
                 self._line, self._stream.in_turn, self._stream.state = None, False, AgentState.IDLE
                 self._commit()
@@ -386,6 +386,13 @@ class EventStreamFollower(FollowerWithoutRequests):
         self._is_saved, self._recorded_at = self._context.outbox.is_saved, asyncio.get_running_loop().time()
         if self._is_saved:  # else the next runner reads it again
             self._reader.discard_read()
+
+    def _submit(self, line: int, text: str) -> None:
+        """Hand an input to the shim. Raise ``OSError`` if it, or before that its record, cannot be written to disk."""
+        if not self._context.outbox.is_saved:  # or the next runner would use the number of the line again
+            raise OSError(errno.ENOSPC, "what the agent is to be given cannot be recorded")
+        message = {"type": "user", "message": {"role": "user", "content": text}}
+        self._writer.submit(line, orjson.dumps(message))
 
     async def _wait_written(self, line: int) -> None:
         """Wait until the agent was given an input. Raise ``NotDelivered`` or ``DeliveryUnknown`` if it was not."""
