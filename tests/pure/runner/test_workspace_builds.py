@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -19,7 +20,7 @@ from taskherd.runner.journal import Journal, Phase
 from taskherd.runner.listeners import Peer
 from taskherd.runner.reporter import Reporter, SequenceGenerator
 from taskherd.runner.workspaces import processes, removal
-from taskherd.runner.workspaces.folders import RunFolder
+from taskherd.runner.workspaces.folders import RunFolder, TaskFolder
 from taskherd.runner.workspaces.isolation import Isolation
 from taskherd.runner.workspaces.processes import ExitRecord, RunSpec
 from taskherd.runner.workspaces.workspace import StartEnded
@@ -269,6 +270,29 @@ async def test_a_start_does_not_wait_for_the_files_of_deleted_tasks(builds: Buil
     finally:
         may_go_on.set()
     await asyncio.gather(*removals)
+
+
+@pytest.mark.parametrize(("owner", "name"), [(Isolation, "prepare"), (TaskFolder, "remove_runs")])
+async def test_nothing_else_waits_for_the_files_that_a_start_removes(
+    builds: Builds, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+) -> None:
+    """However many an agent has left: journals are written meanwhile, and exits noticed."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    removes, may_go_on = threading.Event(), threading.Event()
+
+    def remove_much(*_: object) -> None:
+        removes.set()
+        may_go_on.wait(60)
+
+    monkeypatch.setattr(owner, name, remove_much)
+    starting = asyncio.create_task(builds.start(1))
+    try:
+        await builds.until(removes.is_set)
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: 7), 30) == 7
+        assert not starting.done()
+    finally:
+        may_go_on.set()
+    assert await starting is None
 
 
 async def test_a_start_gives_way_to_what_ends_its_agent(builds: Builds) -> None:

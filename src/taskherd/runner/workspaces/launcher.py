@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final
 
 from taskherd.domain.reports import AgentState
 from taskherd.runner import template
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from taskherd.runner.workspaces.processes import ShimHandle
     from taskherd.runner.workspaces.task_processes import TaskProcesses
     from taskherd.runner.workspaces.terminals import TerminalCommand
+
+_EXECUTOR: Final = ThreadPoolExecutor(8, thread_name_prefix="launch")
+"""Its threads remove what earlier agents have left, which may be millions of files: only other starts wait for them."""
 
 
 class Launcher:
@@ -54,7 +58,7 @@ class Launcher:
         plan = self._plan(run, request)
         self._journal.port = free_port() if follower_class(run).needs_port else None
         await self._save()
-        await asyncio.to_thread(self._folder.remove_runs)
+        await asyncio.get_running_loop().run_in_executor(_EXECUTOR, self._folder.remove_runs)
         run = run.model_copy(update={"command": plan.command})
         launched = request if plan.gives_prompt else request.model_copy(update={"prompt": ""})
         self._folder.write_prompt(launched.prompt, uid)
@@ -107,7 +111,7 @@ class Launcher:
         if uid is not None and uid != journal.agent_uid:
             journal.agent_uid = uid
             await self._save()
-        await asyncio.to_thread(isolation.prepare, run, self._folder, uid)
+        await asyncio.get_running_loop().run_in_executor(_EXECUTOR, isolation.prepare, run, self._folder, uid)
         return uid
 
     def _spec(self, run: RunConfig, request: WorkspaceStart, uid: int | None) -> processes.RunSpec:
