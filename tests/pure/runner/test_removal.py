@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -27,6 +28,32 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 removal.remove(Path(sys.argv[1]))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
+
+CLOSED = """
+import os, sys
+from pathlib import Path
+from taskherd.runner.workspaces import removal
+os.chdir(sys.argv[1])
+if os.getuid() == 0:
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+for top_mode in (0o700, 0o555, 0):
+    top = Path("top")
+    below = top / "/".join("d" * (removal.MAX_DEPTH + 3))
+    below.mkdir(parents=True)
+    for folder in [*below.parents[:-2], below]:
+        for mode in (0o555, 0o300, 0):
+            closed = folder / f"{mode:o}"
+            closed.mkdir()
+            (closed / "file").touch()
+            closed.chmod(mode)
+    for folder in [below, *below.parents[:-2]]:
+        folder.chmod(0o555)
+    top.chmod(top_mode)
+    removal.remove(top)
+"""
+"""Makes and removes folders that their owner may not list or change, as a user that is not root."""
 
 
 def make_deep(path: Path, levels: int) -> None:
@@ -77,6 +104,38 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
     removal.remove(tmp_path / "nothing")
     assert [path.name for path in tmp_path.iterdir()] == ["outside"]
     assert [path.name for path in outside.iterdir()] == ["kept"]
+
+
+def test_folders_that_an_agent_has_closed_are_removed(tmp_path: Path) -> None:
+    """Those of Go's module cache are read-only; the runner may be a user like any other, and is their owner."""
+    tmp_path.chmod(0o777)
+    command = [sys.executable, "-c", CLOSED, str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert run.stderr == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_mode_of_what_is_not_removed_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither links lead to it, nor is the mode of another user's folder changed."""
+    outside = tmp_path / "outside"
+    outside.mkdir(mode=0o500)
+    (tmp_path / "top").mkdir()
+    (tmp_path / "top" / "link").symlink_to(outside)
+    removal.remove(tmp_path / "top")
+    (tmp_path / "top").symlink_to(outside)
+    removal.remove(tmp_path / "top")
+    assert outside.stat().st_mode & 0o777 == 0o500
+    (tmp_path / "top" / "inner").mkdir(parents=True)
+    (tmp_path / "top").chmod(0o500)
+    changed = list[object]()
+    monkeypatch.setattr(os, "chmod", lambda *arguments, **_: changed.append(arguments))
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with suppress(PermissionError):  # root may remove it
+        removal.remove(tmp_path / "top")
+    assert changed == []
+    monkeypatch.undo()
+    removal.remove(tmp_path / "top")
+    assert list(tmp_path.iterdir()) == [outside]
 
 
 def test_a_removal_that_takes_too_long_is_given_up_and_can_go_on(tmp_path: Path) -> None:
@@ -156,16 +215,16 @@ def test_what_its_agent_removes_meanwhile_is_no_error(tmp_path: Path, monkeypatc
     for name in ("a", "b", "c"):
         (top / name / "inner").mkdir(parents=True)
 
-    def open_folder(path: Path | str, parent: int | None = None) -> int:
+    def open_own(path: Path | str, parent: int | None = None, device: int | None = None) -> int:
         if parent is not None and str(path) != "inner":
             opened.append(str(path))
             if len(opened) == 2:
                 os.rmdir(f"{path}/inner", dir_fd=parent)
                 os.rmdir(path, dir_fd=parent)
-        return folders_open(path, parent)
+        return removal_open(path, parent, device)
 
-    folders_open = removal.open_folder
-    monkeypatch.setattr(removal, "open_folder", open_folder)
+    removal_open = removal._open_own
+    monkeypatch.setattr(removal, "_open_own", open_own)
     removal.remove(top)
     assert sorted(opened) == ["a", "b", "c"]
     assert list(tmp_path.iterdir()) == []

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import os
 import secrets
+import stat
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +43,7 @@ def remove(path: Path, seconds: float = TIMEOUT) -> None:
     deadline = time.monotonic() + seconds
     with suppress(FileNotFoundError):
         try:
-            top = open_folder(path)
+            top = _open_own(path)
         except NotADirectoryError:
             path.unlink()
             return
@@ -79,25 +80,41 @@ class _Removal:
                 if _is_removed_from(folder, entry):
                     continue
                 with suppress(FileNotFoundError, NotADirectoryError):  # the agent has changed it meanwhile
-                    if depth == MAX_DEPTH:
-                        os.rename(entry.name, next(self._names), src_dir_fd=folder, dst_dir_fd=self._top)
-                    else:
-                        self._empty_child(folder, entry.name, depth)
+                    self._remove_child(folder, entry.name, depth)
 
     def raise_if_late(self) -> None:
         """Raise ``TimeoutError`` after the deadline."""
         if time.monotonic() > self._deadline:
             raise TimeoutError(self._late)
 
-    def _empty_child(self, folder: int, name: str, depth: int) -> None:
-        child = open_folder(name, folder)
+    def _remove_child(self, folder: int, name: str, depth: int) -> None:
+        """Remove a folder in one at this depth, or move it into ``top``."""
+        child = _open_own(name, folder, self._device)  # to move it, too, takes the right to change it
         try:
-            if os.fstat(child).st_dev != self._device:
-                raise OSError(errno.EXDEV, "another file system is mounted there", name)
+            if depth == MAX_DEPTH:
+                os.rename(name, next(self._names), src_dir_fd=folder, dst_dir_fd=self._top)
+                return
             self.empty(child, depth + 1)
         finally:
             os.close(child)
         _rmdir(name, folder)
+
+
+def _open_own(path: Path | str, parent: int | None = None, device: int | None = None) -> int:
+    """Open a folder as ``open_folder`` does, after giving its owner all rights to it if that is the runner's user.
+
+    Raise ``OSError`` if it is not on this device.
+    """
+    handle = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        status = os.fstat(handle)
+        if device not in {None, status.st_dev}:
+            raise OSError(errno.EXDEV, "another file system is mounted there", str(path))
+        if status.st_uid == os.geteuid() and status.st_mode & stat.S_IRWXU != stat.S_IRWXU:
+            Path(f"/proc/self/fd/{handle}").chmod(stat.S_IRWXU)  # fchmod refuses a folder that may not be read
+        return open_folder(".", handle)
+    finally:
+        os.close(handle)
 
 
 def _is_removed(path: Path) -> bool:
