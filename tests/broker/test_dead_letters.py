@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
+from aiormq.exceptions import ChannelPreconditionFailed
 from pamqp.commands import Basic
 from pamqp.encode import field_table
 from typer.testing import CliRunner, Result
@@ -16,7 +17,8 @@ from typer.testing import CliRunner, Result
 from taskherd.broker import dead_letters
 from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.dead_letters import MAX_PRODUCER_HEADERS
-from taskherd.broker.publisher import Publisher
+from taskherd.broker.publisher import OutgoingMessage, Publisher
+from taskherd.broker.reply_queues import DIRECT
 from taskherd.broker.topology import TopologyNames
 from taskherd.cli import dead as dead_cli
 from taskherd.domain.outcome import DeadLetterReason
@@ -123,6 +125,35 @@ async def test_producer_headers_are_kept_up_to_their_limit(
     await publish(publisher, names, headers=fitting)
     await publish(publisher, names, headers={"big": f"{fitting['big']}x"})
     assert [letter.headers for letter in await read(connection, names)] == [fitting, {}]
+
+
+async def test_a_dead_letter_has_nothing_that_the_broker_refuses(
+    names: TopologyNames, publisher: Publisher, connection: SupervisedConnection
+) -> None:
+    """RabbitMQ closes the channel that publishes what it takes from an AMQP 1.0 client; the dead letter is stored."""
+    body, own_headers = encode(b"x", INVALID, "", ORIGIN)
+    cases: list[tuple[dict[str, Any], str | None]] = [
+        ({"CC": "text"}, None), ({"BCC": 1}, None), ({}, DIRECT), ({}, None)
+    ]  # fmt: skip
+    for headers, reply_to in cases:
+        as_it_came = OutgoingMessage(names.dead, "key", body, headers=headers, reply_to=reply_to)
+        [outcome] = await publisher.publish_many([as_it_came])
+        assert isinstance(getattr(outcome, "__cause__", None), ChannelPreconditionFailed) is bool(headers or reply_to)
+        letter = dead_letters.build_dead_letter(
+            names, "key", body, own_headers, producer_headers={**headers, "mine": 1}, reply_to=reply_to
+        )
+        assert await dead_letters.publish_dead_letters(publisher, [letter]) == [None]
+    messages = await dead_letters.read(connection, names, 10)
+    assert [(each.reply_to, each.headers.get("CC")) for each in messages] == [(None, None)] * 5
+
+
+async def test_a_dead_letter_keeps_further_routing_keys(
+    names: TopologyNames, publisher: Publisher, connection: SupervisedConnection
+) -> None:
+    """RabbitMQ takes any list, of which only texts count."""
+    await publish(publisher, names, headers={"CC": ["a", 1, None, {"a": "b"}]})
+    [letter] = await read(connection, names)
+    assert letter.headers == {"CC": ["a", 1, None, {"a": "b"}]}
 
 
 async def test_reading_never_uses_up_a_dead_letter(

@@ -27,6 +27,7 @@ from taskherd.observability.metrics import Metrics
 from taskherd.worker import dead_letter_sender
 from taskherd.worker.dead_letter_sender import DeadLetterSender, Rejected
 from taskherd.worker.rates import Rates
+from tests.harness.buffers import until
 from tests.harness.contexts import Waits, partial_context
 from tests.harness.histories import NOON
 
@@ -83,6 +84,7 @@ class Broker:
         self.takes = asyncio.Event()
         self.takes.set()
         self.told: list[str] = []
+        self.poison: set[bytes] = set()
         context = partial_context(
             dead_publisher=self, metrics=self.metrics, rates=self.rates, stopping=self.stopping,
             on_unconfirmed=self.told.append, names=TopologyNames("test"), now=lambda: NOON,
@@ -90,9 +92,11 @@ class Broker:
         self.sender = DeadLetterSender(self.consumer, context)
 
     async def publish_many(self, messages: Sequence[OutgoingMessage]) -> list[PublishOutcome | Unavailable]:
-        """Take dead letters, while it ``takes`` them."""
+        """Take dead letters, while it ``takes`` them; one that is poison closes the channel of all."""
         await self.takes.wait()
         self.groups.append([message.body for message in messages])
+        if not self.poison.isdisjoint(self.groups[-1]):
+            return [Unavailable("the channel is closed")] * len(messages)
         return [
             PublishOutcome.CONFIRMED if self._confirms(message.body) else Unavailable("full") for message in messages
         ]
@@ -146,6 +150,22 @@ async def test_a_delivery_is_acked_after_the_last_of_its_dead_letters() -> None:
     assert (broker.told, broker.count("batch_failures", reason="broker")) == (["1 dead letters: full"], 1)
     assert (broker.count("dead_lettered", reason="fault"), broker.count("dead_lettered", reason="invalid")) == (1, 3)
     assert broker.rates._letters == Counter({(NOON, "fault"): 1, (NOON, "invalid"): 3})
+
+
+async def test_a_dead_letter_that_the_broker_refuses_fails_no_other_for_ever(waits: Waits) -> None:
+    """What failed together is published one at a time, so all others are stored, also those that come later."""
+    broker = Broker()
+    broker.poison = {b"poison"}
+    async with broker.sending():
+        await broker.sender.add([rejected(Message(tag), body) for tag, body in enumerate((b"0", b"poison", b"2"))])
+        await until(lambda: len(broker.consumer.acked) == 2)
+        await broker.sender.add([rejected(Message(3), b"3"), rejected(Message(4), b"4")])
+        await until(lambda: len(broker.consumer.acked) == 4)
+        broker.stopping.set()
+    assert broker.consumer.acked == [0, 2, 3, 4]
+    assert broker.groups[:4] == [[b"0", b"poison", b"2"], [b"0"], [b"poison"], [b"2"]]
+    assert [group for group in broker.groups[4:] if group != [b"poison"]] == [[b"3", b"4"]]
+    assert waits.after[:2] == [1, 1], "each one that is stored ends the failures in a row"
 
 
 async def test_a_queue_that_takes_nothing_is_tried_less_and_less_often(waits: Waits) -> None:

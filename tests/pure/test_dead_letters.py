@@ -19,6 +19,7 @@ from pamqp.header import ContentHeader
 from taskherd.broker import dead_letters
 from taskherd.broker.dead_letters import MayNotRead, QueuedMessage, ReplayTarget, build_dead_letter
 from taskherd.broker.publisher import OutgoingMessage, PublishOutcome
+from taskherd.broker.reply_queues import DIRECT
 from taskherd.broker.topology import TopologyNames
 from taskherd.errors import Unavailable
 
@@ -75,6 +76,18 @@ def test_headers_that_cannot_be_sent_are_left_out() -> None:
         assert message.headers == ({**headers, "own": 1} if kept else {"own": 1})
 
 
+def test_a_dead_letter_has_nothing_that_the_broker_refuses() -> None:
+    """An AMQP 1.0 client may send what closes our channel: direct replies, and a ``CC`` that is no list."""
+    for refused in ("text", 1, None, {"a": "b"}):
+        headers = {"CC": refused, "BCC": refused, "mine": 1}
+        letter = build_dead_letter(NAMES, "k", b"x", {}, producer_headers=headers, reply_to=DIRECT)
+        assert (letter.reply_to, letter.headers) == (None, {"mine": 1})
+    kept = {"CC": ["a", 1], "BCC": [], "cc": "text"}
+    for queue in ("replies", f"{DIRECT}.pid.key"):
+        letter = build_dead_letter(NAMES, "k", b"x", {}, producer_headers=kept, reply_to=queue)
+        assert (letter.reply_to, letter.headers) == (queue, kept)
+
+
 class Broker:
     """A queue of dead letters, and a publisher whose messages become what a test says."""
 
@@ -83,6 +96,7 @@ class Broker:
         self.gets = 0
         self.redelivered = redelivered
         self.failure: Exception | None = None
+        self.reply_to: str | None = None
         self.acked: list[int] = []
         self.taken: list[bytes] = []
         self.published: list[dict[str, Any]] = []
@@ -105,7 +119,7 @@ class Broker:
             body = self.queue.pop(0)
             self.taken.append(body)
             delivery = Basic.GetOk(len(self.taken), self.redelivered, "e", "k", len(self.queue))
-        header = ContentHeader(properties=Basic.Properties(content_type="text/plain", correlation_id="7"))
+        header = ContentHeader(properties=Basic.Properties("text/plain", reply_to=self.reply_to, correlation_id="7"))
         return DeliveredMessage(delivery, header, body, self)  # type: ignore[arg-type]
 
     async def basic_ack(self, tag: int) -> None:
@@ -238,6 +252,17 @@ async def test_only_what_was_confirmed_is_removed() -> None:
     with pytest.raises(Unavailable, match="publishing"):
         await dead_letters.replay(broker, broker, NAMES, target_of, lambda *_: None, limit=9)
     assert broker.acked == []
+
+
+async def test_a_replayed_message_has_nothing_that_the_broker_refuses() -> None:
+    """RabbitMQ itself may have dead-lettered what an AMQP 1.0 client sent; all else is kept."""
+    broker: Any = Broker(b"1")
+    broker.outcomes, broker.reply_to = [CONFIRMED], DIRECT
+    target = ReplayTarget("events", "key", {"CC": "text", "BCC": ["a"], "mine": 1})
+    await dead_letters.replay(broker, broker, NAMES, lambda _: target, lambda *_: None, limit=9)
+    [published] = broker.published
+    assert (published["reply_to"], published["headers"]) == (None, {"BCC": ["a"], "mine": 1})
+    assert (published["correlation_id"], broker.acked) == ("7", [1])
 
 
 async def test_how_many_were_beyond_the_limit_is_known() -> None:

@@ -14,6 +14,7 @@ from pamqp.commands import Basic
 
 from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.publisher import JSON, OutgoingMessage, Publisher, PublishOutcome
+from taskherd.broker.reply_queues import DIRECT
 from taskherd.broker.requests import REQUEST_TIMEOUT, map_errors
 from taskherd.errors import Unavailable
 
@@ -33,6 +34,12 @@ A header frame larger than the negotiated frame size would cost the connection.
 
 MAX_HEADER_LEVELS = 16
 """Maximum number of levels of lists and tables in a producer's header that is sent again, so that no stack decides."""
+
+_ROUTING_HEADERS = ("CC", "BCC")
+"""Headers with further routing keys (https://www.rabbitmq.com/docs/sender-selected), which RabbitMQ accepts as lists.
+
+A message of an AMQP 1.0 client may have others: they do not route there.
+"""
 
 _MAX_ROUTING_KEY_BYTES = 255
 _ORDER_TIMEOUT = 5.0
@@ -91,8 +98,8 @@ def build_dead_letter(
 ) -> OutgoingMessage:
     """Return the message to publish as a dead letter.
 
-    ``routing_key``, ``producer_headers`` and the properties are those of the original message. A routing key or headers
-    that cannot be sent again are left out.
+    ``routing_key``, ``producer_headers`` and the properties are those of the original message. What of them cannot be
+    sent again is left out.
     """
     return OutgoingMessage(
         names.dead,
@@ -101,7 +108,7 @@ def build_dead_letter(
         content_type=content_type,
         headers={**_sendable(producer_headers or {}), **headers},
         mandatory=True,
-        reply_to=reply_to,
+        reply_to=_sendable_reply_to(reply_to),
         correlation_id=correlation_id,
     )
 
@@ -204,7 +211,7 @@ async def _publish_again(publisher: Publisher, queued: QueuedMessage, target: Re
             headers=_sendable(target.headers) or None,
             content_type=queued.content_type,
             mandatory=True,
-            reply_to=queued.reply_to,
+            reply_to=_sendable_reply_to(queued.reply_to),
             correlation_id=queued.correlation_id,
         )
     except Unavailable as error:
@@ -307,9 +314,14 @@ def _queued(message: DeliveredMessage) -> QueuedMessage:
     )
 
 
+def _sendable_reply_to(queue: str | None) -> str | None:
+    """Return the reply queue, or None for direct replies to this channel, which consumes none: RabbitMQ closes it."""
+    return None if queue == DIRECT else queue
+
+
 def _sendable(headers: Mapping[str, Any]) -> FieldTable:
-    """Return the headers, or none if they cannot be encoded, are too large or have too many levels."""
-    table = dict(headers)
+    """Return the headers that RabbitMQ takes; none if they cannot be encoded, are too large or have too many levels."""
+    table = {name: each for name, each in headers.items() if name not in _ROUTING_HEADERS or isinstance(each, list)}
     if _is_too_deep(table):
         return {}
     try:

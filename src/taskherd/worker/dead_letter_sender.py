@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, TypeAlias
 
 import structlog
@@ -46,6 +47,8 @@ class _DeadLetter:
     delivery: Delivery
     invalid: InvalidMessage
     message: OutgoingMessage
+    alone: bool = False
+    """Whether it is published by itself: one that the broker refuses makes all that are published with it fail."""
 
 
 class DeadLetterSender:
@@ -100,13 +103,13 @@ class DeadLetterSender:
     async def _send_once(self) -> bool:
         """Publish the first that wait, and ack the deliveries whose dead letters are all confirmed.
 
-        Return False if some were not confirmed; they are published again after the others.
+        Return False if some were not confirmed; they are published again after the others, one at a time.
         """
-        sent = self._waiting[:MAX_AT_ONCE]
+        sent = self._next()
         obstacles = await publish_dead_letters(self._context.dead_publisher, [each.message for each in sent])
         done = [each for each, obstacle in zip(sent, obstacles, strict=True) if obstacle is None]
         failed = [each for each, obstacle in zip(sent, obstacles, strict=True) if obstacle is not None]
-        self._replace([*self._waiting[len(sent) :], *failed])
+        self._replace([*self._waiting[len(sent) :], *(replace(each, alone=True) for each in failed)])
         self._count(done)
         waiting = {id(each.delivery) for each in self._waiting}
         await self._consumer.ack([*{each.delivery: None for each in done if id(each.delivery) not in waiting}])
@@ -114,6 +117,10 @@ class DeadLetterSender:
             self._context.metrics.batch_failures.labels("broker").inc()
             self._context.on_unconfirmed(f"{len(failed)} dead letters: {next(filter(None, obstacles))}")
         return not failed
+
+    def _next(self) -> list[_DeadLetter]:
+        """Return the first that wait and are published together, or the first one that is published alone."""
+        return [*takewhile(lambda each: not each.alone, self._waiting[:MAX_AT_ONCE])] or self._waiting[:1]
 
     def _count(self, done: Sequence[_DeadLetter]) -> None:
         for each in done:
