@@ -11,6 +11,7 @@ from typing import Any, cast
 from uuid import UUID
 
 import pytest
+from structlog.testing import capture_logs
 
 from taskherd.broker.publisher import OutgoingMessage, PublishOutcome
 from taskherd.broker.topology import TopologyNames
@@ -47,9 +48,9 @@ def claim(tag: int, **properties: Any) -> Message:
     return message(tag, "build.claim", task_id=str(UUID(int=tag)), build_number=1, **properties)
 
 
-def query(tag: int) -> Message:
-    """Return a question about the task with this number."""
-    return message(tag, "task.owned", task_ids=[str(UUID(int=tag))])
+def query(tag: int, *others: int) -> Message:
+    """Return a question about the task with this number, and others."""
+    return message(tag, "task.owned", task_ids=[str(UUID(int=number)) for number in (tag, *others)])
 
 
 def hello(tag: int, pool: str = "gpu", **properties: Any) -> Message:
@@ -67,6 +68,7 @@ class Outside:
         self.hellos: list[tuple[list[str], list[Pools]]] = []
         self.refusals: dict[str, str] = {}
         self.failing: dict[int, Exception] = {}
+        self.damaged: set[int] = set()
         self.decisions: dict[int, ClaimDecision | DeadLetterReason] = {}
         self.unavailable: list[Exception] = []
         self.replies: dict[str | None, dict[str, Any]] = {}
@@ -93,7 +95,13 @@ class Outside:
     async def load_ownership(self, _: object, queries: Sequence[OwnershipQuery]) -> list[dict[UUID, Ownership | None]]:
         """Answer questions."""
         self.questions.append([each.task_ids[0].int for each in queries])
-        return [dict.fromkeys(each.task_ids, Ownership.OWNED) for each in queries]
+        for number in self.questions[-1]:
+            if number in self.failing:
+                raise self.failing[number]
+        return [
+            {task_id: Ownership.OWNED for task_id in each.task_ids if task_id.int not in self.damaged}
+            for each in queries
+        ]
 
     async def register(self, hellos: Sequence[RunnerHello], now: datetime, pools: Sequence[Pools]) -> list[str | None]:
         """Register runners."""
@@ -209,6 +217,35 @@ async def test_claims_that_cannot_be_decided_are_dead_letters(outside: Outside) 
     assert rejected[b"nonsense"][0] == "not_json"
     assert (outside.count("unknown", "invalid"), outside.count("build.claim", "taken")) == (4, 1)
     assert sorted(outside.buffer.acked) == list(range(1, 7))
+
+
+async def test_questions_that_cannot_be_answered_are_dead_letters(outside: Outside) -> None:
+    """They cost no other its answer; whoever asked learns that there is none."""
+    outside.failing = {2: DataError("no value"), 4: KeyError("a bug")}
+    queries = [query(number) for number in range(1, 8)]
+    await outside.handle(*queries)
+    assert outside.questions == [[1, 2, 3, 4, 5], [1], [2], [3], [4], [5], [6, 7]]
+    assert outside.replies["1"] == {"tasks": {str(UUID(int=1)): "owned"}}
+    assert {outside.replies[number]["error"]["status"] for number in "24"} == {400}
+    unanswered = "The question whose the tasks are could not be answered."
+    assert outside.rejected() == {
+        queries[1].body: ("data_error", unanswered), queries[3].body: ("fault", unanswered)
+    }  # fmt: skip
+    assert (outside.count("task.owned", "answered"), outside.count("unknown", "invalid")) == (5, 2)
+    assert sorted(outside.buffer.acked) == list(range(1, 8))
+
+
+async def test_damaged_tasks_are_logged(outside: Outside) -> None:
+    """An answer leaves them out; the first of them are named."""
+    outside.damaged = set(range(2, 9))
+    with capture_logs() as logged:
+        await outside.handle(query(1), query(2, 1, *range(3, 9)))
+    assert outside.replies == {
+        "1": {"tasks": {str(UUID(int=1)): "owned"}}, "2": {"tasks": {str(UUID(int=1)): "owned"}}
+    }  # fmt: skip
+    [line] = logged
+    assert (line["runner"], line["count"]) == ("r1", 7)
+    assert line["first"] == [str(UUID(int=number)) for number in range(2, 7)]
 
 
 async def test_a_refused_hello_is_answered_or_a_dead_letter(outside: Outside) -> None:

@@ -109,7 +109,9 @@ async def test_all_totals_are_read_seldom() -> None:
     assert len(maintenance.counted) == 5
 
 
-@pytest.mark.parametrize("problem", [Unavailable("no database"), Retry("a conflict"), DataError("no value")])
+@pytest.mark.parametrize(
+    "problem", [Unavailable("no database"), Retry("a conflict"), DataError("no value"), KeyError("a bug")]
+)
 async def test_a_failed_step_keeps_no_other_from_being_done(problem: Exception) -> None:
     """What follows it is done, and the next run tries it again; it is logged and counted each time."""
     maintenance = RecordingMaintenance()
@@ -117,7 +119,7 @@ async def test_a_failed_step_keeps_no_other_from_being_done(problem: Exception) 
     with capture_logs() as logged:
         await maintenance.run_at(0, 1, EVERY)
     assert maintenance.pruned == maintenance.erased == maintenance.counted == [0, EVERY]
-    assert [(each["step"], each["reason"]) for each in logged] == [("prune", str(problem))] * 2
+    assert [(each["step"], each["reason"]) for each in logged] == [("prune", repr(problem))] * 2
     failures = maintenance.metrics.registry.get_sample_value
     assert failures("taskherd_maintenance_failures_total", {"step": "prune"}) == 2
     assert not failures("taskherd_maintenance_failures_total", {"step": "count"})

@@ -116,6 +116,24 @@ async def test_ownership(harness: WorkerHarness) -> None:
     assert (await harness.ask(too_many))["ok"] is False
 
 
+async def test_a_damaged_task_keeps_no_question_from_being_answered(external: WorkerHarness) -> None:
+    """A task's stored state is damaged: an answer leaves it out, so that its runner keeps it, and the worker lives."""
+    async with running_worker(external):
+        damaged, other = await external.create(), await external.create()
+        await external.ask(claim(other, "r2"))
+    await external.database.execute("UPDATE tasks SET state = '{}' WHERE id = $1", damaged)
+    ids = [str(damaged), str(other)]
+    sent = [
+        await external.post({"type": "task.owned", "task_ids": asked, "runner": "r1"}, exchange="claims")
+        for asked in (ids, ids[1:])
+    ]
+    async with running_worker(external):
+        replies = [await asyncio.wait_for(reply, 60) for reply in sent]
+        assert await external.ask(claim(other, "r1")) == {"granted": False, "by": "r2"}
+    assert replies == [{"tasks": {str(other): "elsewhere"}}] * 2
+    assert external.reasons() == []
+
+
 async def test_hello_declares_both_queues_once_named_apart(harness: WorkerHarness) -> None:
     """The queues exist when the reply arrives, also after someone deleted them; a runner named as a pool is refused."""
     hello = {"type": "runner.hello", "runner": "r9", "pool": "gpu"}

@@ -111,6 +111,25 @@ async def test_a_parked_report_in_conflict_with_its_create_expires(harness: Work
     assert await harness.database.fetchval("SELECT count(*) FROM parked") == 0
 
 
+async def test_a_parked_report_of_a_damaged_task_expires(harness: WorkerHarness) -> None:
+    """A task's stored state is damaged: reports of others expire all the same."""
+    damaged, missing = uuid.uuid4(), uuid.uuid4()
+    await harness.report(build_report(damaged, 1, "delete", "succeeded", seq=9))
+    await harness.report(build_report(damaged, 1, "start", "running", seq=1))
+    await harness.report(build_report(missing, 1, "start", "running", seq=1))
+    await harness.until_row("SELECT count(*) FROM parked", is_=3)
+    await harness.create(damaged)
+    await harness.until_row("SELECT count(*) FROM parked", is_=2)
+    await harness.database.execute("UPDATE tasks SET state = '{}' WHERE id = $1", damaged)
+    assert await harness.expire_parked() == 2
+    await harness.until(lambda: len(harness.dead_letters) == 2)
+    details = {json.loads(each.body)["task_id"]: each.headers["x-taskherd-detail"] for each in harness.dead_letters}
+    assert details == {
+        str(damaged): "The state of the task is damaged.",
+        str(missing): "The task was not created in time.",
+    }
+
+
 async def test_a_parked_report_with_a_build_number_far_too_high_expires(harness: WorkerHarness) -> None:
     """It is judged when its task is created, and does not affect it; after parked_ttl its dead letter says why."""
     task_id = uuid.uuid4()

@@ -99,7 +99,8 @@ class OwnershipReply(BaseModel):
     """The reply to a ``task.owned``."""
 
     tasks: dict[UUID, Ownership] = Field(
-        description="owned; gone: it does not exist or is deleted; elsewhere: another runner has taken it over."
+        description="owned; gone: it does not exist or is deleted; elsewhere: another runner has taken it over. "
+        "A task whose state is damaged is left out: keep its files."
     )
     unknown: list[UUID] = Field(
         default=[],

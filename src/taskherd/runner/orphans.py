@@ -27,7 +27,10 @@ class Orphans:
 
     deleted: list[UUID] = field(default_factory=list)
     unknown: list[UUID] = field(default_factory=list)
-    """Tasks without a record in the database: it was restored from an older backup, or it is the wrong one."""
+    """Tasks without a record in the database: it was restored from an older backup, or it is the wrong one.
+
+    Those that the answer leaves out because their state is damaged are kept, too.
+    """
     elsewhere: list[UUID] = field(default_factory=list)
 
 

@@ -139,10 +139,12 @@ DUE: Final = text("""
 SELECT task_id FROM task_deadlines WHERE due_at <= :now ORDER BY due_at LIMIT :limit
 """)
 
-
 UNLOCKED: Final = text("""
 SELECT id FROM tasks WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE SKIP LOCKED
 """)
+
+_DAMAGED: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What decoding a damaged state raises."""
 
 POSTPONE: Final = text("UPDATE task_deadlines SET due_at = :until WHERE task_id = :task_id AND due_at < :until")
 
@@ -174,10 +176,22 @@ def _from_row(row: Sequence[Any], prompts: dict[UUID, str]) -> StoredTask:
     return StoredTask(Task(*values[: len(TASK_FIELDS)]), *values[len(TASK_FIELDS) :])
 
 
-async def states(connection: AsyncConnection, ids: Collection[UUID]) -> dict[UUID, tuple[TaskState, datetime | None]]:
-    """Return the states of the existing tasks among ``ids``, with their times of deletion, without locking."""
+async def states(
+    connection: AsyncConnection, ids: Collection[UUID]
+) -> dict[UUID, tuple[TaskState | None, datetime | None]]:
+    """Return the states of the existing tasks among ``ids``, with their times of deletion, without locking.
+
+    A damaged state is None, so that it keeps no other from being read.
+    """
     rows = await connection.execute(STATES, {"ids": list(ids)})
-    return {task_id: (task_state_codec.loads(task_id, state), deleted_at) for task_id, state, deleted_at in rows}
+    return {task_id: (_load_unless_damaged(task_id, state), deleted_at) for task_id, state, deleted_at in rows}
+
+
+def _load_unless_damaged(task_id: UUID, state: str) -> TaskState | None:
+    try:
+        return task_state_codec.loads(task_id, state)
+    except _DAMAGED:
+        return None
 
 
 async def _further_prompts(connection: AsyncConnection, ids: Sequence[UUID]) -> dict[UUID, str]:

@@ -22,7 +22,7 @@ from taskherd.messages.claims import BUILD_CLAIM, RUNNER_HELLO, TASK_OWNED, Owne
 from taskherd.messages.decoding import InvalidMessage
 from taskherd.observability.failpoints import Failpoint
 from taskherd.store.engine import DataError, transaction
-from taskherd.worker.batch import Batch
+from taskherd.worker.batch import MESSAGE_ERRORS, Batch
 from taskherd.worker.bisection import Bisection
 from taskherd.worker.concurrency import isolate_possible_poison
 from taskherd.worker.dead_letter_sender import DeadLetterSender
@@ -34,10 +34,11 @@ from taskherd.worker.sender_pools import NO_POOL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from uuid import UUID
 
     from taskherd.broker.consumer import Consumer
     from taskherd.broker.delivery import Delivery
-    from taskherd.domain.claims import ClaimDecision
+    from taskherd.domain.claims import ClaimDecision, Ownership
     from taskherd.worker.batch import BatchResult
     from taskherd.worker.context import WorkerContext
     from taskherd.worker.dead_letter_sender import Rejected
@@ -48,11 +49,14 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 UNPROCESSED = "The claim could not be processed."
+UNANSWERED = "The question whose the tasks are could not be answered."
 
 MAX_DELIVERIES = 500
 """Maximum number of messages that are taken from the buffer at a time."""
 MAX_QUERIES = 5
 """Maximum number of ownership queries that are answered in one transaction; each has up to 1,000 tasks."""
+MAX_LOGGED = 5
+"""Maximum number of damaged tasks in a log line."""
 MAX_HELLOS = 100
 """Maximum number of hellos that are recorded in one transaction."""
 
@@ -127,7 +131,7 @@ class ClaimConsumer:
                 answers.append(OutgoingReply(delivery, claims.claim_reply(decision)))
             await self._answer(answers)
         for start in range(0, len(decoded.queries), MAX_QUERIES):
-            await self._answer_queries(decoded.queries[start : start + MAX_QUERIES])
+            decoded.invalid += await self._answer_queries(decoded.queries[start : start + MAX_QUERIES])
         if decoded.invalid:
             await self._reject(decoded.invalid)
 
@@ -146,20 +150,38 @@ class ClaimConsumer:
 
         async def reject(index: int, error: Exception) -> DeadLetterReason:
             log.warning("claim rejected", task_id=str(batch[index].task_id), reason=repr(error)[:200])
-            return DeadLetterReason.DATA_ERROR if isinstance(error, DataError) else DeadLetterReason.FAULT
+            return _reason_of(error)
 
         return await self._bisection.run(range(len(batch)), attempt, accept, reject)
 
-    async def _answer_queries(self, queries: Sequence[tuple[Delivery, OwnershipQuery]]) -> None:
-        async def read() -> Sequence[bytes]:
-            async with transaction(self._context.engine) as connection:
-                answers = await load_ownership(connection, [query for _, query in queries])
-            return [claims.ownership_reply(answer) for answer in answers]
+    async def _answer_queries(self, queries: Sequence[tuple[Delivery, OwnershipQuery]]) -> list[Rejected]:
+        """Answer queries together, or each by itself if that fails, and return those that cannot be answered."""
 
-        bodies = await self._context.until_stopped(read, "database")
-        await self._answer([OutgoingReply(delivery, body) for (delivery, _), body in zip(queries, bodies, strict=True)])
+        async def read() -> list[dict[UUID, Ownership | None]]:
+            async with transaction(self._context.engine) as connection:
+                return await load_ownership(connection, [query for _, query in queries])
+
+        try:
+            answers = await self._context.until_stopped(read, "database")
+        except MESSAGE_ERRORS as error:
+            if len(queries) > 1:
+                return [rejected for each in queries for rejected in await self._answer_queries([each])]
+            delivery, query = queries[0]
+            log.warning("ownership query rejected", runner=query.runner, reason=repr(error)[:200])
+            return [(delivery, InvalidMessage(None, _reason_of(error), UNANSWERED, delivery.body))]
+        for (_, query), answer in zip(queries, answers, strict=True):
+            if damaged := [str(task_id) for task_id in query.task_ids if task_id not in answer]:
+                first = damaged[:MAX_LOGGED]
+                log.warning("states of tasks are damaged", runner=query.runner, count=len(damaged), first=first)
+        await self._answer(
+            [
+                OutgoingReply(delivery, claims.ownership_reply(answer))
+                for (delivery, _), answer in zip(queries, answers, strict=True)
+            ]
+        )
         for _ in queries:
             self._count(TASK_OWNED, "answered")
+        return []
 
     async def _handle_hellos(self) -> None:
         """Declare the queues of runners that say hello, until the consumer has finished."""
@@ -212,6 +234,10 @@ class ClaimConsumer:
 
     def _count(self, kind: str, outcome: str) -> None:
         self._context.metrics.claims.labels(kind, outcome).inc()
+
+
+def _reason_of(error: Exception) -> DeadLetterReason:
+    return DeadLetterReason.DATA_ERROR if isinstance(error, DataError) else DeadLetterReason.FAULT
 
 
 def _decode(deliveries: Sequence[Delivery], senders: SenderPools) -> DecodedMessages:

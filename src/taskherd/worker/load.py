@@ -138,18 +138,25 @@ async def load_ownership(
 ) -> list[dict[UUID, Ownership | None]]:
     """Return for each query where each of its tasks is, None for one that the database has no record of.
 
-    This locks and changes nothing.
+    A task whose state is damaged is left out. This locks and changes nothing.
     """
     task_ids = {task_id for query in queries for task_id in query.task_ids}
     states = await tasks.states(connection, task_ids)
     claims = await build_claims.latest(connection, task_ids)
+    known = {task_id: (state, deleted_at) for task_id, (state, deleted_at) in states.items() if state is not None}
+    damaged = states.keys() - known.keys()
     return [
-        {task_id: ownership(states, claims, task_id, query.runner) for task_id in query.task_ids} for query in queries
+        {
+            task_id: ownership(known, claims, task_id, query.runner)
+            for task_id in query.task_ids
+            if task_id not in damaged
+        }
+        for query in queries
     ]
 
 
-async def load_states(connection: AsyncConnection, task_ids: Collection[UUID]) -> dict[UUID, TaskState]:
-    """Return the states of the existing tasks among ``task_ids``. This locks and changes nothing."""
+async def load_states(connection: AsyncConnection, task_ids: Collection[UUID]) -> dict[UUID, TaskState | None]:
+    """Return the states of the existing tasks among ``task_ids``, None if damaged. This locks and changes nothing."""
     return {task_id: state for task_id, (state, _) in (await tasks.states(connection, task_ids)).items()}
 
 

@@ -30,13 +30,15 @@ from taskherd.store import (
     task_index,
     workers,
 )
-from taskherd.store.engine import DataError, transaction
+from taskherd.store.engine import transaction
+from taskherd.worker.batch import MESSAGE_ERRORS
 from taskherd.worker.load import load_states
 from taskherd.worker.rates import RETENTION as RATES_RETENTION
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from datetime import datetime
+    from uuid import UUID
 
     from taskherd.broker.publisher import OutgoingMessage
     from taskherd.domain.task import TaskState
@@ -167,8 +169,8 @@ class Maintenance:
         """Do a step and return whether it succeeded. A failure does not interrupt the drained time."""
         try:
             await work
-        except (Unavailable, Retry, DataError) as error:
-            log.warning("maintenance failed, it is tried again later", step=step.value, reason=str(error))
+        except (Unavailable, Retry, *MESSAGE_ERRORS) as error:
+            log.warning("maintenance failed, it is tried again later", step=step.value, reason=repr(error)[:200])
             self._context.metrics.maintenance_failures.labels(step).inc()
             return False
         return True
@@ -190,7 +192,7 @@ class Maintenance:
             if not rows:
                 return 0
             states = await load_states(connection, {row.task_id for row in rows})
-            reasons = [_reason_of(row, states.get(row.task_id), now) for row in rows]
+            reasons = [_reason_of(row, states, now) for row in rows]
             letters = [self._dead_letter_of(row, reason, now) for row, reason in zip(rows, reasons, strict=True)]
             obstacles = await publish_dead_letters(context.dead_publisher, letters)
             expired = [row.id for row, obstacle in zip(rows, obstacles, strict=True) if obstacle is None]
@@ -301,10 +303,15 @@ def _limit_bytes(rows: Sequence[ParkedReport]) -> Sequence[ParkedReport]:
     return rows[: max(1, sum(size <= MAX_EXPIRED_BYTES for size in sizes))]
 
 
-def _reason_of(row: ParkedReport, state: TaskState | None, now: datetime) -> tuple[DeadLetterReason, str]:
-    """Return why a parked report was not folded, with a detail; ``state``: that of its task, None: it has none."""
-    if state is None:
+def _reason_of(
+    row: ParkedReport, states: Mapping[UUID, TaskState | None], now: datetime
+) -> tuple[DeadLetterReason, str]:
+    """Return why a parked report was not folded, with a detail; ``states`` has that of its task, None if damaged."""
+    if row.task_id not in states:
         return DeadLetterReason.PARKED_EXPIRED, "The task was not created in time."
+    state = states[row.task_id]
+    if state is None:
+        return DeadLetterReason.PARKED_EXPIRED, "The state of the task is damaged."
     with suppress(ValueError):  # a report that is valid for another version only
         if fold.is_out_of_range(decode_stored_report(row.report, now), state):
             return DeadLetterReason.BUILD_OUT_OF_RANGE, ReportOutcome.BUILD_OUT_OF_RANGE.detail
