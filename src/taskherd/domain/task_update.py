@@ -208,8 +208,11 @@ def apply_timer_check(update: TaskUpdate, check: TimerCheck, now: datetime, cont
 
 
 def _is_late(check: TimerCheck, now: datetime) -> bool:
-    """Return whether the sweep of a check was so long ago that its watermark says nothing about what has come since."""
-    return check.silence_counted_at is not None and now - check.silence_counted_at > liveness.MAX_SKEW
+    """Return whether the sweep of a check was so long ago that its watermark says nothing about what has come since.
+
+    That is half of what clocks may differ by: ``now`` was read before the task was locked, which may take seconds.
+    """
+    return check.silence_counted_at is not None and now - check.silence_counted_at > liveness.MAX_SKEW / 2
 
 
 def _expire(update: TaskUpdate, input_id: UUID, now: datetime, context: UpdateContext) -> None:

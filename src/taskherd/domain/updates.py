@@ -62,7 +62,7 @@ class TimerCheck:
         mass_held: True while a mass loss is held: no agent is marked as lost.
         silence_counted_at: when the sweeper last counted the silent agents, None for now. An agent that was not
             overdue then is not marked as lost, because the decision about a mass loss did not count it. A check that is
-            carried out more than ``liveness.MAX_SKEW`` later has no effect either: the next sweep makes another one.
+            carried out more than half of ``liveness.MAX_SKEW`` later has no effect either: the next sweep makes one.
         expired_inputs: user inputs that no runner picked up in time.
         erase: the retention time of the task, which is deleted, has passed.
     """
