@@ -11,13 +11,13 @@ from uuid import UUID
 import pytest
 
 from taskherd.domain.updates import TimerCheck
-from taskherd.errors import TaskherdError
+from taskherd.errors import Retry, TaskherdError
 from taskherd.observability.metrics import Metrics
 from taskherd.store import tasks as tasks_store
 from taskherd.store.engine import DataError, PromptSizeError, StatementTimeout
 from taskherd.worker import timer_checks
 from taskherd.worker.relay import Relay
-from taskherd.worker.timer_checks import GROW_AFTER, RETRY_AFTER, TimerChecks
+from taskherd.worker.timer_checks import GROW_AFTER, LOCKED_RETRY_AFTER, RETRY_AFTER, TimerChecks
 from tests.harness.contexts import partial_context
 from tests.harness.histories import NOON
 
@@ -34,6 +34,8 @@ class DamagedChecks(TimerChecks):
         self.parts: list[list[int]] = []
         self.most, self.too_many = 1000, TaskherdError()
         self.slow: set[UUID] = set()
+        self.locked: set[UUID] = set()
+        self.is_deadlocked = False
 
     async def _reconcile(self, checks: Mapping[UUID, TimerCheck]) -> None:
         self.parts.append([task_id.int for task_id in checks])
@@ -43,6 +45,8 @@ class DamagedChecks(TimerChecks):
             raise self.too_many
         if not self.slow.isdisjoint(checks):
             raise StatementTimeout("too slow")
+        if self.is_deadlocked or not self.locked.isdisjoint(checks):
+            raise Retry("a lock is not available")
 
     async def run_for(self, *numbers: int) -> int:
         """Check these tasks, and return how many checks succeeded."""
@@ -252,3 +256,56 @@ async def test_no_more_than_a_thousand_tasks_are_checked_together_again(
         seconds[0] += GROW_AFTER
         assert await checks.run_for(*range(1, 1_402)) == 1_401
         assert [len(part) for part in checks.parts] == expected
+
+
+@pytest.fixture
+def locked(monkeypatch: pytest.MonkeyPatch) -> set[UUID]:
+    """Return a set of tasks that other transactions have locked."""
+    tasks: set[UUID] = set()
+
+    async def lock_unlocked(_: object, ids: Iterable[UUID]) -> set[UUID]:
+        return set(ids) - tasks
+
+    async def postpone_all(_: object, ids: Iterable[UUID], until: datetime) -> None:
+        assert (set(ids) <= tasks, until) == (True, NOON + LOCKED_RETRY_AFTER)
+
+    monkeypatch.setattr(tasks_store, "lock_unlocked", lock_unlocked)
+    monkeypatch.setattr(tasks_store, "postpone_all", postpone_all)
+    return tasks
+
+
+async def test_locked_tasks_are_left_out_for_a_while(
+    damaged_checks: Callable[..., DamagedChecks], seconds: list[float], locked: set[UUID]
+) -> None:
+    """And checked again then; what is damaged beside them is found as ever."""
+    checks = damaged_checks(4)
+    checks.locked = locked
+    locked |= {UUID(int=2), UUID(int=3)}
+    assert await checks.run_for(1, 2, 3, 5) == 2
+    assert await checks.run_for(2, 3) == 0
+    assert checks.parts == [[1, 2, 3, 5], [1, 5]]
+    seconds[0] += LOCKED_RETRY_AFTER.total_seconds() - 1
+    assert await checks.run_for(2, 1) == 1
+    seconds[0] += 1
+    locked.remove(UUID(int=2))
+    checks.parts.clear()
+    assert await checks.run_for(2, 3, 4, 5) == 2
+    assert checks.parts == [[2, 3, 4, 5], [2, 3], [2], [4, 5], [4], [5]]
+    seconds[0] += LOCKED_RETRY_AFTER.total_seconds()
+    checks.parts.clear()
+    assert await checks.run_for(3) == 0
+    assert (checks.parts, checks.count("timer_checks_failed")) == ([[3]], 1)
+
+
+async def test_a_conflict_of_tasks_that_nobody_has_locked_ends_the_run(
+    damaged_checks: Callable[..., DamagedChecks], locked: set[UUID]
+) -> None:
+    """The next one may succeed with all of them; so it is of a conflict without those that were locked."""
+    checks = damaged_checks()
+    checks.is_deadlocked = True
+    with pytest.raises(Retry):
+        await checks.run_for(1, 2)
+    locked.add(UUID(int=2))
+    with pytest.raises(Retry):
+        await checks.run_for(1, 2)
+    assert checks.parts == [[1, 2], [1, 2], [1]]

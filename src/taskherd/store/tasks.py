@@ -146,6 +146,12 @@ SELECT id FROM tasks WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE
 _DAMAGED: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What decoding a damaged state raises."""
 
+POSTPONE_ALL: Final = text("""
+UPDATE task_deadlines SET due_at = :until WHERE task_id IN (
+    SELECT task_id FROM task_deadlines WHERE task_id = ANY(CAST(:ids AS uuid[])) AND due_at < :until
+    ORDER BY task_id FOR UPDATE SKIP LOCKED)
+""")
+
 POSTPONE: Final = text("UPDATE task_deadlines SET due_at = :until WHERE task_id = :task_id AND due_at < :until")
 
 
@@ -262,3 +268,8 @@ async def due(connection: AsyncConnection, now: datetime, limit: int) -> list[UU
 async def postpone(connection: AsyncConnection, task_id: UUID, until: datetime) -> None:
     """Postpone the next timer check of a task, if it is earlier, to ``until``."""
     await connection.execute(POSTPONE, {"task_id": task_id, "until": until})
+
+
+async def postpone_all(connection: AsyncConnection, ids: Collection[UUID], until: datetime) -> None:
+    """Do so with several tasks, without waiting for those whose next check another transaction changes."""
+    await connection.execute(POSTPONE_ALL, {"ids": sorted(ids), "until": until})

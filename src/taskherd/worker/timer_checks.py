@@ -1,4 +1,4 @@
-"""Reconcile the timer checks of many tasks together; one that fails, or is locked, delays no other."""
+"""Reconcile the timer checks of many tasks together; one that fails, or is locked, delays others by seconds."""
 
 from __future__ import annotations
 
@@ -108,12 +108,16 @@ class TimerChecks:
         return len(checks)
 
     async def _leave_out_locked(self, checks: Mapping[UUID, TimerCheck], error: Retry) -> Mapping[UUID, TimerCheck]:
-        """Return the checks without those of locked tasks; raise ``error`` if none is locked: all may succeed now."""
+        """Return the checks without those of locked tasks; raise ``error`` if none is locked: all may succeed now.
+
+        The locked ones are postponed, so that they do not keep others from being found due.
+        """
         async with transaction(self._context.engine) as connection:
             unlocked = await tasks.lock_unlocked(connection, checks.keys())
-        if len(unlocked) == len(checks):
-            raise error
-        locked = [task_id for task_id in checks if task_id not in unlocked]
+            locked = [task_id for task_id in checks if task_id not in unlocked]
+            if not locked:
+                raise error
+            await tasks.postpone_all(connection, locked, self._context.now() + LOCKED_RETRY_AFTER)
         log.warning("tasks are locked, their timers wait", count=len(locked), task_id=str(locked[0]), reason=str(error))
         for task_id in locked:
             self._check_after(task_id, LOCKED_RETRY_AFTER)
