@@ -597,11 +597,11 @@ async def test_an_action_that_ends_after_a_kill_tells_what_it_has_done(
 ) -> None:
     """The replies of its first step were not stored: those tasks have results all the same, and the others none."""
     monkeypatch.setattr(executor, "LOOK_INTERVAL", 3_600)  # the API of the harness executes nothing
-    async with start_api(api_command_timeout=3) as api_harness:
+    async with start_api() as api_harness:
         tasks = [await api_harness.active(input=f"Half of them {number}") for number in range(4)]
         words = {"q": "owner:me", "input": "Before the end"}
         async with (
-            process_of(api_harness, "api", failpoint="action_replied:kill") as process,
+            process_of(api_harness, "api", failpoint="action_replied:kill", api_command_timeout="30") as process,
             client_of(api_harness, process) as client,
         ):
             with suppress(httpx.TransportError):  # it may die before it answers

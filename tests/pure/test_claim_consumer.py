@@ -227,7 +227,7 @@ async def test_questions_that_cannot_be_answered_are_dead_letters(outside: Outsi
     assert outside.questions == [[1, 2, 3, 4, 5], [1], [2], [3], [4], [5], [6, 7]]
     assert outside.replies["1"] == {"tasks": {str(UUID(int=1)): "owned"}}
     assert {outside.replies[number]["error"]["status"] for number in "24"} == {400}
-    unanswered = "The question whose the tasks are could not be answered."
+    unanswered = "The question whose tasks these are could not be answered."
     assert outside.rejected() == {
         queries[1].body: ("data_error", unanswered), queries[3].body: ("fault", unanswered)
     }  # fmt: skip

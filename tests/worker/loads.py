@@ -45,7 +45,7 @@ from taskherd.worker.load import LoadedBatch, load_batch
 from tests.harness.contexts import partial_context
 from tests.harness.histories import NOON
 from tests.harness.tasks import make_task
-from tests.harness.worker import ALICE, DIRECTORY, ORGANIZATION, TEMPLATE, VERSION
+from tests.harness.worker import ALICE, DIRECTORY, ORGANIZATION, TEMPLATE, TIMEOUT, VERSION
 from tests.store.conftest import execute_script, waits_for_lock
 
 T = TypeVar("T")
@@ -114,7 +114,9 @@ CONNECTIONS = 4
 @asynccontextmanager
 async def opened_engine(database_url: str) -> AsyncIterator[AsyncEngine]:
     """Open an engine on a database with a directory of two people, until the end of the block."""
-    opened = open_engine(database_url, size=CONNECTIONS, application_name="taskherd-tests")
+    opened = open_engine(
+        database_url, size=CONNECTIONS, application_name="taskherd-tests", command_timeout=TIMEOUT, lock_timeout=TIMEOUT
+    )
     await until_stopped(lambda: connect_all(opened), asyncio.Event(), lambda _: None)
     await execute_script(opened, PEOPLE)
     yield opened

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 UNPROCESSED = "The claim could not be processed."
-UNANSWERED = "The question whose the tasks are could not be answered."
+UNANSWERED = "The question whose tasks these are could not be answered."
 
 MAX_DELIVERIES = 500
 """Maximum number of messages that are taken from the buffer at a time."""

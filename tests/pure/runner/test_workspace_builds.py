@@ -277,7 +277,8 @@ async def test_nothing_else_waits_for_the_files_that_a_start_removes(
     builds: Builds, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
 ) -> None:
     """However many an agent has left: journals are written meanwhile, and exits noticed."""
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    loop, alone = asyncio.get_running_loop(), ThreadPoolExecutor(1)
+    loop.set_default_executor(alone)
     removes, may_go_on = threading.Event(), threading.Event()
 
     def remove_much(*_: object) -> None:
@@ -292,7 +293,9 @@ async def test_nothing_else_waits_for_the_files_that_a_start_removes(
         assert not starting.done()
     finally:
         may_go_on.set()
+        loop.set_default_executor(ThreadPoolExecutor())  # the loop is that of other tests, too
     assert await starting is None
+    alone.shutdown()
 
 
 async def test_a_start_gives_way_to_what_ends_its_agent(builds: Builds) -> None:
