@@ -154,6 +154,7 @@ async def test_one_stream_has_the_changes_of_a_task_and_its_log(api_harness: Api
     document = await api_harness.active(name="both-in-one")
     task = document["id"]
     await api_harness.worker.report(logged(task, 1, (0, "Said before")))
+    await api_harness.worker.until_row("SELECT count(*) FROM task_logs WHERE task_id = $1", uuid.UUID(task), is_=1)
     path = f"/tasks/me/{task}/watch"
     async with sse_client(api_harness.alice, path, logs="10") as stream:
         await stream.until(lambda: len(stream.events) == 2)
