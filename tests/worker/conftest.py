@@ -10,11 +10,13 @@ from typing import Any, TypeAlias
 
 import pytest
 from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.settings import Settings
 from taskherd.store.engine import dispose
 from taskherd.worker.app import Worker
 from tests.harness.worker import SECRET, WorkerHarness, external_harness, worker_harness
+from tests.worker.loads import opened_engine
 
 StartWorker: TypeAlias = Callable[..., AbstractAsyncContextManager[WorkerHarness]]
 
@@ -83,3 +85,10 @@ def noted_statements(harness: WorkerHarness) -> Iterator[list[tuple[str, int]]]:
     event.listen(engine, "after_cursor_execute", note)
     yield noted
     event.remove(engine, "after_cursor_execute", note)
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    """Yield an engine on a database with a directory of two people, on which no worker runs."""
+    async with opened_engine(database_url) as opened:
+        yield opened

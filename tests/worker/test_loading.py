@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -59,20 +58,12 @@ from tests.worker.loads import (
     load_while_created,
     locked_rows,
     new_input,
-    opened_engine,
     outcome,
     see,
     status,
     store,
     task_row,
 )
-
-
-@pytest.fixture
-async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
-    """Yield an engine on a database with two people."""
-    async with opened_engine(database_url) as opened:
-        yield opened
 
 
 async def test_reports_lock_their_tasks_alone(engine: AsyncEngine) -> None:

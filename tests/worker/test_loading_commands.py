@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from uuid import UUID
 
 import pytest
@@ -38,18 +37,10 @@ from tests.worker.loads import (
     load,
     load_while_created,
     new_input,
-    opened_engine,
     status,
     store,
     task_row,
 )
-
-
-@pytest.fixture
-async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
-    """Yield an engine on a database with two people."""
-    async with opened_engine(database_url) as opened:
-        yield opened
 
 
 async def test_a_create_reads_what_it_depends_on(engine: AsyncEngine) -> None:
