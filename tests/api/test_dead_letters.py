@@ -32,6 +32,8 @@ from tests.harness.tcp_proxy import TcpProxy, through
 from tests.harness.worker import WorkerHarness, make_report
 from tests.worker.test_senders import as_user
 
+pytestmark = [pytest.mark.timeout(240)]  # rabbitmqctl starts slowly on a busy machine
+
 FAULT, INVALID, UNTRUSTED = DeadLetterReason.FAULT, DeadLetterReason.INVALID, DeadLetterReason.UNTRUSTED_SENDER
 NOON, MINUTE = datetime(2026, 11, 27, 12, tzinfo=UTC), timedelta(minutes=1)
 

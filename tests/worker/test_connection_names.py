@@ -14,7 +14,7 @@ from tests.harness.api import running_api
 from tests.harness.runner import runner_harness
 from tests.harness.worker import WorkerHarness
 
-pytestmark = [pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.timeout(240)]  # rabbitmqctl starts slowly on a busy machine
 
 
 async def test_connections_have_the_names_of_their_processes(

@@ -31,7 +31,7 @@ from tests.harness.worker import (
     running_worker,
 )
 
-pytestmark = [pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.timeout(240)]  # rabbitmqctl starts slowly on a busy machine
 
 
 def as_user(url: str, user: str, password: str) -> str:
