@@ -9,7 +9,15 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from taskherd.errors import Misconfigured, Retry, Unavailable
-from taskherd.store.engine import DataError, ReadOnly, StatementTimeout, classify, session_settings, sqlstate
+from taskherd.store.engine import (
+    DataError,
+    LockTimeout,
+    ReadOnly,
+    StatementTimeout,
+    classify,
+    session_settings,
+    sqlstate,
+)
 
 
 def failure(code: str, message: str = "went wrong\nDETAIL: a secret") -> Exception:
@@ -21,7 +29,7 @@ def failure(code: str, message: str = "went wrong\nDETAIL: a secret") -> Excepti
 @pytest.mark.parametrize(
     ("code", "kind"),
     [
-        ("40P01", Retry), ("40001", Retry), ("55P03", Retry), ("55P04", None), ("40002", None),
+        ("40P01", Retry), ("40001", Retry), ("55P03", LockTimeout), ("55P04", None), ("40002", None),
         ("25006", ReadOnly), ("57014", StatementTimeout),
         ("26000", Misconfigured), ("42P05", Misconfigured), ("42P01", None),
         ("08006", Unavailable), ("28P01", Unavailable), ("53300", Unavailable), ("57P01", Unavailable),

@@ -263,13 +263,13 @@ def locked(monkeypatch: pytest.MonkeyPatch) -> set[UUID]:
     """Return a set of tasks that other transactions have locked."""
     tasks: set[UUID] = set()
 
-    async def lock_unlocked(_: object, ids: Iterable[UUID]) -> set[UUID]:
-        return set(ids) - tasks
+    async def find_locked(_: object, ids: Iterable[UUID]) -> set[UUID]:
+        return set(ids) & tasks
 
     async def postpone_all(_: object, ids: Iterable[UUID], until: datetime) -> None:
         assert (set(ids) <= tasks, until) == (True, NOON + LOCKED_RETRY_AFTER)
 
-    monkeypatch.setattr(tasks_store, "lock_unlocked", lock_unlocked)
+    monkeypatch.setattr(tasks_store, "find_locked", find_locked)
     monkeypatch.setattr(tasks_store, "postpone_all", postpone_all)
     return tasks
 

@@ -39,8 +39,11 @@ ROLLBACK_TIMEOUT: Final = 2.0
 READ_ONLY: Final = "25006"
 """PostgreSQL's read_only_sql_transaction."""
 
-RETRYABLE: Final = frozenset({"40P01", "40001", "55P03"})
-"""Deadlock, serialization failure, lock not available: the same transaction may succeed immediately."""
+RETRYABLE: Final = frozenset({"40P01", "40001"})
+"""Deadlock, serialization failure: the same transaction may succeed immediately."""
+
+LOCK_NOT_AVAILABLE: Final = "55P03"
+"""PostgreSQL's lock_not_available: the time to wait for a lock has ended."""
 
 QUERY_CANCELED: Final = "57014"
 """PostgreSQL's query_canceled: the statement's time has ended."""
@@ -81,11 +84,19 @@ class StatementTimeout(Unavailable):
     """The server canceled a statement because its time had ended."""
 
 
+class LockTimeout(Retry):
+    """A statement waited too long for a lock that another transaction keeps."""
+
+
 class ReadOnly(Unavailable):
     """The server rejects writes, like a standby after a failover; its connections were dropped to find another."""
 
 
-_OWN_CLASSES: Final = {READ_ONLY: ReadOnly, QUERY_CANCELED: StatementTimeout}
+_OWN_CLASSES: Final[dict[str, type[Unavailable | Retry]]] = {
+    READ_ONLY: ReadOnly,
+    QUERY_CANCELED: StatementTimeout,
+    LOCK_NOT_AVAILABLE: LockTimeout,
+}
 
 
 def open_engine(

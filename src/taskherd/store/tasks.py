@@ -139,8 +139,11 @@ DUE: Final = text("""
 SELECT task_id FROM task_deadlines WHERE due_at <= :now ORDER BY due_at LIMIT :limit
 """)
 
-UNLOCKED: Final = text("""
-SELECT id FROM tasks WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE SKIP LOCKED
+LOCKED_BY_OTHERS: Final = text("""
+WITH unlocked AS MATERIALIZED (
+    SELECT id FROM tasks WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE SKIP LOCKED
+)
+SELECT id FROM tasks WHERE id = ANY(CAST(:ids AS uuid[])) AND id NOT IN (SELECT id FROM unlocked)
 """)
 
 _DAMAGED: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -168,9 +171,9 @@ async def lock(connection: AsyncConnection, ids: Sequence[UUID]) -> list[StoredT
     return [_from_row(row, prompts) for row in rows]
 
 
-async def lock_unlocked(connection: AsyncConnection, ids: Collection[UUID]) -> frozenset[UUID]:
-    """Lock those of the tasks that no other transaction has locked, without waiting, and return their ids."""
-    return frozenset((await connection.execute(UNLOCKED, {"ids": sorted(ids)})).scalars())
+async def find_locked(connection: AsyncConnection, ids: Collection[UUID]) -> frozenset[UUID]:
+    """Return the ids of those of the tasks that another transaction has locked, and lock the others without waiting."""
+    return frozenset((await connection.execute(LOCKED_BY_OTHERS, {"ids": sorted(ids)})).scalars())
 
 
 def _from_row(row: Sequence[Any], prompts: dict[UUID, str]) -> StoredTask:

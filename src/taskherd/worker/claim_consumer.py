@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from taskherd.broker.consumer import Consumer
     from taskherd.broker.delivery import Delivery
-    from taskherd.domain.claims import ClaimDecision, Ownership
+    from taskherd.domain.claims import Ownership
     from taskherd.worker.batch import BatchResult
     from taskherd.worker.context import WorkerContext
     from taskherd.worker.dead_letter_sender import Rejected
@@ -117,42 +117,43 @@ class ClaimConsumer:
         if decoded.claims:
             senders = self._context.senders
             pools = [senders.pools_of(delivery) for delivery, _ in decoded.claims] if senders.restricted else []
-            decisions = await self._decide([claim for _, claim in decoded.claims], pools)
-            self._context.failpoint(Failpoint.POST_CLAIM)
-            answers: list[OutgoingReply] = []
-            for (delivery, _), decision in zip(decoded.claims, decisions, strict=True):
-                if isinstance(decision, DeadLetterReason):
-                    detail = UNPROCESSED
-                    if decision is DeadLetterReason.UNTRUSTED_SENDER:
-                        detail = ReportOutcome.UNTRUSTED_SENDER.detail
-                    decoded.invalid.append((delivery, InvalidMessage(None, decision, detail, delivery.body)))
-                    continue
-                self._count(BUILD_CLAIM, decision.outcome.value)
-                answers.append(OutgoingReply(delivery, claims.claim_reply(decision)))
-            await self._answer(answers)
+            decoded.invalid += await self._decide(decoded.claims, pools)
         for start in range(0, len(decoded.queries), MAX_QUERIES):
             decoded.invalid += await self._answer_queries(decoded.queries[start : start + MAX_QUERIES])
         if decoded.invalid:
             await self._reject(decoded.invalid)
 
-    async def _decide(
-        self, batch: Sequence[BuildClaim], pools: Sequence[Pools]
-    ) -> list[ClaimDecision | DeadLetterReason]:
-        """Return the committed decisions, or why a claim is dead-lettered."""
+    async def _decide(self, batch: Sequence[tuple[Delivery, BuildClaim]], pools: Sequence[Pools]) -> list[Rejected]:
+        """Decide and answer claims, and return those that cannot be decided."""
 
-        async def attempt(part: range) -> BatchResult:
-            claimed = Batch(claims=batch[part.start : part.stop], claim_pools=pools[part.start : part.stop])
+        async def attempt(part: Sequence[int]) -> BatchResult:
+            claimed = Batch(claims=[batch[i][1] for i in part], claim_pools=[pools[i] for i in part] if pools else ())
             return await reconcile(self._context, claimed, self._context.now())
 
-        async def accept(_: range, result: BatchResult) -> list[ClaimDecision | DeadLetterReason]:
+        async def accept(part: Sequence[int], result: BatchResult) -> list[DeadLetterReason | None]:
             self._relay.offer(result.changes, has_due_requests=result.has_due_requests)
-            return [*result.decisions]
+            self._context.failpoint(Failpoint.POST_CLAIM)
+            answers: list[OutgoingReply] = []
+            reasons: list[DeadLetterReason | None] = []
+            for index, decision in zip(part, result.decisions, strict=True):
+                refused = decision if isinstance(decision, DeadLetterReason) else None
+                reasons.append(refused)
+                if not isinstance(decision, DeadLetterReason):
+                    self._count(BUILD_CLAIM, decision.outcome.value)
+                    answers.append(OutgoingReply(batch[index][0], claims.claim_reply(decision)))
+            await self._answer(answers)
+            return reasons
 
         async def reject(index: int, error: Exception) -> DeadLetterReason:
-            log.warning("claim rejected", task_id=str(batch[index].task_id), reason=repr(error)[:200])
+            log.warning("claim rejected", task_id=str(batch[index][1].task_id), reason=repr(error)[:200])
             return _reason_of(error)
 
-        return await self._bisection.run(range(len(batch)), attempt, accept, reject)
+        reasons = await self._bisection.run([claim.task_id for _, claim in batch], attempt, accept, reject)
+        return [
+            (delivery, InvalidMessage(None, reason, _detail_of(reason), delivery.body))
+            for (delivery, _), reason in zip(batch, reasons, strict=True)
+            if reason is not None
+        ]
 
     async def _answer_queries(self, queries: Sequence[tuple[Delivery, OwnershipQuery]]) -> list[Rejected]:
         """Answer queries together, or each by itself if that fails, and return those that cannot be answered."""
@@ -234,6 +235,10 @@ class ClaimConsumer:
 
     def _count(self, kind: str, outcome: str) -> None:
         self._context.metrics.claims.labels(kind, outcome).inc()
+
+
+def _detail_of(reason: DeadLetterReason) -> str:
+    return ReportOutcome.UNTRUSTED_SENDER.detail if reason is DeadLetterReason.UNTRUSTED_SENDER else UNPROCESSED
 
 
 def _reason_of(error: Exception) -> DeadLetterReason:

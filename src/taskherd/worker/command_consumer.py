@@ -2,7 +2,8 @@
 
 Commands have their own queue, so they do not wait behind reports. A batch is one transaction; after its commit the
 replies are sent and the batch is acked; a command that cannot be executed becomes a dead letter first. A batch that
-fails is halved until the command that makes it fail is found; each part is answered when it is committed.
+fails is halved until the command that makes it fail is found, and one whose task another transaction keeps locked comes
+last; each part is answered when it is committed.
 """
 
 from __future__ import annotations
@@ -171,19 +172,19 @@ class CommandConsumer:
         """Execute and answer all commands. Raises ``Unavailable`` if the worker stops before."""
         commands = [command for _, command in batch]
 
-        async def attempt(part: range) -> BatchResult:
-            return await reconcile(self._context, Batch(commands=commands[part.start : part.stop]), self._context.now())
+        async def attempt(part: Sequence[int]) -> BatchResult:
+            return await reconcile(self._context, Batch(commands=[commands[i] for i in part]), self._context.now())
 
-        async def accept(part: range, result: BatchResult) -> list[None]:
+        async def accept(part: Sequence[int], result: BatchResult) -> list[None]:
+            executed = [batch[i] for i in part]
             self._context.failpoint(Failpoint.COMMAND_COMMITTED)
-            if any(isinstance(command, Answer) for command in commands[part.start : part.stop]):
+            if any(isinstance(command, Answer) for _, command in executed):
                 self._context.failpoint(Failpoint.ANSWER_COMMITTED)
-            if any(isinstance(command, Interrupt) for command in commands[part.start : part.stop]):
+            if any(isinstance(command, Interrupt) for _, command in executed):
                 self._context.failpoint(Failpoint.INTERRUPT_COMMITTED)
-            executed = batch[part.start : part.stop]
             self._offer(executed, result)
             await self._answer(executed, result.replies)
-            return []
+            return [None] * len(executed)
 
         async def reject(index: int, error: Exception) -> None:
             delivery, command = batch[index]
@@ -192,7 +193,7 @@ class CommandConsumer:
             detail = "The command could not be processed."
             await self._reject([(delivery, InvalidMessage(None, reason, detail, delivery.body))])
 
-        await self._bisection.run(range(len(batch)), attempt, accept, reject)
+        await self._bisection.run([command.task_id for command in commands], attempt, accept, reject)
 
     def _offer(self, batch: Sequence[WaitingCommand], result: BatchResult) -> None:
         """Pass each change to the relay in the trace of its command."""

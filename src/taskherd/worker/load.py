@@ -26,6 +26,7 @@ from taskherd.domain.updates import TaskUpdate, UpdateContext
 from taskherd.messages.reports import decode_stored_report
 from taskherd.store import build_claims, command_log, command_preconditions, inputs, leases, tasks
 from taskherd.store import parked_reports as parked
+from taskherd.store.engine import transaction
 from taskherd.worker.agent_requests import load_requests
 from taskherd.worker.directory_cache import NO_ENTRIES, DirectoryEntries
 from taskherd.worker.usage import load_ledgers
@@ -131,6 +132,12 @@ async def load_batch(
         template_pools=runs.template_pools,
         entries=entries,
     )
+
+
+async def find_locked(context: WorkerContext, task_ids: Collection[UUID]) -> frozenset[UUID]:
+    """Return those of the tasks that another transaction keeps locked, without waiting for it."""
+    async with transaction(context.engine) as connection:
+        return await tasks.find_locked(connection, task_ids)
 
 
 async def load_ownership(

@@ -191,14 +191,14 @@ class ReportConsumer:
     async def _reconcile(self, reports: Sequence[Report], pools: Sequence[Pools]) -> list[ReportOutcome]:
         """Reconcile reports and return their outcomes."""
 
-        async def attempt(part: range) -> BatchResult:
-            batch = Batch(reports[part.start : part.stop], report_pools=pools[part.start : part.stop])
+        async def attempt(part: Sequence[int]) -> BatchResult:
+            batch = Batch([reports[i] for i in part], report_pools=[pools[i] for i in part] if pools else ())
             started_at = perf_counter()
             result = await reconcile(self._context, batch, self._context.now())
             self._context.metrics.batch_seconds.observe(perf_counter() - started_at)
             return result
 
-        async def accept(_: range, result: BatchResult) -> list[ReportOutcome]:
+        async def accept(_: Sequence[int], result: BatchResult) -> list[ReportOutcome]:
             self._relay.offer(result.changes, has_due_requests=result.has_due_requests)
             return result.outcomes
 
@@ -206,7 +206,8 @@ class ReportConsumer:
             log.warning("report rejected", task_id=str(reports[index].task_id), reason=repr(error)[:200])
             return ReportOutcome.DATA_ERROR if isinstance(error, DataError) else ReportOutcome.FAULT
 
-        return await self._bisection.run(range(len(reports)), attempt, accept, reject) if reports else []
+        tasks = [report.task_id for report in reports]
+        return await self._bisection.run(tasks, attempt, accept, reject) if reports else []
 
     def _count(self, decoded: DecodedBatch, outcomes: Sequence[ReportOutcome]) -> None:
         self._context.metrics.batch_size.observe(len(decoded.deliveries))

@@ -113,15 +113,16 @@ class TimerChecks:
         The locked ones are postponed, so that they do not keep others from being found due.
         """
         async with transaction(self._context.engine) as connection:
-            unlocked = await tasks.lock_unlocked(connection, checks.keys())
-            locked = [task_id for task_id in checks if task_id not in unlocked]
+            locked = await tasks.find_locked(connection, checks.keys())
             if not locked:
                 raise error
             await tasks.postpone_all(connection, locked, self._context.now() + LOCKED_RETRY_AFTER)
-        log.warning("tasks are locked, their timers wait", count=len(locked), task_id=str(locked[0]), reason=str(error))
+        log.warning(
+            "tasks are locked, their timers wait", count=len(locked), task_id=str(min(locked)), reason=str(error)
+        )
         for task_id in locked:
             self._check_after(task_id, LOCKED_RETRY_AFTER)
-        return {task_id: check for task_id, check in checks.items() if task_id in unlocked}
+        return {task_id: check for task_id, check in checks.items() if task_id not in locked}
 
     async def _note_timeout(self, task_id: UUID, error: StatementTimeout) -> int:
         """Postpone a task whose check takes too long once others do not, or it has too often; else raise ``error``."""

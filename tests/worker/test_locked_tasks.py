@@ -1,0 +1,109 @@
+"""Batches with tasks whose rows somebody keeps locked: all their other messages are processed first."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import asyncpg
+import pytest
+
+from taskherd.broker.consumer import Consumer
+from taskherd.broker.delivery import Delivery
+from tests.harness.worker import WorkerHarness, make_command, make_create, make_report, running_worker
+from tests.worker.test_command_batches import replies_of
+
+
+@asynccontextmanager
+async def locked(external: WorkerHarness, *tasks: uuid.UUID) -> AsyncIterator[asyncpg.Connection]:
+    """Keep the rows of the tasks locked; the connection may roll back earlier."""
+    somebody = await asyncpg.connect(external.urls[0], timeout=30, command_timeout=30)
+    try:
+        await somebody.execute("BEGIN")
+        await somebody.execute("SELECT FROM tasks WHERE id = ANY($1) FOR UPDATE", tasks)
+        yield somebody
+    finally:
+        await somebody.close(timeout=30)
+
+
+def receive_together(monkeypatch: pytest.MonkeyPatch, queue: str, count: int) -> None:
+    """Let the first batch of a queue have at least so many messages, which the broker may deliver one by one."""
+    next_batch = Consumer.next_batch
+    first: list[Delivery] = []
+
+    async def together(self: Consumer, limit: int, wait: float, enough: int | None = None) -> list[Delivery]:
+        batch = await next_batch(self, limit, wait, enough)
+        if not first and batch and batch[0].queue.endswith(queue):
+            first.extend(batch)
+            while len(batch) < count and (more := await next_batch(self, limit, wait, enough)):
+                batch += more
+        return batch
+
+    monkeypatch.setattr(Consumer, "next_batch", together)
+
+
+async def test_commands_for_locked_tasks_hold_up_none_of_their_batch(
+    external: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All others are answered; those for the locked tasks are executed in their order once the locks are gone."""
+    async with running_worker(external):
+        *stuck, other, another = [await external.create() for _ in range(5)]
+    async with locked(external, *stuck) as somebody:
+        pauses = [await external.post(make_command("task.pause", each)) for each in stuck]
+        deletes = [await external.post(make_command("task.delete", each)) for each in stuck]
+        first = [await external.post(make_command("task.delete", each)) for each in (other, another)]
+        first.append(await external.post(make_create(uuid.uuid4())))
+        receive_together(monkeypatch, "commands", 9)
+        async with running_worker(external):
+            assert all(reply["ok"] for reply in await replies_of(first))
+            await somebody.execute("ROLLBACK")
+            refused = [reply["error"]["message"] for reply in await replies_of(pauses)]
+            assert all(reply["ok"] for reply in await replies_of(deletes))
+    assert refused == ["A workspace build is already active."] * 3
+
+
+def said(external: WorkerHarness, task_id: uuid.UUID, word: str) -> bool:
+    """Return whether an event has told that the task's agent says this."""
+    return bool(external.state(task_id).get("message") == word)
+
+
+async def test_reports_on_locked_tasks_hold_up_none_of_their_batch(external: WorkerHarness) -> None:
+    """Not even those of the same array."""
+    async with running_worker(external):
+        stuck, *others = [await external.create() for _ in range(4)]
+    async with locked(external, stuck) as somebody:
+        words = [(each, f"Step {number}") for number, each in enumerate((stuck, *others, stuck))]
+        await external.report(
+            *(
+                make_report("app.status", each, state="working", message=word, seq=i)
+                for i, (each, word) in enumerate(words)
+            )
+        )
+        async with running_worker(external):
+            for task_id, word in words[1:4]:
+                await external.until(partial(said, external, task_id, word))
+            assert not external.state(stuck)
+            await somebody.execute("ROLLBACK")
+            await external.until(partial(said, external, stuck, "Step 4"))
+
+
+async def test_claims_of_locked_tasks_hold_up_none_of_their_batch(
+    external: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are answered, and the first of two claims of a locked task wins."""
+    receive_together(monkeypatch, "claims", 3)
+    async with running_worker(external):
+        stuck, other = await external.create(), await external.create()
+    async with locked(external, stuck) as somebody:
+        claims = [
+            await external.post(
+                {"type": "build.claim", "task_id": str(task_id), "build_number": 1, "runner": runner}, "claims"
+            )
+            for task_id, runner in ((stuck, "r1"), (other, "r2"), (stuck, "r3"))
+        ]
+        async with running_worker(external):
+            assert await replies_of(claims[1:2]) == [{"granted": True}]
+            await somebody.execute("ROLLBACK")
+            assert (await replies_of(claims))[::2] == [{"granted": True}, {"granted": False, "by": "r1"}]
