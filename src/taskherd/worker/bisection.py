@@ -41,7 +41,7 @@ BUGS: Final = Backoff(first=0.1, maximum=30.0)
 """The wait before a message that fails by a bug in a statement is tried for the last time."""
 
 
-class _TooMuch(Exception):  # noqa: N818 - not an error: it is halved
+class _TooMuch(Exception):  # noqa: N818 - not an error: they are halved, and one comes last
     """Messages take too long, or conflict too often."""
 
 
@@ -58,7 +58,7 @@ class _Messages(Generic[T]):
     """What ``Bisection.run`` was given, and what has become of it so far: of each message, by its index.
 
     Attributes:
-        parts: the messages that are to be reconciled together, in the order of the parts.
+        parts: those that are still to be reconciled; the messages of each part together, and part by part.
         results: what becomes of a message, as ``accept`` and ``reject`` have returned.
         saved: the messages that were saved.
         last: those that are tried again after all others, each with the error with which it failed alone, None for one

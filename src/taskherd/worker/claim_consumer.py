@@ -136,9 +136,10 @@ class ClaimConsumer:
             answers: list[OutgoingReply] = []
             reasons: list[DeadLetterReason | None] = []
             for index, decision in zip(part, result.decisions, strict=True):
-                refused = decision if isinstance(decision, DeadLetterReason) else None
-                reasons.append(refused)
-                if not isinstance(decision, DeadLetterReason):
+                if isinstance(decision, DeadLetterReason):
+                    reasons.append(decision)
+                else:
+                    reasons.append(None)
                     self._count(BUILD_CLAIM, decision.outcome.value)
                     answers.append(OutgoingReply(batch[index][0], claims.claim_reply(decision)))
             await self._answer(answers)
