@@ -108,7 +108,11 @@ def test_data_of_postgresql_is_used_as_its_owner(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("shift", [0, 1, 2, 3])
 def test_the_ports_that_are_set_are_used_where_they_are_free(shift: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The API has its own, the three processes have three in a row; in place of one that is taken is any other."""
+    """The API has its own, the three processes have three in a row; in place of one that is taken is any other.
+
+    They are of an address that only this test uses, so that no other process takes one meanwhile.
+    """
+    monkeypatch.setattr(ports, "HOST", own_address())
     first = next(port for port in iter(lambda: ports.find_free([None])[0], 0) if are_free(port, 4))
     monkeypatch.setenv("TASKHERD_API_PORT", str(first))
     monkeypatch.setenv("TASKHERD_OPS_PORT", str(first + 1))
@@ -117,6 +121,12 @@ def test_the_ports_that_are_set_are_used_where_they_are_free(shift: int, monkeyp
     others = [port for number, port in enumerate(chosen) if number != shift]
     assert others == [first + number for number in range(4) if number != shift]
     assert chosen[shift] not in range(first, first + 4)
+
+
+def own_address() -> str:
+    """Return a loopback address that belongs to this process alone, as far as tests go."""
+    high, low = divmod(os.getpid() % 2**16, 2**8)
+    return f"127.77.{high}.{low}"
 
 
 def are_free(first: int, count: int) -> bool:
