@@ -98,10 +98,13 @@ class Batches:
         self._noted = noted
         self.result = BatchResult(NOW, [])
 
-    async def save(self, *messages: Any, at: datetime = NOW, erased: Iterable[UUID] = ()) -> list[list[str]]:
+    async def save(
+        self, *messages: Any, at: datetime = NOW, erased: Iterable[UUID] = (), checked: Iterable[UUID] = ()
+    ) -> list[list[str]]:
         """Reconcile reports and commands as one batch; return the statements that save it, by transaction, sorted."""
         self._noted.calls.clear()
         checks = {task_id: TimerCheck(None, erase=True) for task_id in erased}
+        checks |= {task_id: TimerCheck(None) for task_id in checked}
         self.result = await reconcile.reconcile(self.context, batch_of(*messages, checks=checks), at)
         return [sorted(statements) for statements in self._noted.calls]
 

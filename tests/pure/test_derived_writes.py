@@ -11,6 +11,7 @@ from uuid import UUID
 import orjson
 import pytest
 
+from taskherd.domain.lease import Lease, lease_of
 from taskherd.domain.reports import AgentState, JobStatus, Lifecycle, Transition
 from taskherd.domain.task import Task
 from taskherd.domain.updates import Cause, TaskUpdate, TimerCheck
@@ -69,7 +70,7 @@ def core_document(task: Task) -> str:
 
 def derive(
     before: Task | None, after: Task | None, due_at: datetime | None = DUE, check: TimerCheck | None = None,
-    *, has_lease: bool = False, cause: Cause | None = None,
+    *, lease: Lease | None = None, cause: Cause | None = None,
 ) -> Derived:  # fmt: skip
     """Return what is written of a task that was before, with this time of its next check, and is after the batch."""
     update = TaskUpdate(before, after, core_document="" if before is None else core_document(before), cause=cause)
@@ -80,7 +81,7 @@ def derive(
         updates={TASK: update},
         update_context=context(),
         lease_checked=frozenset({TASK}),
-        leased=frozenset({TASK} if has_lease else ()),
+        leases={} if lease is None else {TASK: lease},
         parked={},
         recorded_replies={},
         claims={},
@@ -107,9 +108,9 @@ def test_a_task_that_did_not_change_is_not_written() -> None:
     task = task_of(STARTING)
     assert derive(task, task).writes == Writes()
     assert derive(None, None).writes == Writes()
-    checked = derive(task, task, NOON - SECOND, CHECK)
-    assert (checked.row.task, checked.row.due_at, checked.row.due_changed) == (task, DUE, True)
-    assert (checked.writes.created, checked.writes.changes) == ([], [])
+    assert derive(task, task, NOON - SECOND, CHECK).writes == Writes(deadlines={TASK: DUE})
+    paused = task_of(PAUSED)
+    assert derive(paused, paused, NOON - SECOND, CHECK).writes == Writes(deadlines={TASK: None})
 
 
 @pytest.mark.parametrize(
@@ -261,9 +262,13 @@ def test_a_task_that_is_steady_has_a_lease() -> None:
     active, left = task_of(ACTIVE), task_of(LEFT)
     writes = derive(task_of(STARTED), active).writes
     assert ([lease.task_id for lease in writes.leases], writes.ended_leases) == ([TASK], [])
-    renewed = derive(active, unseen(active), has_lease=True).writes
-    assert ([lease.task_id for lease in renewed.leases], renewed.ended_leases) == ([TASK], [])
+    lease = lease_of(TASK, ACTIVE)
+    assert lease is not None
+    kept = derive(active, unseen(active), lease=lease).writes
+    assert (kept.leases, kept.ended_leases) == ([], [])
+    renewed = derive(active, unseen(active), lease=replace(lease, seq=0)).writes
+    assert (renewed.leases, renewed.ended_leases) == ([lease], [])
     for after in (left, replace(active, deleted_at=NOON)):
-        ended = derive(active, after, has_lease=True).writes
+        ended = derive(active, after, lease=lease).writes
         assert (ended.leases, ended.ended_leases) == ([], [TASK])
     assert derive(None, None).writes.leases == []

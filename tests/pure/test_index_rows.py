@@ -56,7 +56,7 @@ def indexed(
         updates={},
         update_context=context(),
         lease_checked=frozenset(),
-        leased=frozenset(),
+        leases={},
         parked={},
         recorded_replies={},
         claims={},

@@ -82,7 +82,7 @@ async def test_reports_lock_their_tasks_alone(engine: AsyncEngine) -> None:
     update = loaded.updates[ONE]
     assert update.before is update.task is loaded.rows[ONE].task
     assert (update.core_document, update.queue) == ('{"number":11}', ())
-    assert (loaded.lease_checked, loaded.leased, loaded.claims) == (frozenset(), frozenset(), {})
+    assert (loaded.lease_checked, loaded.leases, loaded.claims) == (frozenset(), {}, {})
     assert (loaded.parked, loaded.recorded_replies, loaded.entries) == ({}, {}, NO_ENTRIES)
     assert loaded.template_pools == {VERSION: POOL}
     decided_by = loaded.update_context
@@ -134,7 +134,7 @@ async def test_a_report_that_may_change_a_connection_locks_the_lease(engine: Asy
     batch = Batch([report, status(TWO)], timer_checks={THREE: TimerCheck(None)})
     loaded, seen = await load(context_of(engine), batch)
     assert seen.locked == {"tasks": {ONE, TWO}, "leases": {ONE}, "ids": {THREE}}
-    assert (loaded.lease_checked, loaded.leased) == (frozenset({ONE, THREE}), frozenset({ONE}))
+    assert (loaded.lease_checked, loaded.leases) == (frozenset({ONE, THREE}), {ONE: lease(ONE, 5)})
     update = loaded.updates[ONE]
     assert update.before is update.task
     assert update.existing_task.state.last_heartbeat == {1: NOON + timedelta(seconds=5)}
@@ -153,7 +153,7 @@ async def test_commands_and_timer_checks_lock_leases(engine: AsyncEngine, batch:
     async with transaction(engine) as connection:
         await leases.upsert(connection, [lease(ONE), lease(TWO)])
     loaded, seen = await load(context_of(engine), batch)
-    assert seen.locked["leases"] == loaded.lease_checked == loaded.leased == {TWO}
+    assert seen.locked["leases"] == loaded.lease_checked == loaded.leases.keys() == {TWO}
     assert seen.locked["tasks"] == {each.task_id for each in batch.reports} | {TWO}
     assert loaded.updates[TWO].existing_task.state.last_heartbeat == {1: NOON + timedelta(seconds=7)}
 

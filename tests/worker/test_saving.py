@@ -78,7 +78,7 @@ def question(task_id: UUID, request_id: UUID) -> AgentRequest:
 
 
 async def test_what_did_not_change_costs_no_statement(batches: Batches) -> None:
-    """Nor does a report that is parked; of a connected agent only the lease is written again, as it was."""
+    """Nor does a report that is parked."""
     await batches.save(create(ONE))
     await batches.make_active(TWO)
     await batches.save(said(ONE, AgentState.IDLE))
@@ -87,9 +87,22 @@ async def test_what_did_not_change_costs_no_statement(batches: Batches) -> None:
     assert await batches.save(said(FOUR, AgentState.IDLE), at=LATER) == [[]]
     result = batches.result
     assert (result.replies, result.has_due_requests, result.started_requests) == ([], False, [])
-    assert await batches.save(starting(TWO)[1], at=LATER) == [["INSERT INTO leases"]]
+    assert await batches.save(starting(TWO)[1], at=LATER) == [[]]
     assert [await batches.changed(*each) for each in zip((ONE, TWO), before, strict=True)] == [set(), set()]
     assert await batches.column("SELECT task_id FROM parked ORDER BY 1") == [THREE, FOUR]
+
+
+async def test_a_check_that_changes_nothing_moves_only_itself(batches: Batches) -> None:
+    """Without a watermark, silence counts from now on. What needs no further check has none; the others stay."""
+    await batches.save(create(ONE), create(THREE))
+    await batches.make_active(TWO)
+    await batches.database.execute("UPDATE task_deadlines SET due_at = $1", NOW)
+    before = [await batches.contents(each) for each in (ONE, TWO, THREE)]
+    assert await batches.save(checked=[ONE, TWO], at=LATER) == [["DELETE FROM task_deadlines"]]
+    changed = [await batches.changed(*each) for each in zip((ONE, TWO, THREE), before, strict=True)]
+    assert changed == [{"task_deadlines"}, {"task_deadlines"}, set()]
+    deadlines = await batches.database.fetch("SELECT task_id, due_at FROM task_deadlines ORDER BY 1")
+    assert [tuple(each) for each in deadlines] == [(ONE, LATER + batches.context.timeouts.request_ttl), (THREE, NOW)]
 
 
 async def test_a_change_that_nobody_sees_is_saved_without_an_event(batches: Batches) -> None:
@@ -309,7 +322,7 @@ async def test_a_request_of_a_task_that_existed_is_due_at_once(batches: Batches)
     await batches.save(build(TWO, 2, Transition.STOP, job_status=JobStatus.SUCCEEDED))
     sent = command(Send, ONE, 7, input="Go")
     assert await batches.save(sent, at=LATER) == [[
-        "INSERT INTO command_log", "INSERT INTO inputs", "INSERT INTO leases", "INSERT INTO work_requests",
+        "INSERT INTO command_log", "INSERT INTO inputs", "INSERT INTO work_requests",
         "UPDATE inputs", "UPDATE tasks",
     ]]  # fmt: skip
     request, item = await batches.row("work_requests", ONE), await batches.row("inputs", ONE)

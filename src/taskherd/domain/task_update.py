@@ -189,22 +189,32 @@ def apply_timer_check(update: TaskUpdate, check: TimerCheck, now: datetime, cont
         update.timed_out = after.build.report.transition.value
         update.closed_requests.append(after.build_number)
         update.note_cause(Cause("sweep", "build.given_up"))
-    if not check.mass_held and task.deleted_at is None:
-        checked = liveness.detect_loss(after, check.watermark, check.silence_counted_at or now, context.timeouts)
-        if checked is not after:
-            update.note_cause(Cause("sweep", "agent.silent"))
-        after = checked
     if task.deleted_at is None:
-        checked = recovery.detect_stall(after, check.watermark, now, context.policy_of(task))
-        if checked is not after:
-            update.note_cause(Cause("sweep", "agent.stalled"))
-        after = checked
-        checked = interrupts.expire(after, check.watermark, now, context.timeouts)
-        if checked is not after:
-            update.interrupt_expired = True
-            update.note_cause(Cause("sweep", "agent.interrupt_expired"))
-        after = checked
-    update.task = replace(task, state=after)
+        after = _check_agent(update, after, check, now, context)
+    if after is not state:
+        update.task = replace(task, state=after)
+
+
+def _check_agent(
+    update: TaskUpdate, state: TaskState, check: TimerCheck, now: datetime, context: UpdateContext
+) -> TaskState:
+    """Mark an agent that is lost or stalled, and end an interrupt that it has not answered in time."""
+    watermark = check.watermark
+    assert watermark is not None
+    if not check.mass_held:
+        after = liveness.detect_loss(state, watermark, check.silence_counted_at or now, context.timeouts)
+        if after is not state:
+            update.note_cause(Cause("sweep", "agent.silent"))
+        state = after
+    after = recovery.detect_stall(state, watermark, now, context.policy_of(update.existing_task))
+    if after is not state:
+        update.note_cause(Cause("sweep", "agent.stalled"))
+    state = after
+    after = interrupts.expire(state, watermark, now, context.timeouts)
+    if after is not state:
+        update.interrupt_expired = True
+        update.note_cause(Cause("sweep", "agent.interrupt_expired"))
+    return after
 
 
 def _is_late(check: TimerCheck, now: datetime) -> bool:

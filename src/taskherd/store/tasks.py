@@ -6,7 +6,7 @@ that a task and its event share is sent once.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -98,6 +98,17 @@ FROM tasks AS t JOIN task_prompts AS p ON p.task_id = t.id AND p.version = t.pro
 WHERE t.id = ANY(CAST(:ids AS uuid[]))
 """)
 
+_NO_LONGER_DUE: Final = "DELETE FROM task_deadlines WHERE task_id = ANY(CAST(:no_longer_due AS uuid[]))"
+
+_DUE: Final = """
+    INSERT INTO task_deadlines AS d (task_id, due_at)
+    SELECT * FROM unnest(CAST(:due_changed AS uuid[]), CAST(:new_due_at AS timestamptz[])) AS m(task_id, due_at)
+    ORDER BY task_id
+    ON CONFLICT (task_id) DO UPDATE SET due_at = excluded.due_at WHERE d.due_at <> excluded.due_at
+"""
+
+SAVE_DEADLINES: Final = DirectStatement(f"WITH no_longer_due AS ({_NO_LONGER_DUE}) {_DUE}")
+
 SAVE: Final = DirectStatement(f"""
 WITH incoming AS MATERIALIZED (
     SELECT {stored(_SAVED)}
@@ -108,14 +119,8 @@ WITH incoming AS MATERIALIZED (
     FROM incoming AS s
     WHERE tasks.id = s.id
     RETURNING 1
-), no_longer_due AS (
-    DELETE FROM task_deadlines WHERE task_id = ANY(CAST(:no_longer_due AS uuid[]))
-), due AS (
-    INSERT INTO task_deadlines AS d (task_id, due_at)
-    SELECT * FROM unnest(CAST(:due_changed AS uuid[]), CAST(:new_due_at AS timestamptz[])) AS m(task_id, due_at)
-    ORDER BY task_id
-    ON CONFLICT (task_id) DO UPDATE SET due_at = excluded.due_at WHERE d.due_at <> excluded.due_at
-), events AS MATERIALIZED (
+), no_longer_due AS ({_NO_LONGER_DUE}
+), due AS ({_DUE}), events AS MATERIALIZED (
     SELECT * FROM {EVENT_ROWS.unnest("e")}
 ), history AS (
     INSERT INTO task_events ({column_names(task_events.c)})
@@ -246,6 +251,13 @@ def save_parameters(
         **event_parameters(rows, events),
         **task_index.parameters(indexed),
     }
+
+
+async def save_deadlines(connection: AsyncConnection, deadlines: Mapping[UUID, datetime | None]) -> None:
+    """Save when to check tasks next that are locked in this transaction; None if no further check is necessary."""
+    due = {task_id: due_at for task_id, due_at in deadlines.items() if due_at is not None}
+    parameters = {"no_longer_due": [*(deadlines.keys() - due)], "due_changed": [*due], "new_due_at": [*due.values()]}
+    await SAVE_DEADLINES.fetch(connection, parameters)
 
 
 def event_parameters(rows: Sequence[StoredTask], events: Sequence[TaskEventRow]) -> dict[str, Any]:

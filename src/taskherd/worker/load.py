@@ -61,7 +61,7 @@ class LoadedBatch:
 
     Attributes:
         lease_checked: the tasks whose leases were looked up.
-        leased: those of them that have a lease.
+        leases: the leases that those of them have.
         parked: the reports that were parked until one of the creates, with their row ids, by task.
         recorded_replies: the earlier replies to commands of the batch, by command id.
         claims: the latest granted claim of each task that has one, of the tasks with claims in this batch.
@@ -74,7 +74,7 @@ class LoadedBatch:
     updates: dict[UUID, TaskUpdate]
     update_context: UpdateContext
     lease_checked: frozenset[UUID]
-    leased: frozenset[UUID]
+    leases: Mapping[UUID, lease_module.Lease]
     parked: Mapping[UUID, Sequence[tuple[int, Report]]]
     recorded_replies: Mapping[UUID, RecordedCommand]
     claims: dict[UUID, BuildClaim]
@@ -125,7 +125,7 @@ async def load_batch(
             known_inputs,
         ),
         lease_checked=frozenset(lease_checked),
-        leased=frozenset(lease_of),
+        leases=lease_of,
         parked=await _lock_parked_reports(connection, batch.commands, preconditions, now),
         recorded_replies=await _find_recorded(connection, preconditions),
         claims=await build_claims.latest(connection, claimed) if claimed else {},

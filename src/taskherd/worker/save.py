@@ -66,6 +66,8 @@ class Writes:
     ended: list[UUID] = field(default_factory=list)
     indexed: list[IndexedTask] = field(default_factory=list)
     """What the index should have of the tasks for which that changes."""
+    deadlines: dict[UUID, datetime | None] = field(default_factory=dict)
+    """When to check the tasks next that a timer check has not changed; None for those that need no further one."""
 
 
 def derive_writes(loaded: LoadedBatch, timeouts: Timeouts, now: datetime) -> Writes:
@@ -75,7 +77,15 @@ def derive_writes(loaded: LoadedBatch, timeouts: Timeouts, now: datetime) -> Wri
     for task_id, update in loaded.updates.items():
         if update.task is None:
             continue
-        if update.before is not None and update.task is update.before and task_id not in checks:
+        check, is_new = checks.get(task_id), update.before is None
+        is_same = update.task is update.before
+        if is_same and check is None:
+            continue
+        # without a watermark silence counts from now on at the earliest, since the next watermark is a later time
+        watermark = (check.watermark or now) if check else None
+        due = due_at(update.task.state, watermark, now, timeouts, loaded.update_context.policy_of(update.task))
+        if is_same:
+            writes.deadlines[task_id] = due
             continue
         view = derive_view(update.task.state, update.task.name)
         core, change, documents = _change(update, view, now)
@@ -86,10 +96,6 @@ def derive_writes(loaded: LoadedBatch, timeouts: Timeouts, now: datetime) -> Wri
         if indexed:
             writes.indexed.append(indexed)
         update.core_document = core
-        check = checks.get(task_id)
-        policy = loaded.update_context.policy_of(update.task)
-        due = due_at(update.task.state, check.watermark if check else None, now, timeouts, policy)
-        is_new = update.before is None
         if not (is_new or check or update.task.deleted_at):
             due = _not_later(due, loaded.rows[task_id].due_at, now)
         due_moved = is_new or check is not None or due != loaded.rows[task_id].due_at
@@ -122,14 +128,18 @@ def _not_later(due: datetime | None, stored: datetime | None, now: datetime) -> 
 
 
 def _derive_leases(loaded: LoadedBatch, writes: Writes) -> None:
-    """Derive the new lease of every task whose lease was looked up, and the leases to delete."""
+    """Derive the leases to write of the tasks whose leases were looked up, and those to delete."""
+    kept: set[UUID] = set()
     for task_id in sorted(loaded.lease_checked & loaded.updates.keys()):
         task = loaded.updates[task_id].task
         if task is not None and task.deleted_at is None:
             lease = lease_module.lease_of(task_id, task.state)
             if lease is not None:
-                writes.leases.append(lease)
-    writes.ended_leases = sorted(loaded.leased - {lease.task_id for lease in writes.leases})
+                kept.add(task_id)
+                stored = loaded.leases.get(task_id)
+                if stored is None or lease != stored:
+                    writes.leases.append(lease)
+    writes.ended_leases = sorted(loaded.leases.keys() - kept)
 
 
 async def save_batch(
@@ -157,6 +167,8 @@ async def save_batch(
     if writes.saved:
         indexed = [row for row in writes.indexed if updates[row.task_id].before is not None]
         await tasks.save(connection, writes.saved, changed, indexed)
+    if writes.deadlines:
+        await tasks.save_deadlines(connection, writes.deadlines)
     if writes.ended:
         await running_tasks.delete(connection, writes.ended)
     await _save_prompts(connection, writes.changes)
