@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, Final
 
 import asyncpg
 import orjson
-from sqlalchemy import AsyncAdaptedQueuePool, event, text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from taskherd.errors import Misconfigured, Retry, TaskherdError, Unavailable
 from taskherd.store.connecting import FAILURES, Connector, sqlalchemy_url
+from taskherd.store.open_connections import LIFETIME, OpenConnections, driver_connection
 from taskherd.store.sessions import disable_statement_cache
 
 COMMAND_TIMEOUT: Final = 5.0
@@ -26,9 +27,6 @@ LOCK_TIMEOUT: Final = 3.0
 
 IDLE_IN_TRANSACTION: Final = 15.0
 """Seconds after which the server ends a session that is idle within a transaction."""
-
-RECYCLE: Final = 1800
-"""Age in seconds after which a pooled connection is replaced."""
 
 CLOSE_TIMEOUT: Final = 5.0
 """Seconds in which connections must close; then they are terminated."""
@@ -57,8 +55,8 @@ UNAVAILABLE_CODES: Final = frozenset({READ_ONLY, "25P03", "3D000"})
 
 _TRANSACTION_READ_ONLY: Final = text("SHOW transaction_read_only")
 
-_CONNECTOR: Final = "taskherd_connector"
-"""The execution option of an engine that holds its ``Connector``."""
+_CONNECTIONS: Final = "taskherd_connections"
+"""The execution option of an engine that holds its ``OpenConnections``."""
 
 STATEMENT_ERRORS: Final = frozenset({"26000", "42P05"})
 """A prepared statement that does not exist, or already does: statements run in changing server sessions, as behind a
@@ -122,15 +120,14 @@ def open_engine(
         sqlalchemy_url(database_url),
         pool_size=size,
         max_overflow=0,
-        pool_timeout=command_timeout,
-        pool_recycle=RECYCLE,
-        pool_use_lifo=True,
+        pool_recycle=LIFETIME,
         json_serializer=_encode,
         json_deserializer=orjson.loads,
         connect_args={"async_creator_fn": connect},
         isolation_level="AUTOCOMMIT",  # SQLAlchemy begins no transaction: ``transaction`` does
-        execution_options={_CONNECTOR: connector},
     )
+    connections = OpenConnections(engine, connector, size, command_timeout)
+    engine.sync_engine.update_execution_options(**{_CONNECTIONS: connections})
     _track_use(engine, connector)
     disable_statement_cache(engine, connector.sessions)
     return engine
@@ -244,8 +241,7 @@ def _is_closed(error: BaseException) -> bool:
     return isinstance(error, asyncpg.InterfaceError) and _CLOSED in str(error)
 
 
-@asynccontextmanager
-async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+def transaction(engine: AsyncEngine) -> AbstractAsyncContextManager[AsyncConnection]:
     """Run the body in one transaction, which is committed at its end and rolled back by an exception.
 
     Raises:
@@ -253,49 +249,68 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         Retry: it conflicted with another transaction; run it again, after a short backoff.
         DataError: a value cannot be stored; split the batch to find it.
     """
-    connector: Connector = engine.sync_engine.get_execution_options()[_CONNECTOR]
-    driver_connection: Any = None
-    try:
-        async with engine.connect() as connection:
-            assert connection.sync_connection is not None
-            driver_connection = connection.sync_connection.connection.driver_connection
+    return _Transaction(_connections(engine))
+
+
+class _Transaction:
+    """What ``transaction`` returns; not a generator, because asyncio has hooks in Python for the life of each."""
+
+    __slots__ = ("_begun", "_connection", "_connections", "_driver")
+
+    def __init__(self, connections: OpenConnections) -> None:
+        self._connections = connections
+        self._driver: Any = None
+
+    async def __aenter__(self) -> AsyncConnection:
+        try:
+            self._connection = await self._connections.acquire()
+            self._driver = driver_connection(self._connection)
+            self._begun = self._driver.transaction()
             try:
-                async with _begun(driver_connection):
-                    yield connection
-            except TimeoutError:
-                connector.avoid(driver_connection)
-                await _discard(connection)
+                await self._begun.start()
+            except BaseException as error:
+                await self._undo(error)
                 raise
-    except (SQLAlchemyError, *FAILURES) as error:
-        classified = classify(error)
-        if classified is None:
+        except BaseException as error:
+            self._raise_classified(error)
             raise
-        avoided = isinstance(error, TimeoutError) or isinstance(classified, ReadOnly)
-        if avoided and driver_connection is not None:
-            connector.avoid(driver_connection)
-        raise classified from error
-    except ReadOnly:
-        connector.avoid(driver_connection)
-        raise
+        return self._connection
 
+    async def __aexit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if error is None:
+            try:
+                await self._begun.commit()
+            except BaseException as failure:
+                await self._undo(failure)
+                self._raise_classified(failure)
+                raise
+            await self._connections.release(self._connection)
+        else:
+            await self._undo(error)
+            self._raise_classified(error)
 
-@asynccontextmanager
-async def _begun(driver_connection: Any) -> AsyncIterator[None]:
-    """Run the body between BEGIN and COMMIT; an exception rolls back.
+    async def _undo(self, error: BaseException) -> None:
+        """Roll back after an error, and release the connection.
 
-    The connection is closed if a response is missing: a rollback would wait for it, and so would closing it gracefully.
-    """
-    begun = driver_connection.transaction()
-    try:
-        await begun.start()
-        yield
-        await begun.commit()
-    except TimeoutError:
-        driver_connection.terminate()
-        raise
-    except BaseException:
-        await _roll_back(begun, driver_connection)
-        raise
+        It is closed if a response is missing: a rollback would wait for it, and so would closing it gracefully.
+        """
+        try:
+            if isinstance(error, TimeoutError):
+                self._driver.terminate()
+                self._connections.connector.avoid(self._driver)
+                await _discard(self._connection)
+            else:
+                await _roll_back(self._begun, self._driver)
+        finally:
+            await self._connections.release(self._connection)
+
+    def _raise_classified(self, error: BaseException) -> None:
+        """Raise the error that says what to do after one of the database, and leave a server that rejects writes."""
+        classified = classify(error) if isinstance(error, (SQLAlchemyError, *FAILURES)) else None
+        if isinstance(classified or error, ReadOnly) and self._driver is not None:
+            self._connections.connector.avoid(self._driver)
+        if classified is not None:
+            raise classified from error
 
 
 async def _roll_back(begun: Any, driver_connection: Any) -> None:
@@ -318,8 +333,7 @@ async def _discard(connection: AsyncConnection) -> None:
 
 def in_use(engine: AsyncEngine) -> int:
     """Return the number of the engine's connections in use."""
-    pool = engine.pool
-    return pool.checkedout() if isinstance(pool, AsyncAdaptedQueuePool) else 0
+    return _connections(engine).in_use
 
 
 async def dispose(engine: AsyncEngine) -> None:
@@ -328,4 +342,11 @@ async def dispose(engine: AsyncEngine) -> None:
     After a server that hangs, the pool may count a connection that is gone.
     """
     with suppress(SQLAlchemyError, *FAILURES):
-        await asyncio.wait_for(engine.dispose(), CLOSE_TIMEOUT)
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await _connections(engine).close()
+            await engine.dispose()
+
+
+def _connections(engine: AsyncEngine) -> OpenConnections:
+    connections: OpenConnections = engine.sync_engine.get_execution_options()[_CONNECTIONS]
+    return connections

@@ -48,15 +48,11 @@ async def reconcile(context: WorkerContext, batch: Batch, now: datetime) -> Batc
     """
     result = BatchResult(now, [ReportOutcome.UNCHANGED] * len(batch.reports))
     heartbeats, others = split_heartbeats(batch)
-    renewing = asyncio.create_task(renew_leases(context.engine, batch, heartbeats, now), name="renew leases")
-    try:
+    if heartbeats:
+        renewed = await _renew_meanwhile(context, batch, heartbeats, others, result)
+    else:
+        renewed = set()
         await run_transaction(context, batch, others, result)
-    finally:
-        # Do not cancel: cancelling mid-query discards the pooled connection.
-        await asyncio.wait({renewing})
-        if not renewing.cancelled():
-            renewing.exception()  # if both failed, asyncio would warn that this one was never retrieved
-    renewed = renewing.result()
     not_renewed = [index for task_id, indexes in heartbeats.items() if task_id not in renewed for index in indexes]
     if not_renewed:
         await run_transaction(context, Batch(batch.reports, report_pools=batch.report_pools), not_renewed, result)
@@ -64,6 +60,21 @@ async def reconcile(context: WorkerContext, batch: Batch, now: datetime) -> Batc
     count_usage(context, result.new_usage)
     context.rates.count_changes(result.changes, now)
     return result
+
+
+async def _renew_meanwhile(
+    context: WorkerContext, batch: Batch, heartbeats: dict[UUID, list[int]], others: list[int], result: BatchResult
+) -> set[UUID]:
+    """Process the ``others`` while leases are renewed, and return the ids of the tasks whose lease was renewed."""
+    renewing = asyncio.create_task(renew_leases(context.engine, batch, heartbeats, result.now), name="renew leases")
+    try:
+        await run_transaction(context, batch, others, result)
+    finally:
+        # Do not cancel: cancelling mid-query discards the pooled connection.
+        await asyncio.wait({renewing})
+        if not renewing.cancelled():
+            renewing.exception()  # if both failed, asyncio would warn that this one was never retrieved
+    return renewing.result()
 
 
 async def run_transaction(context: WorkerContext, batch: Batch, indexes: list[int], result: BatchResult) -> None:

@@ -140,7 +140,7 @@ class ReportConsumer:
             reason = str(error)
             log.warning("batch abandoned, the broker redelivers it", deliveries=len(decoded.deliveries), reason=reason)
             return
-        if previous is not None:
+        if previous is not None and not previous.done():
             await asyncio.wait({previous})
         rejected = _rejected(decoded, outcomes)
         waiting = {id(delivery) for delivery, _ in rejected}
