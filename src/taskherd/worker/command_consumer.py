@@ -182,8 +182,10 @@ class CommandConsumer:
                 self._context.failpoint(Failpoint.ANSWER_COMMITTED)
             if any(isinstance(command, Interrupt) for _, command in executed):
                 self._context.failpoint(Failpoint.INTERRUPT_COMMITTED)
-            self._offer(executed, result)
-            await self._answer(executed, result.replies)
+            try:
+                await self._answer(executed, result.replies)
+            finally:
+                self._offer(executed, result)  # later than the replies, because somebody waits for those
             return [None] * len(executed)
 
         async def reject(index: int, error: Exception) -> None:
