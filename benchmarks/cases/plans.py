@@ -30,7 +30,7 @@ from taskherd.store import (
     tasks,
     work_requests,
 )
-from taskherd.store.engine import open_engine, transaction
+from taskherd.store.engine import dispose, open_engine, transaction
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -281,7 +281,7 @@ async def _session(url: str) -> AsyncIterator[tuple[AsyncEngine, list[str]]]:
             await driver.execute(_EXPLAIN)
         yield engine, notices
     finally:
-        await engine.dispose()
+        await dispose(engine)
 
 
 async def _execute(calls: StoreCalls, call: Call) -> None:

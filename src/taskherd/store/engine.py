@@ -119,7 +119,7 @@ def open_engine(
     engine = create_async_engine(
         sqlalchemy_url(database_url),
         pool_size=size,
-        max_overflow=0,
+        max_overflow=-1,  # ``OpenConnections`` limits how many are open
         pool_recycle=LIFETIME,
         json_serializer=_encode,
         json_deserializer=orjson.loads,
