@@ -105,6 +105,21 @@ async def test_a_connection_that_the_server_has_closed_is_replaced(engine: Async
     assert in_use(engine) == 0
 
 
+async def test_one_that_is_lost_before_its_transaction_begins_takes_no_place(database_url: str) -> None:
+    """It is an outage; the next transaction has another connection."""
+    engine = open_engine(database_url, size=1, application_name=NAME, command_timeout=30)
+    first = await session(engine)
+    kept = engine.sync_engine.get_execution_options()[engines._CONNECTIONS]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(kept, "_is_usable", lambda _: True)  # nothing of it is known yet
+        open_connections.driver_connection(kept._idle[0]).terminate()
+        with pytest.raises(Unavailable, match="connection is closed"):
+            await session(engine)
+    assert in_use(engine) == 0
+    assert await session(engine) != first
+    await dispose(engine)
+
+
 async def test_no_session_is_left_after_the_engine(engine: AsyncEngine, database_url: str) -> None:
     """Nor does one that is closed twice fail."""
     async with transaction(engine):

@@ -260,13 +260,14 @@ class _Transaction:
     def __init__(self, connections: OpenConnections) -> None:
         self._connections = connections
         self._driver: Any = None
+        self._begun: Any = None
 
     async def __aenter__(self) -> AsyncConnection:
         try:
             self._connection = await self._connections.acquire()
-            self._driver = driver_connection(self._connection)
-            self._begun = self._driver.transaction()
             try:
+                self._driver = driver_connection(self._connection)
+                self._begun = self._driver.transaction()
                 await self._begun.start()
             except BaseException as error:
                 await self._undo(error)
@@ -299,7 +300,7 @@ class _Transaction:
                 self._driver.terminate()
                 self._connections.connector.avoid(self._driver)
                 await _discard(self._connection)
-            else:
+            elif self._begun is not None:
                 await _roll_back(self._begun, self._driver)
         finally:
             await self._connections.release(self._connection)
