@@ -49,7 +49,8 @@ class Buffer(Consumer):
         self.asked: list[tuple[int, float]] = []
         self.waits: list[tuple[int, float]] = []
         self.acked: list[int] = []
-        self.changed = asyncio.Event()
+        self.changed, self.acks_allowed = asyncio.Event(), asyncio.Event()
+        self.acks_allowed.set()
         self.stopped = False
 
     @property
@@ -80,7 +81,8 @@ class Buffer(Consumer):
         self.waits.append((count, wait))
 
     async def ack(self, deliveries: Sequence[Delivery]) -> bool:
-        """Note what is acknowledged."""
+        """Note what is acknowledged, once that is allowed."""
+        await self.acks_allowed.wait()
         self.acked += [delivery.delivery_tag for delivery in deliveries]
         return True
 

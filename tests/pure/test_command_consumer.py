@@ -66,7 +66,7 @@ class Outside:
         self.failpoints: list[Failpoint] = []
         self.sent: list[Sequence[Any]] = []
         self.offered: list[tuple[list[CommittedChange], bool, str | None]] = []
-        self.done_before: list[tuple[int, int]] = []
+        self.done_before: list[int] = []
         context = partial_context(
             metrics=self.metrics, tracing=Tracing(), stopping=asyncio.Event(), now=lambda: NOON, replies=self,
             names=TopologyNames("test"), command_senders=frozenset(trusted), failpoint=self.failpoints.append,
@@ -130,7 +130,7 @@ class _Relay:
 
     def send(self, requests: Sequence[Any]) -> None:
         self._outside.sent.append(requests)
-        self._outside.done_before.append((len(self._outside.replies), len(self._outside.buffer.acked)))
+        self._outside.done_before.append(len(self._outside.replies))
 
     def offer(self, changes: Sequence[CommittedChange], *, has_due_requests: bool) -> None:
         trace = self._outside.context.tracing.current().get("traceparent")
@@ -340,9 +340,14 @@ async def test_each_change_is_published_in_the_trace_of_its_command(outside: Out
 
 
 async def test_replies_come_before_what_is_to_be_published(outside: Outside) -> None:
-    """Somebody waits for those: the changes and the work requests of a batch follow once it is acknowledged."""
-    await outside.execute(*map(pause, range(4)))
-    assert (outside.done_before, len(outside.offered)) == ([(4, 4)], 1)
+    """Somebody waits for those. The changes and the work requests of a batch wait for no ack and no dead letter."""
+    outside.refused = {3}
+    outside.buffer.acks_allowed.clear()
+    outside.buffer.put(pause(0), pause(1), pause(2), pause(3, reply_to=""))
+    async with outside.running():
+        await until(lambda: len(outside.offered) > 0)
+        assert (outside.done_before, outside.buffer.acked) == ([3], [])
+        outside.buffer.acks_allowed.set()
 
 
 async def test_the_failpoints_of_a_kind_are_reached_by_a_batch_with_one(outside: Outside) -> None:

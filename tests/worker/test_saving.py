@@ -98,11 +98,27 @@ async def test_a_check_that_changes_nothing_moves_only_itself(batches: Batches) 
     await batches.make_active(TWO)
     await batches.database.execute("UPDATE task_deadlines SET due_at = $1", NOW)
     before = [await batches.contents(each) for each in (ONE, TWO, THREE)]
-    assert await batches.save(checked=[ONE, TWO], at=LATER) == [["DELETE FROM task_deadlines"]]
+    version = (await batches.row("tasks", ONE))["version"]
+    assert await batches.save(checked=[ONE, TWO], at=LATER) == [["UPDATE tasks"]]
     changed = [await batches.changed(*each) for each in zip((ONE, TWO, THREE), before, strict=True)]
-    assert changed == [{"task_deadlines"}, {"task_deadlines"}, set()]
+    assert changed == [{"tasks", "task_deadlines"}, {"tasks", "task_deadlines"}, set()]
+    assert (await batches.row("tasks", ONE))["version"] == version
     deadlines = await batches.database.fetch("SELECT task_id, due_at FROM task_deadlines ORDER BY 1")
     assert [tuple(each) for each in deadlines] == [(ONE, LATER + batches.context.timeouts.request_ttl), (THREE, NOW)]
+    assert [(await batches.row("tasks", each))["due_at"] for each in (ONE, TWO)] == [deadlines[0]["due_at"], None]
+
+
+async def test_a_task_that_a_check_found_idle_is_due_when_it_works_again(batches: Batches) -> None:
+    """Also if its earlier deadline was still to come when it was checked, as that of a silent agent may be."""
+    await batches.make_active(TWO)
+    await batches.save(said(TWO, AgentState.WORKING))
+    await batches.save(replace(said(TWO, AgentState.IDLE), seq=2), at=NOW + timedelta(seconds=1))
+    assert (await batches.row("tasks", TWO))["due_at"] > LATER
+    await batches.save(checked=[TWO], at=NOW + timedelta(seconds=2))
+    assert await batches.column("SELECT due_at FROM task_deadlines") == []
+    await batches.save(replace(said(TWO, AgentState.WORKING), seq=3), at=NOW + timedelta(seconds=3))
+    (due_at,) = await batches.column("SELECT due_at FROM task_deadlines WHERE task_id = $1", TWO)
+    assert due_at == (await batches.row("tasks", TWO))["due_at"] > LATER
 
 
 async def test_a_change_that_nobody_sees_is_saved_without_an_event(batches: Batches) -> None:

@@ -33,11 +33,8 @@ class OpenConnections:
         self._slots = asyncio.Semaphore(size)
         self._idle: list[AsyncConnection] = []
         self._replace_at: dict[AsyncConnection, float] = {}
-
-    @property
-    def in_use(self) -> int:
-        """Number of connections in use."""
-        return len(self._replace_at) - len(self._idle)
+        self.in_use = 0
+        """Number of connections in use or being made."""
 
     async def acquire(self) -> AsyncConnection:
         """Return a connection, which is to be released.
@@ -47,10 +44,11 @@ class OpenConnections:
             SQLAlchemyError, Unavailable, asyncpg's errors: as ``Connector.connect``, perhaps wrapped.
         """
         await self._acquire_slot()
+        self.in_use += 1
         try:
             return await self._open()
         except BaseException:
-            self._slots.release()
+            self._release_slot()
             raise
 
     async def _acquire_slot(self) -> None:
@@ -84,7 +82,11 @@ class OpenConnections:
             else:
                 await self._check_in(connection)
         finally:
-            self._slots.release()
+            self._release_slot()
+
+    def _release_slot(self) -> None:
+        self.in_use -= 1
+        self._slots.release()
 
     async def close(self) -> None:
         """Check in the connections that are not in use."""

@@ -107,7 +107,14 @@ _DUE: Final = """
     ON CONFLICT (task_id) DO UPDATE SET due_at = excluded.due_at WHERE d.due_at <> excluded.due_at
 """
 
-SAVE_DEADLINES: Final = DirectStatement(f"WITH no_longer_due AS ({_NO_LONGER_DUE}) {_DUE}")
+SAVE_DEADLINES: Final = DirectStatement(f"""
+WITH moved AS (
+    SELECT * FROM unnest(CAST(:due_changed AS uuid[]), CAST(:new_due_at AS timestamptz[])) AS m(task_id, due_at)
+    UNION ALL SELECT task_id, NULL FROM unnest(CAST(:no_longer_due AS uuid[])) AS m(task_id)
+), saved AS (
+    UPDATE tasks SET due_at = m.due_at FROM moved AS m WHERE tasks.id = m.task_id
+), no_longer_due AS ({_NO_LONGER_DUE}
+) {_DUE}""")
 
 SAVE: Final = DirectStatement(f"""
 WITH incoming AS MATERIALIZED (

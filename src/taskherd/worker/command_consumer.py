@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from taskherd.broker.consumer import Consumer
     from taskherd.broker.delivery import Delivery
-    from taskherd.worker.batch import BatchResult, CommandReply
+    from taskherd.worker.batch import BatchResult
     from taskherd.worker.context import WorkerContext
     from taskherd.worker.dead_letter_sender import Rejected
     from taskherd.worker.relay import Relay
@@ -182,10 +182,7 @@ class CommandConsumer:
                 self._context.failpoint(Failpoint.ANSWER_COMMITTED)
             if any(isinstance(command, Interrupt) for _, command in executed):
                 self._context.failpoint(Failpoint.INTERRUPT_COMMITTED)
-            try:
-                await self._answer(executed, result.replies)
-            finally:
-                self._offer(executed, result)  # later than the replies, because somebody waits for those
+            await self._answer(executed, result)
             return [None] * len(executed)
 
         async def reject(index: int, error: Exception) -> None:
@@ -216,11 +213,11 @@ class CommandConsumer:
             return self._context.tracing.span("command", parent=traces[0])
         return self._context.tracing.span("commands", links=traces, commands=len(batch))
 
-    async def _answer(self, executed: Sequence[WaitingCommand], results: Sequence[CommandReply]) -> None:
-        """Reply to commands and ack them. One that was refused without a reply_to becomes a dead letter."""
+    async def _answer(self, executed: Sequence[WaitingCommand], results: BatchResult) -> None:
+        """Reply to commands, have changes published, and ack. One refused without a reply_to becomes a dead letter."""
         answers: list[OutgoingReply] = []
         refused: list[Rejected] = []
-        for (delivery, command), result in zip(executed, results, strict=True):
+        for (delivery, command), result in zip(executed, results.replies, strict=True):
             answers.append(OutgoingReply(delivery, result.body, result.repeated))
             self._context.metrics.commands.labels(command.type, result.outcome).inc()
             log.info("command handled", type=command.type, outcome=result.outcome, task_id=str(command.task_id))
@@ -229,7 +226,9 @@ class CommandConsumer:
                 reason = DeadLetterReason.COMMAND_REFUSED
                 refused.append((delivery, InvalidMessage(None, reason, detail, delivery.body)))
         send_replies(self._context, answers)
-        self._answered_at = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self._offer, executed, results)  # when the replies are encoded, since somebody waits for those
+        self._answered_at = loop.time()
         waiting = {id(delivery) for delivery, _ in refused}
         await self._consumer.ack([answer.delivery for answer in answers if id(answer.delivery) not in waiting])
         await self._dead_letters.add(refused)
