@@ -227,7 +227,7 @@ class CommandConsumer:
                 refused.append((delivery, InvalidMessage(None, reason, detail, delivery.body)))
         send_replies(self._context, answers)
         loop = asyncio.get_running_loop()
-        loop.call_soon(self._offer, executed, results)  # when the replies are encoded, since somebody waits for those
+        loop.call_soon(self._offer, executed, results)  # callers are waiting, so their replies are written first
         self._answered_at = loop.time()
         waiting = {id(delivery) for delivery, _ in refused}
         await self._consumer.ack([answer.delivery for answer in answers if id(answer.delivery) not in waiting])

@@ -81,7 +81,7 @@ def derive_writes(loaded: LoadedBatch, timeouts: Timeouts, now: datetime) -> Wri
         is_same = update.task is update.before
         if is_same and check is None:
             continue
-        # without a watermark silence counts from now on at the earliest, since the next watermark is a later time
+        # without a watermark silence counts from now on: the next one of the worker that sweeps is later
         watermark = (check.watermark or now) if check else None
         due = due_at(update.task.state, watermark, now, timeouts, loaded.update_context.policy_of(update.task))
         if is_same:
