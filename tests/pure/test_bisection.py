@@ -43,10 +43,11 @@ class Messages:
         context = partial_context(metrics=self.metrics, stopping=self.stopping, on_error=self.told.append)
         self._bisection = Bisection(context)
 
-    async def run(self, count: int, tasks: Sequence[int] = ()) -> list[str]:
+    async def run(self, count: int, tasks: Sequence[int] = (), *, takes_back: bool = False) -> list[str]:
         """Reconcile messages for these tasks, or one for each task, and return what becomes of each."""
         ids = [UUID(int=number) for number in tasks or range(count)]
-        return await self._bisection.run(ids, self._attempt, self._accept, self._reject)
+        set_aside = self._set_aside if takes_back else None
+        return await self._bisection.run(ids, self._attempt, self._accept, self._reject, set_aside)
 
     async def _attempt(self, part: Sequence[int]) -> BatchResult:
         self.attempts.append([*part])
@@ -60,6 +61,9 @@ class Messages:
 
     async def _reject(self, index: int, error: Exception) -> str:
         return f"{index} {type(error).__name__}"
+
+    def _set_aside(self, part: Sequence[int]) -> list[str]:
+        return [f"{index} set aside" for index in part]
 
     def count(self, reason: str) -> float:
         """Return how often a batch has failed for this reason."""
@@ -130,6 +134,23 @@ async def test_messages_for_locked_tasks_come_last(locked: set[int]) -> None:
     assert await messages.run(6, tasks) == [f"{index} saved" for index in range(6)]
     assert messages.attempts == [[*range(6)], [0, 2, 5], *[[1, 3, 4]] * 58, [4], *[[1, 3]] * 9]
     assert messages.count("bisected") == 0
+
+
+async def test_messages_for_locked_tasks_are_given_back_to_whom_takes_them(locked: set[int]) -> None:
+    """After the others."""
+    tasks = [1, 2, 3, 2]
+    locked.add(2)
+    messages = Messages(lambda part: LockTimeout("locked") if locked & {tasks[index] for index in part} else None)
+    assert await messages.run(4, tasks, takes_back=True) == ["0 saved", "1 set aside", "2 saved", "3 set aside"]
+    assert messages.attempts == [[0, 1, 2, 3], [0, 2], [1, 3]]
+
+
+async def test_all_messages_for_a_locked_task_are_given_back_together(locked: set[int]) -> None:
+    """Also if the batch has been halved before: a later one must not come first."""
+    locked.add(1)
+    messages = Messages(lambda part: PromptSizeError("together") if len(part) > 1 else StatementTimeout("slow"))
+    assert await messages.run(2, [1, 1], takes_back=True) == ["0 set aside", "1 set aside"]
+    assert messages.attempts == [[0, 1], [0]]
 
 
 async def test_messages_for_a_locked_task_keep_their_order(locked: set[int]) -> None:

@@ -59,6 +59,15 @@ def test_the_commands_for_a_task_keep_their_order_across_actors() -> None:
     assert ids(next_commands(queue[2:], 10)) == [3, 4]
 
 
+def test_commands_for_busy_tasks_go_on_waiting() -> None:
+    """Those for others come first meanwhile, and nothing is chosen if there are none."""
+    queue = [waiting(ALICE, 1, 1), waiting(ALICE, 2, 2), waiting(BOB, 1, 3), waiting(BOB, 3, 4)]
+    assert ids(next_commands(queue, 10, busy={UUID(int=1)})) == [2, 4]
+    assert ids(next_commands(queue, 1, busy={UUID(int=1), UUID(int=2)})) == [4]
+    assert next_commands(queue, 10, busy={UUID(int=number) for number in (1, 2, 3)}) == []
+    assert ids(next_commands(queue, 10)) == [1, 4, 2]
+
+
 def test_a_command_id_is_executed_once_per_batch() -> None:
     """The second command with an id waits for the first, even if it is for another task."""
     queue = [waiting(ALICE, 1, 1), waiting(BOB, 2, 1), waiting(BOB, 3, 2)]
@@ -75,16 +84,18 @@ def test_possible_poison_is_executed_alone() -> None:
 @given(
     st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 30), st.booleans()), max_size=60),
     st.integers(1, 20),
-    st.sampled_from(({}, {"shared": True})),
+    st.booleans(),
 )
 def test_every_command_is_executed_once_and_in_order_per_task(
-    rows: list[tuple[int, int, int, bool]], limit: int, options: dict[str, bool]
+    rows: list[tuple[int, int, int, bool]],
+    limit: int,
+    shared: bool,  # noqa: FBT001 - drawn
 ) -> None:
     """Whatever waits, batches are not empty, have unique tasks and ids, and empty the queue in order per task."""
     queue = [waiting(UUID(int=actor), task, each, poison=poison) for actor, task, each, poison in rows]
     left, executed = queue, list[WaitingCommand]()
     while left:
-        batch = next_commands(left, limit, **options)
+        batch = next_commands(left, limit, shared=shared)
         assert 0 < len(batch) <= limit
         for key in ("task_id", "command_id"):
             counts = Counter(getattr(each.command, key) for each in batch)

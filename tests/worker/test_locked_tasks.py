@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import asyncpg
 import pytest
@@ -64,6 +65,45 @@ async def test_commands_for_locked_tasks_hold_up_none_of_their_batch(
     assert refused == ["A workspace build is already active."] * 3
 
 
+async def test_commands_for_locked_tasks_hold_up_none_that_come_later(external: WorkerHarness) -> None:
+    """Although there are more of them than batches at a time, and each is sent again, as callers do."""
+    async with running_worker(external):
+        *stuck, other = [await external.create() for _ in range(4)]
+    async with locked(external, *stuck) as somebody, running_worker(external):
+        pauses = [make_command("task.pause", each) for each in stuck]
+        waiting = []
+        for pause in pauses:
+            waiting.append(await external.post(pause))
+            await external.until_delivered("commands")
+        waiting += [await external.post(pause) for pause in pauses]
+        later = [
+            await external.post(make_create(uuid.uuid4())),
+            await external.post(make_command("task.delete", other)),
+        ]
+        assert all(reply["ok"] for reply in await replies_of(later))
+        assert not any(reply.done() for reply in waiting)
+        await somebody.execute("ROLLBACK")
+        refused = [reply["error"]["message"] for reply in await replies_of(waiting)]
+    assert refused == ["A workspace build is already active."] * 6
+
+
+async def test_a_worker_that_stops_leaves_commands_for_locked_tasks_to_the_next(external: WorkerHarness) -> None:
+    """It does not wait for the locks, and nothing is lost."""
+    async with running_worker(external):
+        stuck, other = await external.create(), await external.create()
+    async with locked(external, stuck) as somebody:
+        async with running_worker(external):
+            waiting = [await external.post(make_command("task.delete", stuck))]
+            await external.until_delivered("commands")
+            waiting.append(await external.post(make_command("task.pause", stuck)))
+            assert await replies_of([await external.post(make_command("task.delete", other))])
+        assert not waiting[0].done()
+        await somebody.execute("ROLLBACK")
+        async with running_worker(external):
+            deleted, paused = await replies_of(waiting)
+    assert (deleted["ok"], paused["ok"]) == (True, False)
+
+
 def said(external: WorkerHarness, task_id: uuid.UUID, word: str) -> bool:
     """Return whether an event has told that the task's agent says this."""
     return bool(external.state(task_id).get("message") == word)
@@ -89,6 +129,11 @@ async def test_reports_on_locked_tasks_hold_up_none_of_their_batch(external: Wor
             await external.until(partial(said, external, stuck, "Step 4"))
 
 
+def claim(task_id: uuid.UUID, runner: str) -> dict[str, Any]:
+    """Return a runner's claim of the first build of a task."""
+    return {"type": "build.claim", "task_id": str(task_id), "build_number": 1, "runner": runner}
+
+
 async def test_claims_of_locked_tasks_hold_up_none_of_their_batch(
     external: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,12 +143,25 @@ async def test_claims_of_locked_tasks_hold_up_none_of_their_batch(
         stuck, other = await external.create(), await external.create()
     async with locked(external, stuck) as somebody:
         claims = [
-            await external.post(
-                {"type": "build.claim", "task_id": str(task_id), "build_number": 1, "runner": runner}, "claims"
-            )
+            await external.post(claim(task_id, runner), "claims")
             for task_id, runner in ((stuck, "r1"), (other, "r2"), (stuck, "r3"))
         ]
         async with running_worker(external):
             assert await replies_of(claims[1:2]) == [{"granted": True}]
             await somebody.execute("ROLLBACK")
             assert (await replies_of(claims))[::2] == [{"granted": True}, {"granted": False, "by": "r1"}]
+
+
+async def test_claims_of_locked_tasks_hold_up_none_that_come_later(external: WorkerHarness) -> None:
+    """The others are answered, and once the locks are gone one claim of each task wins."""
+    async with running_worker(external):
+        stuck, other = await external.create(), await external.create()
+    async with locked(external, stuck) as somebody, running_worker(external):
+        claims = [claim(task_id, runner) for task_id, runner in ((stuck, "r1"), (stuck, "r2"), (other, "r3"))]
+        first = await external.post(claims[0], "claims")
+        await external.until_delivered("claims")
+        second, third = [await external.post(each, "claims") for each in claims[1:]]
+        assert await replies_of([third]) == [{"granted": True}]
+        assert not first.done()
+        await somebody.execute("ROLLBACK")
+        assert await replies_of([first, second]) == [{"granted": True}, {"granted": False, "by": "r1"}]

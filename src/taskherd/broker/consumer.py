@@ -154,6 +154,10 @@ class Consumer:
                 async with asyncio.timeout(wait):
                     await self._wait_buffered(count)
 
+    def wake(self) -> None:
+        """Let ``wait_buffered`` and a batch that waits for more deliveries wait no longer."""
+        self._wake()
+
     def _may_rest(self, count: int) -> bool:
         """Return whether the connection need not be read for a moment: each source may still deliver so many."""
         may_deliver = all(each.window.size >= count for each in self._subscriptions.values())

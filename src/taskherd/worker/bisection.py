@@ -1,11 +1,11 @@
 """Reconcile messages together; if they fail together, halve them until the one that makes them fail is found.
 
 Messages are also halved if together they take longer than the database allows, conflict for ever, or need too much
-memory. Those for tasks that another transaction keeps locked are tried after all others, and so is one that takes too
-long alone, until it is done. One that fails alone is rejected. If it fails by a bug in a statement, it may be that all
-do, as with a column that is missing: so it is tried again, after all others too, and after a wait that doubles with
-each such message in a row. That keeps a whole queue from becoming dead letters before anybody has noticed, while
-messages that do not fail are still processed.
+memory. Those for tasks that another transaction keeps locked are tried after all others until they are done, or given
+back; and so, until it is done, is one that takes too long alone. One that fails alone is rejected. If it fails by a
+bug in a statement, it may be that all do, as with a column that is missing: so it is tried again, after all others
+too, and after a wait that doubles with each such message in a row. That keeps a whole queue from becoming dead letters
+before anybody has noticed, while messages that do not fail are still processed.
 """
 
 from __future__ import annotations
@@ -53,6 +53,10 @@ class _SomeLocked(Exception):  # noqa: N818 - not an error: it is divided
         self.tasks = tasks
 
 
+class _AllLocked(Exception):  # noqa: N818 - not an error: they are given back
+    """Another transaction keeps the tasks of all messages locked."""
+
+
 @dataclass(slots=True)
 class _Messages(Generic[T]):
     """What ``Bisection.run`` was given, and what has become of it so far: of each message, by its index.
@@ -69,6 +73,7 @@ class _Messages(Generic[T]):
     attempt: Callable[[Sequence[int]], Awaitable[BatchResult]]
     accept: Callable[[Sequence[int], BatchResult], Awaitable[Sequence[T]]]
     reject: Callable[[int, Exception], Awaitable[T]]
+    set_aside: Callable[[Sequence[int]], Sequence[T]] | None
     parts: deque[Sequence[int]]
     results: dict[int, T] = field(default_factory=dict)
     saved: set[int] = field(default_factory=set)
@@ -87,6 +92,12 @@ class _Messages(Generic[T]):
         self.parts.clear()
         self.parts.extend(rest for part in parts if (rest := [i for i in part if self.tasks[i] not in tasks]))
         return sorted(i for part in parts for i in part if self.tasks[i] in tasks)
+
+    def give_back(self, part: Sequence[int]) -> None:
+        """Set messages aside, and all others for their tasks."""
+        assert self.set_aside is not None
+        indexes = sorted([*part, *self.take({self.tasks[index] for index in part})])
+        self.results.update(zip(indexes, self.set_aside(indexes), strict=True))
 
     def try_last(self, index: int, error: Exception) -> None:
         """Try a message again after all others, and so those that come after it for its task."""
@@ -107,6 +118,7 @@ class Bisection:
         attempt: Callable[[Sequence[int]], Awaitable[BatchResult]],
         accept: Callable[[Sequence[int], BatchResult], Awaitable[Sequence[T]]],
         reject: Callable[[int, Exception], Awaitable[T]],
+        set_aside: Callable[[Sequence[int]], Sequence[T]] | None = None,
     ) -> list[T]:
         """Reconcile messages, and return what becomes of each.
 
@@ -117,11 +129,13 @@ class Bisection:
             accept: called with the result of each commit, before other messages are tried again, which may take long;
                 returns what becomes of each of these messages.
             reject: called so with the error of a message that fails alone; returns what becomes of it.
+            set_aside: takes back the messages for tasks that another transaction keeps locked, and returns what becomes
+                of each; without it they are tried after all others until they are done.
 
         Raises:
             Unavailable: the database was, while the worker was stopping.
         """
-        messages = _Messages(tasks, attempt, accept, reject, deque([range(len(tasks))]))
+        messages = _Messages(tasks, attempt, accept, reject, set_aside, deque([range(len(tasks))]))
         while messages.parts:
             part = messages.parts.popleft()
             try:
@@ -129,6 +143,8 @@ class Bisection:
             except _SomeLocked as error:
                 messages.parts.appendleft(part)
                 messages.parts.append(messages.take(error.tasks))
+            except _AllLocked:
+                messages.give_back(part)
             except (*MESSAGE_ERRORS, PromptSizeError, _TooMuch) as error:
                 if len(part) > 1:
                     self._context.metrics.batch_failures.labels("bisected").inc()
@@ -161,11 +177,18 @@ class Bisection:
 
         Raises:
             _SomeLocked: some of the tasks are locked.
+            _AllLocked: all of them are, and their messages can be set aside.
             _TooMuch: the messages take too long, or conflict too often.
         """
         timeouts = conflicts = 0
         tasks = frozenset([messages.tasks[index] for index in part])
         is_only = len(messages.tasks) == 1
+
+        async def look_for_locked(error: Exception) -> bool:
+            are_all = await self._look_for_locked(tasks, error)
+            if are_all and messages.set_aside is not None:
+                raise _AllLocked from error
+            return are_all
 
         async def once() -> BatchResult:
             nonlocal timeouts, conflicts
@@ -175,10 +198,10 @@ class Bisection:
                 timeouts += 1
                 if timeouts >= MAX_TIMEOUTS and not is_only:
                     raise _TooMuch from error
-                await self._look_for_locked(tasks, error)
+                await look_for_locked(error)
                 raise
             except Retry as error:
-                if isinstance(error, LockTimeout) and await self._look_for_locked(tasks, error):
+                if isinstance(error, LockTimeout) and await look_for_locked(error):
                     raise
                 conflicts += 1
                 if conflicts > retry.MAX_CONFLICTS and not is_only:

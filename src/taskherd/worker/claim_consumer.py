@@ -1,15 +1,15 @@
 """Consume what runners ask: claims of builds, whose their tasks are, and their queues.
 
 They have a queue of their own, so a start waits behind nobody's reports or commands. All claims that wait are decided
-in one transaction and answered after its commit. Hellos wait for the broker's declarations, so they are handled beside
-the claims.
+in one transaction and answered after its commit. One of a task that another transaction keeps locked waits, unacked,
+until that is free. Hellos wait for the broker's declarations, so they are handled beside the claims.
 """
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import structlog
 
@@ -28,6 +28,7 @@ from taskherd.worker.concurrency import isolate_possible_poison
 from taskherd.worker.dead_letter_sender import DeadLetterSender
 from taskherd.worker.dead_letters import untrusted_sender
 from taskherd.worker.load import load_ownership
+from taskherd.worker.locked_tasks import LockedTasks
 from taskherd.worker.outgoing_replies import OutgoingReply, reply_queue, send_replies
 from taskherd.worker.reconcile import reconcile
 from taskherd.worker.sender_pools import NO_POOL
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from taskherd.worker.relay import Relay
     from taskherd.worker.sender_pools import Pools, SenderPools
     from taskherd.worker.work_queues import WorkQueues
+
+    _Claim: TypeAlias = tuple[Delivery, BuildClaim]
 
 log = structlog.get_logger(__name__)
 
@@ -65,7 +68,7 @@ MAX_HELLOS = 100
 class DecodedMessages:
     """The messages in some deliveries, by type, each with its delivery."""
 
-    claims: list[tuple[Delivery, BuildClaim]] = field(default_factory=list)
+    claims: list[_Claim] = field(default_factory=list)
     queries: list[tuple[Delivery, OwnershipQuery]] = field(default_factory=list)
     hellos: list[tuple[Delivery, RunnerHello]] = field(default_factory=list)
     invalid: list[Rejected] = field(default_factory=list)
@@ -82,6 +85,10 @@ class ClaimConsumer:
         self._work_queues = work_queues
         self._hellos: list[tuple[Delivery, RunnerHello]] = []  # unacked, so the prefetch bounds it
         self._hello_arrived = asyncio.Event()
+        self._aside: list[_Claim] = []
+        """Claims of locked tasks, in order: unacked too."""
+        self._freed = asyncio.Event()
+        self._locked = LockedTasks(context, self._freed.set)
         self._finished = False
         self._bisection = Bisection(context)
         self._dead_letters = DeadLetterSender(consumer, context)
@@ -90,12 +97,16 @@ class ClaimConsumer:
         """Process messages until consuming has stopped and the buffer is empty."""
         async with self._dead_letters.sending(), asyncio.TaskGroup() as group:
             group.create_task(self._handle_hellos(), name="hellos")
+            group.create_task(self._handle_freed(), name="claims of freed tasks")
+            watching = group.create_task(self._locked.watch(), name="locked tasks")
             try:
                 while await self._consume_once():
                     continue
             finally:
+                watching.cancel()
                 self._finished = True
                 self._hello_arrived.set()
+                self._freed.set()
 
     async def _consume_once(self) -> int:
         """Process the next messages and return their number; 0 after the last one."""
@@ -114,17 +125,41 @@ class ClaimConsumer:
 
     async def _handle(self, decoded: DecodedMessages) -> None:
         """Decide and answer claims first: agents wait for them."""
-        if decoded.claims:
-            senders = self._context.senders
-            pools = [senders.pools_of(delivery) for delivery, _ in decoded.claims] if senders.restricted else []
-            decoded.invalid += await self._decide(decoded.claims, pools)
+        locked, others = self._split(decoded.claims)
+        self._aside += locked
+        decoded.invalid += await self._decide(others)
         for start in range(0, len(decoded.queries), MAX_QUERIES):
             decoded.invalid += await self._answer_queries(decoded.queries[start : start + MAX_QUERIES])
         if decoded.invalid:
             await self._reject(decoded.invalid)
 
-    async def _decide(self, batch: Sequence[tuple[Delivery, BuildClaim]], pools: Sequence[Pools]) -> list[Rejected]:
-        """Decide and answer claims, and return those that cannot be decided."""
+    def _split(self, batch: Sequence[_Claim]) -> tuple[list[_Claim], list[_Claim]]:
+        """Split claims into those of tasks that are locked, as far as is known, and the others."""
+        locked = self._locked.ids
+        return [each for each in batch if each[1].task_id in locked], [
+            each for each in batch if each[1].task_id not in locked
+        ]
+
+    async def _handle_freed(self) -> None:
+        """Decide claims that were set aside once their tasks are free, until the consumer has finished."""
+        while not self._finished:
+            await self._freed.wait()
+            self._freed.clear()
+            held = [each for each in self._aside if self._consumer.holds(each[0])]  # the broker redelivers the others
+            self._aside, freed = self._split(held)
+            try:
+                await self._reject(await self._decide(freed))
+            except Unavailable as error:
+                log.warning("claims abandoned, the broker redelivers them", reason=str(error))
+        if self._aside:
+            log.warning("claims abandoned, their tasks are locked", count=len(self._aside))
+
+    async def _decide(self, batch: Sequence[_Claim]) -> list[Rejected]:
+        """Decide and answer claims, and return those that cannot be decided; those of locked tasks are set aside."""
+        if not batch:
+            return []
+        senders = self._context.senders
+        pools: list[Pools] = [senders.pools_of(delivery) for delivery, _ in batch] if senders.restricted else []
 
         async def attempt(part: Sequence[int]) -> BatchResult:
             claimed = Batch(claims=[batch[i][1] for i in part], claim_pools=[pools[i] for i in part] if pools else ())
@@ -149,7 +184,12 @@ class ClaimConsumer:
             log.warning("claim rejected", task_id=str(batch[index][1].task_id), reason=repr(error)[:200])
             return _reason_of(error)
 
-        reasons = await self._bisection.run([claim.task_id for _, claim in batch], attempt, accept, reject)
+        def set_aside(part: Sequence[int]) -> list[None]:
+            self._locked.add([batch[i][1].task_id for i in part])
+            self._aside += [batch[i] for i in part]
+            return [None] * len(part)
+
+        reasons = await self._bisection.run([claim.task_id for _, claim in batch], attempt, accept, reject, set_aside)
         return [
             (delivery, InvalidMessage(None, reason, _detail_of(reason), delivery.body))
             for (delivery, _), reason in zip(batch, reasons, strict=True)

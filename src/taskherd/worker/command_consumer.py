@@ -2,8 +2,8 @@
 
 Commands have their own queue, so they do not wait behind reports. A batch is one transaction; after its commit the
 replies are sent and the batch is acked; a command that cannot be executed becomes a dead letter first. A batch that
-fails is halved until the command that makes it fail is found, and one whose task another transaction keeps locked comes
-last; each part is answered when it is committed.
+fails is halved until the command that makes it fail is found; each part is answered when it is committed. A command for
+a task that another transaction keeps locked waits, unacked, until that is free, and those for other tasks go on.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from taskherd.worker.command_order import WaitingCommand, next_commands
 from taskherd.worker.concurrency import BatchFootprint, BatchScheduler
 from taskherd.worker.dead_letter_sender import DeadLetterSender
 from taskherd.worker.dead_letters import untrusted_sender
+from taskherd.worker.locked_tasks import RECHECK_EVERY, LockedTasks
 from taskherd.worker.outgoing_replies import OutgoingReply, reply_queue, send_replies
 from taskherd.worker.reconcile import reconcile
 
@@ -84,23 +85,52 @@ class CommandConsumer:
         """How many commands were executed at the same time when the latest batch began."""
         self._answered_at = self._many_until = -math.inf
         self._bisection = Bisection(context)
+        self._locked = LockedTasks(context, consumer.wake)
+        self._is_held_up = False
+        """True while all waiting commands are for tasks that are locked, or of running batches."""
         self._dead_letters = DeadLetterSender(consumer, context)
 
     async def run(self) -> None:
         """Execute commands until consuming has stopped and the buffer is empty."""
         async with self._dead_letters.sending(), asyncio.TaskGroup() as group:
-            scheduler = BatchScheduler(group)
-            while await self._receive():
-                await scheduler.wait_slot(self._ready, 0.0 if self._is_shared() else MAX_GROW)
-                await self._wait_for_few()
-                if self._consumer.buffered:
-                    await self._receive()
-                batch = next_commands(self._waiting, MAX_COMMANDS, shared=self._is_shared())
-                chosen = {id(each.delivery) for each in batch}
-                self._waiting = [each for each in self._waiting if id(each.delivery) not in chosen]
-                if batch:
-                    self._note_in_progress(scheduler.in_flight + len(batch))
-                    await scheduler.submit(_footprint(batch), partial(self._handle, batch))
+            watching = group.create_task(self._locked.watch(), name="locked tasks")
+            try:
+                scheduler = BatchScheduler(group)
+                while await self._receive():
+                    await scheduler.wait_slot(self._ready, 0.0 if self._is_shared() else MAX_GROW)
+                    await self._wait_for_few()
+                    if self._consumer.buffered:
+                        await self._receive()
+                    if not await self._start_batch(scheduler) and not await self._wait_for_free(scheduler):
+                        break
+            finally:
+                watching.cancel()
+
+    async def _start_batch(self, scheduler: BatchScheduler) -> bool:
+        """Start to execute some of the waiting commands; return False if the tasks of all are busy or locked."""
+        busy = scheduler.tasks.union(self._locked.ids)
+        batch = next_commands(self._waiting, MAX_COMMANDS, busy=busy, shared=self._is_shared())
+        chosen = {id(each.delivery) for each in batch}
+        self._waiting = [each for each in self._waiting if id(each.delivery) not in chosen]
+        if self._locked.ids:  # they may wait for long, and the broker redelivers those of a lost channel
+            self._waiting = [each for each in self._waiting if self._consumer.holds(each.delivery)]
+        if batch:
+            self._note_in_progress(scheduler.in_flight + len(batch))
+            await scheduler.submit(_footprint(batch), partial(self._handle, batch))
+        return bool(batch) or not self._waiting
+
+    async def _wait_for_free(self, scheduler: BatchScheduler) -> bool:
+        """Wait until a task is free, or other commands have come; return False if none is before the worker stops."""
+        if not self._context.stopping.is_set():
+            self._is_held_up = True
+            await self._consumer.wait_buffered(1, RECHECK_EVERY)
+            self._is_held_up = False
+        elif scheduler.in_flight:
+            await scheduler.one_done()
+        else:
+            log.warning("commands abandoned, their tasks are locked", count=len(self._waiting))
+            return False
+        return True
 
     def _note_actor(self, actor: UUID) -> None:
         """Note the actor of a command; several actors send commands if it is not that of the one before."""
@@ -167,6 +197,9 @@ class CommandConsumer:
                 await self._execute(batch)
         except Unavailable as error:
             log.warning("commands abandoned, the broker redelivers them", count=len(batch), reason=str(error))
+        finally:
+            if self._is_held_up:
+                self._consumer.wake()
 
     async def _execute(self, batch: Sequence[WaitingCommand]) -> None:
         """Execute and answer all commands. Raises ``Unavailable`` if the worker stops before."""
@@ -192,7 +225,12 @@ class CommandConsumer:
             detail = "The command could not be processed."
             await self._reject([(delivery, InvalidMessage(None, reason, detail, delivery.body))])
 
-        await self._bisection.run([command.task_id for command in commands], attempt, accept, reject)
+        def set_aside(part: Sequence[int]) -> list[None]:
+            self._locked.add([commands[i].task_id for i in part])
+            self._waiting[:0] = [batch[i] for i in part]
+            return [None] * len(part)
+
+        await self._bisection.run([command.task_id for command in commands], attempt, accept, reject, set_aside)
 
     def _offer(self, batch: Sequence[WaitingCommand], result: BatchResult) -> None:
         """Pass each change to the relay in the trace of its command."""

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from uuid import UUID
 
     from taskherd.broker.delivery import Delivery
@@ -24,8 +24,12 @@ class WaitingCommand(NamedTuple):
     command: Command
 
 
-def next_commands(waiting: Sequence[WaitingCommand], limit: int, *, shared: bool = False) -> list[WaitingCommand]:
+def next_commands(
+    waiting: Sequence[WaitingCommand], limit: int, *, busy: Collection[UUID] = (), shared: bool = False
+) -> list[WaitingCommand]:
     """Return up to ``limit`` of the waiting commands, which are in the order received, to execute together.
+
+    Those for the tasks in ``busy`` go on waiting.
 
     Of one actor there are at most ``MAX_OF_ACTOR`` if commands of several wait, or if ``shared``: others send some too.
 
@@ -35,7 +39,7 @@ def next_commands(waiting: Sequence[WaitingCommand], limit: int, *, shared: bool
     """
     turns: Counter[UUID] = Counter()
     ordered: list[tuple[int, int]] = []
-    tasks: set[UUID] = set()
+    tasks = set(busy)
     ids: set[UUID] = set()
     for index, (_, command) in enumerate(waiting):
         if command.task_id not in tasks and command.command_id not in ids:

@@ -45,10 +45,15 @@ class BatchScheduler:
         """Number of deliveries in the running batches."""
         return sum(footprint.size for footprint in self._running.values())
 
+    @property
+    def tasks(self) -> frozenset[UUID]:
+        """The tasks of the running batches."""
+        return frozenset().union(*(footprint.tasks for footprint in self._running.values()))
+
     async def wait_idle(self, full: Callable[[], bool]) -> None:
         """Wait until no batch is running, or until a slot is free and the next batch is ``full``."""
         while self._running and not (len(self._running) < MAX_CONCURRENT_BATCHES and full()):
-            await self._one_done()
+            await self.one_done()
 
     async def wait_slot(self, at_least: Callable[[], int], max_wait: float) -> None:
         """Wait until a slot is free and the next batch would not be smaller than the running one.
@@ -63,7 +68,7 @@ class BatchScheduler:
                 return
             await asyncio.wait(self._running, timeout=until - loop.time(), return_when=asyncio.FIRST_COMPLETED)
         while len(self._running) >= MAX_CONCURRENT_BATCHES:
-            await self._one_done()
+            await self.one_done()
 
     async def submit(
         self, footprint: BatchFootprint, batch: Callable[[asyncio.Task[None] | None], Coroutine[Any, Any, None]]
@@ -75,12 +80,13 @@ class BatchScheduler:
         while len(self._running) >= MAX_CONCURRENT_BATCHES or any(
             _conflicts(other, footprint) for other in self._running.values()
         ):
-            await self._one_done()
+            await self.one_done()
         self._latest = self._group.create_task(batch(self._latest), name="batch")
         self._running[self._latest] = footprint
         self._latest.add_done_callback(self._running.pop)
 
-    async def _one_done(self) -> None:
+    async def one_done(self) -> None:
+        """Wait until one of the running batches has ended."""
         await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
 
 
