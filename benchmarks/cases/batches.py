@@ -37,14 +37,21 @@ _PATH: Final = "/api/v2/task-batches"
 class BatchMeasurement:
     """Measurements of batches, to be compared with single creates by the peer and by ourselves."""
 
-    def __init__(self, run: Run, port: int, tokens: tuple[str, str]) -> None:
-        """Create the measurement; ``tokens`` are that of the user who posts batches, and another user's."""
+    def __init__(self, run: Run, ports: tuple[int, int], tokens: tuple[str, str]) -> None:
+        """Create the measurement.
+
+        Args:
+            run: of the benchmarks.
+            ports: that of the API which gets the batches, and that of another process of it.
+            tokens: that of the user who posts batches, and another user's.
+        """
         self._run = run
-        self._port = port
+        self._port, self._other_port = ports
         self._token, self._other = tokens
         self._rates: list[float] = []
         self._alone: list[LoadResult] = []
         self._beside: list[LoadResult] = []
+        self._beside_other: list[LoadResult] = []
 
     async def measure(self, seconds: float) -> None:
         """Measure batches alone, a user's single creates alone, and these while another user posts batches."""
@@ -53,12 +60,21 @@ class BatchMeasurement:
             took = await asyncio.to_thread(_post_batch, self._port, self._token)
             self._rates.append(TASKS / took)
             self._run.record(f"a batch of {TASKS:,} creates: {took:.2f} s, {TASKS / took:,.0f}/s")
-        plan = LoadPlan(self._port, [request("POST", "/api/v2/tasks/me", self._other, body=_body())], 1, seconds, 201)
+        plan = self._single_creates(self._port, seconds)
         self._alone.append(await asyncio.to_thread(http_load.run, plan))
         self._run.record(f"another user's POST of a task, alone: {self._alone[-1].description}")
         with _posting_batches(self._port, self._token):
             self._beside.append(await asyncio.to_thread(http_load.run, plan))
         self._run.record(f"another user's POST of a task, beside batches: {self._beside[-1].description}")
+        with _posting_batches(self._port, self._token):
+            self._beside_other.append(
+                await asyncio.to_thread(http_load.run, self._single_creates(self._other_port, seconds))
+            )
+        self._run.record(f"the same through another process of the API: {self._beside_other[-1].description}")
+
+    def _single_creates(self, port: int, seconds: float) -> LoadPlan:
+        """Return the other user's creates, one at a time."""
+        return LoadPlan(port, [request("POST", "/api/v2/tasks/me", self._other, body=_body())], 1, seconds, 201)
 
     def add_rows(self, peer_name: str, peer_rate: float) -> None:
         """Add the rows; ``peer_rate`` is that of single creates by the peer, one at a time."""
@@ -66,10 +82,14 @@ class BatchMeasurement:
         what = f"{TASKS:,} creates in one request"
         cells = f"{rate:,.0f}/s", f"{peer_name}, 1 at a time", f"{peer_rate:,.0f}/s"
         self._run.rows.append(Row(what, *cells, rate / peer_rate, 10.0))
-        alone, beside = (statistics.median(one.p99 for one in loads) for loads in (self._alone, self._beside))
-        what = "POST of a task beside another user's batches, p99"
-        row = Row(what, f"{beside * 1e3:.1f} ms", "alone", f"{alone * 1e3:.1f} ms", beside / alone, 3.0, at_most=True)
-        self._run.rows.append(row)
+        alone = statistics.median(one.p99 for one in self._alone)
+        for what, loads in (
+            ("POST of a task beside another user's batches, p99", self._beside),
+            ("the same through another process of the API, p99", self._beside_other),
+        ):
+            beside = statistics.median(one.p99 for one in loads)
+            cells = f"{beside * 1e3:.1f} ms", "alone", f"{alone * 1e3:.1f} ms"
+            self._run.rows.append(Row(what, *cells, beside / alone, 3.0, at_most=True))
 
 
 def _body() -> str:

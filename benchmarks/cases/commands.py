@@ -43,12 +43,13 @@ async def measure(run: Run) -> None:
     pairs: list[tuple[LoadResult, LoadResult]] = []
     with (
         running_api(run.services, TASKHERD_API) as ours,
+        running_api(run.services, TASKHERD_API) as another,
         running_worker(run.services),
         running_api(run.services, PEER) as peer,
     ):
         async with _answering_requests(run.services):
             await asyncio.to_thread(_create_one, ours, database.token)
-            batches = BatchMeasurement(run, ours, (database.token, other_token))
+            batches = BatchMeasurement(run, (ours, another), (database.token, other_token))
             for number in range(run.rounds):
                 for connections in CONCURRENCIES:
                     for module, port in ((TASKHERD_API, ours), (PEER, peer)):
