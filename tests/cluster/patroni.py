@@ -1,4 +1,4 @@
-"""A PostgreSQL cluster as people run it: Patroni on three members, their leader in etcd, and a proxy to the leader."""
+"""A PostgreSQL cluster as people run it: Patroni and etcd on three members, and HAProxy to their leader."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import secrets
 import shutil
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ import yaml
 
 from taskherd.dev import apt, ports, postgres, processes
 from taskherd.dev.postgres import PostgresBinaries, PostgresNode
-from tests.harness.leader_proxy import LeaderProxy
+from tests.cluster.haproxy import LEADER, Server, running_haproxy
 from tests.harness.programs import find_program
 from tests.harness.replication import find_binaries
 
@@ -28,28 +29,42 @@ STARTS_WITHIN: Final = 120.0
 ETCD_CLIENT: Final = Path("/usr/lib/python3/dist-packages/etcd")
 """Where the Debian package python3-etcd is, which Patroni imports."""
 HEALTHY_WITHIN: Final = 180.0
-PROXY_INTERVAL: Final = 0.3
-"""Seconds between two checks of the proxy for the leader."""
 CONFIGURATION: Final = Path(__file__).parents[2] / "deploy" / "cluster" / "patroni.yml"
 """The settings that deploy/ recommends; the members of the tests differ in addresses, folders and sizes."""
 
 
 class PatroniMember:
-    """One member: a Patroni, and the PostgreSQL that it runs."""
+    """One machine: a member of etcd, a Patroni, and the PostgreSQL that it runs."""
 
     def __init__(self, name: str, home: Path, binaries: PostgresBinaries, password: str) -> None:
         self.name = name
         self.home = home.absolute()
         self.binaries = binaries
-        self.rest_port, self.port = ports.find_free([None, None])
+        self.rest_port, self.port, self.etcd_port, self.etcd_peer_port = ports.find_free([None] * 4)
         self._password = password
         self._process: subprocess.Popen[bytes] | None = None
+        self._etcd: subprocess.Popen[bytes] | None = None
 
-    def start(self, program: str, etcd_port: int) -> None:
-        """Start the member with its data, if it has any."""
+    def start_etcd(self, program: str, members: Sequence[PatroniMember]) -> None:
+        """Start this member of etcd with its data, if it has any; ``members`` are all, which it has to know."""
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        client, peer = f"http://{ports.HOST}:{self.etcd_port}", self.etcd_peer_url
+        command: list[str | Path] = [program, "--data-dir", self.home / "etcd", "--unsafe-no-fsync"]
+        command += ["--listen-client-urls", client, "--advertise-client-urls", client, "--name", self.name]
+        command += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
+        command += ["--initial-cluster", ",".join(f"{each.name}={each.etcd_peer_url}" for each in members)]
+        self._etcd = processes.spawn(command, home=self.home, env=dict(os.environ), log=self._etcd_log)
+
+    def until_etcd_serves(self) -> None:
+        """Wait until this member of etcd has joined the others."""
+        assert self._etcd is not None
+        is_open = partial(ports.is_open, self.etcd_port)
+        processes.await_ready(self._etcd, is_open, what="etcd", log=self._etcd_log, within=60)
+
+    def start(self, program: str, members: Sequence[PatroniMember]) -> None:
+        """Start Patroni and PostgreSQL with their data, if they have any."""
         configuration = self.home / "patroni.json"  # JSON is YAML
-        configuration.write_text(json.dumps(self._configuration(etcd_port)))
+        configuration.write_text(json.dumps(self._configuration([each.etcd_port for each in members])))
         if (user := postgres._other_user()) is not None:
             shutil.chown(self.home, user.pw_uid, user.pw_gid)
         prefix = PostgresNode(self.binaries, self.home)._as_user()
@@ -58,10 +73,11 @@ class PatroniMember:
         self._process = processes.spawn(command, home=self.home, env=env, log=self.home / "patroni.log")
 
     def kill(self) -> None:
-        """Kill Patroni and PostgreSQL with SIGKILL, as a crash of the machine would."""
-        if self._process is not None:
-            processes.kill(self._process)
-            processes.end(processes.belonging_to(self.home), gently=signal.SIGKILL, within=10)
+        """Kill everything on the machine with SIGKILL, as its crash would."""
+        for process in (self._process, self._etcd):
+            if process is not None:
+                processes.kill(process)
+        processes.end(processes.belonging_to(self.home), gently=signal.SIGKILL, within=10)
 
     def kill_postgres(self) -> None:
         """Kill PostgreSQL alone with SIGKILL."""
@@ -69,18 +85,27 @@ class PatroniMember:
         processes.send(processes.tree(pid), signal.SIGKILL)
 
     def freeze(self) -> None:
-        """Freeze Patroni and PostgreSQL with SIGSTOP, as a paused virtual machine."""
+        """Freeze everything on the machine with SIGSTOP, as a paused virtual machine."""
         processes.send(processes.belonging_to(self.home), signal.SIGSTOP)
 
     def unfreeze(self) -> None:
-        """Resume both."""
+        """Resume everything."""
         processes.send(processes.belonging_to(self.home), signal.SIGCONT)
 
     def log_tail(self) -> str:
         """Return the end of Patroni's log."""
         return "\n".join((self.home / "patroni.log").read_text(errors="replace").splitlines()[-20:])
 
-    def _configuration(self, etcd_port: int) -> dict[str, Any]:
+    @property
+    def etcd_peer_url(self) -> str:
+        """Where the other members of etcd reach this one."""
+        return f"http://{ports.HOST}:{self.etcd_peer_port}"
+
+    @property
+    def _etcd_log(self) -> Path:
+        return self.home / "etcd.log"
+
+    def _configuration(self, etcd_ports: Sequence[int]) -> dict[str, Any]:
         address, rest = f"{ports.HOST}:{self.port}", f"{ports.HOST}:{self.rest_port}"
         login = {"password": self._password}
         recommended = yaml.safe_load(CONFIGURATION.read_text())
@@ -88,7 +113,7 @@ class PatroniMember:
             "scope": recommended["scope"],
             "name": self.name,
             "restapi": {"listen": rest, "connect_address": rest},
-            "etcd3": {"hosts": [f"{ports.HOST}:{etcd_port}"]},
+            "etcd3": {"hosts": [f"{ports.HOST}:{port}" for port in etcd_ports]},
             "bootstrap": {
                 "dcs": recommended["bootstrap"]["dcs"],
                 "initdb": [{"encoding": "UTF8"}, {"locale": "C"}, "no-sync"],
@@ -113,28 +138,25 @@ class PatroniMember:
 
 
 class PatroniCluster:
-    """The members, their etcd, and a proxy whose ``url`` always leads to the leader."""
+    """The members; ``url`` leads to their leader, through HAProxy at ``proxy``, which ``patroni_cluster`` starts."""
 
     def __init__(self, folder: Path, announce: Callable[[str], None]) -> None:
-        self._folder = folder
         self._program = find_program("patroni", "patroni", announce)
         if not ETCD_CLIENT.exists():
             assert apt.install("python3-etcd", announce) is None, "Patroni needs python3-etcd"
         self._etcd_program = find_program("etcd", "etcd-server", announce)
-        self._etcd_port, self._etcd_peer_port = ports.find_free([None, None])
-        self._etcd: subprocess.Popen[bytes] | None = None
         self._password = secrets.token_hex(16)
         binaries = find_binaries()
         self.members = [
             PatroniMember(f"pg{number}", folder / f"pg{number}", binaries, self._password) for number in range(MEMBERS)
         ]
-        self.proxy = LeaderProxy()
+        self.proxy = ""
         self._http = httpx.AsyncClient(timeout=1.0, trust_env=False)
 
     @property
     def url(self) -> str:
         """The URL of the leader's database ``postgres``, through the proxy."""
-        return f"postgresql://taskherd:{self._password}@127.0.0.1:{self.proxy.port}/postgres"
+        return f"postgresql://taskherd:{self._password}@{self.proxy}/postgres"
 
     def url_of_hosts(self, first: PatroniMember, database: str) -> str:
         """Return the URL of a database with all members as hosts, for clients that find the leader themselves."""
@@ -148,34 +170,25 @@ class PatroniCluster:
 
     async def start(self) -> None:
         """Start etcd, then all members, and wait until a leader has its standbys."""
-        await self.proxy.start()
-        home = self._folder / "etcd"
-        home.mkdir(parents=True)
-        client, peer = (f"http://{ports.HOST}:{port}" for port in (self._etcd_port, self._etcd_peer_port))
-        command: list[str | Path] = [self._etcd_program, "--data-dir", home / "data", "--unsafe-no-fsync"]
-        command += ["--listen-client-urls", client, "--advertise-client-urls", client, "--name", "etcd0"]
-        command += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
-        command += ["--initial-cluster", f"etcd0={peer}"]
-        log = home / "etcd.log"
-        self._etcd = processes.spawn(command, home=home, env=dict(os.environ), log=log)
-        processes.await_ready(self._etcd, lambda: ports.is_open(self._etcd_port), what="etcd", log=log, within=60)
         for member in self.members:
-            self.revive(member)
+            member.start_etcd(self._etcd_program, self.members)
+        for member in self.members:
+            member.until_etcd_serves()
+        for member in self.members:
+            member.start(self._program, self.members)
         await self.until_healthy(STARTS_WITHIN)
 
     def revive(self, member: PatroniMember) -> None:
         """Start a member that was killed."""
-        member.start(self._program, self._etcd_port)
+        member.start_etcd(self._etcd_program, self.members)
+        member.start(self._program, self.members)
 
     async def stop(self) -> None:
         """Kill everything."""
-        await self.proxy.stop()
         await self._http.aclose()
         for member in self.members:
             member.unfreeze()
             member.kill()
-        if self._etcd is not None:
-            processes.kill(self._etcd)
 
     async def leader(self) -> PatroniMember | None:
         """Return the member that says that it is the leader, None without one."""
@@ -188,13 +201,6 @@ class PatroniCluster:
         (synchronous,) = [member for member in self.members if await self._get(member, "/synchronous") is not None]
         (other,) = [member for member in self.members if member not in {synchronous, await self.leader()}]
         return synchronous, other
-
-    async def follow_leader(self) -> None:
-        """Lead the proxy to the leader, again and again."""
-        while True:
-            leader = await self.leader()
-            self.proxy.lead(None if leader is None else leader.port)
-            await asyncio.sleep(PROXY_INTERVAL)
 
     async def until_leader_other_than(self, before: PatroniMember | None, within: float = 120.0) -> PatroniMember:
         """Wait until another member is the leader, and return it."""
@@ -244,11 +250,10 @@ class PatroniCluster:
 async def patroni_cluster(folder: Path, announce: Callable[[str], None]) -> AsyncIterator[PatroniCluster]:
     """Run a cluster until the end of the block."""
     cluster = PatroniCluster(folder, announce)
-    following = asyncio.create_task(cluster.follow_leader())
-    try:
-        await cluster.start()
-        yield cluster
-    finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
-        await cluster.stop()
+    servers = [Server(f"{ports.HOST}:{member.port}", member.rest_port) for member in cluster.members]
+    with running_haproxy(folder / "haproxy", LEADER, servers, announce) as cluster.proxy:
+        try:
+            await cluster.start()
+            yield cluster
+        finally:
+            await cluster.stop()

@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from tests.chaos.figures import Figures
-from tests.cluster.haproxy import running_haproxy
+from tests.cluster import agents
+from tests.cluster.haproxy import RABBITMQ, Server, running_haproxy
 from tests.cluster.load import POST_TIMEOUT, steady_load
 from tests.cluster.network import CLUSTER
 from tests.cluster.rabbitmq import MachineNode, RabbitCluster, rabbit_cluster
@@ -100,7 +101,8 @@ def proxy(
     if request.param == "directly":
         yield ""
         return
-    with running_haproxy(tmp_path / "haproxy", [node.address for node in cluster.nodes], announce) as address:
+    servers = [Server(node.address) for node in cluster.nodes]
+    with running_haproxy(tmp_path / "haproxy", RABBITMQ, servers, announce) as address:
         yield address
 
 
@@ -116,7 +118,15 @@ class System:
 
 
 @pytest.fixture
-async def system(cluster: RabbitCluster, proxy: str, database_url: str, tmp_path: Path) -> AsyncIterator[System]:
+def worker_settings() -> dict[str, str]:
+    """Return the settings of the workers; tests replace them."""
+    return {}
+
+
+@pytest.fixture
+async def system(
+    cluster: RabbitCluster, proxy: str, database_url: str, tmp_path: Path, worker_settings: dict[str, str]
+) -> AsyncIterator[System]:
     """Yield a running system on a database and AMQP prefix of its own."""
     await cluster.until_healthy()
 
@@ -131,7 +141,7 @@ async def system(cluster: RabbitCluster, proxy: str, database_url: str, tmp_path
         await cluster.until_healthy()
         leader = await cluster.leader_of(harness.names.reports)
         other = cluster.nodes[cluster.nodes.index(leader) - 1]
-        workers = [await harness.start(amqp_url=url_from(node)) for node in (leader, other)]
+        workers = [await harness.start(amqp_url=url_from(node), **worker_settings) for node in (leader, other)]
         limits = {"api_port": "0", "api_rate_limit": "0"}
         api = await harness.start("api", amqp_url=url_from(leader), **limits)
         for process in (*workers, api):
@@ -176,3 +186,22 @@ async def test_nothing_is_lost_and_nobody_waits(
     assert load.longest_post <= ANSWERED_WITHIN, note
     name = f"{row}, behind HAProxy" if proxy else row
     await figures.record_run(harness, name, faults=1, redelivered=redelivered, note=note)
+
+
+@pytest.mark.parametrize("worker_settings", [agents.SETTINGS], ids=[""])
+@pytest.mark.parametrize("proxy", ["directly"], indirect=True)
+@pytest.mark.parametrize("fault", [row for row in FAULTS if "rolling" not in row])
+async def test_agents_live_through_it_and_those_that_die_are_found(
+    system: System, cluster: RabbitCluster, figures: Figures, fault: str
+) -> None:
+    """The lines of a runner's agents are there once and in order; those of a runner that dies meanwhile are lost."""
+    async with agents.running_fleet(system.harness, system.client, cluster.url_from(system.leader)) as fleet:
+        await asyncio.gather(FAULTS[fault](cluster, system.leader), fleet.kill_runner(BEFORE))
+        await cluster.until_healthy()
+        for process in (*system.workers, system.api):
+            await process.until_ready()
+        lost = await fleet.until_lost()
+        lines = await fleet.end()
+    for process in (*system.workers, system.api):
+        await system.harness.stop_worker(process)
+    agents.record(figures, fault, lines, lost)

@@ -21,6 +21,7 @@ from taskherd.store import role_settings
 from tests.chaos.fault_injection import fault_under_load
 from tests.chaos.figures import Figures
 from tests.chaos.pair import Pair, replicated_pair
+from tests.cluster import agents
 from tests.cluster.load import POST_TIMEOUT, steady_load
 from tests.cluster.patroni import PatroniCluster, PatroniMember
 from tests.harness.api import TLS, token_for
@@ -275,6 +276,32 @@ async def test_nothing_is_lost_if_the_standby_is_promoted_by_hand(pair: Pair, fi
     assert await harness.ledger.violations() == []
     note = "a primary and a synchronous standby without Patroni; the old primary got no transaction once it was back"
     await figures.record_run(harness, row, faults=1, seconds=[seconds], note=note)
+
+
+@pytest.mark.parametrize("fault", ["PostgreSQL primary frozen (SIGSTOP) until another leads, then back"])
+async def test_agents_live_through_it_and_those_that_die_are_found(
+    harness: ChaosHarness, cluster: PatroniCluster, figures: Figures, fault: str
+) -> None:
+    """The lines of a runner's agents are there once and in order; those of a runner that dies meanwhile are lost."""
+    leader = await cluster.until_healthy()
+    worker = await harness.start(**agents.SETTINGS)
+    api = await harness.start("api", api_port="0", api_rate_limit="0")
+    for process in (worker, api):
+        await process.until_ready()
+    headers = {"Coder-Session-Token": await token_for(harness.ledger.database_url, "al")}
+    async with (
+        httpx.AsyncClient(base_url=_base_of(api), headers=headers, timeout=POST_TIMEOUT, verify=TLS) as client,
+        agents.running_fleet(harness, client, harness.ledger.amqp_url) as fleet,
+    ):
+        await asyncio.gather(FAULTS[fault][0](cluster, leader), fleet.kill_runner())
+        await cluster.until_healthy()
+        for process in (worker, api):
+            await process.until_ready()
+        lost = await fleet.until_lost()
+        lines = await fleet.end()
+    for process in (worker, api):
+        await harness.stop_worker(process)
+    agents.record(figures, fault, lines, lost)
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from taskherd.errors import Unavailable
 from taskherd.settings import Settings
 from taskherd.store import role_settings
 from taskherd.store.engine import dispose, open_engine, transaction
-from tests.cluster.haproxy import running_haproxy
+from tests.cluster.haproxy import RABBITMQ, Server, running_haproxy
 from tests.harness.pgbouncer import StartPgBouncer, recommended_settings
 from tests.harness.programs import find_program
 
@@ -80,8 +80,8 @@ async def test_clients_reach_rabbitmq_through_this_haproxy(
     """Of three nodes, two of which are away, it leads clients to the one that speaks AMQP."""
     parts = urlsplit(amqp_url)
     (free,) = ports.find_free([None])
-    away, there = f"{ports.HOST}:{free}", f"{ports.HOST}:{parts.port}"
-    with running_haproxy(tmp_path / "haproxy", [away, there, away], announce) as address:
+    away, there = Server(f"{ports.HOST}:{free}"), Server(f"{ports.HOST}:{parts.port}")
+    with running_haproxy(tmp_path / "haproxy", RABBITMQ, [away, there, away], announce) as address:
         through = parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@{address}").geturl()
         async with asyncio.timeout(60):
             while (version := await _version_of(through)) is None:  # noqa: ASYNC110 - nobody notifies

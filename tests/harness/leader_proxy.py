@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a cluster, set up as HAProxy is there: to one server, with sessions cut when that changes."""
+"""A TCP proxy to the one server that a test names, whose sessions are cut when that changes."""
 
 from __future__ import annotations
 

@@ -255,12 +255,13 @@ async def runner_harness(worker: WorkerHarness, folder: Path) -> AsyncIterator[R
     finally:
         for runner in harness.runners:
             await runner.kill()
-        _kill_all(folder)
+        kill_agents(folder)
         for name in harness.names:
             await worker.channel.queue_delete(f"{worker.prefix}.work.{name}", timeout=30)
 
 
-def _kill_all(folder: Path) -> None:
+def kill_agents(folder: Path) -> None:
+    """Kill all shims and agents in a folder of runners, as the end of their machine would."""
     while pids := {pid for pid in _processes() if f"TASKHERD_RUN_FOLDER={folder}/".encode() in _environment(pid)}:
         for pid in pids:
             with suppress(ProcessLookupError):
