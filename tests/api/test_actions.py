@@ -23,7 +23,7 @@ from taskherd.api.actions.schemas import MAX_TASKS
 from taskherd.dev.ports import find_free
 from taskherd.dev.services import Services
 from taskherd.errors import Unavailable
-from taskherd.store import task_actions
+from taskherd.store import task_actions, task_index
 from taskherd.store.read_pool import ReadPool
 from tests.api.conftest import StartApi
 from tests.api.test_open_requests import leave
@@ -433,6 +433,27 @@ async def test_unfinished_actions_are_limited(start_api: StartApi) -> None:
             assert (await finished(api_harness.bob, of_bob))["succeeded"] == 1
             assert (await finished(api_harness.alice, made[0]))["succeeded"] == 1
             assert (await finished(api_harness.alice, made[1]))["refused"] == 1
+
+
+async def test_an_action_is_not_for_what_an_index_that_is_behind_finds(
+    api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search that needs it is refused, also in a dry run: other tasks may match by now. Others are not."""
+    task = await api_harness.create(input="Paused, deleted or whatever")
+    monkeypatch.setattr(task_index, "MAX_CORRECTED", -1)
+    for q in ("owner:me status:pending", "changed:<1h"):
+        for dry_run in (True, False):
+            body: dict[str, Any] = {"action": "delete", "q": q, "dry_run": dry_run}
+            refused = await api_harness.alice.post("/task-actions", json=body)
+            assert (refused.status_code, refused.json()["message"]) == (503, handlers.BEHIND), q
+            assert refused.headers["Retry-After"] == "2"
+    assert (await api_harness.alice.get("/task-actions")).json()["actions"] == []
+    targets: list[dict[str, Any]] = [{"q": "owner:me created:<1h"}, {"ids": [task["id"]]}]
+    for target in targets:
+        body = {"action": "delete", "dry_run": True, **target}
+        shown = await api_harness.alice.post("/task-actions", json=body)
+        assert (shown.status_code, shown.json()["total"]) == (200, 1), target
+    assert (await act(api_harness.alice, "delete", q="owner:me"))["total"] == 1
 
 
 async def test_an_action_ends_with_its_token(start_api: StartApi) -> None:

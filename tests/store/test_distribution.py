@@ -66,6 +66,9 @@ BUILT: Final[Mapping[str, Callable[[Reader], Awaitable[Any]]]] = {
     ),
     "deleted_tasks.deleted_tasks": lambda reader: deleted_tasks.deleted_tasks(reader, CALLER, 9),
     "task_lists.by_name": lambda reader: task_lists.by_name(reader, CALLER, "fix", None, None),
+    "task_queries.current_task_ids": lambda reader: task_queries.current_task_ids(
+        reader, TaskFilter(CALLER, 9, listed=LISTED)
+    ),
     "task_queries.explanation_facts": lambda reader: task_queries.explanation_facts(
         reader, TaskRef(CALLER, CALLER, TASK)
     ),
@@ -119,6 +122,7 @@ STATEMENTS: Final = {
     "task_actions.SAVE": "task_action_tasks",
     "task_index.TAKE": "task_index_changes",
     "task_lists.by_name": "tasks",
+    "task_queries.current_task_ids": "task_index, task_index_changes",
     "task_queries.explanation_facts 2": "task_builds",
     "task_queries.explanation_facts 3": "tasks",
     "task_queries.task 2": "task_builds",

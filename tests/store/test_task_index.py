@@ -405,6 +405,28 @@ async def test_readers_of_an_index_that_is_far_behind_find_the_tasks_as_indexed(
             await check_totals(reader, fleet)
 
 
+async def test_who_needs_the_tasks_as_they_are_is_told_that_the_index_is_behind(
+    engine: AsyncEngine, reader: ReadPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if no task matches by the index. What is not selected by the index is found all the same."""
+    fleet = Fleet(Random(11))
+    async with transaction(engine) as connection:
+        await fleet.create(connection, 30)
+    async with transaction(engine) as connection:
+        await task_index.apply(connection, 10)
+    waiting = await pending(engine)
+    for is_behind in (False, True):
+        monkeypatch.setattr(task_index, "MAX_CORRECTED", waiting - is_behind)
+        for _ in range(40):
+            wanted, _ = random_filter(fleet.random)
+            wanted = with_fields(wanted, limit=fleet.random.choice([0, 2, 1000]))
+            exact = await task_queries.current_task_ids(reader, wanted)
+            if is_behind and wanted.indexed is not None:
+                assert exact is None, wanted
+            else:
+                assert exact == await task_queries.task_ids(reader, wanted), wanted
+
+
 async def pending(engine: AsyncEngine) -> int:
     """Return the number of recorded changes."""
     async with transaction(engine) as connection:

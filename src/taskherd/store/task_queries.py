@@ -17,6 +17,7 @@ from uuid import UUID
 from taskherd.store.logs import ORDER as LOG_ORDER
 from taskherd.store.pages import MAX_PAGE_BYTES, bytes_before
 from taskherd.store.read_pool import Reader, Row
+from taskherd.store.task_index import backlog
 from taskherd.store.task_lists import Between, IndexedList, Listed, Statement, time_conditions
 from taskherd.store.task_state_codec import STATE_SINCE
 
@@ -213,6 +214,24 @@ async def task_ids(pool: Reader, criteria: TaskFilter) -> Sequence[UUID]:
         return [row["task_id"] for row in rows]
     rows = await pool.fetch(_selection(criteria, statement, "t.id, t.created_at"), *statement.values)
     return [row["id"] for row in rows]
+
+
+async def current_task_ids(pool: Reader, criteria: TaskFilter) -> Sequence[UUID] | None:
+    """Return the ids of tasks as ``task_ids`` does, or None if they come from an index that is behind the tasks."""
+    indexed = criteria.indexed
+    if indexed is None:
+        return await task_ids(pool, criteria)
+    statement = Statement(criteria.caller)
+    direction = "ASC" if criteria.oldest_first else "DESC"
+    text = f"""
+    WITH {backlog()}
+    SELECT page.task_id, backlog.is_small
+    FROM backlog LEFT JOIN ({indexed.select(statement)}) AS page ON true
+    ORDER BY page.sorted_at {direction}, page.task_id {direction}"""
+    rows = await pool.fetch(text, *statement.values)
+    if not all(row["is_small"] for row in rows):
+        return None
+    return [row["task_id"] for row in rows if row["task_id"] is not None]
 
 
 def _selection(criteria: TaskFilter, statement: Statement, columns: str) -> str:

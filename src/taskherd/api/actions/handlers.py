@@ -13,7 +13,7 @@ from pydantic import Field
 
 from taskherd.api.actions.schemas import MAX_PREVIEW, MAX_TASKS, ActionState, ActionType, CreateAction
 from taskherd.api.commands import IDEMPOTENCY_KEY, command_id_of
-from taskherd.api.http.errors import HTTPError, invalid, not_found
+from taskherd.api.http.errors import HTTPError, invalid, not_found, unavailable
 from taskherd.api.http.ids import parse_uuid
 from taskherd.api.http.query_parameters import FLAG, QueryModel, whole_number
 from taskherd.api.http.responses import BufferedResponse, json
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 MAX_UNFINISHED: Final = 10
 """Maximum number of actions of one user that are not finished."""
 MAX_LIMIT: Final = 500
+BEHIND: Final = "The index of the tasks is behind; try again later."
 _AFTER_ALL: Final = (datetime(9999, 12, 31, tzinfo=UTC), UUID(int=0))
 """A cursor before the first page."""
 
@@ -144,7 +145,10 @@ async def _select(request: RequestContext, body: CreateAction) -> tuple[Sequence
         visible = await task_actions.visible(reader, request.caller.user_id, task_ids)
         return task_ids, frozenset(task_ids) - visible
     selected = await search.task_filter(request, search.WatchQuery(q=body.q))
-    task_ids = list(await task_queries.task_ids(reader, replace(selected, limit=MAX_TASKS)))
+    found = await task_queries.current_task_ids(reader, replace(selected, limit=MAX_TASKS))
+    if found is None:
+        raise unavailable(BEHIND)
+    task_ids = list(found)
     if len(task_ids) > MAX_TASKS:
         raise HTTPError(
             400,

@@ -10,6 +10,7 @@ from taskherd.api.commands import KEY_HEADER
 from taskherd.api.http.route import ResponseSpec, Route
 
 _ONE: Final = "/task-actions/{action}"
+_RETRY: Final = {"Retry-After": "Number of seconds after which to repeat the request."}
 
 ROUTES: Final = (
     Route(
@@ -33,6 +34,10 @@ ROUTES: Final = (
             ),
             202: ResponseSpec("The action, which is executed in the background.", Action),
             409: ResponseSpec("Too many actions are unfinished, or the Idempotency-Key was used for another request."),
+            413: ResponseSpec("The body is larger than 2 MiB."),
+            503: ResponseSpec(
+                "The database is unavailable, or the index that `q` needs is behind the tasks.", headers=_RETRY
+            ),
         },
         tag="actions",
     ),
