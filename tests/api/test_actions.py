@@ -16,6 +16,7 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 from structlog.testing import capture_logs
 
 from taskherd.api.actions import executor, handlers, progress
@@ -25,6 +26,7 @@ from taskherd.dev.services import Services
 from taskherd.errors import Unavailable
 from taskherd.store import task_actions, task_index
 from taskherd.store.read_pool import ReadPool
+from taskherd.store.task_actions import NewAction, NotAdded
 from tests.api.conftest import StartApi
 from tests.api.test_open_requests import leave
 from tests.api.test_outages import rename_database
@@ -433,6 +435,97 @@ async def test_unfinished_actions_are_limited(start_api: StartApi) -> None:
             assert (await finished(api_harness.bob, of_bob))["succeeded"] == 1
             assert (await finished(api_harness.alice, made[0]))["succeeded"] == 1
             assert (await finished(api_harness.alice, made[1]))["refused"] == 1
+
+
+async def test_requests_for_actions_in_progress_are_limited(
+    api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's fifth one at a time is refused before its body is read; others go on, and it does when one has ended."""
+    find, entered, go_on = task_actions.find, asyncio.Queue[uuid.UUID](), asyncio.Event()
+
+    async def find_later(reader: ReadPool, user_id: uuid.UUID, action_id: uuid.UUID) -> Any:
+        if user_id == ALICE:
+            entered.put_nowait(action_id)
+            await go_on.wait()
+        return await find(reader, user_id, action_id)
+
+    monkeypatch.setattr(task_actions, "find", find_later)
+    ids = [str(uuid.uuid4())]
+    requests = [asyncio.create_task(act(api_harness.alice, "pause", ids=ids)) for _ in range(4)]
+    async with asyncio.timeout(TIMEOUT):
+        for _ in requests:
+            await entered.get()
+    refused = await api_harness.alice.post("/task-actions", content=b"never read")
+    assert (refused.status_code, refused.json()["message"]) == (429, handlers.TOO_MANY)
+    assert refused.headers["Retry-After"] == "1"
+    await act(api_harness.bob, "pause", ids=ids)
+    go_on.set()
+    await asyncio.gather(*requests)
+    await act(api_harness.alice, "pause", ids=ids)
+
+
+async def test_what_actions_may_store_of_a_user_is_limited(
+    api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Actions that are finished at once count, too, until maintenance has deleted their results."""
+    monkeypatch.setattr(handlers, "MAX_STORED", handlers.MAX_STORED._replace(tasks=5))
+    body: dict[str, Any] = {"action": "pause", "ids": [str(uuid.uuid4()) for _ in range(3)]}
+    assert (await act(api_harness.alice, **body))["state"] == "completed"
+    refused = await api_harness.alice.post("/task-actions", json=body)
+    assert (refused.status_code, refused.json()["message"]) == (429, "You have made too many actions.")
+    assert refused.headers["Retry-After"] == str(handlers.PRUNED_AFTER)
+    assert (await api_harness.alice.post("/task-actions", json={**body, "dry_run": True})).status_code == 200
+    await act(api_harness.bob, **body)
+    await api_harness.worker.database.execute("DELETE FROM task_action_tasks")
+    await act(api_harness.alice, **body)
+
+
+async def test_an_action_waits_for_others_of_its_user_without_a_connection(
+    api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While another process adds one for a user, two requests of the user wait, and those of others do not."""
+    monkeypatch.setattr(handlers, "MAX_BUSY", 3_600)
+    add, busy = task_actions.add, asyncio.Queue[uuid.UUID]()
+
+    async def noted_add(connection: AsyncConnection, new: NewAction, *arguments: Any) -> NotAdded | None:
+        reason = await add(connection, new, *arguments)
+        if reason is NotAdded.BUSY:
+            busy.put_nowait(new.id)
+        return reason
+
+    monkeypatch.setattr(task_actions, "add", noted_add)
+    ids = [str(uuid.uuid4())]
+    async with adding_for_alice(api_harness):
+        requests = [asyncio.create_task(act(api_harness.alice, "pause", ids=ids)) for _ in range(2)]
+        waiting: set[uuid.UUID] = set()
+        async with asyncio.timeout(TIMEOUT):
+            while len(waiting) < 2:
+                waiting.add(await busy.get())
+        await act(api_harness.bob, "pause", ids=ids)
+        assert not any(request.done() for request in requests)
+    assert {uuid.UUID(made["id"]) for made in await asyncio.gather(*requests)} == waiting
+
+
+async def test_an_action_waits_for_others_of_its_user_only_for_a_while(
+    api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its request is then refused, and may be repeated."""
+    monkeypatch.setattr(handlers, "MAX_BUSY", 0)
+    body: dict[str, Any] = {"action": "pause", "ids": [str(uuid.uuid4())]}
+    async with adding_for_alice(api_harness):
+        refused = await api_harness.alice.post("/task-actions", json=body)
+    assert (refused.status_code, refused.json()["message"]) == (503, "Other actions of yours are being added.")
+    assert refused.headers["Retry-After"] == "2"
+    await act(api_harness.alice, **body)
+
+
+@asynccontextmanager
+async def adding_for_alice(api_harness: ApiHarness) -> AsyncIterator[None]:
+    """Hold the lock of a process that adds an action of Alice while the block runs."""
+    database = api_harness.worker.database
+    async with database.transaction():
+        await database.execute(f"SELECT pg_advisory_xact_lock({task_actions.LOCK_CLASS}, hashtext($1))", str(ALICE))
+        yield
 
 
 async def test_an_action_is_not_for_what_an_index_that_is_behind_finds(

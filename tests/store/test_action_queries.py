@@ -14,11 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from taskherd.store import task_actions
 from taskherd.store.engine import transaction
 from taskherd.store.read_pool import ReadPool, Row
-from taskherd.store.task_actions import ClaimedStep, NewAction, TaskResult
+from taskherd.store.task_actions import ClaimedStep, NewAction, StoredActions, TaskResult
 from tests.store.conftest import execute_script, ignore_indexes, reading_whole_tables
 from tests.store.world import ADA, ALICE, BOB, DELETED, DORA, EVERYBODY, OF_ALICE, OF_BOB, OF_DORA, OF_EVE, SEEN, WORLD
 
 LEASE = timedelta(seconds=30)
+MOST = StoredActions(unfinished=10, actions=100, tasks=1_000)
 TASKS = (OF_BOB, OF_ALICE, DELETED, OF_DORA, UUID(int=99))
 FIRST, SECOND, THIRD = (UUID(int=number) for number in (0x91, 0x92, 0x93))
 
@@ -35,7 +36,7 @@ async def add(engine: AsyncEngine, action_id: UUID, user_id: UUID = ALICE, missi
     """Add an action for ``TASKS``."""
     new = NewAction(action_id, user_id, f"k-{user_id.hex}", "send", "Go on", "q", b"d", TASKS, frozenset(missing))
     async with transaction(engine) as connection:
-        assert await task_actions.add(connection, new, "Not found.", 10)
+        assert await task_actions.add(connection, new, "Not found.", MOST) is None
 
 
 async def cancel(engine: AsyncEngine, user_id: UUID, action_id: UUID) -> None:
@@ -259,7 +260,7 @@ async def test_an_action_is_due_at_once(engine: AsyncEngine) -> None:
     """Even by the clock of the transaction that adds it."""
     new = NewAction(FIRST, ALICE, "token", "pause", None, None, b"d", TASKS, frozenset())
     async with transaction(engine) as connection:
-        assert await task_actions.add(connection, new, "Not found.", 10)
+        assert await task_actions.add(connection, new, "Not found.", MOST) is None
         step = await task_actions.claim(connection, LEASE, UUID(int=1))
     assert step is not None
     assert step.id == FIRST

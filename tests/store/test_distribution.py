@@ -120,6 +120,7 @@ STATEMENTS: Final = {
     "task_actions.PRUNE": "task_action_tasks",
     "task_actions.PRUNE_TASKS": "task_action_tasks",
     "task_actions.SAVE": "task_action_tasks",
+    "task_actions.STORED": "task_action_tasks",
     "task_index.TAKE": "task_index_changes",
     "task_lists.by_name": "tasks",
     "task_queries.current_task_ids": "task_index, task_index_changes",

@@ -14,9 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.store import database_clock, task_actions
 from taskherd.store.engine import transaction
-from taskherd.store.task_actions import ClaimedStep, NewAction, TaskResult
+from taskherd.store.task_actions import ClaimedStep, NewAction, NotAdded, StoredActions, TaskResult
 
 LEASE = timedelta(seconds=30)
+MOST = StoredActions(unfinished=10, actions=100, tasks=1_000)
 NO_DELAY = timedelta(0)
 
 
@@ -31,13 +32,24 @@ async def add_user(engine: AsyncEngine, name: str) -> UUID:
     return user_id
 
 
-async def add(engine: AsyncEngine, user_id: UUID, tasks: int, most: int = 10) -> UUID | None:
+async def add(engine: AsyncEngine, user_id: UUID, tasks: int, most: StoredActions = MOST) -> UUID | None:
     """Add an action for tasks that do not exist, and return its id; None if the user has too many."""
-    new = NewAction(
-        uuid4(), user_id, "token", "send", "Hello", None, b"digest", [uuid4() for _ in range(tasks)], frozenset()
-    )
+    new = action_of(user_id, tasks)
+    while (reason := await try_to_add(engine, new, most)) is NotAdded.BUSY:
+        continue
+    return new.id if reason is None else None
+
+
+def action_of(user_id: UUID, tasks: int) -> NewAction:
+    """Return an action for tasks that do not exist."""
+    ids = [uuid4() for _ in range(tasks)]
+    return NewAction(uuid4(), user_id, "token", "send", "Hello", None, b"digest", ids, frozenset())
+
+
+async def try_to_add(engine: AsyncEngine, new: NewAction, most: StoredActions = MOST) -> NotAdded | None:
+    """Add an action in a transaction of its own, or return why it was not added."""
     async with transaction(engine) as connection:
-        return new.id if await task_actions.add(connection, new, "Not found.", most) else None
+        return await task_actions.add(connection, new, "Not found.", most)
 
 
 async def claim(engine: AsyncEngine) -> ClaimedStep | None:
@@ -95,7 +107,7 @@ async def test_an_action_is_stored_once(engine: AsyncEngine) -> None:
     new = NewAction(uuid4(), user_id, "token", "send", "Hello", None, b"digest", tasks[:1], frozenset())
     async with transaction(engine) as connection:
         for each in (new, replace(new, input="Bye", digest=b"other", task_ids=others, missing=frozenset(others))):
-            assert await task_actions.add(connection, each, "Not found.", 10)
+            assert await task_actions.add(connection, each, "Not found.", MOST) is None
         stored = await connection.execute(text("SELECT task_id FROM task_action_tasks"))
         assert stored.scalars().all() == [one]
     assert await column(engine, "(total, refused, digest, input)::text", new.id) == '(1,0,"\\\\x646967657374",Hello)'
@@ -200,13 +212,55 @@ async def test_times_in_the_future_are_found_by_an_index(
 async def test_the_unfinished_actions_of_a_user_are_limited(engine: AsyncEngine) -> None:
     """The limit also holds for requests at the same time; a finished action does not count."""
     user_id = await add_user(engine, "one")
-    added = [each for each in await asyncio.gather(*(add(engine, user_id, 1, 2) for _ in range(4))) if each is not None]
+    most = MOST._replace(unfinished=2)
+    results = await asyncio.gather(*(add(engine, user_id, 1, most) for _ in range(4)))
+    added = [each for each in results if each is not None]
     assert len(added) == 2
-    assert await add(engine, await add_user(engine, "two"), 1, 2) is not None
+    assert await add(engine, await add_user(engine, "two"), 1, most) is not None
     async with transaction(engine) as connection:
         await task_actions.cancel(connection, user_id, added[0])
         await task_actions.finish(connection, added[0], None)
-    assert await add(engine, user_id, 1, 2) is not None
+    assert await add(engine, user_id, 1, most) is not None
+
+
+async def test_nobody_waits_while_another_transaction_adds_an_action_of_the_same_user(engine: AsyncEngine) -> None:
+    """One adds, the other one is told so at once; other users are not held up."""
+    one, two = await add_user(engine, "one"), await add_user(engine, "two")
+    async with asyncio.timeout(30), transaction(engine) as connection:
+        assert await task_actions.add(connection, action_of(one, 1), "Not found.", MOST) is None
+        assert await try_to_add(engine, action_of(one, 1)) is NotAdded.BUSY
+        assert await try_to_add(engine, action_of(two, 1)) is None
+    assert await try_to_add(engine, action_of(one, 1)) is None
+
+
+async def test_what_is_stored_of_a_user_is_limited(engine: AsyncEngine) -> None:
+    """Finished actions count until they are pruned: their tasks, and later their rows."""
+    one, two = await add_user(engine, "one"), await add_user(engine, "two")
+    most = StoredActions(unfinished=2, actions=4, tasks=10)
+    finished = replace(new := action_of(one, 4), missing=frozenset(new.task_ids))
+    assert await try_to_add(engine, finished, most) is None
+    assert await column(engine, "finished_at IS NOT NULL", finished.id)
+    assert await try_to_add(engine, action_of(one, 7), most) is NotAdded.TOO_MANY_STORED
+    assert await try_to_add(engine, action_of(one, 6), most) is None
+    assert await try_to_add(engine, action_of(one, 1), most) is NotAdded.TOO_MANY_STORED
+    assert await try_to_add(engine, action_of(two, 10), most) is None
+    async with transaction(engine) as connection:
+        assert await task_actions.prune(connection, datetime.now(UTC) + LEASE, 20, 100) == 4
+    assert await count(engine, "task_actions") == 3
+    assert await try_to_add(engine, action_of(one, 4), most) is None
+    assert await try_to_add(engine, action_of(one, 0), most) is NotAdded.TOO_MANY_UNFINISHED
+    many = most._replace(unfinished=9)
+    assert await try_to_add(engine, action_of(one, 0), many) is None
+    assert await try_to_add(engine, action_of(one, 0), many) is NotAdded.TOO_MANY_STORED
+
+
+async def test_what_is_stored_of_a_user_is_found_by_indexes(engine: AsyncEngine) -> None:
+    """It is counted for each new action, and costs no more the more others have stored."""
+    async with transaction(engine) as connection:
+        values = {"user_id": uuid4()}
+        plan = "\n".join((await connection.execute(text(f"EXPLAIN {task_actions.STORED.text}"), values)).scalars())
+    assert re.search(r"task_actions_user_idx.*\n +Index Cond: \(user_id =", plan), plan
+    assert re.search(r"task_action_tasks_pkey on .*\n +Index Cond: \(action_id = a\.id\)", plan), plan
 
 
 @pytest.mark.parametrize("hours", [23, 25])

@@ -19,6 +19,7 @@ import structlog
 import uvloop
 
 from taskherd import __version__, garbage_collector, open_files
+from taskherd.api.actions import handlers as action_handlers
 from taskherd.api.actions import progress
 from taskherd.api.actions.executor import ActionExecutor
 from taskherd.api.agents import requests
@@ -166,6 +167,9 @@ class ApiProcess:
             rate_limits=RateLimits.of(settings, now),
             batches=ConcurrencyLimit(batches.MAX_REQUESTS, batches.MAX_REQUESTS_OF_USER, batches.TOO_MANY),
             access=AccessMonitor(self._reader, now),
+            action_requests=ConcurrencyLimit(
+                action_handlers.MAX_REQUESTS, action_handlers.MAX_REQUESTS_OF_USER, action_handlers.TOO_MANY
+            ),
             action_streams=ConcurrencyLimit(progress.MAX_STREAMS, progress.MAX_STREAMS_OF_USER, progress.TOO_MANY),
             action_executor=ActionExecutor(settings.api_action_rate, settings.api_command_timeout),
             commands=commands,

@@ -62,6 +62,8 @@ class ApiContext:
     rate_limits: RateLimits
     batches: ConcurrencyLimit
     """The requests in progress that create many tasks."""
+    action_requests: ConcurrencyLimit
+    """The requests in progress for actions."""
     action_streams: ConcurrencyLimit
     """The open streams of the progress of actions."""
     action_executor: ActionExecutor

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from enum import Enum, auto
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import text
@@ -60,9 +61,15 @@ ORDER BY r.position
 
 IS_DUE: Final = "SELECT EXISTS (SELECT FROM task_actions WHERE finished_at IS NULL AND next_at <= now()) AS due"
 
-LOCK_USER: Final = text(f"SELECT pg_advisory_xact_lock({LOCK_CLASS}, hashtext(CAST(:user_id AS text)))")
+LOCK_USER: Final = text(f"SELECT pg_try_advisory_xact_lock({LOCK_CLASS}, hashtext(CAST(:user_id AS text)))")
 
-UNFINISHED: Final = text("SELECT count(*) FROM task_actions WHERE user_id = :user_id AND finished_at IS NULL")
+# An action whose tasks were pruned has only its row. Whether it has tasks is a scalar subquery: a lookup in any plan.
+STORED: Final = text("""
+SELECT count(*) FILTER (WHERE a.finished_at IS NULL), count(*),
+       COALESCE(sum(a.total) FILTER (
+           WHERE (SELECT true FROM task_action_tasks AS r WHERE r.action_id = a.id LIMIT 1)), 0)
+FROM task_actions AS a WHERE a.user_id = :user_id
+""")
 
 ADD: Final = text("""
 INSERT INTO task_actions (id, user_id, token_id, action, input, query, digest, total, refused, created_at, next_at)
@@ -179,6 +186,24 @@ class NewAction:
     missing: frozenset[UUID]
 
 
+class StoredActions(NamedTuple):
+    """What is stored of one user: unfinished actions, all actions, and the tasks that they have."""
+
+    unfinished: int
+    actions: int
+    tasks: int
+
+
+class NotAdded(Enum):
+    """Why an action was not added."""
+
+    BUSY = auto()
+    """Another transaction adds an action of the same user."""
+    TOO_MANY_UNFINISHED = auto()
+    TOO_MANY_STORED = auto()
+    """The user has to wait until finished actions are pruned."""
+
+
 @dataclass(frozen=True, slots=True)
 class ClaimedStep:
     """The next step of an action; ``failures`` is the number of steps in a row that failed."""
@@ -230,15 +255,19 @@ async def is_due(pool: ReadPool) -> bool:
     return bool(row and row["due"])
 
 
-async def add(connection: AsyncConnection, action: NewAction, message: str, max_unfinished: int) -> bool:
-    """Store an action; tasks that are missing have the result 404 with this message.
+async def add(connection: AsyncConnection, action: NewAction, message: str, most: StoredActions) -> NotAdded | None:
+    """Store an action, or return why not; it waits for no other transaction of the same user.
 
-    Return False if the user has ``max_unfinished`` actions that are not finished. An action of this id is kept.
+    ``most`` is what may be stored of the user. An action of this id is kept. Tasks that are missing have the result 404
+    with this message.
     """
-    await connection.execute(LOCK_USER, {"user_id": str(action.user_id)})
-    unfinished = (await connection.execute(UNFINISHED, {"user_id": action.user_id})).scalar_one()
-    if unfinished >= max_unfinished:
-        return False
+    if not (await connection.execute(LOCK_USER, {"user_id": str(action.user_id)})).scalar_one():
+        return NotAdded.BUSY
+    stored = StoredActions(*(await connection.execute(STORED, {"user_id": action.user_id})).one())
+    if stored.unfinished >= most.unfinished:
+        return NotAdded.TOO_MANY_UNFINISHED
+    if stored.actions >= most.actions or stored.tasks + len(action.task_ids) > most.tasks:
+        return NotAdded.TOO_MANY_STORED
     values = {
         "id": action.id,
         "user_id": action.user_id,
@@ -255,7 +284,7 @@ async def add(connection: AsyncConnection, action: NewAction, message: str, max_
         values = {"id": action.id, "task_ids": list(action.task_ids), "missing": missing, "message": message}
         await connection.execute(ADD_TASKS, values)
         await finish(connection, action.id, None)
-    return True
+    return None
 
 
 async def cancel(connection: AsyncConnection, user_id: UUID, action_id: UUID) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, assert_never
 from uuid import UUID
 
 import orjson
@@ -22,16 +24,27 @@ from taskherd.domain.command_results import NO_INPUT, NOT_FOUND
 from taskherd.domain.reports import format_rfc3339
 from taskherd.messages import texts
 from taskherd.store import task_actions, task_queries
-from taskherd.store.engine import transaction
+from taskherd.store.engine import LOCK_TIMEOUT, transaction
+from taskherd.store.task_actions import NewAction, NotAdded, StoredActions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from taskherd.api.context import RequestContext
+    from taskherd.api.context import ApiContext, RequestContext
     from taskherd.store.read_pool import Row
 
-MAX_UNFINISHED: Final = 10
-"""Maximum number of actions of one user that are not finished."""
+MAX_REQUESTS, MAX_REQUESTS_OF_USER = 16, 4
+"""Maximum number of requests for actions in progress in one process, of all users and of one: together their bodies
+have up to 32 MiB, as those of batches."""
+TOO_MANY: Final = "Too many requests for actions are in progress. Please wait."
+MAX_STORED: Final = StoredActions(unfinished=10, actions=2 * task_actions.MAX_KEYS, tasks=400_000)
+"""What may be stored of one user. Maintenance keeps up to 30 actions with their tasks, of 10,000 each, and the keys of
+1,000; what is beyond that waits to be pruned."""
+PRUNED_AFTER: Final = 15
+"""Seconds after which a client should repeat a request that has to wait until maintenance has pruned."""
+MAX_BUSY: Final = LOCK_TIMEOUT
+"""Seconds for which a request waits while others add actions of the same user."""
+_BUSY_INTERVAL: Final = 0.1
 MAX_LIMIT: Final = 500
 BEHIND: Final = "The index of the tasks is behind; try again later."
 _AFTER_ALL: Final = (datetime(9999, 12, 31, tzinfo=UTC), UUID(int=0))
@@ -62,6 +75,11 @@ class ResultQuery(QueryModel):
     refused: Annotated[bool, FLAG] = Field(default=False, description="`true`: only results that are errors.")
 
 
+def admit(request: RequestContext) -> AbstractContextManager[None]:
+    """Count a request from before its body is read; raise a 429 if there are too many."""
+    return request.api.action_requests.enter(request.caller.user_id)
+
+
 async def create(request: RequestContext) -> BufferedResponse:
     """Make an action for the tasks that match now; repeated with the same Idempotency-Key it returns the same one."""
     body: CreateAction = request.body
@@ -77,7 +95,7 @@ async def create(request: RequestContext) -> BufferedResponse:
         return await _preview(request, body, task_ids, missing)
     await _add(
         request,
-        task_actions.NewAction(
+        NewAction(
             id=action_id,
             user_id=request.caller.user_id,
             token_id=request.caller.token_id,
@@ -95,17 +113,46 @@ async def create(request: RequestContext) -> BufferedResponse:
     return json(action_json(stored), 202)
 
 
-async def _add(request: RequestContext, new: task_actions.NewAction) -> None:
-    """Store an action, and have it executed. Raise a 409 if too many of the caller's are unfinished."""
-    async with transaction(request.api.engine) as connection:
-        if not await task_actions.add(connection, new, NOT_FOUND.message, MAX_UNFINISHED):
-            raise HTTPError(
-                409,
-                "Too many actions are unfinished.",
-                f"You may have {MAX_UNFINISHED}. Cancel one, or wait until one is finished, then try again.",
-            )
+async def _add(request: RequestContext, new: NewAction) -> None:
+    """Store an action, and have it executed. Raise an error if the caller has too many, or adds others at the time."""
+    reason = await _try_to_add(request.api, new)
+    if reason is not None:
+        raise _not_added(reason)
     request.api.action_executor.wake()
     request.log_fields = {"action_id": str(new.id), "action": new.action, "tasks": len(new.task_ids)}
+
+
+async def _try_to_add(api: ApiContext, new: NewAction) -> NotAdded | None:
+    """Store an action, or return why not; no connection is in use while others add actions of the same user."""
+    now = asyncio.get_running_loop().time
+    deadline = now() + MAX_BUSY
+    while True:
+        async with transaction(api.engine) as connection:
+            reason = await task_actions.add(connection, new, NOT_FOUND.message, MAX_STORED)
+        if reason is not NotAdded.BUSY or now() >= deadline:
+            return reason
+        await asyncio.sleep(_BUSY_INTERVAL)
+
+
+def _not_added(reason: NotAdded) -> HTTPError:
+    match reason:
+        case NotAdded.BUSY:
+            return unavailable("Other actions of yours are being added.")
+        case NotAdded.TOO_MANY_UNFINISHED:
+            return HTTPError(
+                409,
+                "Too many actions are unfinished.",
+                f"You may have {MAX_STORED.unfinished}. Cancel one, or wait until one is finished, then try again.",
+            )
+        case NotAdded.TOO_MANY_STORED:
+            return HTTPError(
+                429,
+                "You have made too many actions.",
+                "The results of the older ones that are finished are deleted in a moment. Please try again then.",
+                headers={"Retry-After": str(PRUNED_AFTER)},
+            )
+        case _:
+            assert_never(reason)
 
 
 def _check(body: CreateAction) -> None:

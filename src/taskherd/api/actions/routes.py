@@ -25,6 +25,7 @@ ROUTES: Final = (
         ),
         body=CreateAction,
         max_body=MAX_BYTES,
+        admit=handlers.admit,
         headers=(KEY_HEADER,),
         responses={
             200: ResponseSpec(
@@ -33,10 +34,17 @@ ROUTES: Final = (
                 ActionPreview | Action,
             ),
             202: ResponseSpec("The action, which is executed in the background.", Action),
-            409: ResponseSpec("Too many actions are unfinished, or the Idempotency-Key was used for another request."),
+            409: ResponseSpec("Ten actions are unfinished, or the Idempotency-Key was used for another request."),
             413: ResponseSpec("The body is larger than 2 MiB."),
+            429: ResponseSpec(
+                "The caller has exceeded its rate limit, has four requests for actions in progress, or has made so many"
+                " actions that some have to be deleted first.",
+                headers=_RETRY,
+            ),
             503: ResponseSpec(
-                "The database is unavailable, or the index that `q` needs is behind the tasks.", headers=_RETRY
+                "The database is unavailable, others of the caller's actions are being added, or the index that `q`"
+                " needs is behind the tasks.",
+                headers=_RETRY,
             ),
         },
         tag="actions",
