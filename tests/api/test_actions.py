@@ -528,6 +528,27 @@ async def adding_for_alice(api_harness: ApiHarness) -> AsyncIterator[None]:
         yield
 
 
+async def test_the_last_action_that_a_user_may_have_can_be_repeated(
+    start_api: StartApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repetition beside the first request is the same action, and not one too many."""
+    monkeypatch.setattr(handlers, "MAX_STORED", handlers.MAX_STORED._replace(unfinished=1))
+    async with start_api(api_action_rate=0.001) as api_harness:
+        for number in range(2):
+            await api_harness.create(input=f"One of two {number}")
+        made = await act(api_harness.alice, "delete", "tidy up", q="owner:me")
+        find, looks = task_actions.find, [1]
+
+        async def find_nothing_yet(*arguments: Any) -> Any:
+            return None if looks and looks.pop() else await find(*arguments)
+
+        monkeypatch.setattr(task_actions, "find", find_nothing_yet)
+        body = {"action": "delete", "q": "owner:me"}
+        again = await api_harness.alice.post("/task-actions", json=body, headers={"Idempotency-Key": "tidy up"})
+        assert (again.status_code, again.json()["id"], looks) == (202, made["id"], [])
+        assert (await api_harness.alice.post("/task-actions", json=body)).status_code == 409
+
+
 async def test_an_action_is_not_for_what_an_index_that_is_behind_finds(
     api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -223,6 +223,15 @@ async def test_the_unfinished_actions_of_a_user_are_limited(engine: AsyncEngine)
     assert await add(engine, user_id, 1, most) is not None
 
 
+async def test_an_action_that_is_stored_already_does_not_count(engine: AsyncEngine) -> None:
+    """A repetition of the last action that a user may have is not refused, unlike another one."""
+    new = action_of(await add_user(engine, "one"), 3)
+    for most in (MOST._replace(unfinished=1), MOST._replace(actions=1), MOST._replace(tasks=3)):
+        assert await try_to_add(engine, new, most) is None
+        assert await try_to_add(engine, action_of(new.user_id, 1), most) is not None
+    assert await count(engine, "task_actions") == 1
+
+
 async def test_nobody_waits_while_another_transaction_adds_an_action_of_the_same_user(engine: AsyncEngine) -> None:
     """One adds, the other one is told so at once; other users are not held up."""
     one, two = await add_user(engine, "one"), await add_user(engine, "two")
@@ -257,7 +266,7 @@ async def test_what_is_stored_of_a_user_is_limited(engine: AsyncEngine) -> None:
 async def test_what_is_stored_of_a_user_is_found_by_indexes(engine: AsyncEngine) -> None:
     """It is counted for each new action, and costs no more the more others have stored."""
     async with transaction(engine) as connection:
-        values = {"user_id": uuid4()}
+        values = {"user_id": uuid4(), "id": uuid4()}
         plan = "\n".join((await connection.execute(text(f"EXPLAIN {task_actions.STORED.text}"), values)).scalars())
     assert re.search(r"task_actions_user_idx.*\n +Index Cond: \(user_id =", plan), plan
     assert re.search(r"task_action_tasks_pkey on .*\n +Index Cond: \(action_id = a\.id\)", plan), plan

@@ -68,7 +68,7 @@ STORED: Final = text("""
 SELECT count(*) FILTER (WHERE a.finished_at IS NULL), count(*),
        COALESCE(sum(a.total) FILTER (
            WHERE (SELECT true FROM task_action_tasks AS r WHERE r.action_id = a.id LIMIT 1)), 0)
-FROM task_actions AS a WHERE a.user_id = :user_id
+FROM task_actions AS a WHERE a.user_id = :user_id AND a.id <> :id
 """)
 
 ADD: Final = text("""
@@ -258,12 +258,12 @@ async def is_due(pool: ReadPool) -> bool:
 async def add(connection: AsyncConnection, action: NewAction, message: str, most: StoredActions) -> NotAdded | None:
     """Store an action, or return why not; it waits for no other transaction of the same user.
 
-    ``most`` is what may be stored of the user. An action of this id is kept. Tasks that are missing have the result 404
-    with this message.
+    An action of this id is kept, and does not count for what may be stored ``most`` of its user. Tasks that are missing
+    have the result 404 with this message.
     """
     if not (await connection.execute(LOCK_USER, {"user_id": str(action.user_id)})).scalar_one():
         return NotAdded.BUSY
-    stored = StoredActions(*(await connection.execute(STORED, {"user_id": action.user_id})).one())
+    stored = StoredActions(*(await connection.execute(STORED, {"user_id": action.user_id, "id": action.id})).one())
     if stored.unfinished >= most.unfinished:
         return NotAdded.TOO_MANY_UNFINISHED
     if stored.actions >= most.actions or stored.tasks + len(action.task_ids) > most.tasks:
