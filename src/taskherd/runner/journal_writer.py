@@ -56,8 +56,8 @@ class JournalWriter:
 
     async def wait_saved(self) -> None:
         """Wait until nothing is being written: the next supervisor of the task writes the same file."""
-        while self._saves:
-            await asyncio.gather(*self._saves, return_exceptions=True)
+        while self._saves:  # not with asyncio.gather, which lets nothing run if all have ended
+            await asyncio.wait(self._saves)
 
     async def _write(self) -> None:
         async with self._writing:
