@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
 import pytest
 
-from taskherd.client import tasks
+from taskherd.client import bulk, tasks
 from taskherd.client.errors import ApiError, ExitCode
 from taskherd.client.http import Client
 
@@ -51,3 +52,18 @@ async def test_a_write_waits_as_long_as_the_server_says(monkeypatch: pytest.Monk
     async with server(*refusals, b"200 OK\r\nContent-Length: 2\r\n\r\n{}") as client:
         await asyncio.to_thread(tasks.change, client, "POST", "tasks", "me")
     assert naps == [40, 60]
+
+
+async def test_an_action_is_followed_only_as_long_as_there_is_time() -> None:
+    """It is not over then, which its last document says."""
+    action = {"id": "1", "finished_at": None}
+    body = json.dumps(action).encode()
+    seen: list[bulk.Action] = []
+
+    def follow(client: Client) -> None:
+        for each in bulk.follow_action(client, action, sleep=lambda _: None, left=lambda: 3 - len(seen)):
+            seen.append(each)  # noqa: PERF402 - what is left depends on it
+
+    async with server(*[b"200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)] * 2) as client:
+        await asyncio.to_thread(follow, client)
+    assert seen == [action] * 3

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
+from uuid import uuid4
 
 from taskherd.backoff import Backoff
-from taskherd.client import tasks
+from taskherd.client import outages, tasks
 from taskherd.client.errors import ApiError, ClientError, ExitCode, Unreachable
-from taskherd.client.http import Client
+from taskherd.client.http import REQUEST_TIMEOUT, Client
 
 MAX_TASKS: Final = 1_000
 MAX_BYTES: Final = 3 * 1024 * 1024
@@ -23,6 +25,7 @@ _INTERVAL: Final = 0.5
 _RETRY: Final = Backoff(first=0.5, maximum=10.0)
 MAX_FAILURES: Final = 12
 """Maximum number of consecutive failed looks at an action, about 90 seconds; it goes on meanwhile."""
+_MIN_TIMEOUT: Final = 1.0
 
 Result = Mapping[str, Any]
 """The result of one create; its shape is ``CreateResult`` in ``docs/openapi.json``."""
@@ -92,37 +95,60 @@ def start_action(
     key: str | None = None,
     *,
     ids: Sequence[str] | None = None,
+    notice: Callable[[str], None] = lambda _: None,
+    left: Callable[[], float] = lambda: math.inf,
 ) -> Action:
     """Start an action for all tasks that match now; it goes on without this client.
+
+    During an outage the request is repeated with the same key, so that it starts one action.
 
     Args:
         client: the server and token to use.
         action: ``pause``, ``resume``, ``delete``, ``send`` or ``interrupt``.
         query: search terms, as of the list of tasks.
         text: what a ``send`` sends.
-        key: the idempotency key, with which a repeated call returns the same action; a random one by default.
+        key: the idempotency key, with which a repeated call returns the same action, whatever ``ids`` are; a random one
+            by default.
         ids: those of a preview, if the action is to be for no other tasks.
+        notice: called with the reason each time that the request is repeated.
+        left: returns the seconds for which the request may still be repeated.
     """
     body = {**_body(action, query, text), **({} if ids is None else {"ids": ids})}
-    started: Action = tasks.change(client, "POST", ACTIONS, body=body, key=key).body
-    return started
+    headers = {"Idempotency-Key": key or str(uuid4())}
+
+    def post() -> Action:
+        started: Action = client.request("POST", ACTIONS, body=body, headers=headers, timeout=_timeout(left)).body
+        return started
+
+    return outages.repeat(post, notice=notice, left=left)
 
 
 def _body(action: str, query: str, text: str | None) -> dict[str, Any]:
     return {"action": action, "q": query, **({} if text is None else {"input": text})}
 
 
-def follow_action(client: Client, started: Action, sleep: Callable[[float], None] = time.sleep) -> Iterator[Action]:
-    """Yield the progress of an action until it is finished.
+def _timeout(left: Callable[[], float]) -> float:
+    """Return the timeout of a request, in seconds."""
+    return max(_MIN_TIMEOUT, min(REQUEST_TIMEOUT, left()))
+
+
+def follow_action(
+    client: Client,
+    started: Action,
+    sleep: Callable[[float], None] = time.sleep,
+    *,
+    left: Callable[[], float] = lambda: math.inf,
+) -> Iterator[Action]:
+    """Yield the progress of an action until it is finished, or ``left`` returns that no seconds are left.
 
     Raise ``ClientError`` if the server cannot be asked ``MAX_FAILURES`` times in a row.
     """
     action, failures = started, 0
     yield action
-    while action["finished_at"] is None:
+    while action["finished_at"] is None and left() > 0:
         sleep(_RETRY.delay(failures - 1) if failures else _INTERVAL)
         try:
-            action = client.request("GET", ACTIONS, action["id"]).body
+            action = client.request("GET", ACTIONS, action["id"], timeout=_timeout(left)).body
         except ClientError as error:
             is_temporary = isinstance(error, Unreachable) or (
                 isinstance(error, ApiError) and error.code is ExitCode.ERROR
@@ -147,7 +173,14 @@ def action_results(client: Client, action: Action, *, refused: bool = False) -> 
             return
 
 
-def cancel_action(client: Client, action: Action) -> Action:
-    """Cancel an action: what was sent takes effect, and the tasks after it stay as they are."""
-    canceled: Action = client.request("POST", ACTIONS, action["id"], "cancel").body
-    return canceled
+def cancel_action(client: Client, action: Action, *, left: Callable[[], float] = lambda: math.inf) -> Action:
+    """Cancel an action: what was sent takes effect, and the tasks after it stay as they are.
+
+    During an outage the request is repeated, as long as ``left`` returns that there are seconds left.
+    """
+
+    def post() -> Action:
+        canceled: Action = client.request("POST", ACTIONS, action["id"], "cancel", timeout=_timeout(left)).body
+        return canceled
+
+    return outages.repeat(post, left=left)
