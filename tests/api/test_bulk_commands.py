@@ -226,7 +226,7 @@ async def test_tasks_are_named_or_searched(api_harness: ApiHarness) -> None:
         (("pause", "x", "--query", "owner:me"), "name the tasks, or give a search with --query"),
         (("send", "x"), "give the task and the text to send"),
         (("send", "x", "text", "--query", "owner:me"), "name the tasks, or give a search with --query"),
-        (("delete", "x", "--yes"), "--dry-run and --yes are for --query"),
+        (("delete", "x", "--yes"), "--dry-run, --yes and --idempotency-key are for --query"),
     ):
         assert await shell.code(*words) == (2, f"taskherd: {message}\n")
     code, message = await shell.code("pause", "--query", "color:red", "--yes")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 from uuid import uuid4
 
 import typer
@@ -30,6 +32,9 @@ MAX_LINES: Final = 10_000
 _BYTE_ORDER_MARK: Final = "\ufeff"
 MAX_SHOWN: Final = 20
 """Maximum number of refusals, and of tasks of a dry run, that are printed for people."""
+CANCEL_SECONDS: Final = 60.0
+"""Seconds for which Ctrl-C learns whether an action was started, cancels it, and waits for its end."""
+_STARTED_ONCE: Final = "what was started is not started again"
 DONE: Final[Mapping[str, str]] = {
     "pause": "Paused",
     "resume": "Resumed",
@@ -48,6 +53,15 @@ QueryOption = Annotated[
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="With --query: only show the tasks that match.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="With --query: do not ask for confirmation.")]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--idempotency-key",
+        help="With --query: repeating the command with the same key, also after Ctrl-C, follows what it started.",
+    ),
+]
+Start: TypeAlias = Callable[..., bulk.Action]
+"""``client.bulk.start_action`` for one action and key, but for its keyword arguments."""
 
 
 def one_of(references: Sequence[str] | None, query: str | None) -> None:
@@ -56,10 +70,20 @@ def one_of(references: Sequence[str] | None, query: str | None) -> None:
         raise ClientError(ExitCode.USAGE, "name the tasks, or give a search with --query")
 
 
-def act(action: str, query: str, *, text: str | None = None, dry_run: bool, yes: bool, output: OutputFormat) -> None:
+def act(
+    action: str,
+    query: str,
+    *,
+    text: str | None = None,
+    key: str | None,
+    dry_run: bool,
+    yes: bool,
+    output: OutputFormat,
+) -> None:
     """Do one thing to all tasks that match: ask for confirmation, show the progress, and who could not.
 
-    Exits with 6 if a task was refused, and with 1 if the action ended before its last task.
+    With the ``key`` of an earlier call that started an action, that one is followed. Exits with 6 if a task was
+    refused, and with 1 if the action ended before its last task.
     """
     client = http.from_environment()
     ids: Sequence[str] | None = None
@@ -71,14 +95,10 @@ def act(action: str, query: str, *, text: str | None = None, dry_run: bool, yes:
         if not _confirmed(action, preview["total"]):
             raise ClientError(ExitCode.USAGE, "nothing was changed", "confirm with y, or add --yes")
         ids = preview.get("ids")  # null from a server of an earlier version
-    started = bulk.start_action(client, action, query, text, ids=ids)
-    try:
-        finished = _follow(client, started)
-    except KeyboardInterrupt:
-        canceled = bulk.cancel_action(client, started)
-        print_note(f"Canceled after {canceled['succeeded'] + canceled['refused']} of {canceled['total']} tasks.")
-        raise
-    refused = list(bulk.action_results(client, finished, refused=True))
+    key = key or str(uuid4())
+    finished = _run(client, partial(bulk.start_action, client, action, query, text, key), ids, key)
+    with _naming(finished, key):
+        refused = list(bulk.action_results(client, finished, refused=True))
     if output is OutputFormat.JSON:
         document({"action": finished, "refused": refused})
     else:
@@ -89,6 +109,87 @@ def act(action: str, query: str, *, text: str | None = None, dry_run: bool, yes:
         raise ClientError(ExitCode.ERROR, f"the action ended with {finished['pending']} tasks left: {reason}")
     if refused:
         raise typer.Exit(ExitCode.REFUSED)
+
+
+def _run(client: http.Client, start: Start, ids: Sequence[str] | None, key: str) -> bulk.Action:
+    """Start an action and follow it to its end; cancel it on Ctrl-C, also if its start was not yet answered."""
+    started: bulk.Action | None = None
+    try:
+        started = _start(start, ids, key)
+        with _naming(started, key):
+            return _follow(client, started)
+    except KeyboardInterrupt:
+        _cancel(client, start, started, key)
+        raise
+
+
+def _start(start: Start, ids: Sequence[str] | None, key: str) -> bulk.Action:
+    """Start an action, and say how to repeat that if it may have been started although no answer came."""
+    lost: list[str] = []
+
+    def notice(reason: str) -> None:
+        lost.append(reason)
+        print_error(f"{printable(reason)}; trying again")
+
+    try:
+        return start(ids=ids, notice=notice)
+    except ClientError as error:
+        if lost or error.code is ExitCode.ERROR:
+            print_note(repeat_advice(key, _STARTED_ONCE))
+        raise
+
+
+def _cancel(client: http.Client, start: Start, started: bulk.Action | None, key: str) -> None:
+    """Cancel an action, wait for its end, and print how far it came; another Ctrl-C ends that at once."""
+    print_note("Canceling; Ctrl-C again leaves at once.")
+    deadline = time.monotonic() + CANCEL_SECONDS
+    last = started
+    try:
+        for step in _cancel_steps(client, start, started, lambda: deadline - time.monotonic()):
+            last = step
+    except ClientError as error:
+        print_error(printable(error.message), printable(error.advice))
+    except KeyboardInterrupt:
+        pass  # what is known is printed below
+    if last is None:
+        print_note(repeat_advice(key, _STARTED_ONCE))
+    elif last["finished_at"] is None:
+        print_note(*_where(last, key))
+    elif not last["total"]:
+        print_note("Canceled before anything was changed.")
+    else:
+        print_note(f"Canceled after {last['succeeded'] + last['refused']} of {last['total']} tasks.")
+
+
+def _cancel_steps(
+    client: http.Client, start: Start, started: bulk.Action | None, left: Callable[[], float]
+) -> Iterator[bulk.Action]:
+    """Cancel an action and yield it until it is finished.
+
+    If it is not known whether it was started, that is learned by its key. Without ids this starts nothing, and neither
+    does the first request if it arrives after this one.
+    """
+    action = started or start(ids=(), left=left)
+    yield action
+    yield from bulk.follow_action(client, bulk.cancel_action(client, action, left=left), left=left)
+
+
+@contextmanager
+def _naming(action: bulk.Action, key: str) -> Iterator[None]:
+    """Print where to look at an action if the block cannot do so."""
+    try:
+        yield
+    except ClientError:
+        print_note(*_where(action, key))
+        raise
+
+
+def _where(action: bulk.Action, key: str) -> tuple[str, str]:
+    path = f"/api/v2/{bulk.ACTIONS}/{printable(action['id'])}"
+    return (
+        f"  its action is {printable(action['id'])}: GET {path} shows it, POST {path}/cancel cancels it",
+        repeat_advice(key, "this action is followed, and no other one is started"),
+    )
 
 
 def is_interactive() -> bool:
@@ -217,6 +318,6 @@ def _show_created(result: bulk.Result, output: OutputFormat) -> None:
         typer.echo(f"{printable(result['task']['owner_name'])}/{printable(result['task']['name'])}")
 
 
-def repeat_advice(key: str) -> str:
-    """Return how to repeat a create that may have taken effect."""
-    return f"  repeat the command with --idempotency-key {shlex.quote(key)}: what was created is not created again"
+def repeat_advice(key: str, promise: str = "what was created is not created again") -> str:
+    """Return how to repeat a change that may have taken effect; ``promise`` is what a repeat does then."""
+    return f"  repeat the command with --idempotency-key {shlex.quote(key)}: {promise}"

@@ -34,6 +34,7 @@ def interrupt(
     query: bulk.QueryOption = None,
     dry_run: bulk.DryRunOption = False,
     yes: bulk.YesOption = False,
+    key: bulk.KeyOption = None,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """End what agents do: their turn, or the agent itself if nothing less helps; `task resume` starts that again.
@@ -41,7 +42,7 @@ def interrupt(
     Each task is judged by itself; the exit code is that of the first one that is refused. With --query, all tasks that
     match are changed in the background, at a limited rate; Ctrl-C cancels what is left.
     """
-    _change_all("interrupt", task, query, dry_run=dry_run, yes=yes, output=output)
+    _change_all("interrupt", task, query, key=key, dry_run=dry_run, yes=yes, output=output)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -51,6 +52,7 @@ def pause(
     query: bulk.QueryOption = None,
     dry_run: bulk.DryRunOption = False,
     yes: bulk.YesOption = False,
+    key: bulk.KeyOption = None,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Pause tasks: stop their workspaces and keep their files.
@@ -58,7 +60,7 @@ def pause(
     Each task is judged by itself; the exit code is that of the first one that is refused. With --query, all tasks that
     match are changed in the background, at a limited rate; Ctrl-C cancels what is left.
     """
-    _change_all("pause", task, query, dry_run=dry_run, yes=yes, output=output)
+    _change_all("pause", task, query, key=key, dry_run=dry_run, yes=yes, output=output)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -68,6 +70,7 @@ def resume(
     query: bulk.QueryOption = None,
     dry_run: bulk.DryRunOption = False,
     yes: bulk.YesOption = False,
+    key: bulk.KeyOption = None,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Start tasks again that are paused, or whose agent ended, is lost, or did not start.
@@ -75,7 +78,7 @@ def resume(
     Each task is judged by itself; the exit code is that of the first one that is refused. With --query, all tasks that
     match are changed in the background, at a limited rate; Ctrl-C cancels what is left.
     """
-    _change_all("resume", task, query, dry_run=dry_run, yes=yes, output=output)
+    _change_all("resume", task, query, key=key, dry_run=dry_run, yes=yes, output=output)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -85,6 +88,7 @@ def delete(
     query: bulk.QueryOption = None,
     dry_run: bulk.DryRunOption = False,
     yes: bulk.YesOption = False,
+    key: bulk.KeyOption = None,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Delete tasks and their workspaces.
@@ -92,18 +96,25 @@ def delete(
     Each task is judged by itself; the exit code is that of the first one that is refused. With --query, all tasks that
     match are changed in the background, at a limited rate; Ctrl-C cancels what is left.
     """
-    _change_all("delete", task, query, dry_run=dry_run, yes=yes, output=output)
+    _change_all("delete", task, query, key=key, dry_run=dry_run, yes=yes, output=output)
 
 
 def _change_all(
-    action: str, references: list[str] | None, query: str | None, *, dry_run: bool, yes: bool, output: OutputFormat
+    action: str,
+    references: list[str] | None,
+    query: str | None,
+    *,
+    key: str | None,
+    dry_run: bool,
+    yes: bool,
+    output: OutputFormat,
 ) -> None:
     """Do one thing to the tasks that are named, or to all that match a search."""
     bulk.one_of(references, query)
     if query is not None:
-        bulk.act(action, query, dry_run=dry_run, yes=yes, output=output)
-    elif dry_run or yes:
-        raise ClientError(ExitCode.USAGE, "--dry-run and --yes are for --query")
+        bulk.act(action, query, key=key, dry_run=dry_run, yes=yes, output=output)
+    elif dry_run or yes or key:
+        raise ClientError(ExitCode.USAGE, "--dry-run, --yes and --idempotency-key are for --query")
     elif action == "delete":
         _delete_each(references or [], output)
     elif action == "interrupt":

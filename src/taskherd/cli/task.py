@@ -182,6 +182,7 @@ def send(
     query: bulk.QueryOption = None,
     dry_run: bulk.DryRunOption = False,
     yes: bulk.YesOption = False,
+    key: bulk.KeyOption = None,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Send input to a task's agent; it is queued while the agent is busy. With --query, give only the text."""
@@ -189,8 +190,10 @@ def send(
         if interrupt_first:
             raise ClientError(ExitCode.USAGE, "--interrupt is for one task", "interrupt the others first")
         bulk.one_of([] if text is None else [task], query)
-        bulk.act("send", query, text=read(task), dry_run=dry_run, yes=yes, output=output)
+        bulk.act("send", query, text=read(task), key=key, dry_run=dry_run, yes=yes, output=output)
         return
+    if key:
+        raise ClientError(ExitCode.USAGE, "--idempotency-key is for --query")
     if text is None:
         raise ClientError(ExitCode.USAGE, "give the task and the text to send")
     path = tasks.path_of(task)
