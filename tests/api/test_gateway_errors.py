@@ -114,6 +114,22 @@ async def test_a_create_that_failed_can_be_repeated(api_harness: ApiHarness, mon
     assert (code, "--idempotency-key" in message) == (6, False)
 
 
+async def test_a_send_that_failed_can_be_repeated(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a create can, with the key that is printed: the agent gets the input once."""
+    monkeypatch.setattr("taskherd.client.tasks.MAX_RETRY_AFTER", 0.01)
+    await api_harness.active(name="once")
+    shell = Shell(api_harness)
+    answers = [(b"POST", b"504 Gateway Time-out")] * MAX_ATTEMPTS
+    async with gateway(api_harness.base, answers) as url:
+        code, message = await shell.code("send", "once", "Only once", TASKHERD_URL=url)
+    key = re.search(r"repeat the command with --idempotency-key (\S+): what was sent is not sent again", message)
+    assert key is not None, message
+    assert code == 1
+    for _ in range(2):
+        assert (await shell.code("send", "once", "Only once", "--idempotency-key", key[1]))[0] == 0
+    assert await api_harness.worker.database.fetchval("SELECT count(*) FROM inputs") == 1
+
+
 async def test_a_create_that_was_interrupted_can_be_repeated(
     api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -321,3 +321,14 @@ def _show_created(result: bulk.Result, output: OutputFormat) -> None:
 def repeat_advice(key: str, promise: str = "what was created is not created again") -> str:
     """Return how to repeat a change that may have taken effect; ``promise`` is what a repeat does then."""
     return f"  repeat the command with --idempotency-key {shlex.quote(key)}: {promise}"
+
+
+@contextmanager
+def advise_repeat(advice: str) -> Iterator[None]:
+    """Print how to repeat the change that the block makes, if it fails but may have taken effect."""
+    try:
+        yield
+    except (ClientError, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt) or error.code is ExitCode.ERROR:
+            print_note(advice)
+        raise

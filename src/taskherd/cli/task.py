@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from taskherd.cli import bulk, task_output
-from taskherd.cli.output import OutputFormat, OutputOption, document, moment, print_error, print_note, printable
+from taskherd.cli.output import OutputFormat, OutputOption, document, moment, print_error, printable
 from taskherd.cli.tables import fields
 from taskherd.client import http, tasks
 from taskherd.client.errors import ClientError, ExitCode
@@ -145,14 +145,8 @@ def create(
     if title:
         body["display_name"] = title
     key = key or str(uuid4())
-    try:
+    with bulk.advise_repeat(bulk.repeat_advice(key)):
         created = tasks.change(client, "POST", "tasks", owner, body=body, key=key).body
-    except (ClientError, KeyboardInterrupt) as error:
-        if (
-            isinstance(error, KeyboardInterrupt) or error.code is ExitCode.ERROR
-        ):  # it may have been created all the same
-            print_note(bulk.repeat_advice(key))
-        raise
     _print_task(client, created, output)
 
 
@@ -182,7 +176,10 @@ def send(
     query: bulk.QueryOption = None,
     dry_run: bulk.DryRunOption = False,
     yes: bulk.YesOption = False,
-    key: bulk.KeyOption = None,
+    key: Annotated[
+        str | None,
+        typer.Option("--idempotency-key", help="Repeating the command with the same key sends nothing twice."),
+    ] = None,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Send input to a task's agent; it is queued while the agent is busy. With --query, give only the text."""
@@ -192,13 +189,14 @@ def send(
         bulk.one_of([] if text is None else [task], query)
         bulk.act("send", query, text=read(task), key=key, dry_run=dry_run, yes=yes, output=output)
         return
-    if key:
-        raise ClientError(ExitCode.USAGE, "--idempotency-key is for --query")
     if text is None:
         raise ClientError(ExitCode.USAGE, "give the task and the text to send")
     path = tasks.path_of(task)
     body = {"input": read(text), **({"interrupt": True} if interrupt_first else {})}
-    response = tasks.change(http.from_environment(), "POST", *path, "send", body=body)
+    client = http.from_environment()
+    key = key or str(uuid4())
+    with bulk.advise_repeat(bulk.repeat_advice(key, "what was sent is not sent again")):
+        response = tasks.change(client, "POST", *path, "send", body=body, key=key)
     queued, answered = response.headers.get("x-taskherd-queued") == "true", response.headers.get("x-taskherd-answered")
     if output is OutputFormat.JSON:
         document({"queued": queued, **({"answered": answered} if answered else {})})
