@@ -298,3 +298,10 @@ async def test_an_action_whose_cancel_takes_too_long_is_named(
     action = await api_harness.worker.database.fetchrow("SELECT id, canceled_at FROM task_actions")
     assert (code, key_of(message), f"its action is {action['id']}: GET " in message) == (130, "friday", True)
     assert action["canceled_at"] is not None
+
+
+async def test_a_key_that_no_header_can_have_is_refused(api_harness: ApiHarness) -> None:
+    """It is named, and nothing is sent."""
+    for words in (("create", "Go"), ("send", "busy", "Go"), SEND, DELETE):
+        code, message = await Shell(api_harness).code(*words, "--idempotency-key", "montag\nfr\u00fch")
+        assert (code, "expected printable ASCII characters" in message) == (2, True), words

@@ -53,10 +53,20 @@ QueryOption = Annotated[
 ]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="With --query: only show the tasks that match.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="With --query: do not ask for confirmation.")]
+
+
+def check_key(key: str | None) -> str | None:
+    """Return an idempotency key. Raise ``BadParameter`` if no request can have it."""
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise typer.BadParameter(f"{key!r}; expected printable ASCII characters")
+    return key
+
+
 KeyOption = Annotated[
     str | None,
     typer.Option(
         "--idempotency-key",
+        callback=check_key,
         help="With --query: repeating the command with the same key, also after Ctrl-C, follows what it started.",
     ),
 ]

@@ -115,7 +115,11 @@ def create(
     ] = None,
     key: Annotated[
         str | None,
-        typer.Option("--idempotency-key", help="Repeating the command with the same key returns the task it created."),
+        typer.Option(
+            "--idempotency-key",
+            callback=bulk.check_key,
+            help="Repeating the command with the same key returns the task it created.",
+        ),
     ] = None,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
@@ -178,7 +182,11 @@ def send(
     yes: bulk.YesOption = False,
     key: Annotated[
         str | None,
-        typer.Option("--idempotency-key", help="Repeating the command with the same key sends nothing twice."),
+        typer.Option(
+            "--idempotency-key",
+            callback=bulk.check_key,
+            help="Repeating the command with the same key sends nothing twice.",
+        ),
     ] = None,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
