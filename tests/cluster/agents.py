@@ -42,7 +42,6 @@ while not pathlib.Path({STOP!r}).exists():
 print("end", number, flush=True)
 """
 """An agent that counts until it is told to stop."""
-LINES: Final = "SELECT content FROM task_logs WHERE task_id = $1 AND type = 'output' ORDER BY log_id"
 LOST: Final = f"""
 SELECT version FROM task_events
 WHERE task_id = $1 AND document->'workspace_agent_health'->>'reason' = '{LOST_CONNECTION}'
@@ -116,14 +115,18 @@ class Fleet:
         for task_id in self.of(LIVES) - self.of(DIES):  # a lost agent may have been started again
             (self.root(LIVES) / str(task_id) / "work" / STOP).touch()
             lines = await until(partial(self.lines, task_id), _has_ended, WITHIN)
-            assert lines == [*(f"line {number}" for number in range(len(lines) - 1)), f"end {len(lines) - 1}"]
+            expected = [*(f"line {number}" for number in range(len(lines) - 1)), f"end {len(lines) - 1}"]
+            assert lines == expected, [pair for pair in zip(lines, expected, strict=True) if pair[0] != pair[1]][:20]
             assert await self._fetch(LOST, task_id) == [], "an agent that lives was declared lost"
             written += len(lines)
         return written
 
     async def lines(self, task_id: uuid.UUID) -> list[str]:
         """Return the lines of the task's agents, in the order of its log."""
-        return [line for content in await self._fetch(LINES, task_id) for line in content.splitlines()]
+        response = await self.client.get(f"/tasks/me/{task_id}/logs")
+        assert response.status_code == httpx.codes.OK, response.text
+        entries = [entry["content"] for entry in response.json()["logs"] if entry["type"] == "output"]
+        return [line for content in entries for line in content.splitlines()]
 
     async def _fetch(self, query: str, task_id: uuid.UUID) -> list[Any]:
         """Return the first column of the rows."""
