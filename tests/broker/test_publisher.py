@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from functools import partialmethod
+from urllib.parse import urlsplit
 
 import pytest
+from aiormq.channel import Channel
 
+from taskherd.broker import publisher as publishers
 from taskherd.broker import topology
+from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.delivery import Delivery
-from taskherd.broker.publisher import OutgoingMessage, Publisher, PublishOutcome
+from taskherd.broker.publisher import MAX_IN_FLIGHT, OutgoingMessage, Publisher, PublishOutcome
 from taskherd.broker.topology import TopologyNames
 from taskherd.errors import Unavailable
 from tests.broker.conftest import ConnectTo, ConsumeReports, until
-from tests.harness.tcp_proxy import TcpProxy
+from tests.harness.runner import eventually
+from tests.harness.tcp_proxy import TcpProxy, through
 
 
 async def test_a_mandatory_message_is_routed_or_returned(names: TopologyNames, publisher: Publisher) -> None:
@@ -122,3 +129,66 @@ async def test_cancellation_is_not_swallowed(
     with pytest.raises(asyncio.CancelledError):
         await stuck
     proxy.thaw()
+
+
+@pytest.fixture
+async def not_listening(amqp_url: str, free_port: int) -> AsyncIterator[tuple[TcpProxy, str]]:
+    """Yield a proxy in front of the broker that is to be started on its port, and the broker's URL through it."""
+    target = urlsplit(amqp_url)
+    proxy = TcpProxy(target.hostname or "", target.port or 0)
+    proxy.port = free_port
+    yield proxy, through(amqp_url, proxy)
+    await proxy.stop()
+
+
+@pytest.mark.parametrize("number", [20, 300])
+async def test_without_a_broker_all_are_refused_at_the_same_time(
+    names: TopologyNames,
+    not_listening: tuple[TcpProxy, str],
+    connect_to: ConnectTo,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+) -> None:
+    """Also those that get no slot; none of them waits for the others. Later ones are published."""
+    limit = 1.0
+    proxy, url = not_listening
+    publisher = Publisher(connect_to(url, "publish"))
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    with monkeypatch.context() as limits:
+        limits.setattr(publishers, "REQUEST_TIMEOUT", limit)
+        limits.setattr(SupervisedConnection, "wait_up", partialmethod(SupervisedConnection.wait_up, limit))
+        async with asyncio.timeout(15 * limit):
+            outcomes = await asyncio.gather(
+                *(publisher.publish(names.reports, "k", b"{}") for _ in range(number)), return_exceptions=True
+            )
+    assert all(isinstance(outcome, Unavailable) for outcome in outcomes), outcomes
+    assert loop.time() - began < 3 * limit
+    await proxy.start(port=proxy.port)
+    await until(lambda: _try(publisher, names), lambda outcome: outcome is PublishOutcome.CONFIRMED)
+    together = await publisher.publish_many([OutgoingMessage(names.reports, "k", b"{}")] * MAX_IN_FLIGHT)
+    assert together == [PublishOutcome.CONFIRMED] * MAX_IN_FLIGHT, "each slot is free again"
+
+
+async def test_who_waits_for_a_channel_publishes_when_the_broker_returns(
+    names: TopologyNames, not_listening: tuple[TcpProxy, str], connect_to: ConnectTo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All on the one channel that they wait for together, also if the first of them has left meanwhile."""
+    proxy, url = not_listening
+    connection = connect_to(url, "publish")
+    open_channel, openings = connection.channel, list[bool]()
+
+    async def channel(*, confirms: bool = False) -> Channel:
+        openings.append(confirms)
+        return await open_channel(confirms=confirms)
+
+    monkeypatch.setattr(connection, "channel", channel)
+    publisher = Publisher(connection)
+    waiting = [asyncio.create_task(publisher.publish(names.reports, "k", b"{}")) for _ in range(20)]
+    await eventually(lambda: bool(openings), 30)
+    waiting[0].cancel()
+    await asyncio.wait({waiting[0]})
+    assert waiting[0].cancelled()
+    await proxy.start(port=proxy.port)
+    assert await asyncio.gather(*waiting[1:]) == [PublishOutcome.CONFIRMED] * 19
+    assert openings == [True]

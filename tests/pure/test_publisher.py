@@ -14,7 +14,8 @@ from pamqp.header import ContentHeader
 from taskherd import retry
 from taskherd.broker import publisher as publishers
 from taskherd.broker import unconfirmed
-from taskherd.broker.publisher import OutgoingMessage, Publisher, PublishOutcome
+from taskherd.broker.publisher import OutgoingMessage, Publisher, PublishOutcome, Unconfirmed
+from taskherd.broker.requests import REQUEST_TIMEOUT
 from taskherd.broker.unconfirmed import UnconfirmedPublisher
 from taskherd.errors import Unavailable
 
@@ -505,3 +506,154 @@ async def test_a_connection_that_takes_nothing_is_dropped(
     publisher.stop()
     async with asyncio.timeout(20):
         await running
+
+
+class SlowConnection(Connection):
+    """A connection that opens each channel when a test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.openings: list[asyncio.Future[None]] = []
+
+    async def channel(self, *, confirms: bool = False) -> Channel:
+        """Open a channel."""
+        self.openings.append(asyncio.get_running_loop().create_future())
+        await self.openings[-1]
+        return await super().channel(confirms=confirms)
+
+
+async def test_all_wait_for_the_same_channel(writer: Writer) -> None:
+    """They share its opening, or the reason why there is none; one that leaves meanwhile changes nothing for others."""
+    connection = SlowConnection()
+    publisher = publisher_on(connection)
+    sending = [asyncio.create_task(publisher.send(message())) for _ in range(20)]
+    many = asyncio.create_task(publisher.publish_many([message()] * 600))
+    await steps()
+    sending[0].cancel()
+    await steps()
+    assert sending[0].cancelled()
+    assert len(connection.openings) == 1
+    connection.openings[0].set_exception(Unavailable("no broker"))
+    outcomes = await asyncio.gather(*sending[1:], return_exceptions=True)
+    assert [str(outcome) for outcome in outcomes] == ["no broker"] * 19
+    await steps()
+    assert len(connection.openings) == 2, "the messages together had to wait for slots, and try it once more"
+    connection.openings[1].set_exception(Unavailable("still no broker"))
+    assert [str(outcome) for outcome in await many] == ["still no broker"] * 600
+    assert len(connection.openings) == 2, "of 600, the others would only wait as long, too"
+    assert publisher._slots._value == 256
+    again = [asyncio.create_task(publisher.send(message())) for _ in range(3)]
+    await steps()
+    connection.openings[2].set_result(None)
+    await steps()
+    for confirm in writer.confirms:
+        confirm.set_result(None)
+    assert await asyncio.gather(*again) == [PublishOutcome.CONFIRMED] * 3
+    assert len(connection.channels) == 1
+
+
+async def test_nothing_opens_a_channel_that_nobody_waits_for(writer: Writer) -> None:
+    """When the last one has left, or the publisher is closed, which refuses those who wait."""
+    connection = SlowConnection()
+    publisher = publisher_on(connection)
+    leaving = asyncio.create_task(publisher.send(message()))
+    await steps()
+    leaving.cancel()
+    await asyncio.wait({leaving})
+    assert (leaving.cancelled(), connection.openings[0].cancelled()) == (True, True)
+    waiting = asyncio.create_task(publisher.send(message()))
+    await steps()
+    await publisher.close()
+    assert connection.openings[1].cancelled()
+    with pytest.raises(Unavailable, match=r"^opening a channel: cancelled$"):
+        await waiting
+    assert (publisher._slots._value, connection.channels, writer.messages) == (256, [], [])
+
+
+@pytest.mark.parametrize(("count", "seconds"), [(1, 0.05), (3, 0.1)])
+async def test_a_slot_is_waited_for_within_bounds(
+    writer: Writer, connection: Connection, monkeypatch: pytest.MonkeyPatch, count: int, seconds: float
+) -> None:
+    """As long as a request may take, or twice as long for several; they stay with those who have them."""
+    monkeypatch.setattr(publishers, "REQUEST_TIMEOUT", 0.05)
+    publisher = publisher_on(connection)
+    stuck = asyncio.create_task(publisher.publish_many([message()] * 255))
+    await steps()
+    kept = [] if count > 1 else [asyncio.create_task(publisher.send(message()))]
+    await steps()
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    if count == 1:
+        with pytest.raises(Unconfirmed) as raised:
+            await publisher.send(message())
+        reasons = [raised.value]
+    else:
+        outcomes = await publisher.publish_many([message()] * count)
+        reasons = [outcome for outcome in outcomes if isinstance(outcome, Unconfirmed)]
+    assert loop.time() - began >= 0.9 * seconds
+    assert [str(reason) for reason in reasons] == [
+        "publishing: 256 messages before it were not confirmed in time"
+    ] * count
+    assert publisher._slots._value == 256 - 255 - len(kept)
+    for confirm in writer.confirms:
+        confirm.set_result(None)
+    assert await asyncio.gather(*kept) == [PublishOutcome.CONFIRMED] * len(kept)
+    assert await stuck == [PublishOutcome.CONFIRMED] * 255
+    assert publisher._slots._value == 256
+
+
+@pytest.mark.parametrize("together", [False, True])
+async def test_a_slot_is_taken_at_once_if_one_is_free(
+    writer: Writer, connection: Connection, monkeypatch: pytest.MonkeyPatch, *, together: bool
+) -> None:
+    """Also the last ones; then there is nothing to wait for, and no timeout."""
+    monkeypatch.setattr(publishers, "_waiting_for_slots", None)
+    publisher = publisher_on(connection)
+    for _ in range(253):
+        await publisher._slots.acquire()
+    tasks: list[asyncio.Task[Any]] = (
+        [asyncio.create_task(publisher.publish_many([message()] * 3))]
+        if together
+        else [asyncio.create_task(publisher.send(message())) for _ in range(3)]
+    )
+    await steps()
+    assert (len(writer.messages), publisher._slots._value) == (3, 0)
+    for confirm in writer.confirms:
+        confirm.set_result(None)
+    await asyncio.gather(*tasks)
+    assert publisher._slots._value == 3
+
+
+@pytest.mark.asyncio(loop_scope="function")
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("first", ["slot", "timeout", "both leave"])
+async def test_no_slot_is_lost_to_who_gives_up(
+    writer: Writer, connection: Connection, monkeypatch: pytest.MonkeyPatch, first: str, *, together: bool
+) -> None:
+    """Whose time is over in the very moment in which a slot becomes free, before or after that, or who is cancelled."""
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    monkeypatch.setattr(loop, "time", lambda: now)
+    publisher = publisher_on(connection)
+    for _ in range(256):
+        await publisher._slots.acquire()
+    limit = (2 if together else 1) * REQUEST_TIMEOUT
+    if first != "timeout":
+        loop.call_at(now + limit, publisher._slots.release)
+    sending: asyncio.Task[Any] = asyncio.create_task(
+        publisher.publish_many([message()]) if together else publisher.send(message())
+    )
+    await steps()
+    if first == "timeout":
+        loop.call_at(now + limit, publisher._slots.release)
+    elif first == "both leave":
+        loop.call_at(now + limit, sending.cancel)
+    now += limit
+    await asyncio.wait({sending})
+    if first == "both leave":
+        assert sending.cancelled()
+    elif together:
+        assert [type(outcome) for outcome in sending.result()] == [Unconfirmed]
+    else:
+        assert isinstance(sending.exception(), Unconfirmed)
+    assert (publisher._slots._value, writer.messages) == (1, [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -12,10 +13,11 @@ from aiormq.exceptions import DeliveryError, PublishError
 from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.patches.frame_writer import writer_of
 from taskherd.broker.requests import REQUEST_TIMEOUT, close_channel, map_errors
+from taskherd.broker.shared_work import SharedWork
 from taskherd.errors import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
     from aiormq.channel import Channel
     from pamqp.common import FieldTable
@@ -32,7 +34,10 @@ _MAX_UNCONFIRMED = 100
 
 
 class Unconfirmed(Unavailable):
-    """The broker refused a message, or did not confirm it in time: perhaps only one of the queues that it goes to."""
+    """The broker refused a message, or did not confirm it or those before it in time.
+
+    Perhaps only one of the queues that they go to takes none.
+    """
 
 
 class PublishOutcome(Enum):
@@ -71,6 +76,14 @@ class _Confirms:
             self.latest_at = asyncio.get_running_loop().time()
 
 
+class _Slots(asyncio.Semaphore):
+    """A semaphore that knows how many may acquire it at once."""
+
+    def has(self, count: int) -> bool:
+        """Return whether so many can be acquired without waiting."""
+        return self._value >= count and not self.locked()
+
+
 class Publisher:
     """A publisher on ``connection``, which must not be used for consuming.
 
@@ -90,9 +103,9 @@ class Publisher:
         self._prepare: Callable[[Channel], Awaitable[None]] | None = None
         self._channel: Channel | None = None
         self._writer: Writer | None = None
-        self._opening = asyncio.Lock()
-        self._slots = asyncio.Semaphore(MAX_IN_FLIGHT)
-        self._collecting = asyncio.Lock()
+        self._opening = SharedWork("opening a channel", self._open)
+        self._slots = _Slots(MAX_IN_FLIGHT)
+        self._collecting = asyncio.Semaphore(1)
         self._confirms = _Confirms()
 
     def on_own_channel(self, prepare: Callable[[Channel], Awaitable[None]]) -> Publisher:
@@ -124,11 +137,18 @@ class Publisher:
         )
 
     async def send(self, message: OutgoingMessage) -> PublishOutcome:
-        """Publish ``message`` and wait for the confirm. Raise ``Unavailable`` if none arrives in time."""
-        async with self._slots:
+        """Publish a message and wait for the confirm. Raise ``Unavailable`` if it is not sent and confirmed in time."""
+        if self._slots.locked():
+            async with _waiting_for_slots(REQUEST_TIMEOUT):
+                await self._slots.acquire()
+        else:
+            await self._slots.acquire()  # at once
+        try:
             writer = await self._open_writer()
             began = asyncio.get_running_loop().time()
             return await self._outcome(self._start(writer, message), began)
+        finally:
+            self._slots.release()
 
     async def start(self, message: OutgoingMessage, on_failed: Callable[[], None]) -> bool:
         """Publish ``message`` without waiting for the confirm, if nothing has to be waited for before; return whether.
@@ -158,12 +178,26 @@ class Publisher:
     async def publish_many(self, messages: Sequence[OutgoingMessage]) -> list[PublishOutcome | Unavailable]:
         """Publish ``messages`` together, in order, and return the outcome of each, in the same order."""
         outcomes: list[PublishOutcome | Unavailable] = []
-        for chunk in _chunks(messages):
-            await self._acquire_slots(len(chunk))
-            outcomes += await self._send_together(chunk)
+        try:
+            for chunk in _chunks(messages):
+                await self._acquire_slots(len(chunk))
+                outcomes += await self._send_together(chunk)
+        except Unavailable as error:  # the others would only wait as long, too
+            outcomes += [error] * (len(messages) - len(outcomes))
         return outcomes
 
     async def _acquire_slots(self, count: int) -> None:
+        """Acquire several slots. Raise ``Unconfirmed`` if they are not free in time.
+
+        Messages that are stuck have theirs for ``REQUEST_TIMEOUT``, and those behind them are to be sent after that.
+        """
+        if self._slots.has(count) and not self._collecting.locked():
+            await self._collect_slots(count)  # at once
+        else:
+            async with _waiting_for_slots(2 * REQUEST_TIMEOUT):
+                await self._collect_slots(count)
+
+    async def _collect_slots(self, count: int) -> None:
         """Acquire several slots. Only one caller does at a time, or two could wait for each other's."""
         async with self._collecting:
             acquired = 0
@@ -180,7 +214,10 @@ class Publisher:
             self._slots.release()
 
     async def _send_together(self, messages: Sequence[OutgoingMessage]) -> list[PublishOutcome | Unavailable]:
-        """Send messages, each of which has a slot until it is confirmed: one that is stuck holds only its own."""
+        """Send messages, each of which has a slot until it is confirmed: one that is stuck holds only its own.
+
+        Raise ``Unavailable`` if there is no channel to send them on.
+        """
         confirms: list[Confirm] = []
         try:
             writer = await self._open_writer()
@@ -190,8 +227,6 @@ class Publisher:
                 confirms[-1].add_done_callback(lambda _: self._slots.release())
             await asyncio.wait(confirms)
             return [await self._outcome_or_error(confirm, began) for confirm in confirms]
-        except Unavailable as error:
-            return [error] * len(messages)
         finally:
             self._release_slots(len(messages) - len(confirms))
             for confirm in confirms:
@@ -223,20 +258,23 @@ class Publisher:
         return PublishOutcome.CONFIRMED
 
     async def close(self) -> None:
-        """Close the channel, but not the connection, within ``REQUEST_TIMEOUT``."""
+        """Close the channel, but not the connection, within ``REQUEST_TIMEOUT``. Who waits for it is refused."""
+        await self._opening.cancel()
         channel, self._channel = self._channel, None
         if channel is not None:
             await close_channel(channel)
 
     async def _open_writer(self) -> Writer:
-        """Return the writer to the channel, which is opened if need be."""
+        """Return the writer to the channel. If there is none, all callers wait for the same attempt to open one."""
         if self._channel is None or self._channel.is_closed:
-            async with self._opening:
-                if self._channel is None or self._channel.is_closed:
-                    channel = await self._open_new_channel()
-                    self._channel, self._writer = channel, writer_of(channel, REQUEST_TIMEOUT)
-                    self._confirms.missing = 0
+            return await self._opening.result()
         assert self._writer is not None
+        return self._writer
+
+    async def _open(self) -> Writer:
+        channel = await self._open_new_channel()
+        self._channel, self._writer = channel, writer_of(channel, REQUEST_TIMEOUT)
+        self._confirms.missing = 0
         return self._writer
 
     async def _open_new_channel(self) -> Channel:
@@ -257,6 +295,16 @@ class Publisher:
         self._confirms.missing += 1
         if self._confirms.latest_at < began or self._confirms.missing >= _MAX_UNCONFIRMED:
             self._connection.drop()
+
+
+@asynccontextmanager
+async def _waiting_for_slots(limit: float) -> AsyncIterator[None]:
+    """Raise ``Unconfirmed`` if the block takes longer than so many seconds."""
+    try:
+        async with asyncio.timeout(limit):
+            yield
+    except TimeoutError:
+        raise Unconfirmed(f"publishing: {MAX_IN_FLIGHT} messages before it were not confirmed in time") from None
 
 
 def _chunks(messages: Sequence[OutgoingMessage]) -> Iterator[Sequence[OutgoingMessage]]:
