@@ -10,11 +10,13 @@ from uuid import UUID
 import orjson
 import pytest
 
+from taskherd.api.agents import report_publisher
 from taskherd.api.agents.report_publisher import ReportPublisher
 from taskherd.broker.publisher import Publisher, PublishOutcome
 from taskherd.broker.topology import TopologyNames
 from taskherd.domain.reports import AgentState, AppStatus
 from taskherd.errors import Unavailable
+from taskherd.messages.reports import encode_report, join_reports
 from taskherd.observability.tracing import Tracing
 
 TASK = UUID(int=7)
@@ -80,3 +82,23 @@ async def test_a_thousand_messages_may_wait_for_their_confirms() -> None:
     await asyncio.gather(*waiting)
     await publisher.publish(TASK, [REPORT])
     assert len(broker.sent) == 1_002
+
+
+async def test_the_bodies_that_wait_for_their_confirms_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that would be too much is refused at once, until others are confirmed."""
+    size = len(join_reports([encode_report(REPORT, with_seq=False)]))
+    monkeypatch.setattr(report_publisher, "MAX_UNCONFIRMED_BYTES", 2 * size)
+    broker = Broker()
+    publisher = publisher_to(broker)
+    waiting = [asyncio.create_task(publisher.publish(TASK, [REPORT])) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert [len(body) for _, _, body, _ in broker.sent] == [size] * 2
+    with pytest.raises(Unavailable, match="too many reports"):
+        await publisher.publish(TASK, [REPORT])
+    waiting.pop().cancel()
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match="too many reports"):
+        await publisher.publish(TASK, [REPORT, REPORT])
+    broker.confirmed.set()
+    await publisher.publish(TASK, [REPORT])
+    await asyncio.gather(*waiting)

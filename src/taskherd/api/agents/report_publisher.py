@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MAX_UNCONFIRMED: Final = 1_000
 """Maximum number of messages that wait for the broker's confirm."""
+MAX_UNCONFIRMED_BYTES: Final = 32 * 1024 * 1024
+"""Maximum total size of their bodies, each of which may have a megabyte."""
 
 
 class ReportPublisher:
@@ -28,24 +30,28 @@ class ReportPublisher:
         self._publisher = publisher
         self._names = names
         self._unconfirmed = 0
+        self._bytes = 0
 
     async def publish(self, task_id: UUID, reports: Sequence[Report]) -> None:
         """Publish reports of one task as one message; the worker assigns each its ``seq``.
 
         Raise ``Unavailable`` if the broker does not confirm; the reports may still arrive.
         """
-        if self._unconfirmed >= MAX_UNCONFIRMED:
+        body = join_reports(encode_report(report, with_seq=False) for report in reports)
+        if self._unconfirmed >= MAX_UNCONFIRMED or self._bytes + len(body) > MAX_UNCONFIRMED_BYTES:
             raise Unavailable("too many reports are waiting for the broker's confirm")
         self._unconfirmed += 1
+        self._bytes += len(body)
         try:
             outcome = await self._publisher.publish(
                 self._names.reports,
                 str(task_id),
-                join_reports(encode_report(report, with_seq=False) for report in reports),
+                body,
                 headers={**self._tracing.current()} or None,
                 mandatory=True,
             )
         finally:
             self._unconfirmed -= 1
+            self._bytes -= len(body)
         if outcome is PublishOutcome.UNROUTED:
             raise Unavailable(f"no queue is bound to exchange {self._names.reports}; run `taskherd topology apply`")
