@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import TypeAlias
 from uuid import UUID
 
 import pytest
 
+from taskherd.api import read_routing
 from taskherd.api.read_routing import ReadRouting, Sample
 from taskherd.observability.metrics import Metrics
+from taskherd.store import replication
 from taskherd.store.read_pool import ReadPool
+from tests.harness.tcp_proxy import TcpProxy, through
 
 ALICE, BOB = UUID(int=1), UUID(int=2)
 HERE, NOTHING = "SELECT CAST($1 AS int) AS here", "SELECT 1 AS here WHERE CAST($1 AS int) IS NULL"
@@ -79,3 +83,53 @@ async def test_a_server_that_is_no_standby_is_never_read(open_routing: OpenRouti
     assert not routing.allows_standby(ALICE)
     registry = vars(routing)["_metrics"].registry
     assert registry.get_sample_value("taskherd_api_standby_lag_seconds") == float("inf")
+
+
+async def test_writes_on_a_slow_primary_cost_no_connections(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their responses do not wait for its position, which is asked for once for several, until the statement ends."""
+    monkeypatch.setattr(read_routing, "LSN_TIMEOUT", 0.05)
+    proxy = await TcpProxy.before(database_url)
+    primary, standby = (ReadPool(url, size=8, application_name="t") for url in (through(database_url, proxy), AWAY))
+    routing = ReadRouting(primary, standby, 5.0, Metrics(), lambda: 100.0)
+    try:
+        await asyncio.gather(*(primary.fetch("SELECT pg_sleep(0.2)") for _ in range(read_routing.MAX_LSN_LOOKUPS)))
+        assert proxy.accepted == read_routing.MAX_LSN_LOOKUPS
+        proxy.delay = 0.3
+        for _ in range(5):
+            assert await asyncio.gather(*(routing.written_lsn() for _ in range(4))) == [replication.UNKNOWN_LSN] * 4
+        proxy.delay = 0.0
+        monkeypatch.setattr(read_routing, "LSN_TIMEOUT", 30.0)
+        lsns = await asyncio.gather(*(routing.written_lsn() for _ in range(4)))
+        assert len(set(lsns)) == 1
+        assert 0 < (replication.parse_lsn(lsns[0] or "") or 0) < (replication.parse_lsn(replication.UNKNOWN_LSN) or 0)
+        assert proxy.accepted == read_routing.MAX_LSN_LOOKUPS
+    finally:
+        await primary.close()
+        await proxy.stop()
+
+
+async def test_a_position_is_one_of_after_the_write(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that is confirmed while others wait for theirs does not get one that was asked for before."""
+    monkeypatch.setattr(read_routing, "LSN_TIMEOUT", 30.0)
+    proxy = await TcpProxy.before(database_url)
+    primary, standby, writer = (
+        ReadPool(url, size=2, application_name="t") for url in (through(database_url, proxy), AWAY, database_url)
+    )
+    routing = ReadRouting(primary, standby, 5.0, Metrics(), lambda: 100.0)
+    try:
+        assert await routing.written_lsn()
+        proxy.freeze_responses()
+        earlier = asyncio.create_task(routing.written_lsn())
+        for number in range(10):
+            await writer.fetch(f"CREATE TABLE written_{number} (a int)")
+        after = await writer.fetch_one("SELECT CAST(pg_current_wal_lsn() AS text) AS lsn")
+        later = asyncio.create_task(routing.written_lsn())
+        await asyncio.sleep(0)
+        proxy.thaw()
+        assert after is not None
+        assert replication.parse_lsn(await later or "") >= replication.parse_lsn(after["lsn"])  # type: ignore[operator]
+        await earlier
+    finally:
+        await primary.close()
+        await writer.close()
+        await proxy.stop()

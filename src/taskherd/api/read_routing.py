@@ -40,6 +40,8 @@ MAX_SAMPLES: Final = 1_000
 """Maximum number of positions of the primary that are kept until the standby has reached them."""
 LSN_TIMEOUT: Final = 0.5
 """Seconds for which the response to a write waits for the primary's position in the write-ahead log."""
+MAX_LSN_LOOKUPS: Final = 2
+"""Maximum number of statements at a time that ask the primary for its position, for the responses to writes."""
 FAILURES: Final = (Unavailable, Retry, Misconfigured)
 
 
@@ -120,6 +122,9 @@ class ReadRouting:
         self._metrics = metrics
         self._now = now
         self._marks = ReadMarks()
+        self._lookup_slots = asyncio.Semaphore(MAX_LSN_LOOKUPS)
+        self._lookups: set[asyncio.Task[str]] = set()
+        self._next_lookup: asyncio.Task[str] | None = None
         self._suspended_until = float("-inf")
         self._suspensions = 0
         self._database: replication.DatabaseId | None = None
@@ -145,15 +150,27 @@ class ReadRouting:
     async def written_lsn(self) -> str | None:
         """Return the LSN from which a standby shows all that was committed until now; None without a standby.
 
-        It is one that no standby reaches if the primary does not name its own within ``LSN_TIMEOUT``.
+        It is one that no standby reaches if the primary does not name its own within ``LSN_TIMEOUT``. The statement
+        ends by itself then: a canceled one would cost its connection.
         """
         if self._standby is None:
             return None
-        try:
-            async with asyncio.timeout(LSN_TIMEOUT):
+        lookup = self._next_lookup
+        if lookup is None:
+            lookup = self._next_lookup = asyncio.create_task(self._look_up_lsn(), name="position of the primary")
+            self._lookups.add(lookup)
+            lookup.add_done_callback(self._lookups.discard)
+        done, _ = await asyncio.wait({lookup}, timeout=LSN_TIMEOUT)
+        return lookup.result() if done else replication.UNKNOWN_LSN
+
+    async def _look_up_lsn(self) -> str:
+        """Ask the primary once for all writes that were confirmed before the statement begins, when a slot is free."""
+        async with self._lookup_slots:
+            self._next_lookup = None
+            try:
                 return await replication.written_lsn(self._primary) or replication.UNKNOWN_LSN
-        except (TimeoutError, *FAILURES):
-            return replication.UNKNOWN_LSN
+            except FAILURES:
+                return replication.UNKNOWN_LSN
 
     def mark(self, caller: UUID) -> None:
         """Record that the caller has now seen the newest changes, so that no later read shows an older state."""
