@@ -57,6 +57,24 @@ async def test_a_closed_connection_is_replaced(connection_pool: ConnectionPool) 
     assert connection_pool.in_use == 2
 
 
+async def test_a_connection_that_closes_while_it_is_passed_on_is_replaced(connection_pool: ConnectionPool) -> None:
+    """Who waits gets a new one in its place, as when its server is left just then; the next one goes on waiting."""
+    first, second = await connection_pool.acquire(5), await connection_pool.acquire(5)
+    waiting, next_one = (asyncio.create_task(connection_pool.acquire(30)) for _ in range(2))
+    await asyncio.sleep(0)
+    connection_pool.release(first)
+    first.terminate()
+    third = await waiting
+    assert await third.fetchval("SELECT 1") == 1
+    assert connection_pool.in_use == 2
+    assert not next_one.done()
+    connection_pool.release(second)
+    assert await next_one is second
+    for each in (second, third):
+        connection_pool.release(each)
+    assert connection_pool.in_use == 0
+
+
 async def test_an_old_connection_is_replaced(connection_pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that has lived long enough is closed when it is released, and the next caller gets a new one."""
     first = await connection_pool.acquire(5)

@@ -57,8 +57,11 @@ class ConnectionPool:
             if len(self._open) + self._connecting < self._size:
                 return await self._connect(max_wait)
             connection = await self._wait_for_release(max_wait)
-            if connection is not None:
+            if connection is None:
+                continue
+            if not connection.is_closed():
                 return connection
+            self._open.pop(connection, None)  # closed since it was passed on: this caller replaces it
         raise Unavailable("the connection pool is closed")
 
     def release(self, connection: Any) -> None:
