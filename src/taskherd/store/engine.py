@@ -10,6 +10,7 @@ from typing import Any, Final
 import asyncpg
 import orjson
 from sqlalchemy import event, text
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, DisconnectionError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -134,7 +135,7 @@ def open_engine(
 
 
 def _track_use(engine: AsyncEngine, connector: Connector) -> None:
-    """Tell the connector which connections are in use, and replace those that it has closed meanwhile."""
+    """Tell the connector which connections are in use or do not answer, and replace those that it has closed."""
 
     def on_checkout(dbapi_connection: Any, *_: Any) -> None:
         connector.take(dbapi_connection.driver_connection)
@@ -145,6 +146,15 @@ def _track_use(engine: AsyncEngine, connector: Connector) -> None:
         if dbapi_connection is not None:
             connector.give_back(dbapi_connection.driver_connection)
 
+    def on_error(context: ExceptionContext) -> None:
+        """Abort a connection whose response is missing: SQLAlchemy would wait 2 s for the server to close it."""
+        connection = context.connection
+        if isinstance(context.original_exception, TimeoutError) and connection is not None:
+            driver: Any = connection.connection.driver_connection
+            driver.terminate()
+            connector.avoid(driver)
+
+    event.listen(engine.sync_engine, "handle_error", on_error)
     event.listen(engine.sync_engine, "checkout", on_checkout)
     event.listen(engine.sync_engine, "checkin", on_checkin)
 
