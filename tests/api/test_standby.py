@@ -309,7 +309,9 @@ async def test_a_standby_that_rejects_reads_fails_none(opened: OpenHarness, pair
 
 async def test_a_comparison_begun_before_a_rejection_ends_no_suspension(pair: Pair) -> None:
     """If the standby rejects a read while it is compared, what the comparison finds does not bring it back."""
-    primary, standby = (ReadPool(node.url, size=1, application_name="taskherd-tests") for node in pair)
+    primary, standby = (
+        ReadPool(node.url, size=1, application_name="taskherd-tests", of_standby=node is pair[1]) for node in pair
+    )
     routing = ReadRouting(primary, standby, 60.0, Metrics(), asyncio.get_running_loop().time)
     caller = uuid.uuid4()
     try:
@@ -376,7 +378,8 @@ async def test_only_a_standby_of_the_new_primary_is_read_after_a_failover(failov
             parts = urlsplit(standby.url)
             if user:
                 parts = parts._replace(netloc=f"{user}:{user}@{parts.hostname}:{parts.port}")
-            primary, reads = (ReadPool(each, size=1, application_name="test") for each in (url, parts.geturl()))
+            primary = ReadPool(url, size=1, application_name="test")
+            reads = ReadPool(parts.geturl(), size=1, application_name="test", of_standby=True)
             pools.push_async_callback(primary.close)
             pools.push_async_callback(reads.close)
             routing = ReadRouting(primary, reads, 3_600, Metrics(), asyncio.get_running_loop().time)

@@ -21,6 +21,14 @@ def through(url: str, *proxies: TcpProxy, query: str = "") -> str:
     return urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@{hosts}", query=query))
 
 
+def _address(url: str) -> tuple[str, int]:
+    """Return the only host of a URL and its port."""
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    return parts.hostname, parts.port
+
+
 class _Connection:
     """What the client has sent at the beginning of a connection, and whether what comes is forwarded."""
 
@@ -53,10 +61,7 @@ class TcpProxy:
     @classmethod
     async def before(cls, url: str) -> Self:
         """Return a proxy in front of the only host of a URL that is listening on ``port``."""
-        parts = urlsplit(url)
-        assert parts.hostname is not None
-        assert parts.port is not None
-        proxy = cls(parts.hostname, parts.port)
+        proxy = cls(*_address(url))
         await proxy.start()
         return proxy
 
@@ -65,6 +70,10 @@ class TcpProxy:
         self._server = await asyncio.start_server(self._accept, address, port)
         self.port = self._server.sockets[0].getsockname()[1]
         return self.port
+
+    def lead_to(self, url: str) -> None:
+        """Forward new connections to the only host of another URL; the present ones stay where they are."""
+        self._target = _address(url)
 
     def cut(self) -> None:
         """Reset every connection."""

@@ -20,7 +20,7 @@ from taskherd.dev.sources import Database
 from taskherd.endpoints import Host
 from taskherd.errors import Unavailable
 from taskherd.store import migrate
-from taskherd.store.connecting import CONNECT_TIMEOUT, Connector
+from taskherd.store.connecting import CONNECT_TIMEOUT, STANDBY_INTERVAL, Connector
 from taskherd.store.engine import check_writable, dispose, open_engine, transaction
 from taskherd.store.read_pool import ReadPool
 from tests.harness.tcp_proxy import TcpProxy, through
@@ -235,10 +235,59 @@ async def test_a_standby_is_not_chosen(database_url: str, standby: tuple[Databas
             await refused.fetch("SELECT 1")
         connection = await asyncpg.connect(server.url, timeout=30)
         stack.push_async_callback(connection.close, timeout=30)
-        for wanted, is_demoted in (("read-write", True), ("primary", True), ("any", False)):
-            asked = Connector(f"{first}?target_session_attrs={wanted}", command_timeout=30, server_settings={})
+        for wanted, is_demoted in (("", True), ("read-write", True), ("primary", True), ("any", False)):
+            asking = f"{first}?target_session_attrs={wanted}" if wanted else first
+            asked = Connector(asking, command_timeout=30, server_settings={})
             assert asked.is_demoted(connection) is is_demoted
     assert server.pid is not None
+
+
+async def test_reads_follow_a_name_that_moves_to_the_primary(database_url: str, standby: tuple[Database, str]) -> None:
+    """They leave a standby that the only host of the URL led to, although it fails no read and no connection is cut."""
+    server, url = standby
+    moving = await TcpProxy.before(server.url)
+    reader = ReadPool(through(url, moving), size=2, application_name="taskherd-tests")
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(moving.stop)
+        stack.push_async_callback(reader.close)
+        assert await _port_of_a_standby(reader) == urlsplit(server.url).port
+        moving.lead_to(database_url)
+        async with asyncio.timeout(STANDBY_INTERVAL + SOON):
+            while await _port_of_a_standby(reader):
+                continue
+        assert (await reader.fetch("SELECT inet_server_port()"))[0][0] == urlsplit(database_url).port
+
+
+async def _port_of_a_standby(reader: ReadPool) -> int | None:
+    """Return the port of the server that a read came from, None of a primary."""
+    row = await reader.fetch_one("SELECT CASE WHEN pg_is_in_recovery() THEN inet_server_port() END")
+    assert row is not None
+    port: int | None = row[0]
+    return port
+
+
+@pytest.mark.parametrize(
+    ("option", "of_standby"), [("", False), ("target_session_attrs=any", False), ("", True)], ids=str
+)
+async def test_a_lone_standby_serves_reads_without_a_new_connection_for_each(
+    standby: tuple[Database, str],
+    option: str,
+    of_standby: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    """It is left for a moment now and then if a primary is expected, else never."""
+    server, url = standby
+    proxy = await TcpProxy.before(server.url)
+    reader = ReadPool(
+        through(url, proxy, query=option), size=1, application_name="taskherd-tests", of_standby=of_standby
+    )
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(proxy.stop)
+        stack.push_async_callback(reader.close)
+        began = asyncio.get_running_loop().time()
+        for _ in range(100):
+            assert await _port_of_a_standby(reader) == urlsplit(server.url).port
+        left = 0 if option or of_standby else 1 + (asyncio.get_running_loop().time() - began) // STANDBY_INTERVAL
+        assert proxy.accepted <= 1 + left
 
 
 @pytest.fixture(scope="module")

@@ -72,8 +72,8 @@ async def test_without_the_option_a_pgbouncer_is_a_misconfiguration(start_pgboun
     async with start_pgbouncer() as bouncer:
         with pytest.raises(Misconfigured, match=r"database_url: .*statement_timeout.*pgbouncer=session"):
             await _hold(bouncer.url(), "SELECT 1")
-        for setting in ("database_url", "database_read_url"):
-            reader = ReadPool(bouncer.url(), size=1, application_name="taskherd-tests", setting=setting)
+        for setting, of_standby in (("database_url", False), ("database_read_url", True)):
+            reader = ReadPool(bouncer.url(), size=1, application_name="taskherd-tests", of_standby=of_standby)
             with pytest.raises(Misconfigured, match=rf"^{setting}: .*pgbouncer=transaction"):
                 await reader.fetch("SELECT 1")
             await reader.close()
@@ -87,7 +87,7 @@ def test_a_bad_url_is_a_misconfiguration(url: str) -> None:
     with pytest.raises(Misconfigured, match=r"^database_url: expected"):
         ReadPool(url, size=1, application_name="taskherd-tests")
     with pytest.raises(Misconfigured, match=r"^database_read_url: expected"):
-        ReadPool(url, size=1, application_name="taskherd-tests", setting="database_read_url")
+        ReadPool(url, size=1, application_name="taskherd-tests", of_standby=True)
 
 
 @pytest.mark.parametrize("mode", ["session", "transaction"])
@@ -145,7 +145,7 @@ async def test_session_mode_in_the_url_of_transaction_mode_is_a_misconfiguration
         url = bouncer.url(pgbouncer="session")
         with pytest.raises(Misconfigured, match=r"^database_url: .* expected pgbouncer=transaction"):
             await _hold(url, "SELECT 1")
-        reader = ReadPool(url, size=1, application_name="taskherd-tests", setting="database_read_url")
+        reader = ReadPool(url, size=1, application_name="taskherd-tests", of_standby=True)
         with pytest.raises(Misconfigured, match=r"^database_read_url: .* expected pgbouncer=transaction"):
             await reader.fetch("SELECT 1")
         await reader.close()

@@ -106,15 +106,19 @@ async def test_a_statement_that_was_prepared_before_a_migration_is_prepared_agai
         await owner.close(timeout=30)
 
 
-@pytest.mark.parametrize("setting", ["database_url", "database_read_url"])
-async def test_a_user_without_privileges_is_a_misconfiguration(database_url: str, setting: str) -> None:
+@pytest.mark.parametrize(("setting", "of_standby"), [("database_url", False), ("database_read_url", True)])
+async def test_a_user_without_privileges_is_a_misconfiguration(
+    database_url: str,
+    setting: str,
+    of_standby: bool,  # noqa: FBT001 - a parameter
+) -> None:
     """It names the setting of the URL, and what grants them."""
     role = f"nothing_{uuid.uuid4().hex[:8]}"
     owner = await asyncpg.connect(database_url, timeout=30)
     url = urlunsplit(
         urlsplit(database_url)._replace(netloc=f"{role}:x@{urlsplit(database_url).netloc.rpartition('@')[2]}")
     )
-    pool = ReadPool(url, size=1, application_name="taskherd-tests", setting=setting)
+    pool = ReadPool(url, size=1, application_name="taskherd-tests", of_standby=of_standby)
     try:
         await owner.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
         expected = rf"^{setting}: permission denied for table tasks; expected .*deploy/postgres/grants\.sql$"

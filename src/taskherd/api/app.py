@@ -140,9 +140,7 @@ class ApiProcess:
         if not url:
             return None
         self._readiness.add_note("standby", lambda: None if self._reads is None else self._reads.problem)
-        return ReadPool(
-            url, size=size, application_name=name, command_timeout=STANDBY_TIMEOUT, setting="database_read_url"
-        )
+        return ReadPool(url, size=size, application_name=name, command_timeout=STANDBY_TIMEOUT, of_standby=True)
 
     def _make_context(self, commands: RepeatingClient, reports: ReportPublisher) -> ApiContext:
         settings = self._settings

@@ -24,6 +24,9 @@ from taskherd.store.sessions import Pooling, SessionFactory, pooling_of
 CONNECT_TIMEOUT: Final = 3.0
 """Seconds until an attempt to connect to one address fails; TLS, the password and the check of the target included."""
 
+STANDBY_INTERVAL: Final = 2.0
+"""Seconds that a pool which expects a primary stays with a standby that may be the only server."""
+
 FAILURES: Final = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """All errors of asyncpg; ``engine.classify`` tells which of them are bugs of the caller."""
 
@@ -83,6 +86,7 @@ class Connector:
         self._connected: WeakKeyDictionary[Any, Endpoint] = WeakKeyDictionary()
         self._idle: WeakSet[Any] = WeakSet()
         self._to_close: WeakSet[Any] = WeakSet()
+        self._stay_until = 0.0
 
     async def connect(self) -> Any:
         """Return an asyncpg connection to the first server that answers and matches ``target_session_attrs``.
@@ -132,13 +136,29 @@ class Connector:
             else:
                 self._to_close.add(each)
 
-    def is_demoted(self, connection: Any) -> bool:
-        """Return whether the URL asks for a primary, and the server of ``connection`` has reported that it is none now.
+    def leave_demoted(self, connection: Any) -> None:
+        """Leave the server of ``connection`` if it is demoted, for a pool that expects a primary.
 
-        PostgreSQL reports changes of both settings without being asked
+        Without ``target_session_attrs`` the next connection may lead to it again, so it is left only every
+        ``STANDBY_INTERVAL`` seconds.
+        """
+        if not self.is_demoted(connection):
+            return
+        if self._target is None:
+            now = asyncio.get_running_loop().time()
+            if now < self._stay_until:
+                return
+            self._stay_until = now + STANDBY_INTERVAL
+        self.avoid(connection)
+
+    def is_demoted(self, connection: Any) -> bool:
+        """Return whether the server of ``connection`` has reported that it is no primary now, unless the URL takes any.
+
+        Without ``target_session_attrs`` the only host may be a name that has moved. PostgreSQL reports changes
+        of both settings without being asked
         (https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-ASYNC).
         """
-        if self._target not in {urls.READ_WRITE, urls.PRIMARY}:
+        if self._target not in {None, urls.READ_WRITE, urls.PRIMARY}:
             return False
         settings = connection.get_settings()
         if getattr(settings, "in_hot_standby", "off") == "on":

@@ -46,18 +46,22 @@ class ReadPool:
         size: int,
         application_name: str,
         command_timeout: float = COMMAND_TIMEOUT,
-        setting: str = "database_url",
+        of_standby: bool = False,
     ) -> None:
-        """Create the pool, unconnected; ``Misconfigured`` names the ``setting`` that the URL comes from."""
+        """Create the pool, unconnected, for a primary unless ``of_standby``; ``Misconfigured`` names the URL's setting.
+
+        ``command_timeout`` is in seconds.
+        """
         self._command_timeout = command_timeout
-        self._setting = setting
+        self._of_standby = of_standby
+        self._setting = "database_read_url" if of_standby else "database_url"
         # The same settings whatever the time limit, because behind PgBouncer the role has them, for all pools.
         # A statement that takes longer than ``command_timeout`` is canceled from here.
         settings = session_settings(application_name)
         try:
             self._connector = Connector(database_url, command_timeout=command_timeout, server_settings=settings)
         except Misconfigured as error:
-            raise Misconfigured(setting, error.expected) from error
+            raise Misconfigured(self._setting, error.expected) from error
         self._size = size
         self._pool = self._new_pool()
 
@@ -102,8 +106,8 @@ class ReadPool:
             self._connector.take(connection)
             try:
                 rows: Sequence[Row] = await connection.fetch(statement, *values)
-                if self._connector.is_demoted(connection):
-                    self._connector.avoid(connection)
+                if not self._of_standby:
+                    self._connector.leave_demoted(connection)
             except asyncpg.PostgresError as error:
                 if sqlstate(error) == READ_ONLY:
                     self._connector.avoid(connection)

@@ -85,7 +85,7 @@ def _server(server: database.ServerInfo) -> Finding:
 
 async def check_standby(settings: Settings) -> AsyncIterator[Finding]:
     """Check the standby from which APIs read."""
-    pool = ReadPool(settings.database_read_url, size=1, application_name="taskherd-doctor", setting="database_read_url")
+    pool = ReadPool(settings.database_read_url, size=1, application_name="taskherd-doctor", of_standby=True)
     try:
         replayed = await replication.replayed(pool)
         written = await _written(settings)
