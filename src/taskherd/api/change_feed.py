@@ -51,6 +51,8 @@ READ_DELAYS: Final = (0.0, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.6
 """Delays of the reads after a wakeup, in seconds; workers send few wakeups a second."""
 MIN_READ_INTERVAL: Final = 0.002
 """Minimum number of seconds between two reads, so that simultaneous changes are read together."""
+POLLS_PER_CHECK: Final = 10
+"""Number of reads in a row without a change after which it is checked that the feed has not gone back."""
 START_TIMEOUT: Final = 5.0
 """Maximum number of seconds to wait for the first position."""
 
@@ -127,6 +129,7 @@ class ChangeFeed:
         self._poll_interval = POLL_INTERVAL
         self._wakeups = Consumer(consuming, self._prepare, prefetch=MAX_WAKEUPS, on_error=self._on_error)
         self._position: int | None = None
+        self._empty_polls = 0
         self._positioned = asyncio.Event()
         self._wakeup = asyncio.Event()
         self._has_subscribers = asyncio.Event()
@@ -261,6 +264,7 @@ class ChangeFeed:
                 await self.poll()
             except (Unavailable, Retry) as error:
                 failures += 1
+                self._empty_polls = POLLS_PER_CHECK  # what follows may be another server
                 log.warning("cannot read the change feed", reason=str(error))
                 await asyncio.sleep(retry.delay(failures))
             else:
@@ -281,12 +285,15 @@ class ChangeFeed:
         """Read the new changes and distribute them, if there are subscribers. Raise ``Unavailable`` in an outage."""
         if not self._subscriber_count or self._stopping:
             return
+        if self._empty_polls >= POLLS_PER_CHECK:
+            await self._check_position()
         if self._position is None:
             latest = await feed.latest(self._reader)
             if not self._subscriber_count:
                 return
             self._position = latest
             self._positioned.set()
+        self._empty_polls += 1
         while True:
             page = await feed.changes_after(self._reader, self._position, PAGE_SIZE)
             if self._position is None:  # the last subscriber left during the statement
@@ -300,8 +307,22 @@ class ChangeFeed:
                     )
                 )
                 self._position = row["position"]
+                self._empty_polls = 0
             if not page.more:
                 return
+
+    async def _check_position(self) -> None:
+        """If the feed ends before the position of the last read, end all subscribers and forget that position.
+
+        A failover has then lost the last changes. Others get their positions, and would not be read.
+        """
+        latest = await feed.latest(self._reader)
+        self._empty_polls = 0
+        if self._position is not None and latest < self._position:
+            log.warning("the change feed has gone back", position=self._position, latest=latest)
+            self._end_all()
+            self._position = None
+            self._positioned.clear()
 
     def _distribute(self, change: Change) -> None:
         if change.pruned:

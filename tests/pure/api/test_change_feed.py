@@ -67,7 +67,7 @@ async def test_the_feed_rests_without_subscribers(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_an_outage_delays_the_reads_of_the_feed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Longer with each failure in a row, until a read succeeds; the log says why."""
+    """Longer with each failure in a row, until a read succeeds; the log says why. The next read checks the position."""
     outcomes: list[Exception | None] = [Unavailable("away"), Retry("again"), None, Unavailable("away")]
     delays: list[int] = []
 
@@ -90,6 +90,7 @@ async def test_an_outage_delays_the_reads_of_the_feed(monkeypatch: pytest.Monkey
         async with asyncio.timeout(30), feed.subscription(None):
             await feed._read()
     assert delays == [1, 2, 1]
+    assert feed._empty_polls == change_feed.POLLS_PER_CHECK
     event = {"event": "cannot read the change feed", "log_level": "warning"}
     assert lines == [{**event, "reason": reason} for reason in ("away", "again", "away")]
 
