@@ -235,9 +235,14 @@ async def test_a_standby_is_not_chosen(database_url: str, standby: tuple[Databas
             await refused.fetch("SELECT 1")
         connection = await asyncpg.connect(server.url, timeout=30)
         stack.push_async_callback(connection.close, timeout=30)
-        for wanted, is_demoted in (("", True), ("read-write", True), ("primary", True), ("any", False)):
-            asking = f"{first}?target_session_attrs={wanted}" if wanted else first
-            asked = Connector(asking, command_timeout=30, server_settings={})
+        for option, is_demoted in (
+            ("", True),
+            ("?target_session_attrs=read-write", True),
+            ("?target_session_attrs=primary", True),
+            ("?target_session_attrs=any", False),
+            ("?pgbouncer=transaction", False),
+        ):
+            asked = Connector(first + option, command_timeout=30, server_settings={})
             assert asked.is_demoted(connection) is is_demoted
     assert server.pid is not None
 

@@ -77,11 +77,16 @@ class Connector:
             **url.get_dialect()().create_connect_args(url)[1],
             "command_timeout": command_timeout,
         }
-        self.sessions = SessionFactory(_pooling(database_url), server_settings, checked=checked)
+        pooling = _pooling(database_url)
+        self.sessions = SessionFactory(pooling, server_settings, checked=checked)
         target = urls.database_target(database_url)
         if target is not None:
             self._options["target_session_attrs"] = target
         self._target = target
+        # PgBouncer does not tell clients what the server is that they have now.
+        self._wants_primary = target in {urls.READ_WRITE, urls.PRIMARY} or (
+            target is None and pooling is Pooling.DIRECT
+        )
         self._endpoints = Endpoints(urls.database_hosts(database_url), CONNECT_TIMEOUT, resolve)
         self._connected: WeakKeyDictionary[Any, Endpoint] = WeakKeyDictionary()
         self._idle: WeakSet[Any] = WeakSet()
@@ -158,7 +163,7 @@ class Connector:
         of both settings without being asked
         (https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-ASYNC).
         """
-        if self._target not in {None, urls.READ_WRITE, urls.PRIMARY}:
+        if not self._wants_primary:
             return False
         settings = connection.get_settings()
         if getattr(settings, "in_hot_standby", "off") == "on":
