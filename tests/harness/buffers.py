@@ -58,6 +58,11 @@ class Buffer(Consumer):
         """Number of deliveries."""
         return len(self.deliveries)
 
+    @property
+    def has_stopped(self) -> bool:
+        """True once it has been told to stop."""
+        return self.stopped
+
     def put(self, *deliveries: Delivery) -> None:
         """Deliver messages."""
         self.deliveries += deliveries
@@ -67,10 +72,15 @@ class Buffer(Consumer):
         """Return the deliveries; wait for one."""
         self.asked.append((limit, wait))
         while not self.deliveries and not self.stopped:
-            self.changed.clear()
-            await self.changed.wait()
+            await self.wait_for_change()
         taken, self.deliveries = self.deliveries[:limit], self.deliveries[limit:]
         return taken
+
+    async def wait_for_change(self) -> None:
+        """Wait until something is delivered, or ``changed`` is set."""
+        if not self.deliveries and not self.stopped:
+            self.changed.clear()
+            await self.changed.wait()
 
     def has_batch(self, limit: int) -> bool:
         """Return whether so many deliveries are there."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -13,7 +14,8 @@ import pytest
 
 from taskherd.broker.consumer import Consumer
 from taskherd.broker.delivery import Delivery
-from tests.harness.worker import WorkerHarness, make_command, make_create, make_report, running_worker
+from taskherd.worker.locked_tasks import RECHECK_EVERY, LockedTasks
+from tests.harness.worker import TIMEOUT, WorkerHarness, make_command, make_create, make_report, running_worker
 from tests.worker.test_command_batches import replies_of
 
 
@@ -85,6 +87,39 @@ async def test_commands_for_locked_tasks_hold_up_none_that_come_later(external: 
         await somebody.execute("ROLLBACK")
         refused = [reply["error"]["message"] for reply in await replies_of(waiting)]
     assert refused == ["A workspace build is already active."] * 6
+
+
+async def test_a_command_for_a_locked_task_is_executed_once_the_lock_is_gone(
+    external: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although no other command comes after it."""
+    async with running_worker(external):
+        stuck = await external.create()
+    are_set_aside = asyncio.Event()
+    add = LockedTasks.add
+
+    def note(self: LockedTasks, task_ids: Collection[uuid.UUID]) -> None:
+        add(self, task_ids)
+        are_set_aside.set()
+
+    monkeypatch.setattr(LockedTasks, "add", note)
+    async with locked(external, stuck) as somebody, running_worker(external):
+        waiting = await external.post(make_command("task.delete", stuck))
+        async with asyncio.timeout(TIMEOUT):
+            await are_set_aside.wait()
+        await external.database.execute("SELECT 1")  # the batch has ended
+        await somebody.execute("ROLLBACK")
+        assert (await replies_of([waiting]))[0]["ok"]
+
+
+async def test_commands_for_one_task_follow_each_other_at_once(external: WorkerHarness) -> None:
+    """Each has a batch of its own, and none waits for more than the one before it."""
+    async with running_worker(external):
+        task_id = await external.create()
+        began = asyncio.get_running_loop().time()
+        sends = [await external.post(make_command("task.send", task_id, input=f"Step {i}")) for i in range(60)]
+        assert len(await replies_of(sends)) == 60
+        assert asyncio.get_running_loop().time() - began < 60 * RECHECK_EVERY / 2
 
 
 async def test_a_worker_that_stops_leaves_commands_for_locked_tasks_to_the_next(external: WorkerHarness) -> None:

@@ -104,6 +104,11 @@ class Consumer:
         return bool(self._sources) and subscribed.issuperset(source.queue for source in self._sources)
 
     @property
+    def has_stopped(self) -> bool:
+        """True once consuming has stopped for good: nothing comes after what is buffered."""
+        return self._stopping
+
+    @property
     def buffered(self) -> int:
         """Number of deliveries in the buffer."""
         return len(self._buffer)
@@ -154,8 +159,13 @@ class Consumer:
                 async with asyncio.timeout(wait):
                     await self._wait_buffered(count)
 
+    async def wait_for_change(self) -> None:
+        """Wait until a delivery is buffered, consuming has stopped, or ``wake`` is called."""
+        if not self._buffer and not self._stopping:
+            await self._wait_buffered(1)
+
     def wake(self) -> None:
-        """Let ``wait_buffered`` and a batch that waits for more deliveries wait no longer."""
+        """Let ``wait_for_change``, ``wait_buffered`` and a batch that waits for more deliveries wait no longer."""
         self._wake()
 
     def _may_rest(self, count: int) -> bool:

@@ -58,7 +58,8 @@ class RepeatingClient:
         The call ends at ``deadline``, in seconds of the loop's clock, by default after the client's timeout.
 
         Raises:
-            Unavailable: no reply arrived in time; the message may or may not have been processed, but is not any more.
+            Unavailable: no reply arrived in time; the message may have been processed, or still be if a worker has it:
+                that may wait for its database, or for a row that is locked.
         """
         now = asyncio.get_running_loop().time()
         if deadline is None:

@@ -45,16 +45,12 @@ class _TooMuch(Exception):  # noqa: N818 - not an error: they are halved, and on
     """Messages take too long, or conflict too often."""
 
 
-class _SomeLocked(Exception):  # noqa: N818 - not an error: it is divided
-    """Another transaction keeps the tasks of some messages locked, but not those of all."""
+class _Locked(Exception):  # noqa: N818 - not an error: their messages come last, or are given back
+    """Another transaction keeps tasks locked."""
 
     def __init__(self, tasks: frozenset[UUID]) -> None:
         super().__init__(tasks)
         self.tasks = tasks
-
-
-class _AllLocked(Exception):  # noqa: N818 - not an error: they are given back
-    """Another transaction keeps the tasks of all messages locked."""
 
 
 @dataclass(slots=True)
@@ -93,11 +89,13 @@ class _Messages(Generic[T]):
         self.parts.extend(rest for part in parts if (rest := [i for i in part if self.tasks[i] not in tasks]))
         return sorted(i for part in parts for i in part if self.tasks[i] in tasks)
 
-    def give_back(self, part: Sequence[int]) -> None:
-        """Set messages aside, and all others for their tasks."""
-        assert self.set_aside is not None
-        indexes = sorted([*part, *self.take({self.tasks[index] for index in part})])
-        self.results.update(zip(indexes, self.set_aside(indexes), strict=True))
+    def put_aside(self, tasks: Collection[UUID]) -> None:
+        """Give back the messages for locked tasks, or put them behind all others."""
+        indexes = self.take(tasks)
+        if self.set_aside is None:
+            self.parts.append(indexes)
+        else:
+            self.results.update(zip(indexes, self.set_aside(indexes), strict=True))
 
     def try_last(self, index: int, error: Exception) -> None:
         """Try a message again after all others, and so those that come after it for its task."""
@@ -140,11 +138,9 @@ class Bisection:
             part = messages.parts.popleft()
             try:
                 result = await self._try(messages, part)
-            except _SomeLocked as error:
+            except _Locked as error:
                 messages.parts.appendleft(part)
-                messages.parts.append(messages.take(error.tasks))
-            except _AllLocked:
-                messages.give_back(part)
+                messages.put_aside(error.tasks)
             except (*MESSAGE_ERRORS, PromptSizeError, _TooMuch) as error:
                 if len(part) > 1:
                     self._context.metrics.batch_failures.labels("bisected").inc()
@@ -176,8 +172,7 @@ class Bisection:
         """Reconcile some of the messages through outages and some conflicts.
 
         Raises:
-            _SomeLocked: some of the tasks are locked.
-            _AllLocked: all of them are, and their messages can be set aside.
+            _Locked: some of the tasks are locked, or all of them, and their messages can be set aside.
             _TooMuch: the messages take too long, or conflict too often.
         """
         timeouts = conflicts = 0
@@ -187,7 +182,7 @@ class Bisection:
         async def look_for_locked(error: Exception) -> bool:
             are_all = await self._look_for_locked(tasks, error)
             if are_all and messages.set_aside is not None:
-                raise _AllLocked from error
+                raise _Locked(tasks) from error
             return are_all
 
         async def once() -> BatchResult:
@@ -214,14 +209,14 @@ class Bisection:
         """Return whether another transaction keeps all these tasks locked.
 
         Raises:
-            _SomeLocked: some of them.
+            _Locked: some of them.
             Unavailable: all, and the worker is stopping.
         """
         locked = await find_locked(self._context, tasks)
         if locked:
             log.warning("tasks are locked", count=len(locked), task_id=str(min(locked)), reason=str(error))
         if locked and locked != tasks:
-            raise _SomeLocked(locked) from error
+            raise _Locked(locked) from error
         if locked and self._context.stopping.is_set():
             raise Unavailable("stopping") from error
         return bool(locked)

@@ -126,7 +126,8 @@ class ClaimConsumer:
     async def _handle(self, decoded: DecodedMessages) -> None:
         """Decide and answer claims first: agents wait for them."""
         locked, others = self._split(decoded.claims)
-        self._aside += locked
+        if locked:
+            self._aside = [*self._held(), *locked]
         decoded.invalid += await self._decide(others)
         for start in range(0, len(decoded.queries), MAX_QUERIES):
             decoded.invalid += await self._answer_queries(decoded.queries[start : start + MAX_QUERIES])
@@ -140,15 +141,20 @@ class ClaimConsumer:
             each for each in batch if each[1].task_id not in locked
         ]
 
+    def _held(self) -> list[_Claim]:
+        """Return the claims that were set aside, without those that the broker redelivers, as their channel is lost."""
+        return [each for each in self._aside if self._consumer.holds(each[0])]
+
     async def _handle_freed(self) -> None:
         """Decide claims that were set aside once their tasks are free, until the consumer has finished."""
         while not self._finished:
             await self._freed.wait()
             self._freed.clear()
-            held = [each for each in self._aside if self._consumer.holds(each[0])]  # the broker redelivers the others
-            self._aside, freed = self._split(held)
+            self._aside, freed = self._split(self._held())
+            safe = [each for each in freed if not each[0].possible_poison]
             try:
-                await self._reject(await self._decide(freed))
+                for part in (safe, *([each] for each in freed if each[0].possible_poison)):
+                    await self._reject(await self._decide(part))
             except Unavailable as error:
                 log.warning("claims abandoned, the broker redelivers them", reason=str(error))
         if self._aside:

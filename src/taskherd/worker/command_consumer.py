@@ -121,7 +121,7 @@ class CommandConsumer:
 
     async def _wait_for_free(self, scheduler: BatchScheduler) -> bool:
         """Wait until a task is free, or other commands have come; return False if none is before the worker stops."""
-        if not self._context.stopping.is_set():
+        if not self._consumer.has_stopped:
             self._is_held_up = True
             await self._consumer.wait_buffered(1, RECHECK_EVERY)
             self._is_held_up = False
@@ -143,9 +143,15 @@ class CommandConsumer:
         """Return whether several actors send commands now."""
         return asyncio.get_running_loop().time() < self._shared_until
 
+    @property
+    def _executable(self) -> int:
+        """Number of waiting commands whose tasks are not locked, as far as is known."""
+        locked = self._locked.ids
+        return sum(each.command.task_id not in locked for each in self._waiting) if locked else len(self._waiting)
+
     def _ready(self) -> int:
         """Return the number of commands that wait to be executed; 0 if they are to wait for the rest of a few."""
-        ready = len(self._waiting) + self._consumer.buffered
+        ready = self._executable + self._consumer.buffered
         return 0 if self._are_few() and ready < self._in_progress else ready
 
     def _note_in_progress(self, count: int) -> None:
@@ -162,10 +168,12 @@ class CommandConsumer:
         """Wait for as many commands as were in progress before, if those were few of one actor."""
         if self._are_few() and not self._is_shared():
             remaining = self._answered_at + MAX_GROW - asyncio.get_running_loop().time()
-            await self._consumer.wait_buffered(self._in_progress - len(self._waiting), remaining)
+            await self._consumer.wait_buffered(self._in_progress - self._executable, remaining)
 
     async def _receive(self) -> bool:
         """Take all buffered commands; wait for one if none is waiting. Return False after the last one."""
+        while not (self._waiting or self._consumer.buffered or self._consumer.has_stopped):
+            await self._consumer.wait_for_change()  # also until one that was set aside can be executed
         if self._waiting and not self._consumer.buffered:
             return True
         deliveries = await self._consumer.next_batch(MAX_WAITING, 0)

@@ -47,8 +47,8 @@ class BatchScheduler:
 
     @property
     def tasks(self) -> frozenset[UUID]:
-        """The tasks of the running batches."""
-        return frozenset().union(*(footprint.tasks for footprint in self._running.values()))
+        """The tasks of the running batches, without one that has ended in this step of the loop."""
+        return frozenset().union(*(footprint.tasks for task, footprint in self._running.items() if not task.done()))
 
     async def wait_idle(self, full: Callable[[], bool]) -> None:
         """Wait until no batch is running, or until a slot is free and the next batch is ``full``."""
