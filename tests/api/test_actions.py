@@ -619,15 +619,19 @@ async def test_an_action_goes_on_after_an_outage_of_the_worker(start_api: StartA
         assert {str(row[0]): row[1] for row in counts} == {task["id"]: 1 for task in tasks}
 
 
-async def test_another_process_repeats_a_step_without_doing_anything_twice(start_api: StartApi) -> None:
-    """A step whose results were lost with its process is executed again after its lease, with the same effect."""
+@pytest.mark.parametrize("lost", ["", ", attempts = 0, command_id = NULL"])
+async def test_another_process_repeats_a_step_without_doing_anything_twice(start_api: StartApi, lost: str) -> None:
+    """A step whose results were lost with its process is executed again after its lease, with the same effect.
+
+    One of the previous release leaves no attempts either.
+    """
     async with start_api() as api_harness:
         database = api_harness.worker.database
         tasks = [await api_harness.active(input=f"Executed twice {number}") for number in range(3)]
         made = await act(api_harness.alice, "send", q="owner:me", input="Said once")
         first = await finished(api_harness.alice, made)
         action_id = uuid.UUID(made["id"])
-        await database.execute("UPDATE task_action_tasks SET status = NULL, decided_at = NULL")
+        await database.execute("UPDATE task_action_tasks SET status = NULL, decided_at = NULL" + lost)
         await database.execute(
             "UPDATE task_actions SET finished_at = NULL, input = 'Said once', succeeded = 0, next_at = now()"
             " WHERE id = $1",
@@ -677,7 +681,11 @@ async def test_an_action_that_is_too_old_ends(start_api: StartApi) -> None:
         made = await act(api_harness.alice, "delete", q="owner:me")
         await api_harness.worker.database.execute("UPDATE task_actions SET created_at = now() - interval '12 h'")
         done = await finished(api_harness.alice, made)
-        assert (done["state"], done["failure"], done["pending"]) == ("failed", executor.EXPIRED, 1)
+        assert (done["state"], done["failure"], done["pending"] + done["unconfirmed"]) == (
+            "failed",
+            executor.EXPIRED,
+            1,
+        )
 
 
 async def test_an_action_survives_a_kill_of_the_api(start_api: StartApi) -> None:
@@ -769,6 +777,107 @@ async def test_an_action_survives_a_kill_of_the_worker(start_api: StartApi) -> N
         assert await database.fetchval("SELECT count(*) FROM task_action_tasks WHERE status IS NOT NULL") == 0
         async with running_worker(api_harness.worker):
             await until_each_has_its_input_once(api_harness, made, tasks)
+
+
+async def test_what_was_sent_is_not_left_as_it_was(start_api: StartApi) -> None:
+    """A worker that holds a command of a canceled action executes it later: its task is unconfirmed, others are not."""
+    async with start_api(api_action_rate=2, api_command_timeout=3) as api_harness:
+        tasks = [await api_harness.active(input=f"Held {number}") for number in range(10)]
+        held = await api_harness.worker.block_writes("tasks")
+        ids = [task["id"] for task in tasks]
+        made = await act(api_harness.alice, "send", ids=ids, input="Later than expected")
+        await api_harness.worker.until_row("SELECT failures > 0 FROM task_actions")
+        assert (await api_harness.alice.post(f"/task-actions/{made['id']}/cancel")).status_code == 202
+        done = await finished(api_harness.alice, made)
+        rows = await results(api_harness.alice, done)
+        sent = [row for row in rows if row["status"] == 503]
+        assert (done["state"], done["succeeded"], done["refused"]) == ("canceled", 0, 0)
+        assert (done["unconfirmed"], done["pending"]) == (len(sent), 10 - len(sent))
+        assert 0 < len(sent) < 10
+        assert {row["error"]["message"] for row in sent} == {executor.NOT_CONFIRMED}
+        assert {row["status"] for row in rows} == {503, None}
+        assert await results(api_harness.alice, done, refused="true") == sent
+        await held.rollback()
+        await api_harness.worker.until_row("SELECT count(*) > 0 FROM inputs")
+        changed = {str(row[0]) for row in await api_harness.worker.database.fetch("SELECT task_id FROM inputs")}
+        assert changed <= {row["task_id"] for row in sent}
+
+
+@pytest.mark.parametrize("locked", [1, 2])
+async def test_a_task_that_is_not_confirmed_holds_up_no_others(
+    start_api: StartApi, monkeypatch: pytest.MonkeyPatch, locked: int
+) -> None:
+    """Others are tried first, and a step fails only if it confirmed nothing; each task gets its input once."""
+    save, saved = task_actions.save, list[tuple[int, bool]]()
+
+    async def noting(*arguments: Any, **words: Any) -> None:
+        saved.append((len(arguments[2]), words["failed"]))
+        await save(*arguments, **words)
+
+    monkeypatch.setattr(task_actions, "save", noting)
+    async with start_api(api_action_rate=4, api_command_timeout=3) as api_harness:
+        tasks = [await api_harness.active(input=f"One of six {number}") for number in range(6)]
+        ids = [task["id"] for task in tasks]
+        locks = api_harness.worker.database.transaction()
+        await locks.start()
+        query = "SELECT id FROM tasks WHERE id = ANY($1) FOR UPDATE"
+        await api_harness.worker.database.fetch(query, [uuid.UUID(each) for each in ids[:locked]])
+        made = await act(api_harness.alice, "send", ids=ids, input="Once each")
+        await api_harness.worker.until_row("SELECT succeeded FROM task_actions", is_=6 - locked)
+        await locks.rollback()
+        await until_each_has_its_input_once(api_harness, made, tasks)
+    assert saved[:3] == {1: [(1, False), (2, False), (2, False)], 2: [(0, True), (2, False), (2, False)]}[locked]
+
+
+FORGET = """
+DELETE FROM task_actions; DELETE FROM task_action_tasks;
+UPDATE inputs SET created_at = created_at - interval '2 days';
+UPDATE command_log SET created_at = created_at - interval '2 days';
+"""
+"""What maintenance does a day after an action was made, but for the age of what it has left."""
+
+
+@pytest.mark.parametrize("also", ["", "DELETE FROM command_log"])
+async def test_a_key_that_was_forgotten_is_that_of_a_new_action(api_harness: ApiHarness, also: str) -> None:
+    """Its commands are executed, whether those of the earlier action are recorded or only their inputs are there."""
+    task = await api_harness.active(input="Reminded every night")
+    database = api_harness.worker.database
+    for night in (1, 2):
+        made = await act(api_harness.alice, "send", "nightly", q="owner:me", input="Tidy up")
+        done = await finished(api_harness.alice, made)
+        assert (done["state"], done["succeeded"], done["refused"]) == ("completed", 1, 0)
+        assert await database.fetchval("SELECT count(*) FROM inputs") == night
+        await database.execute(FORGET + also)
+    assert (await api_harness.get(task["id"]))["id"] == task["id"]
+
+
+async def test_a_new_action_with_an_old_key_is_executed_once(
+    start_api: StartApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process dies before it has stored the results: the next one repeats the same commands, not new ones."""
+    monkeypatch.setattr(executor, "LOOK_INTERVAL", 3_600)  # the API of the harness executes only what it has made
+    async with start_api(api_action_rate=20) as api_harness:
+        database = api_harness.worker.database
+        tasks = [await api_harness.active(input=f"Every night {number}") for number in range(3)]
+        words = {"q": "owner:me", "input": "Tidy up"}
+        await finished(api_harness.alice, await act(api_harness.alice, "send", "nightly", **words))
+        await database.execute(FORGET)
+        async with (
+            process_of(api_harness, "api", failpoint="action_replied:kill") as process,
+            client_of(api_harness, process) as client,
+        ):
+            with suppress(httpx.TransportError):  # it may die before it answers
+                await act(client, "send", "nightly", **words)
+            assert await asyncio.wait_for(process.wait(), TIMEOUT) == -signal.SIGKILL
+        assert await database.fetchval("SELECT count(*) FROM inputs") == 3 + 2
+        assert await database.execute("UPDATE task_actions SET next_at = now()") == "UPDATE 1"
+        monkeypatch.undo()
+        made = await act_again(api_harness.alice, "send", "nightly", **words)
+        async with running_api(*api_harness.worker.urls, api_harness.worker.prefix):
+            done = await finished(api_harness.alice, made)
+        assert (done["state"], done["succeeded"]) == ("completed", 3)
+        counts = await database.fetch("SELECT task_id, count(*) FROM inputs GROUP BY task_id")
+        assert {str(row[0]): row[1] for row in counts} == {task["id"]: 2 for task in tasks}
 
 
 async def until_each_has_its_input_once(api_harness: ApiHarness, made: Any, tasks: Sequence[Any]) -> None:

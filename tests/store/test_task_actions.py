@@ -14,7 +14,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.store import database_clock, task_actions
 from taskherd.store.engine import transaction
-from taskherd.store.task_actions import ClaimedStep, NewAction, NotAdded, StoredActions, TaskResult
+from taskherd.store.task_actions import (
+    ClaimedStep,
+    NewAction,
+    NotAdded,
+    PendingTask,
+    StoredActions,
+    TaskResult,
+)
 
 LEASE = timedelta(seconds=30)
 MOST = StoredActions(unfinished=10, actions=100, tasks=1_000)
@@ -315,3 +322,102 @@ async def test_no_more_than_so_many_keys_of_a_user_are_remembered(engine: AsyncE
         left = await connection.execute(text("SELECT count(*), max(id::text) FROM task_actions"))
         number, oldest = left.one()
         assert (number, int(oldest[-12:])) == (1_000, 1_000)
+
+
+async def begin(engine: AsyncEngine, step: ClaimedStep, limit: int) -> list[PendingTask]:
+    """Begin a step in a transaction of its own."""
+    async with transaction(engine) as connection:
+        return await task_actions.begin(connection, step, limit)
+
+
+async def add_visible(engine: AsyncEngine, tasks: int) -> ClaimedStep:
+    """Add an action for tasks that its user may see, and claim a step of it."""
+    user_id = await add_user(engine, "one")
+    action_id = await add(engine, user_id, tasks)
+    async with transaction(engine) as connection:
+        organization = {"id": uuid4(), "user_id": user_id}
+        for statement in (
+            "INSERT INTO organizations (id, name, display_name) VALUES (:id, 'acme', '')",
+            "INSERT INTO memberships (organization_id, user_id, role) VALUES (:id, :user_id, 'member')",
+        ):
+            await connection.execute(text(statement), organization)
+        ids = await connection.execute(
+            text("SELECT task_id FROM task_action_tasks WHERE action_id = :id"), {"id": action_id}
+        )
+        fill = """
+        INSERT INTO tasks (id, owner_id, organization_id, template_id, template_version_id, name, display_name,
+                           created_at, version, updated_at, status, document, state, prompt_version)
+        SELECT t, :user_id, :id, :id, :id, CAST(t AS text), '', now(), 1, now(), 'pending', '{}', '{}', 1
+        FROM unnest(CAST(:ids AS uuid[])) AS t"""
+        await connection.execute(text(fill), {**organization, "ids": list(ids.scalars())})
+    step = await claim(engine)
+    assert step is not None
+    return step
+
+
+async def test_tasks_that_were_tried_come_last(engine: AsyncEngine) -> None:
+    """Those whose command was sent least often are next, in their order; one without a result is known as sent."""
+    step = await add_visible(engine, 5)
+    steps = [await begin(engine, step, limit) for limit in (2, 2, 2, 3)]
+    assert [[task.ordinal for task in tasks] for tasks in steps] == [[0, 1], [2, 3], [4, 0], [1, 2, 3]]
+    assert [[task.sent for task in tasks] for tasks in steps] == [[False] * 2, [False] * 2, [False, True], [True] * 3]
+    ids = {task.ordinal: {each.command_id for tasks in steps for each in tasks if each.ordinal == task.ordinal}
+           for task in steps[1] + steps[2]}  # fmt: skip
+    assert {ordinal: len(each) for ordinal, each in ids.items()} == {0: 1, 2: 1, 3: 1, 4: 1}
+    async with transaction(engine) as connection:
+        await task_actions.save(connection, step, [TaskResult(2, 204)], failed=False, delay=NO_DELAY)
+        sent = await task_actions.sent(connection, step)
+    assert sorted(sent.values()) == [0, 1, 3, 4]
+    assert sent[ids[3].pop()] == 3
+
+
+async def test_tasks_that_are_not_visible_are_not_sent(engine: AsyncEngine) -> None:
+    """They have a result without a command, so nothing of them is unconfirmed when the action ends."""
+    await add(engine, await add_user(engine, "one"), 2)
+    step = await claim(engine)
+    assert step is not None
+    assert [(task.visible, task.sent) for task in await begin(engine, step, 2)] == [(False, False)] * 2
+    async with transaction(engine) as connection:
+        assert await task_actions.sent(connection, step) == {}
+
+
+async def test_unconfirmed_tasks_are_counted_for_themselves(engine: AsyncEngine) -> None:
+    """They neither could not be changed nor were left as they were, and the action is not completed by them."""
+    action_id = await add(engine, await add_user(engine, "one"), 3)
+    step = await claim(engine)
+    assert step is not None
+    assert action_id is not None
+    results = [TaskResult(0, 204), TaskResult(1, 409), TaskResult(2, task_actions.UNCONFIRMED)]
+    async with transaction(engine) as connection:
+        await task_actions.save(connection, step, results, failed=False, delay=NO_DELAY)
+    assert await column(engine, "(succeeded, refused, unconfirmed, finished_at)::text", action_id) == "(1,1,1,)"
+
+
+@pytest.mark.parametrize("table", ["command_log", "inputs"])
+@pytest.mark.parametrize(("age", "is_new"), [("1 day", True), ("0 s", False)])
+async def test_commands_of_an_earlier_action_are_not_taken_for_new_ones(
+    engine: AsyncEngine, table: str, age: str, *, is_new: bool
+) -> None:
+    """An id that was used before the action was made is replaced, once for all; one that it used itself is kept."""
+    step = await add_visible(engine, 2)
+    async with transaction(engine) as connection:
+        derived = [task.command_id for task in await task_actions.pending(connection, step, 2)]
+        record = {
+            "command_log": "INSERT INTO command_log (command_id, digest, reply, created_at) VALUES (:id, '', '{}', ",
+            "inputs": "INSERT INTO inputs (input_id, task_id, ordinal, content, state, created_at) "
+            "VALUES (:id, :id, 0, '', 'queued', ",
+        }[table]
+        await connection.execute(text(f"{record} now() - interval '{age}')"), {"id": derived[1]})
+    first, again = await begin(engine, step, 2), await begin(engine, step, 2)
+    assert [task.command_id for task in first] == [task.command_id for task in again]
+    assert first[0].command_id == derived[0]
+    assert (first[1].command_id != derived[1]) is is_new
+
+
+async def test_the_next_tasks_are_found_by_an_index(engine: AsyncEngine) -> None:
+    """In their order: a step reads and sorts no other tasks of a large action."""
+    async with transaction(engine) as connection:
+        values = {"id": uuid4(), "user_id": uuid4(), "limit": 25}
+        plan = "\n".join((await connection.execute(text(f"EXPLAIN {task_actions.PENDING.text}"), values)).scalars())
+    assert "using task_action_tasks_pending_idx" in plan, plan
+    assert "Sort" not in plan

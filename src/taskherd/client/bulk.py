@@ -174,7 +174,7 @@ def action_results(client: Client, action: Action, *, refused: bool = False) -> 
 
 
 def cancel_action(client: Client, action: Action, *, left: Callable[[], float] = lambda: math.inf) -> Action:
-    """Cancel an action: what was sent takes effect, and the tasks after it stay as they are.
+    """Cancel an action: what was sent may take effect, and the tasks after it stay as they are.
 
     During an outage the request is repeated, as long as ``left`` returns that there are seconds left.
     """

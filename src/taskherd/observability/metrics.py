@@ -172,7 +172,7 @@ class Metrics:
         self.api_action_tasks = self._counter(
             "api_action_tasks",
             "Tasks that actions were executed for, by outcome: succeeded, refused (also if the task is not visible any "
-            "more), or unconfirmed, after which the command is sent again.",
+            "more), or unconfirmed, after which the command is sent again unless the action has ended.",
             "outcome",
         )
         self.api_followers = self._gauge("api_followers", "Readers of the change feed: streams and long polls.")

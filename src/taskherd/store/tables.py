@@ -580,6 +580,12 @@ task_actions = Table(
     _column("total", Integer),
     _column("succeeded", Integer, server_default=text("0")),
     _column("refused", Integer, server_default=text("0")),
+    _column(
+        "unconfirmed",
+        Integer,
+        server_default=text("0"),
+        comment="tasks whose command was sent, without an answer before the end",
+    ),
     _column("failures", Integer, server_default=text("0")),
     _column("created_at", Time),
     _column("next_at", Time, comment="when the next step is due; while a step is executed, the end of its lease"),
@@ -605,8 +611,15 @@ task_action_tasks = Table(
     Column("message", Text),
     Column("detail", Text),
     Column("decided_at", Time),
+    _column(
+        "attempts",
+        Integer,
+        server_default=text("0"),
+        comment="steps that have sent its command, counted before they do",
+    ),
+    Column("command_id", Uuid, comment="id of its command; null until a step sends it"),
     PrimaryKeyConstraint("action_id", "ordinal"),
-    Index("task_action_tasks_pending_idx", "action_id", "ordinal", postgresql_where=text("status IS NULL")),
+    Index("task_action_tasks_pending_idx", "action_id", "attempts", "ordinal", postgresql_where=text("status IS NULL")),
     comment="The tasks of each action, with their results",
 )
 

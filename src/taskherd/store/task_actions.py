@@ -3,16 +3,19 @@
 A step is claimed by moving ``next_at`` into the future, so that it is both the lease of the process that executes the
 step and the time of the next one. Steps of all actions are due in the order of ``next_at``; those of one user are
 executed one action after the other. After the last step, ``next_at`` is when the user's next action is due.
+
+Before a step sends a command, the row of its task has the command's id and one attempt more. So whoever ends an action
+knows what was sent, and steps begin with the tasks that had the fewest attempts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import Final, NamedTuple
-from uuid import UUID
+from uuid import UUID, uuid4, uuid5
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -24,8 +27,11 @@ from taskherd.store.tokens import IS_VALID
 LOCK_CLASS: Final = 7_745_503
 """First key of the advisory locks of users; any number that no other application in the database uses."""
 
-COLUMNS: Final = """a.id, a.action, a.query, a.total, a.succeeded, a.refused, a.created_at, a.started_at, a.canceled_at,
-       a.finished_at, a.failure"""
+UNCONFIRMED: Final = 503
+"""Status of a task whose command was sent, without an answer before its action ended."""
+
+COLUMNS: Final = """a.id, a.action, a.query, a.total, a.succeeded, a.refused, a.unconfirmed, a.created_at, a.started_at,
+       a.canceled_at, a.finished_at, a.failure"""
 
 # For ``ReadPool``; the caller is $1.
 
@@ -111,14 +117,38 @@ RETURNING c.id, c.user_id, c.action, c.input, c.failures, c.canceled_at IS NOT N
 
 # Deleted tasks count as visible: the action itself may have deleted them, before a crash.
 PENDING: Final = text(f"""
-SELECT r.ordinal, r.task_id,
+SELECT r.ordinal, r.task_id, r.command_id,
        COALESCE((SELECT {can_see("CAST(:user_id AS uuid)")} FROM tasks AS t WHERE t.id = r.task_id), false) AS visible
 FROM task_action_tasks AS r
 WHERE r.action_id = :id AND r.status IS NULL
-ORDER BY r.ordinal LIMIT :limit
+ORDER BY r.attempts, r.ordinal LIMIT :limit
+FOR UPDATE OF r
 """)
 
-SAVE: Final = text("""
+# Which of these ids are those of commands that were executed before the action was made, of an earlier one that had the
+# same id; a send is also known by its input. No clock differs by a minute, and an earlier action is forgotten later.
+USED: Final = text("""
+SELECT e.id
+FROM (
+    SELECT command_id AS id, created_at FROM command_log WHERE command_id = ANY(CAST(:ids AS uuid[]))
+    UNION ALL
+    SELECT input_id, created_at FROM inputs WHERE input_id = ANY(CAST(:ids AS uuid[]))
+) AS e
+WHERE e.created_at < (SELECT created_at FROM task_actions WHERE id = :id) - interval '1 minute'
+""")
+
+RECORD_ATTEMPTS: Final = text("""
+UPDATE task_action_tasks AS r SET command_id = v.command_id, attempts = r.attempts + 1
+FROM unnest(CAST(:ordinals AS int[]), CAST(:command_ids AS uuid[])) AS v(ordinal, command_id)
+WHERE r.action_id = :id AND r.ordinal = v.ordinal
+""")
+
+SENT: Final = text("""
+SELECT r.command_id, r.ordinal FROM task_action_tasks AS r
+WHERE r.action_id = :id AND r.status IS NULL AND r.attempts > 0
+""")
+
+SAVE: Final = text(f"""
 WITH decided AS (
     UPDATE task_action_tasks AS r
     SET status = v.status, message = v.message, detail = v.detail, decided_at = now()
@@ -129,7 +159,8 @@ WITH decided AS (
 )
 UPDATE task_actions AS a
 SET succeeded = a.succeeded + (SELECT count(*) FROM decided WHERE status < 300),
-    refused = a.refused + (SELECT count(*) FROM decided WHERE status >= 300),
+    refused = a.refused + (SELECT count(*) FROM decided WHERE status >= 300 AND status <> {UNCONFIRMED}),
+    unconfirmed = a.unconfirmed + (SELECT count(*) FROM decided WHERE status = {UNCONFIRMED}),
     failures = CASE WHEN :failed THEN a.failures + 1 ELSE 0 END,
     next_at = CASE WHEN a.lease_id = :lease_id THEN now() + CAST(:delay AS interval) ELSE a.next_at END
 WHERE a.id = :id
@@ -222,11 +253,13 @@ class ClaimedStep:
 
 @dataclass(frozen=True, slots=True)
 class PendingTask:
-    """A task that an action has not been executed for; ``visible``: the user may see it now."""
+    """A task without a result; ``visible``: the user may see it now, ``sent``: a step has sent its command before."""
 
     ordinal: int
     task_id: UUID
     visible: bool
+    command_id: UUID
+    sent: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,10 +331,42 @@ async def claim(connection: AsyncConnection, lease: timedelta, lease_id: UUID) -
     return None if row is None else ClaimedStep(*row)
 
 
+async def begin(connection: AsyncConnection, step: ClaimedStep, limit: int) -> list[PendingTask]:
+    """Return the next tasks of an action as ``pending`` does; their commands count as sent once this is committed.
+
+    A task keeps the id of its command. The first time, that is another one than ``pending`` returns if a command of an
+    earlier action has that: its Idempotency-Key was used again after the action was deleted.
+    """
+    tasks = await pending(connection, step, limit)
+    ids = [task.command_id for task in tasks if not task.sent]
+    used = set((await connection.execute(USED, {"id": step.id, "ids": ids})).scalars())
+    tasks = [replace(task, command_id=uuid4()) if task.command_id in used else task for task in tasks]
+    begun = [task for task in tasks if task.visible]
+    values = {
+        "id": step.id,
+        "ordinals": [task.ordinal for task in begun],
+        "command_ids": [task.command_id for task in begun],
+    }
+    await connection.execute(RECORD_ATTEMPTS, values)
+    return tasks
+
+
 async def pending(connection: AsyncConnection, step: ClaimedStep, limit: int) -> list[PendingTask]:
-    """Return the next tasks of an action, up to ``limit``."""
+    """Lock and return the next tasks of an action, up to ``limit``: those first whose command was sent least often.
+
+    The id of a command that was not sent is derived from action and task, as by processes of the previous release.
+    """
     rows = await connection.execute(PENDING, {"id": step.id, "user_id": step.user_id, "limit": limit})
-    return [PendingTask(*row) for row in rows]
+    return [
+        PendingTask(ordinal, task_id, visible, command_id or uuid5(step.id, str(task_id)), command_id is not None)
+        for ordinal, task_id, command_id, visible in rows
+    ]
+
+
+async def sent(connection: AsyncConnection, step: ClaimedStep) -> dict[UUID, int]:
+    """Return the ordinals of the tasks whose command was sent and that have no result, by the id of the command."""
+    rows = await connection.execute(SENT, {"id": step.id})
+    return {row.command_id: row.ordinal for row in rows}
 
 
 async def save(

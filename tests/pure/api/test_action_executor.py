@@ -40,6 +40,11 @@ def step_of(action: str, text: str | None = None) -> ClaimedStep:
     )
 
 
+def pending(ordinal: int, task: int, *, visible: bool = True) -> PendingTask:
+    """Return a task of a step."""
+    return PendingTask(ordinal, UUID(int=task), visible, command_id=UUID(int=0xC0 + task), sent=False)
+
+
 async def test_an_executor_that_is_always_busy_forgets_when_steps_were_due() -> None:
     """A process that never waits for a step remembers only those that are still to come."""
     tested = ActionExecutor(rate=50, command_timeout=10)
@@ -60,7 +65,7 @@ async def test_a_command_of_a_step_waits_for_its_turn_no_longer_than_for_its_rep
         for _ in range(MAX_BULK):
             await others.enter_async_context(slots.bulk(BOB, now() + 60))
         api = cast("ApiContext", SimpleNamespace(command_slots=slots))
-        assert await _result(api, step, PendingTask(0, UUID(int=5), visible=True), now() + 0.05) is None
+        assert await _result(api, step, pending(0, 5), now() + 0.05) is None
 
 
 @pytest.mark.parametrize(
@@ -76,7 +81,7 @@ async def test_a_command_of_a_step_waits_for_its_turn_no_longer_than_for_its_rep
 async def test_each_task_of_an_action_gets_its_command(
     monkeypatch: pytest.MonkeyPatch, action: str, kind: str, status: int
 ) -> None:
-    """Always with the same id for the same task, and another one for another; a refusal is kept in short."""
+    """With the id that the row of the task has; a refusal is kept in short."""
     now = asyncio.get_running_loop().time
     api = cast("ApiContext", SimpleNamespace(command_slots=CommandSlots(now)))
     sent: list[Command] = []
@@ -93,16 +98,15 @@ async def test_each_task_of_an_action_gets_its_command(
 
     monkeypatch.setattr(executor, "execute", execute)
     step = step_of(action, "Go on" if action == "send" else None)
-    tasks = [PendingTask(number, UUID(int=8 + number % 2), visible=True) for number in range(3)]
+    tasks = [pending(number, 8 + number % 2) for number in range(3)]
     found = [await _result(api, step, task, now() + 60) for task in tasks]
     assert found == [TaskResult(0, status), TaskResult(1, 409, "m" * 500, "d" * 500), TaskResult(2, 409, "No")]
     assert [(each.type, each.task_id, each.actor_id) for each in sent] == [
         (kind, task.task_id, ALICE) for task in tasks
     ]
-    assert len({each.command_id for each in sent}) == 2
-    assert sent[0].command_id == sent[2].command_id
+    assert [each.command_id for each in sent] == [task.command_id for task in tasks]
     assert [getattr(each, "input", None) for each in sent] == [step.input] * 3
-    hidden = await _result(api, step, PendingTask(3, UUID(int=8), visible=False), now() + 60)
+    hidden = await _result(api, step, pending(3, 8, visible=False), now() + 60)
     assert (hidden, len(sent)) == (TaskResult(3, 404, NOT_FOUND.message), 3)
 
 

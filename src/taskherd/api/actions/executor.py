@@ -1,7 +1,7 @@
 """Execute task actions step by step: claim a step, send the commands of its tasks, store their results.
 
-A step may be executed again, by this process or another, after any crash: the id of each command is derived from the
-ids of its action and task, so the worker executes it once and gives a repeated one the same reply.
+A step may be executed again, by this process or another, after any crash: the row of each task keeps the id of its
+command, so the worker executes it once and gives a repeated one the same reply.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from datetime import timedelta
 from enum import StrEnum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, assert_never
-from uuid import UUID, uuid4, uuid5
+from uuid import uuid4
 
 import structlog
 
@@ -27,13 +27,14 @@ from taskherd.messages.replies import decode_reply
 from taskherd.observability.failpoints import Failpoint
 from taskherd.store import command_log, task_actions
 from taskherd.store.engine import transaction
-from taskherd.store.task_actions import TaskResult
+from taskherd.store.task_actions import UNCONFIRMED, TaskResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from taskherd.api.context import ApiContext
     from taskherd.domain.commands import Command
+    from taskherd.store.command_log import RecordedCommand
     from taskherd.store.task_actions import ClaimedStep, PendingTask
 
 log = structlog.get_logger(__name__)
@@ -55,6 +56,7 @@ _MAX_DETAIL: Final = 500
 
 EXPIRED: Final = "The action was not finished within 12 hours."
 SIGNED_OUT: Final = "The token with which the action was requested is no longer valid."
+NOT_CONFIRMED: Final = "Not confirmed: it may still take effect."
 
 
 class ActionOutcome(StrEnum):
@@ -67,7 +69,7 @@ class ActionOutcome(StrEnum):
     @classmethod
     def of(cls, result: TaskResult | None) -> ActionOutcome:
         """Return the outcome of a result, or of None: no reply in time."""
-        if result is None:
+        if result is None or result.status == UNCONFIRMED:
             return cls.UNCONFIRMED
         return cls.SUCCEEDED if result.status < HTTPStatus.MULTIPLE_CHOICES else cls.REFUSED
 
@@ -146,13 +148,13 @@ class ActionExecutor:
             await _end(api, step, None if step.canceled else failure)
             return
         async with transaction(api.engine) as connection:
-            tasks = await task_actions.pending(connection, step, self._step_size)
+            tasks = await task_actions.begin(connection, step, self._step_size)
         deadline = loop.time() + self._command_timeout
         outcomes = await asyncio.gather(*(_result(api, step, task, deadline) for task in tasks))
         api.failpoint(Failpoint.ACTION_REPLIED)
         _count(api, outcomes)
         results = [outcome for outcome in outcomes if outcome is not None]
-        failed = len(results) < len(tasks)
+        failed = bool(tasks) and not results  # what few tasks wait for holds up no others: they come last
         seconds = _pause(step.failures if failed else None, len(tasks) / self._rate, loop.time() - started)
         async with transaction(api.engine) as connection:
             await task_actions.save(connection, step, results, failed=failed, delay=timedelta(seconds=seconds))
@@ -172,24 +174,26 @@ class ActionExecutor:
 
 
 async def _end(api: ApiContext, step: ClaimedStep, failure: str | None) -> None:
-    """Finish an action that sends no more commands, with the results of those that it has sent without a result.
+    """Finish an action that sends no more commands, with results for all tasks whose command it has sent.
 
-    They are among the first pending tasks, because each step begins with those that the one before has left.
+    A command without a record may still be executed: a worker that holds it may wait for the database, or for a row.
     """
     async with transaction(api.engine) as connection:
-        tasks = {
-            _command_id(step, task.task_id): task for task in await task_actions.pending(connection, step, MAX_STEP)
-        }
-        executed = await command_log.find(connection, list(tasks))
+        sent = await task_actions.sent(connection, step)
+        executed = await command_log.find(connection, list(sent))
         action = ActionType(step.action)
-        results = [
-            _task_result(action, tasks[command_id].ordinal, decode_reply(command.reply.encode()))
-            for command_id, command in executed.items()
-        ]
+        results = [_last_result(action, ordinal, executed.get(command_id)) for command_id, ordinal in sent.items()]
         await task_actions.save(connection, step, results, failed=False, delay=timedelta())
         await task_actions.finish(connection, step.id, failure)
     _count(api, results)
     log.info("action ended", action_id=str(step.id), reason=failure or "canceled")
+
+
+def _last_result(action: ActionType, ordinal: int, executed: RecordedCommand | None) -> TaskResult:
+    """Return what became of a task when its action ended, by the record of its command."""
+    if executed is None:
+        return TaskResult(ordinal, UNCONFIRMED, NOT_CONFIRMED)
+    return _task_result(action, ordinal, decode_reply(executed.reply.encode()))
 
 
 def _count(api: ApiContext, results: Iterable[TaskResult | None]) -> None:
@@ -215,7 +219,7 @@ async def _result(api: ApiContext, step: ClaimedStep, task: PendingTask, deadlin
     action = ActionType(step.action)
     try:
         async with api.command_slots.bulk(step.user_id, deadline):
-            result = await execute(api, _command(step, action, task.task_id), deadline)
+            result = await execute(api, _command(step, action, task), deadline)
     except Unavailable as error:
         log.warning("command of an action was not confirmed, it is repeated", reason=str(error))
         return None
@@ -230,14 +234,9 @@ def _task_result(action: ActionType, ordinal: int, result: object) -> TaskResult
     return TaskResult(ordinal, 204 if action is ActionType.SEND else 202)
 
 
-def _command_id(step: ClaimedStep, task_id: UUID) -> UUID:
-    """Return the id of the command for one task, which is always the same."""
-    return uuid5(step.id, str(task_id))
-
-
-def _command(step: ClaimedStep, action: ActionType, task_id: UUID) -> Command:
+def _command(step: ClaimedStep, action: ActionType, task: PendingTask) -> Command:
     """Return the command for one task."""
-    command_id = _command_id(step, task_id)
+    command_id, task_id = task.command_id, task.task_id
     match action:
         case ActionType.PAUSE:
             return Pause(command_id=command_id, task_id=task_id, actor_id=step.user_id)

@@ -253,7 +253,7 @@ async def results(request: RequestContext) -> BufferedResponse:
 
 
 async def cancel(request: RequestContext) -> BufferedResponse:
-    """Cancel an action: what was sent takes effect, and the tasks after it stay as they are."""
+    """Cancel an action: what was sent may take effect, and the tasks after it stay as they are."""
     action_id = action_id_of(request)
     await _get_or_404(request, action_id)
     async with transaction(request.api.engine) as connection:
@@ -287,7 +287,8 @@ def action_json(row: Row) -> dict[str, Any]:
         "total": row["total"],
         "succeeded": row["succeeded"],
         "refused": row["refused"],
-        "pending": row["total"] - row["succeeded"] - row["refused"],
+        "unconfirmed": row["unconfirmed"],
+        "pending": row["total"] - row["succeeded"] - row["refused"] - row["unconfirmed"],
         "failure": row["failure"],
         "created_at": format_rfc3339(row["created_at"]),
         "started_at": row["started_at"] and format_rfc3339(row["started_at"]),

@@ -99,7 +99,10 @@ ROUTES: Final = (
         path=f"{_ONE}/cancel",
         handler=handlers.cancel,
         summary="Cancel an action",
-        description="Ends the action after the commands that are in progress; tasks without a result stay as they are.",
+        description=(
+            "Ends the action after the commands that are in progress; tasks without a result stay as they are. A task"
+            " whose command was sent and not confirmed has the result 503: it may still take effect."
+        ),
         responses={202: ResponseSpec("The action.", Action)},
         tag="actions",
     ),

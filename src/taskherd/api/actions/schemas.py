@@ -64,7 +64,7 @@ class CreateAction(BaseModel):
 
 
 class Action(BaseModel):
-    """An action and its progress. ``pending`` tasks have no result yet."""
+    """An action and its progress. ``pending`` tasks have no result yet; once it has ended, they stay as they are."""
 
     id: UUID
     action: ActionType
@@ -73,6 +73,10 @@ class Action(BaseModel):
     total: int
     succeeded: int
     refused: int
+    unconfirmed: int = Field(
+        description="Number of tasks whose command was sent and not confirmed before the action ended; it may still"
+        " take effect."
+    )
     pending: int
     failure: str | None = Field(description="Why the action ended before every task had a result.")
     created_at: datetime
@@ -117,8 +121,9 @@ class ActionResult(BaseModel):
     owner_name: str | None = Field(description="Null, like `name`, if the caller may not see the task any more.")
     name: str | None
     status: int | None = Field(
-        description="The HTTP status that a request for this task would have had; null while it is pending, and for"
-        " good if the action ended before."
+        description="The HTTP status that a request for this task would have had: 503 if its command was sent and not"
+        " confirmed before the action ended, so that it may still take effect. Null while it is pending, and for good"
+        " if the action ended before its command was sent."
     )
     error: ErrorResponse | None = None
     decided_at: datetime | None
