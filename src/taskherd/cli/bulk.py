@@ -116,7 +116,7 @@ def act(
     _report_refused(refused)
     if finished["state"] != "completed":
         reason = finished["failure"] or "it was canceled"
-        raise ClientError(ExitCode.ERROR, f"the action ended with {finished['pending']} tasks left: {reason}")
+        raise ClientError(ExitCode.ERROR, f"the action ended with {_left(finished)}: {reason}")
     if refused:
         raise typer.Exit(ExitCode.REFUSED)
 
@@ -168,7 +168,9 @@ def _cancel(client: http.Client, start: Start, started: bulk.Action | None, key:
     elif not last["total"]:
         print_note("Canceled before anything was changed.")
     else:
-        print_note(f"Canceled after {last['succeeded'] + last['refused']} of {last['total']} tasks.")
+        unconfirmed = last.get("unconfirmed", 0)  # none from a server of an earlier version
+        rest = f"; {unconfirmed} more may still be changed" if unconfirmed else ""
+        print_note(f"Canceled after {last['succeeded'] + last['refused']} of {last['total']} tasks{rest}.")
 
 
 def _cancel_steps(
@@ -245,6 +247,12 @@ def _progress(total: int) -> Iterator[Any]:
         yield lambda completed: progress.update(task, completed=completed)
 
 
+def _left(finished: bulk.Action) -> str:
+    """Return how many tasks have no result, and how many may still be changed, in words."""
+    unconfirmed = finished.get("unconfirmed", 0)  # none from a server of an earlier version
+    return f"{finished['pending']} tasks left" + (f" and {unconfirmed} not confirmed" if unconfirmed else "")
+
+
 def _report_refused(refused: Sequence[Mapping[str, Any]]) -> None:
     for each in refused[:MAX_SHOWN]:
         name = f"{each['owner_name']}/{each['name']}" if each["name"] else each["task_id"]
@@ -252,7 +260,7 @@ def _report_refused(refused: Sequence[Mapping[str, Any]]) -> None:
         message = " ".join(filter(None, (error["message"], error.get("detail"))))
         print_error(f"{printable(name)}: {printable(message)}")
     if len(refused) > MAX_SHOWN:
-        print_note(f"and {len(refused) - MAX_SHOWN} more tasks were refused; -o json lists all")
+        print_note(f"and {len(refused) - MAX_SHOWN} more tasks without success; -o json lists all")
 
 
 def read_entries(path: str, defaults: Mapping[str, Any]) -> list[dict[str, Any]]:

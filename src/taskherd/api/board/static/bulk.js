@@ -137,8 +137,11 @@ async function seen() {
 export function isTold(job) {
   if (job.finished_at === null) return true;
   const isRecent = api.now() - Date.parse(job.finished_at) < TOLD_FOR;
-  return isRecent && (job.refused > 0 || job.failure !== null) && !dismissed().includes(job.id);
+  return isRecent && (withError(job) > 0 || job.failure !== null) && !dismissed().includes(job.id);
 }
+
+/** How many tasks have an error, or an unknown end. @param {any} job */
+export const withError = (job) => job.refused + (job.unconfirmed || 0); // none with a server of an earlier version
 
 /** @param {string} id of a job that somebody has read about */
 export function dismiss(id) {
@@ -174,8 +177,12 @@ export function panel(job, { tasks, next }, { cancel, dismiss, more }) {
   const over = job.finished_at !== null;
   const headline = over ? `${done} ${plural(job.succeeded, "task")}` : `${doing} ${plural(job.total, "task")}`;
   const rest = [
-    !over && `${count(job.succeeded)} done`, job.refused && `${count(job.refused)} could not`,
+    !over && `${count(job.succeeded)} done`, job.refused && `${count(job.refused)} could not`, job.unconfirmed && `${count(job.unconfirmed)} not confirmed`,
     over && job.pending && `${count(job.pending)} left as they were`, job.state === "canceling" && "canceling",
+  ].filter(Boolean).join(" · ");
+  const problems = [
+    job.refused && `${plural(job.refused, "task")} could not be changed`,
+    job.unconfirmed && `${plural(job.unconfirmed, "task")} may still be changed`,
   ].filter(Boolean).join(" · ");
   return html`<section class="card job" aria-label="Progress of ${doing.toLowerCase()}">
     <div class="job-line"><b role="status">${headline}</b><span class="soft small">${rest}${job.q ? html` · <code>${job.q}</code>` : nothing}</span>
@@ -183,9 +190,9 @@ export function panel(job, { tasks, next }, { cancel, dismiss, more }) {
         : html`<button class="button small" ?disabled=${job.state === "canceling"} @click=${cancel}>Stop</button>`}</span></div>
     ${job.failure ? html`<p class="problem">${job.failure}</p>` : nothing}
     <div class="job-rest">${over ? nothing : html`<progress max=${job.total} value=${job.succeeded + job.refused} aria-label=${headline}></progress>`}
-    ${over && job.refused ? html`<details><summary>${plural(job.refused, "task")} could not be changed</summary><ul class="refused">
+    ${over && withError(job) ? html`<details><summary>${problems}</summary><ul class="refused">
       ${tasks.map((each) => html`<li>${each.name ? html`<a class="link" href=${api.taskPath(each)}>${each.name}</a>` : html`<code>${each.task_id}</code>`}
         <span class="soft">${each.error?.message || `status ${each.status}`} ${each.error?.detail || ""}</span></li>`)}</ul>
-      ${next !== null || !tasks.length ? html`<button class="link small" @click=${more}>Show more: ${count(job.refused - tasks.length)} are not shown</button>` : nothing}</details>` : nothing}</div>
+      ${next !== null || !tasks.length ? html`<button class="link small" @click=${more}>Show more: ${count(withError(job) - tasks.length)} are not shown</button>` : nothing}</details>` : nothing}</div>
   </section>`;
 }

@@ -319,7 +319,7 @@ class Tasks {
   async readRefused(id) {
     const shown = this.jobs.get(id);
     if (!shown) return;
-    if (shown.job.refused) shown.refused = await bulk.moreRefused(id, shown.refused, this.view.signal);
+    if (bulk.withError(shown.job)) shown.refused = await bulk.moreRefused(id, shown.refused, this.view.signal);
     this.draw();
   }
 
