@@ -257,3 +257,15 @@ def test_requests_are_split_by_size() -> None:
     split = bulk.split_requests
     assert [len(chunk) for chunk in split([{"input": "x"}] * 2_001)] == [1_000, 1_000, 1]
     assert [len(chunk) for chunk in split([{"input": "x" * 1_000_000}] * 5)] == [3, 2]
+
+
+async def test_an_action_that_ended_early_says_what_may_still_change(
+    api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks that are left, and those whose command was not confirmed; a server of an earlier version knows none."""
+    shell, ended = Shell(api_harness), {"state": "canceled", "failure": None, "succeeded": 0, "pending": 2, "total": 3}
+    monkeypatch.setattr(bulk, "action_results", lambda *_, **__: iter(()))
+    for known, words in (({"unconfirmed": 1}, "2 tasks left and 1 not confirmed"), ({}, "2 tasks left")):
+        monkeypatch.setattr(commands, "_follow", lambda *_, known=known: {**ended, **known})
+        code, message = await shell.code("pause", "--query", "owner:me", "--yes")
+        assert (code, f"the action ended with {words}: it was canceled" in message) == (1, True), message

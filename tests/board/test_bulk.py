@@ -297,3 +297,24 @@ async def test_a_hidden_tab_does_not_ask_how_far_a_job_is(board: Board) -> None:
     await page.sees("Paused 1 task")
     assert await page.reads(progress) != []
     assert page.tab.errors == []
+
+
+async def test_what_is_not_confirmed_may_still_be_changed(board: Board) -> None:
+    """A job that ended early says so, and names these tasks beside those that it left as they were."""
+    harness = board.harness
+    ids = [(await harness.create(name=name))["id"] for name in ("may-change", "stays")]
+    made = (await harness.alice.post("/task-actions", json={"action": "interrupt", "ids": ids})).json()
+    done = "SELECT finished_at IS NOT NULL FROM task_actions WHERE id = $1"
+    await harness.worker.until_row(done, uuid.UUID(made["id"]))
+    for change in (
+        "task_actions SET succeeded = 0, refused = 0, unconfirmed = 1, canceled_at = now() WHERE id = $1",
+        "task_action_tasks SET status = NULL, message = NULL WHERE action_id = $1 AND ordinal = 1",
+        "task_action_tasks SET status = 503, message = 'Maybe.' WHERE action_id = $1 AND ordinal = 0",
+    ):
+        await harness.worker.database.execute(f"UPDATE {change}", uuid.UUID(made["id"]))
+    page = await board.open("/tasks")
+    await page.sees("1 task may still be changed", ".job summary")
+    assert "1 not confirmed · 1 left as they were" in await page.text(".job-line")
+    await page.click(".job summary")
+    await page.sees("Maybe.", ".refused")
+    assert page.tab.errors == []
