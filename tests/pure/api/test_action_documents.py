@@ -31,6 +31,7 @@ def action(**fields: Any) -> Row:
         "total": 7,
         "succeeded": 0,
         "refused": 0,
+        "unconfirmed": 0,
         "failure": None,
         "created_at": MADE,
         "started_at": None,
@@ -61,8 +62,9 @@ def test_the_state_of_an_action(fields: dict[str, Any], state: str) -> None:
 
 
 def test_an_action_is_shown_with_its_progress() -> None:
-    """What is neither done nor refused is pending; times that have not come are null."""
-    fields = {"succeeded": 3, "refused": 2, "started_at": STARTED, "finished_at": FINISHED, "failure": "Too old."}
+    """What is neither done, refused nor unconfirmed is pending; times that have not come are null."""
+    counts = {"succeeded": 3, "refused": 2, "unconfirmed": 1}
+    fields = {**counts, "started_at": STARTED, "finished_at": FINISHED, "failure": "Too old."}
     assert handlers.action_json(action(**fields)) == {
         "id": ONE,
         "action": "pause",
@@ -71,7 +73,8 @@ def test_an_action_is_shown_with_its_progress() -> None:
         "total": 7,
         "succeeded": 3,
         "refused": 2,
-        "pending": 2,
+        "unconfirmed": 1,
+        "pending": 1,
         "failure": "Too old.",
         "created_at": "2026-11-27T10:00:00.000000Z",
         "started_at": "2026-11-27T10:00:01.000000Z",

@@ -96,9 +96,12 @@ connection, _ = listener.accept()
 listener.close()
 print("it listens no more", flush=True)
 received = b""
-while part := connection.recv(65_536):
-    received += part
-    connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\n{}")
+try:
+    while part := connection.recv(65_536):
+        received += part
+        connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\n{}")
+except ConnectionError:  # a request that came in two parts was answered twice
+    pass
 print(len(received), flush=True)
 """
 
