@@ -430,6 +430,8 @@ async def test_unfinished_actions_are_limited(start_api: StartApi) -> None:
         response = await api_harness.alice.post("/task-actions", json={"action": "delete", "q": "owner:me"})
         assert (response.status_code, response.json()["message"]) == (409, "Too many actions are unfinished.")
         assert response.json()["detail"].startswith("You may have 10. Cancel one,")
+        empty = await act(api_harness.alice, "delete", q="owner:me", ids=[])  # that a request is not to make one
+        assert (empty["state"], empty["total"]) == ("completed", 0)
         of_bob = await act(api_harness.bob, "delete", q="owner:me")
         async with running_worker(api_harness.worker):
             assert (await finished(api_harness.bob, of_bob))["succeeded"] == 1
@@ -779,14 +781,22 @@ async def test_an_action_survives_a_kill_of_the_worker(start_api: StartApi) -> N
             await until_each_has_its_input_once(api_harness, made, tasks)
 
 
-async def test_what_was_sent_is_not_left_as_it_was(start_api: StartApi) -> None:
+@pytest.mark.parametrize(
+    "moment",
+    ["SELECT failures > 0 FROM task_actions", "SELECT count(*) > 0 FROM task_action_tasks WHERE attempts > 0"],
+    ids=["after a step", "during a step"],
+)
+async def test_what_was_sent_is_not_left_as_it_was(
+    start_api: StartApi, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
     """A worker that holds a command of a canceled action executes it later: its task is unconfirmed, others are not."""
+    monkeypatch.setattr(executor, "MAX_SAVED", 1)
     async with start_api(api_action_rate=2, api_command_timeout=3) as api_harness:
         tasks = [await api_harness.active(input=f"Held {number}") for number in range(10)]
         held = await api_harness.worker.block_writes("tasks")
         ids = [task["id"] for task in tasks]
         made = await act(api_harness.alice, "send", ids=ids, input="Later than expected")
-        await api_harness.worker.until_row("SELECT failures > 0 FROM task_actions")
+        await api_harness.worker.until_row(moment)
         assert (await api_harness.alice.post(f"/task-actions/{made['id']}/cancel")).status_code == 202
         done = await finished(api_harness.alice, made)
         rows = await results(api_harness.alice, done)

@@ -240,7 +240,9 @@ async def test_ctrl_c_starts_nothing_that_was_not_started(api_harness: ApiHarnes
         process = await start(api_harness, url, *DELETE)
         await asyncio.wait_for(held.arrived.wait(), TIMEOUT)
         process.send_signal(signal.SIGINT)
-        assert "Canceled before anything was changed.\n" in await end(process)
+        assert "Canceled before anything was changed; its idempotency key starts nothing any more.\n" in await end(
+            process
+        )
         held.released.set()
         late = await asyncio.wait_for(held.answer, TIMEOUT)
     assert json.loads(late.partition(b"\r\n\r\n")[2])["total"] == 0

@@ -264,7 +264,7 @@ async def test_what_is_stored_of_a_user_is_limited(engine: AsyncEngine) -> None:
         assert await task_actions.prune(connection, datetime.now(UTC) + LEASE, 20, 100) == 4
     assert await count(engine, "task_actions") == 3
     assert await try_to_add(engine, action_of(one, 4), most) is None
-    assert await try_to_add(engine, action_of(one, 0), most) is NotAdded.TOO_MANY_UNFINISHED
+    assert await try_to_add(engine, action_of(one, 1), most) is NotAdded.TOO_MANY_UNFINISHED
     many = most._replace(unfinished=9)
     assert await try_to_add(engine, action_of(one, 0), many) is None
     assert await try_to_add(engine, action_of(one, 0), many) is NotAdded.TOO_MANY_STORED
@@ -327,7 +327,9 @@ async def test_no_more_than_so_many_keys_of_a_user_are_remembered(engine: AsyncE
 async def begin(engine: AsyncEngine, step: ClaimedStep, limit: int) -> list[PendingTask]:
     """Begin a step in a transaction of its own."""
     async with transaction(engine) as connection:
-        return await task_actions.begin(connection, step, limit)
+        tasks = await task_actions.begin(connection, step, limit)
+    assert tasks is not None
+    return tasks
 
 
 async def add_visible(engine: AsyncEngine, tasks: int) -> ClaimedStep:
@@ -353,6 +355,21 @@ async def add_visible(engine: AsyncEngine, tasks: int) -> ClaimedStep:
     step = await claim(engine)
     assert step is not None
     return step
+
+
+async def test_a_process_that_lost_its_claim_begins_no_step(engine: AsyncEngine) -> None:
+    """Another one has claimed the step after the lease, or has ended the action since."""
+    late = await add_visible(engine, 2)
+    async with transaction(engine) as connection:
+        await connection.execute(text("UPDATE task_actions SET next_at = now()"))
+    step = await claim(engine)
+    assert step is not None
+    async with transaction(engine) as connection:
+        assert await task_actions.begin(connection, late, 2) is None
+    assert len(await begin(engine, step, 2)) == 2
+    async with transaction(engine) as connection:
+        await task_actions.finish(connection, step.id, "The end.")
+        assert await task_actions.begin(connection, step, 2) is None
 
 
 async def test_tasks_that_were_tried_come_last(engine: AsyncEngine) -> None:

@@ -318,7 +318,7 @@ class ChangeFeed:
         """
         latest = await feed.latest(self._reader)
         self._empty_polls = 0
-        if self._position is not None and latest < self._position:
+        if self._position is not None and 0 < latest < self._position:  # 0: all of it has been pruned
             log.warning("the change feed has gone back", position=self._position, latest=latest)
             self._end_all()
             self._position = None

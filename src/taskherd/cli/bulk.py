@@ -119,6 +119,8 @@ def act(
         raise ClientError(ExitCode.ERROR, f"the action ended with {_left(finished)}: {reason}")
     if refused:
         raise typer.Exit(ExitCode.REFUSED)
+    if ids and not finished["total"]:
+        raise ClientError(ExitCode.ERROR, "nothing was changed", "no task matches any more, or the key was canceled")
 
 
 def _run(client: http.Client, start: Start, ids: Sequence[str] | None, key: str) -> bulk.Action:
@@ -166,7 +168,7 @@ def _cancel(client: http.Client, start: Start, started: bulk.Action | None, key:
     elif last["finished_at"] is None:
         print_note(*_where(last, key))
     elif not last["total"]:
-        print_note("Canceled before anything was changed.")
+        print_note("Canceled before anything was changed; its idempotency key starts nothing any more.")
     else:
         unconfirmed = last.get("unconfirmed", 0)  # none from a server of an earlier version
         rest = f"; {unconfirmed} more may still be changed" if unconfirmed else ""

@@ -115,6 +115,10 @@ RETURNING c.id, c.user_id, c.action, c.input, c.failures, c.canceled_at IS NOT N
           now() - c.created_at AS age, c.lease_id
 """)
 
+LOCK: Final = text("""
+SELECT lease_id = :lease_id AND finished_at IS NULL AS is_claimed FROM task_actions WHERE id = :id FOR UPDATE
+""")
+
 # Deleted tasks count as visible: the action itself may have deleted them, before a crash.
 PENDING: Final = text(f"""
 SELECT r.ordinal, r.task_id, r.command_id,
@@ -162,17 +166,20 @@ SET succeeded = a.succeeded + (SELECT count(*) FROM decided WHERE status < 300),
     refused = a.refused + (SELECT count(*) FROM decided WHERE status >= 300 AND status <> {UNCONFIRMED}),
     unconfirmed = a.unconfirmed + (SELECT count(*) FROM decided WHERE status = {UNCONFIRMED}),
     failures = CASE WHEN :failed THEN a.failures + 1 ELSE 0 END,
-    next_at = CASE WHEN a.lease_id = :lease_id THEN now() + CAST(:delay AS interval) ELSE a.next_at END
+    next_at = CASE WHEN a.lease_id <> :lease_id THEN a.next_at
+                   WHEN a.canceled_at IS NULL THEN now() + CAST(:delay AS interval) ELSE now() END
 WHERE a.id = :id
 """)
 
+# A step does not finish an action that was canceled meanwhile: what it has sent may be unconfirmed, see ``executor``.
 # The input is no longer needed, and would outlive the tasks that it was sent to.
 FINISH: Final = text("""
 UPDATE task_actions
 SET finished_at = now(), input = NULL, failure = CAST(:failure AS text),
     next_at = CASE WHEN :after_step THEN next_at ELSE now() END
 WHERE id = :id AND finished_at IS NULL
-  AND (CAST(:failure AS text) IS NOT NULL OR canceled_at IS NOT NULL OR succeeded + refused = total)
+  AND (CAST(:failure AS text) IS NOT NULL OR (canceled_at IS NOT NULL AND NOT :after_step)
+       OR succeeded + refused = total)
 """)
 
 _PRUNED: Final = """
@@ -297,7 +304,7 @@ async def add(connection: AsyncConnection, action: NewAction, message: str, most
     if not (await connection.execute(LOCK_USER, {"user_id": str(action.user_id)})).scalar_one():
         return NotAdded.BUSY
     stored = StoredActions(*(await connection.execute(STORED, {"user_id": action.user_id, "id": action.id})).one())
-    if stored.unfinished >= most.unfinished:
+    if action.task_ids and stored.unfinished >= most.unfinished:  # without tasks it is finished at once
         return NotAdded.TOO_MANY_UNFINISHED
     if stored.actions >= most.actions or stored.tasks + len(action.task_ids) > most.tasks:
         return NotAdded.TOO_MANY_STORED
@@ -331,12 +338,24 @@ async def claim(connection: AsyncConnection, lease: timedelta, lease_id: UUID) -
     return None if row is None else ClaimedStep(*row)
 
 
-async def begin(connection: AsyncConnection, step: ClaimedStep, limit: int) -> list[PendingTask]:
+async def lock(connection: AsyncConnection, step: ClaimedStep) -> bool:
+    """Lock the action of a claimed step, before its tasks; return whether the claim still holds.
+
+    It does not once another process has claimed the step after the lease.
+    """
+    return bool((await connection.execute(LOCK, {"id": step.id, "lease_id": step.lease_id})).scalar_one_or_none())
+
+
+async def begin(connection: AsyncConnection, step: ClaimedStep, limit: int) -> list[PendingTask] | None:
     """Return the next tasks of an action as ``pending`` does; their commands count as sent once this is committed.
+
+    None if another process has claimed the step, or ended the action.
 
     A task keeps the id of its command. The first time, that is another one than ``pending`` returns if a command of an
     earlier action has that: its Idempotency-Key was used again after the action was deleted.
     """
+    if not await lock(connection, step):
+        return None
     tasks = await pending(connection, step, limit)
     ids = [task.command_id for task in tasks if not task.sent]
     used = set((await connection.execute(USED, {"id": step.id, "ids": ids})).scalars())
@@ -374,7 +393,7 @@ async def save(
 ) -> None:
     """Store the results of a step, and finish the action after its last one.
 
-    The next step is due after ``delay``, also if it is one of the user's next action.
+    The next step is due after ``delay``, also if it is one of the user's next action; the end of a canceled one at once.
 
     A task that has a result keeps it, so saving a step twice is harmless.
     """
@@ -388,6 +407,7 @@ async def save(
         "failed": failed,
         "delay": delay,
     }
+    await lock(connection, step)
     await connection.execute(SAVE, values)
     await connection.execute(FINISH, {"id": step.id, "failure": None, "after_step": True})
 

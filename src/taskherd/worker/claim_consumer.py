@@ -152,8 +152,10 @@ class ClaimConsumer:
             self._freed.clear()
             self._aside, freed = self._split(self._held())
             safe = [each for each in freed if not each[0].possible_poison]
+            parts = [safe[start : start + MAX_DELIVERIES] for start in range(0, len(safe), MAX_DELIVERIES)]
+            parts += [[each] for each in freed if each[0].possible_poison]
             try:
-                for part in (safe, *([each] for each in freed if each[0].possible_poison)):
+                for part in parts:
                     await self._reject(await self._decide(part))
             except Unavailable as error:
                 log.warning("claims abandoned, the broker redelivers them", reason=str(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from taskherd import retry
 from taskherd.errors import Retry, Unavailable
 from taskherd.store.engine import STATEMENT_BUGS
 from taskherd.worker.load import find_locked
@@ -41,15 +42,19 @@ class LockedTasks:
 
     async def watch(self) -> None:
         """Look again and again which of the tasks are still locked, until canceled. Outages only delay it."""
+        failures = 0
         while True:
             await self._are_some.wait()
-            await asyncio.sleep(RECHECK_EVERY)
+            await asyncio.sleep(max(RECHECK_EVERY, retry.delay(failures) if failures else 0.0))
             looked_at = frozenset(self._ids)
             try:
                 free = looked_at - await find_locked(self._context, looked_at)
             except (Retry, Unavailable, *STATEMENT_BUGS) as error:
-                self._context.on_error(f"looking for locked tasks: {error}")
+                failures += 1
+                if not isinstance(error, Retry):
+                    self._context.on_error(f"looking for locked tasks: {error}")
                 continue
+            failures = 0
             if free:
                 self._ids -= free
                 if not self._ids:

@@ -53,6 +53,8 @@ LOOK_INTERVAL: Final = 1.0
 """Seconds between two looks for steps that other processes made due."""
 _BACKOFF: Final = Backoff(first=1.0, maximum=60.0)
 _MAX_DETAIL: Final = 500
+MAX_SAVED: Final = 500
+"""Maximum number of results that one statement saves at the end of an action, so that it ends in time in any plan."""
 
 EXPIRED: Final = "The action was not finished within 12 hours."
 SIGNED_OUT: Final = "The token with which the action was requested is no longer valid."
@@ -149,6 +151,9 @@ class ActionExecutor:
             return
         async with transaction(api.engine) as connection:
             tasks = await task_actions.begin(connection, step, self._step_size)
+        if tasks is None:
+            log.warning("the lease of a step has ended before it began", action_id=str(step.id))
+            return
         deadline = loop.time() + self._command_timeout
         outcomes = await asyncio.gather(*(_result(api, step, task, deadline) for task in tasks))
         api.failpoint(Failpoint.ACTION_REPLIED)
@@ -179,11 +184,15 @@ async def _end(api: ApiContext, step: ClaimedStep, failure: str | None) -> None:
     A command without a record may still be executed: a worker that holds it may wait for the database, or for a row.
     """
     async with transaction(api.engine) as connection:
+        if not await task_actions.lock(connection, step):
+            return
         sent = await task_actions.sent(connection, step)
         executed = await command_log.find(connection, list(sent))
         action = ActionType(step.action)
         results = [_last_result(action, ordinal, executed.get(command_id)) for command_id, ordinal in sent.items()]
-        await task_actions.save(connection, step, results, failed=False, delay=timedelta())
+        for start in range(0, max(1, len(results)), MAX_SAVED):
+            part = results[start : start + MAX_SAVED]
+            await task_actions.save(connection, step, part, failed=False, delay=timedelta())
         await task_actions.finish(connection, step.id, failure)
     _count(api, results)
     log.info("action ended", action_id=str(step.id), reason=failure or "canceled")

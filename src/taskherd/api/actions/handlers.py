@@ -191,6 +191,8 @@ async def _select(request: RequestContext, body: CreateAction) -> tuple[Sequence
         task_ids = list(dict.fromkeys(body.ids or ()))
         visible = await task_actions.visible(reader, request.caller.user_id, task_ids)
         return task_ids, frozenset(task_ids) - visible
+    if body.ids == []:  # also of a client that cancels before it has an answer, whatever keeps tasks from being found
+        return [], frozenset()
     selected = await search.task_filter(request, search.WatchQuery(q=body.q))
     found = await task_queries.current_task_ids(reader, replace(selected, limit=MAX_TASKS))
     if found is None:

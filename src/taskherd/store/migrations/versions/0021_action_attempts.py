@@ -13,8 +13,6 @@ branch_labels = None
 depends_on = None
 
 STATEMENTS = (
-    "ALTER TABLE task_actions ADD COLUMN unconfirmed integer NOT NULL DEFAULT 0",
-    "COMMENT ON COLUMN task_actions.unconfirmed IS 'tasks whose command was sent, without an answer before the end'",
     "ALTER TABLE task_action_tasks ADD COLUMN attempts integer NOT NULL DEFAULT 0",
     "COMMENT ON COLUMN task_action_tasks.attempts IS 'steps that have sent its command, counted before they do'",
     "ALTER TABLE task_action_tasks ADD COLUMN command_id uuid",
@@ -23,6 +21,8 @@ STATEMENTS = (
     """
 CREATE INDEX task_action_tasks_pending_idx ON task_action_tasks (action_id, attempts, ordinal) WHERE status IS NULL
 """,
+    "ALTER TABLE task_actions ADD COLUMN unconfirmed integer NOT NULL DEFAULT 0",
+    "COMMENT ON COLUMN task_actions.unconfirmed IS 'tasks whose command was sent, without an answer before the end'",
 )
 
 
