@@ -393,7 +393,7 @@ async def save(
 ) -> None:
     """Store the results of a step, and finish the action after its last one.
 
-    The next step is due after ``delay``, also if it is one of the user's next action; the end of a canceled one at once.
+    The next step, also of the user's next action, is due after ``delay``; the end of a canceled action is due at once.
 
     A task that has a result keeps it, so saving a step twice is harmless.
     """
