@@ -336,7 +336,7 @@ async def test_a_batch_that_was_lost_meanwhile_is_waited_for_again() -> None:
     assert (consumer.buffered, consumer._buffered_bytes, first.channel.is_closed) == (0, 0, True)
     first.deliver(1)
     assert consumer.buffered == 0, "nothing comes from it any more"
-    consumer._wake()
+    consumer.wake()
     assert not await done(task)
     second.deliver(1, 2, 3)
     assert await done(task)

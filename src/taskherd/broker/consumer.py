@@ -164,10 +164,6 @@ class Consumer:
         if not self._buffer and not self._stopping:
             await self._wait_buffered(1)
 
-    def wake(self) -> None:
-        """Let ``wait_for_change``, ``wait_buffered`` and a batch that waits for more deliveries wait no longer."""
-        self._wake()
-
     def _may_rest(self, count: int) -> bool:
         """Return whether the connection need not be read for a moment: each source may still deliver so many."""
         may_deliver = all(each.window.size >= count for each in self._subscriptions.values())
@@ -233,14 +229,14 @@ class Consumer:
         that is being cancelled never arrives and is redelivered later. Therefore acks wait until the end.
         """
         self._acks_allowed.clear()
-        self._wake()
+        self.wake()
         try:
             await self._wait_quiet()
             await self.pause()
         finally:
             self._acks_allowed.set()
         self._stopping = True
-        self._wake()
+        self.wake()
 
     async def close(self) -> None:
         """Close the channel; the broker requeues unacknowledged deliveries."""
@@ -252,7 +248,7 @@ class Consumer:
         if tasks:
             await asyncio.wait(tasks)
         await asyncio.gather(*map(self._drop, [*self._subscriptions.values()]))
-        self._wake()
+        self.wake()
 
     async def consumer_count(self) -> int:
         """Return the broker's count of consumers of the source that has the fewest. May raise ``Unavailable``."""
@@ -347,7 +343,7 @@ class Consumer:
             return
         await subscription.adjust()
         if subscription.window.exhausted:
-            self._wake()
+            self.wake()
 
     async def _apply_to_all(self) -> None:
         """Start or stop consuming on all channels; on failure, drop the channel."""
@@ -381,19 +377,20 @@ class Consumer:
                 self._buffer.append(delivery)
                 self._buffered_bytes += delivery.size
                 if len(self._buffer) >= self._wake_at or self._buffered_bytes >= MAX_BATCH_BYTES:
-                    self._wake()
+                    self.wake()
             if window.full:
                 subscription.attention.set()
 
         return receive
 
     async def _wait_buffered(self, count: int) -> None:
-        """Wait until ``count`` deliveries are buffered, or until ``_wake`` is called."""
+        """Wait until ``count`` deliveries are buffered, or until ``wake`` is called."""
         self._wake_at = count
         self._waiter = asyncio.get_running_loop().create_future()
         await self._waiter
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Let ``wait_for_change``, ``wait_buffered`` and a batch that waits for more deliveries wait no longer."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 

@@ -4,8 +4,8 @@ A step is claimed by moving ``next_at`` into the future, so that it is both the 
 step and the time of the next one. Steps of all actions are due in the order of ``next_at``; those of one user are
 executed one action after the other. After the last step, ``next_at`` is when the user's next action is due.
 
-Before a step sends a command, the row of its task has the command's id and one attempt more. So whoever ends an action
-knows what was sent, and steps begin with the tasks that had the fewest attempts.
+Before a step sends commands, it stores the id of each in the row of its task and counts an attempt there. So whoever
+ends an action knows what was sent, and steps begin with the tasks that had the fewest attempts.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Consume what runners ask: claims of builds, whose their tasks are, and their queues.
 
 They have a queue of their own, so a start waits behind nobody's reports or commands. All claims that wait are decided
-in one transaction and answered after its commit. One of a task that another transaction keeps locked waits, unacked,
-until that is free. Hellos wait for the broker's declarations, so they are handled beside the claims.
+in one transaction and answered after its commit. A claim waits, unacked, while another transaction keeps its task
+locked. Hellos wait for the broker's declarations, so they are handled beside the claims.
 """
 
 from __future__ import annotations
@@ -136,10 +136,10 @@ class ClaimConsumer:
 
     def _split(self, batch: Sequence[_Claim]) -> tuple[list[_Claim], list[_Claim]]:
         """Split claims into those of tasks that are locked, as far as is known, and the others."""
-        locked = self._locked.ids
-        return [each for each in batch if each[1].task_id in locked], [
-            each for each in batch if each[1].task_id not in locked
-        ]
+        parts: tuple[list[_Claim], list[_Claim]] = ([], [])
+        for each in batch:
+            parts[each[1].task_id not in self._locked.ids].append(each)
+        return parts
 
     def _held(self) -> list[_Claim]:
         """Return the claims that were set aside, without those that the broker redelivers, as their channel is lost."""
