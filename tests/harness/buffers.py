@@ -87,8 +87,9 @@ class Buffer(Consumer):
         return len(self.deliveries) >= limit
 
     async def wait_buffered(self, count: int, wait: float) -> None:
-        """Wait for nothing, and note for what."""
+        """Wait for no message, but let others run, and note for what it was."""
         self.waits.append((count, wait))
+        await asyncio.sleep(0)
 
     async def ack(self, deliveries: Sequence[Delivery]) -> bool:
         """Note what is acknowledged, once that is allowed."""

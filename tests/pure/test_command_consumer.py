@@ -25,6 +25,7 @@ from taskherd.store.engine import DataError
 from taskherd.worker import command_consumer
 from taskherd.worker.batch import Batch, BatchResult, CommandReply, CommittedChange
 from taskherd.worker.command_consumer import CommandConsumer
+from taskherd.worker.command_order import MAX_OF_ACTOR
 from taskherd.worker.context import WorkerContext
 from taskherd.worker.rates import Rates
 from taskherd.worker.relay import Relay
@@ -202,11 +203,11 @@ async def test_what_comes_while_others_wait_takes_its_turn(outside: Outside) -> 
         assert 1_000 in outside.batches[2]
 
 
-@pytest.mark.parametrize(("passed", "size"), [(0.0, 16), (0.49, 16), (0.5, 100)])
+@pytest.mark.parametrize(("passed", "size"), [(0.0, MAX_OF_ACTOR), (0.49, MAX_OF_ACTOR), (0.5, 100)])
 async def test_batches_are_small_for_a_while_after_a_command_of_another(
     outside: Outside, clock: Clock, passed: float, size: int
 ) -> None:
-    """Those of an actor who has many have 16 of them for half a second, and then as many as come."""
+    """Those of an actor who has many have a few of them for half a second, and then as many as come."""
     async with outside.running():
         outside.buffer.put(pause(0, ALICE))
         await until(lambda: len(outside.replies) == 1)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskherd.domain.commands import Pause
-from taskherd.worker.command_order import WaitingCommand, next_commands
+from taskherd.worker.command_order import MAX_OF_ACTOR, WaitingCommand, next_commands
 
 ALICE, BOB, CAROL = (UUID(int=number) for number in (1, 2, 3))
 
@@ -46,10 +46,22 @@ def test_a_batch_for_several_actors_has_few_commands_of_each() -> None:
     """An actor with many fills a batch only while nobody else waits or has sent a command a moment ago."""
     many = [waiting(ALICE, number, number) for number in range(1_000)]
     assert len(next_commands(many, 100)) == 100
-    assert len(next_commands(many, 100, shared=True)) == 16
-    assert len(next_commands([*many, waiting(BOB, 2_000, 2_000)], 100)) == 16 + 1
+    assert len(next_commands(many, 100, shared=True)) == MAX_OF_ACTOR
+    assert len(next_commands([*many, waiting(BOB, 2_000, 2_000)], 100)) == MAX_OF_ACTOR + 1
     actors = [waiting(UUID(int=10 + number), number, number) for number in range(200)]
     assert len(next_commands(actors, 100)) == 100
+
+
+def test_an_actor_has_few_commands_in_all_batches_together() -> None:
+    """Those that are executed already count, while others send commands too; an actor alone has no such limit."""
+    many = [waiting(ALICE, number, number) for number in range(1_000)]
+    assert len(next_commands(many, 100, running={ALICE: 200})) == 100
+    assert len(next_commands(many, 100, running={ALICE: MAX_OF_ACTOR - 1}, shared=True)) == 1
+    assert next_commands(many, 100, running={ALICE: MAX_OF_ACTOR, BOB: 1}) == []
+    assert len(next_commands(many, 100, running={BOB: 1})) == MAX_OF_ACTOR
+    queue = [*many, waiting(BOB, 2_000, 2_000)]
+    assert ids(next_commands(queue, 100, running={ALICE: 200})) == [2_000]
+    assert ids(next_commands(queue, 2, running={ALICE: 2, BOB: 1})) == [2_000, 0]
 
 
 def test_the_commands_for_a_task_keep_their_order_across_actors() -> None:

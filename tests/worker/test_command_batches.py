@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from taskherd.backoff import Backoff
+from taskherd.broker.consumer import Consumer
+from taskherd.broker.delivery import Delivery
 from taskherd.worker import bisection, command_consumer
 from taskherd.worker.command_order import MAX_OF_ACTOR
 from tests.harness.worker import ALICE, ORGANIZATION, TIMEOUT, VERSION, WorkerHarness, make_command, running_worker
@@ -32,6 +34,22 @@ async def replies_of(futures: list[asyncio.Future[dict[str, Any]]]) -> list[dict
     """Wait for all replies."""
     async with asyncio.timeout(TIMEOUT):
         return await asyncio.gather(*futures)
+
+
+def receive_together(monkeypatch: pytest.MonkeyPatch, queue: str, count: int) -> None:
+    """Let the first batch of a queue have at least so many messages, which the broker may deliver one by one."""
+    next_batch = Consumer.next_batch
+    first: list[Delivery] = []
+
+    async def together(self: Consumer, limit: int, wait: float, enough: int | None = None) -> list[Delivery]:
+        batch = await next_batch(self, limit, wait, enough)
+        if not first and batch and batch[0].queue.endswith(queue):
+            first.extend(batch)
+            while len(batch) < count and (more := await next_batch(self, limit, wait, enough)):
+                batch += more
+        return batch
+
+    monkeypatch.setattr(Consumer, "next_batch", together)
 
 
 async def test_an_actor_with_one_command_does_not_wait_for_anothers_thousand(external: WorkerHarness) -> None:
@@ -66,10 +84,49 @@ async def test_a_batch_with_a_command_of_another_actor_is_small(external: Worker
     assert 1 <= together <= MAX_OF_ACTOR + 1
 
 
-async def test_a_command_that_fails_by_a_bug_holds_up_no_reply(
+async def test_an_actor_with_many_commands_leaves_a_batch_for_others(
     external: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While it waits to be tried again, what was committed of its batch is answered and acknowledged."""
+    """While few of Alice's hundreds are executed, those of others are in the next batch, and none of hers."""
+    await external.database.execute(SECOND_OWNER)
+    futures = [await external.post(create(ALICE, f"Step {number} of many")) for number in range(300)]
+    futures.append(await external.post(create(BOB, "One small thing")))
+    receive_together(monkeypatch, "commands", len(futures))
+    blocked = await external.block_writes("command_log")
+    second = create(BOB, "Another small thing")
+    async with running_worker(external):
+        await external.until_delivered("commands")
+        futures.append(await external.post(second))
+        await external.until_delivered("commands")
+        await blocked.rollback()
+        assert all(reply["ok"] for reply in await replies_of(futures))
+    rows = await external.database.fetch("TABLE command_log")
+    time = next(row["created_at"] for row in rows if row["command_id"] == uuid.UUID(second["command_id"]))
+    before = [row for row in rows if row["created_at"] <= time]
+    assert len(before) <= MAX_OF_ACTOR + 2
+
+
+async def test_an_actor_whose_command_fails_by_a_bug_has_others_executed(
+    external: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was executed of the batch with that command does not count, while another actor sends commands too."""
+    await external.database.execute(SECOND_OWNER)
+    await fail_by_a_bug(external, monkeypatch)
+    await external.post(create(ALICE, BUGGY))
+    good = [await external.post(create(ALICE, f"Good task {number}")) for number in range(MAX_OF_ACTOR)]
+    good.append(await external.post(create(BOB, "Not alone")))
+    receive_together(monkeypatch, "commands", MAX_OF_ACTOR + 2)
+    async with running_worker(external):
+        assert all(reply["ok"] for reply in await replies_of(good))
+        later = await external.post(create(ALICE, "Later"))
+        while not later.done():
+            bob = await external.post(create(BOB, "And another"))
+            assert all(reply["ok"] for reply in await replies_of([bob]))
+        assert later.result()["ok"]
+
+
+async def fail_by_a_bug(external: WorkerHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each create with the prompt ``BUGGY`` fail as if by a bug of ours, and be tried again an hour later."""
     monkeypatch.setattr(bisection, "BUGS", Backoff(3_600, 3_600, jitter=0))
     await external.database.execute(f"""
         CREATE FUNCTION disturb() RETURNS trigger LANGUAGE plpgsql AS
@@ -77,6 +134,13 @@ async def test_a_command_that_fails_by_a_bug_holds_up_no_reply(
         CREATE TRIGGER disturb BEFORE INSERT ON task_prompts FOR EACH ROW WHEN (NEW.prompt = '{BUGGY}')
         EXECUTE FUNCTION disturb()
     """)
+
+
+async def test_a_command_that_fails_by_a_bug_holds_up_no_reply(
+    external: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it waits to be tried again, what was committed of its batch is answered and acknowledged."""
+    await fail_by_a_bug(external, monkeypatch)
     good = [await external.post(create(ALICE, f"Good task {number}")) for number in range(30)]
     bad = await external.post(create(ALICE, BUGGY))
     async with running_worker(external):

@@ -12,11 +12,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from taskherd.broker.consumer import Consumer
-from taskherd.broker.delivery import Delivery
 from taskherd.worker.locked_tasks import RECHECK_EVERY, LockedTasks
 from tests.harness.worker import TIMEOUT, WorkerHarness, make_command, make_create, make_report, running_worker
-from tests.worker.test_command_batches import replies_of
+from tests.worker.test_command_batches import receive_together, replies_of
 
 
 @asynccontextmanager
@@ -29,22 +27,6 @@ async def locked(external: WorkerHarness, *tasks: uuid.UUID) -> AsyncIterator[as
         yield somebody
     finally:
         await somebody.close(timeout=30)
-
-
-def receive_together(monkeypatch: pytest.MonkeyPatch, queue: str, count: int) -> None:
-    """Let the first batch of a queue have at least so many messages, which the broker may deliver one by one."""
-    next_batch = Consumer.next_batch
-    first: list[Delivery] = []
-
-    async def together(self: Consumer, limit: int, wait: float, enough: int | None = None) -> list[Delivery]:
-        batch = await next_batch(self, limit, wait, enough)
-        if not first and batch and batch[0].queue.endswith(queue):
-            first.extend(batch)
-            while len(batch) < count and (more := await next_batch(self, limit, wait, enough)):
-                batch += more
-        return batch
-
-    monkeypatch.setattr(Consumer, "next_batch", together)
 
 
 async def test_commands_for_locked_tasks_hold_up_none_of_their_batch(

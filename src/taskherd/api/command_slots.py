@@ -3,7 +3,8 @@
 Commands that arrive together are executed together, and a process handles replies in the order in which they come: what
 one user sends makes what others wait for longer. So while single commands are sent, few of batches and actions are in
 flight, of the users who send them in turns, and while several users send single commands, few of each user. A process
-knows only its own users; between processes the worker lets users take turns.
+knows only its own users; between processes the worker lets users take turns, and has each of them wait for replies. So
+while these are slow, fewer of batches and actions are in flight: others would be sent again, and looked for.
 
 Commands for one task are executed one after the other. If more of them than a few were in flight, the worker would have
 room for no others: it takes only so many bytes at a time from its queue.
@@ -26,6 +27,8 @@ MAX_BULK: Final = 400
 """Maximum number of commands of batches and actions of one process that wait for a reply: two batches of a worker's."""
 FEW_BULK: Final = 4
 """That number while single commands are sent too."""
+SLOW_REPLY: Final = 0.3
+"""Seconds that one of these waits for its reply from which on fewer of them are sent."""
 FEW_OF_USER: Final = 4
 """Maximum number of single commands of one user that wait for a reply while those of other users are sent too."""
 FEW_OF_TASK: Final = 4
@@ -91,6 +94,7 @@ class CommandSlots:
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._bulk = _Slots(self._available_to_bulk)
+        self._max_bulk = MAX_BULK
         self._users: dict[UUID, _Slots] = {}
         """Those of users with a command that waits for a slot or for a reply."""
         self._tasks: dict[UUID, _Slots] = {}
@@ -105,9 +109,11 @@ class CommandSlots:
             Unavailable: there was no slot until ``deadline``, in seconds of the loop's clock.
         """
         await self._bulk.acquire(user, deadline)
+        sent_at = self._now()
         try:
             yield
         finally:
+            self._note_bulk(self._now() - sent_at)
             self._bulk.release()
 
     @asynccontextmanager
@@ -130,6 +136,10 @@ class CommandSlots:
         ):
             yield
 
+    def _note_bulk(self, took: float) -> None:
+        """Have one command fewer in flight after a slow reply, and one more after another."""
+        self._max_bulk = max(FEW_BULK, min(self._max_bulk + (-1 if took > SLOW_REPLY else 1), MAX_BULK))
+
     def _note_single(self) -> None:
         """Leave room for others for a while: a single command is sent, or was answered."""
         until = self._now() + QUIET
@@ -138,7 +148,7 @@ class CommandSlots:
             self._shared_until = until
 
     def _available_to_bulk(self) -> int:
-        return FEW_BULK if self._users or self._now() < self._single_until else MAX_BULK
+        return FEW_BULK if self._users or self._now() < self._single_until else self._max_bulk
 
     def _available_to_user(self) -> float:
         return FEW_OF_USER if self._now() < self._shared_until else float("inf")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -81,13 +82,15 @@ class CommandConsumer:
         self._waiting: list[WaitingCommand] = []
         self._latest_actor: UUID | None = None
         self._shared_until = -math.inf
+        self._executing: dict[int, UUID] = {}
+        """The actor of each command that is executed now, by the identity of its delivery."""
         self._in_progress = 0
         """How many commands were executed at the same time when the latest batch began."""
         self._answered_at = self._many_until = -math.inf
         self._bisection = Bisection(context)
         self._locked = LockedTasks(context, consumer.wake)
         self._is_held_up = False
-        """True while all waiting commands are for tasks that are locked, or of running batches."""
+        """True while all waiting commands are for tasks that are locked or busy, or of actors who have enough."""
         self._dead_letters = DeadLetterSender(consumer, context)
 
     async def run(self) -> None:
@@ -107,20 +110,22 @@ class CommandConsumer:
                 watching.cancel()
 
     async def _start_batch(self, scheduler: BatchScheduler) -> bool:
-        """Start to execute some of the waiting commands; return False if the tasks of all are busy or locked."""
+        """Start to execute some of the waiting commands; return False if all have to wait for others or for locks."""
         busy = scheduler.tasks.union(self._locked.ids)
-        batch = next_commands(self._waiting, MAX_COMMANDS, busy=busy, shared=self._is_shared())
+        running = Counter(self._executing.values())
+        batch = next_commands(self._waiting, MAX_COMMANDS, busy=busy, running=running, shared=self._is_shared())
         chosen = {id(each.delivery) for each in batch}
         self._waiting = [each for each in self._waiting if id(each.delivery) not in chosen]
         if self._locked.ids:  # they may wait for long, and the broker redelivers those of a lost channel
             self._waiting = [each for each in self._waiting if self._consumer.holds(each.delivery)]
         if batch:
             self._note_in_progress(scheduler.in_flight + len(batch))
+            self._executing.update({id(each.delivery): each.command.actor_id for each in batch})
             await scheduler.submit(_footprint(batch), partial(self._handle, batch))
         return bool(batch) or not self._waiting
 
     async def _wait_for_free(self, scheduler: BatchScheduler) -> bool:
-        """Wait until a task is free, or other commands have come; return False if none is before the worker stops."""
+        """Wait until one of them or another one may be executed; return False if none may before the worker stops."""
         if not self._consumer.has_stopped:
             self._is_held_up = True
             await self._consumer.wait_buffered(1, RECHECK_EVERY)
@@ -206,8 +211,14 @@ class CommandConsumer:
         except Unavailable as error:
             log.warning("commands abandoned, the broker redelivers them", count=len(batch), reason=str(error))
         finally:
-            if self._is_held_up:
-                self._consumer.wake()
+            self._note_executed(batch)
+
+    def _note_executed(self, commands: Sequence[WaitingCommand]) -> None:
+        """Note that these are not executed any more, so that others of their actors may be, and for their tasks."""
+        for delivery, _ in commands:
+            self._executing.pop(id(delivery), None)
+        if self._is_held_up:
+            self._consumer.wake()
 
     async def _execute(self, batch: Sequence[WaitingCommand]) -> None:
         """Execute and answer all commands. Raises ``Unavailable`` if the worker stops before."""
@@ -224,6 +235,7 @@ class CommandConsumer:
             if any(isinstance(command, Interrupt) for _, command in executed):
                 self._context.failpoint(Failpoint.INTERRUPT_COMMITTED)
             await self._answer(executed, result)
+            self._note_executed(executed)
             return [None] * len(executed)
 
         async def reject(index: int, error: Exception) -> None:
@@ -232,10 +244,13 @@ class CommandConsumer:
             reason = DeadLetterReason.DATA_ERROR if isinstance(error, DataError) else DeadLetterReason.FAULT
             detail = "The command could not be processed."
             await self._reject([(delivery, InvalidMessage(None, reason, detail, delivery.body))])
+            self._note_executed([batch[index]])
 
         def set_aside(part: Sequence[int]) -> list[None]:
             self._locked.add([commands[i].task_id for i in part])
-            self._waiting[:0] = [batch[i] for i in part]
+            given_back = [batch[i] for i in part]
+            self._waiting[:0] = given_back
+            self._note_executed(given_back)
             return [None] * len(part)
 
         await self._bisection.run([command.task_id for command in commands], attempt, accept, reject, set_aside)

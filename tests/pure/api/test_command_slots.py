@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from taskherd.api.command_slots import FEW_BULK, FEW_OF_TASK, FEW_OF_USER, MAX_BULK, QUIET, CommandSlots
+from taskherd.api.command_slots import FEW_BULK, FEW_OF_TASK, FEW_OF_USER, MAX_BULK, QUIET, SLOW_REPLY, CommandSlots
 from taskherd.errors import Unavailable
 
 ALICE, BOB, CAROL = UUID(int=1), UUID(int=2), UUID(int=3)
@@ -98,8 +98,33 @@ async def test_few_bulk_slots_are_used_beside_single_commands() -> None:
     assert load.running == FEW_BULK
     clock.time += QUIET * 0.25
     await load.release(1)
-    assert load.running == MAX_BULK
+    assert load.running == MAX_BULK - 2  # these two were slow
     await load.release(3 * MAX_BULK)
+    await asyncio.gather(*tasks)
+
+
+async def test_fewer_bulk_slots_are_used_while_replies_are_slow() -> None:
+    """After each slow reply one fewer, down to a few; after each of the others one more, up to all."""
+    clock = Clock()
+    load = clock.bulk()
+    tasks = await load.start(5 * MAX_BULK)
+    clock.time += SLOW_REPLY
+    await load.release(10)
+    assert load.running == MAX_BULK
+    clock.time += SLOW_REPLY / 2
+    await load.release(10)
+    assert load.running == MAX_BULK - 10
+    while load.running > FEW_BULK:
+        clock.time += SLOW_REPLY * 2
+        await load.release(load.running)
+    clock.time += SLOW_REPLY * 2
+    await load.release(FEW_BULK)
+    assert load.running == FEW_BULK
+    await load.release(FEW_BULK)
+    assert load.running == 2 * FEW_BULK
+    await load.release(MAX_BULK)
+    assert load.running == MAX_BULK
+    await load.release(5 * MAX_BULK)
     await asyncio.gather(*tasks)
 
 
