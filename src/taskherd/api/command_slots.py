@@ -29,6 +29,8 @@ FEW_BULK: Final = 4
 """That number while single commands are sent too."""
 SLOW_REPLY: Final = 0.3
 """Seconds that one of these waits for its reply from which on fewer of them are sent."""
+MIN_BULK: Final = 100
+"""That number however slow replies are: where each transaction is slow, few at a time would take for ever."""
 FEW_OF_USER: Final = 4
 """Maximum number of single commands of one user that wait for a reply while those of other users are sent too."""
 FEW_OF_TASK: Final = 4
@@ -138,7 +140,7 @@ class CommandSlots:
 
     def _note_bulk(self, took: float) -> None:
         """Have one command fewer in flight after a slow reply, and one more after another."""
-        self._max_bulk = max(FEW_BULK, min(self._max_bulk + (-1 if took > SLOW_REPLY else 1), MAX_BULK))
+        self._max_bulk = max(MIN_BULK, min(self._max_bulk + (-1 if took > SLOW_REPLY else 1), MAX_BULK))
 
     def _note_single(self) -> None:
         """Leave room for others for a while: a single command is sent, or was answered."""

@@ -9,7 +9,16 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from taskherd.api.command_slots import FEW_BULK, FEW_OF_TASK, FEW_OF_USER, MAX_BULK, QUIET, SLOW_REPLY, CommandSlots
+from taskherd.api.command_slots import (
+    FEW_BULK,
+    FEW_OF_TASK,
+    FEW_OF_USER,
+    MAX_BULK,
+    MIN_BULK,
+    QUIET,
+    SLOW_REPLY,
+    CommandSlots,
+)
 from taskherd.errors import Unavailable
 
 ALICE, BOB, CAROL = UUID(int=1), UUID(int=2), UUID(int=3)
@@ -104,7 +113,7 @@ async def test_few_bulk_slots_are_used_beside_single_commands() -> None:
 
 
 async def test_fewer_bulk_slots_are_used_while_replies_are_slow() -> None:
-    """After each slow reply one fewer, down to a few; after each of the others one more, up to all."""
+    """After each slow reply one fewer, down to a quarter; after each of the others one more, up to all."""
     clock = Clock()
     load = clock.bulk()
     tasks = await load.start(5 * MAX_BULK)
@@ -114,14 +123,14 @@ async def test_fewer_bulk_slots_are_used_while_replies_are_slow() -> None:
     clock.time += SLOW_REPLY / 2
     await load.release(10)
     assert load.running == MAX_BULK - 10
-    while load.running > FEW_BULK:
-        clock.time += SLOW_REPLY * 2
-        await load.release(load.running)
     clock.time += SLOW_REPLY * 2
-    await load.release(FEW_BULK)
-    assert load.running == FEW_BULK
-    await load.release(FEW_BULK)
-    assert load.running == 2 * FEW_BULK
+    await load.release(load.running)
+    assert load.running == MIN_BULK
+    clock.time += SLOW_REPLY * 2
+    await load.release(MIN_BULK)
+    assert load.running == MIN_BULK
+    await load.release(MIN_BULK)
+    assert load.running == 2 * MIN_BULK
     await load.release(MAX_BULK)
     assert load.running == MAX_BULK
     await load.release(5 * MAX_BULK)
