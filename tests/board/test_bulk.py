@@ -181,6 +181,44 @@ async def test_all_that_match_are_deleted_with_their_progress(board: Board) -> N
     assert page.tab.errors == []
 
 
+TICKED = "[...document.querySelectorAll('tbody input:checked')].map((each) => each.closest('tr').dataset.id)"
+
+
+async def test_all_that_match_without_one_are_those_that_are_ticked(board: Board) -> None:
+    """Unticking a row of a later page, by mouse or key, leaves the rows of that page, none of the page before."""
+    page = await select_many(board, "bob")
+    await page.click(".pages button", "Next 50")
+    await page.tab.until(f"document.querySelectorAll('tbody tr').length === {MANY - 50}")
+    assert await page.tab.evaluate("document.querySelector('thead input').checked")
+    await page.click("tbody tr:nth-child(1) input")
+    await page.tab.until(f"document.querySelectorAll('tbody input:checked').length === {MANY - 51}")
+    await page.sees(f"{MANY - 51} tasks selected", ".selection")
+    await ask_for(page, "Delete", f"Delete {MANY - 51} tasks?")
+    asked = await page.tab.evaluate("[...document.querySelectorAll('dialog .names b')].map((each) => each.innerText)")
+    hrefs = await page.tab.evaluate("[...document.querySelectorAll('tbody a.name')].map((each) => each.pathname)")
+    assert asked
+    assert {f"/tasks/bob/{name}" for name in asked} <= set(hrefs)
+    await page.tab.press("Escape")
+    await page.tab.until(NO_DIALOG)
+    await page.click("thead input")
+    await page.click(".selection button", "Select all that match")
+    await page.tab.evaluate("document.querySelector('tbody a.name').focus()")
+    await page.tab.press("x")
+    await page.sees(f"{MANY - 51} tasks selected", ".selection")
+    assert len(await page.tab.evaluate(TICKED)) == MANY - 51
+    await page.click("thead input")
+    await page.click(".selection button", "Select all that match")
+    await page.tab.press("a")  # the page is selected, so the key selects none of it
+    await page.tab.until("!document.querySelector('.selection')")
+    assert await page.tab.evaluate(TICKED) == []
+    await page.click("thead input")
+    await page.click(".selection button", "Select all that match")
+    await ask_for(page, "Delete", f"Delete {MANY} tasks?")
+    await page.click("dialog button", f"Delete {MANY} tasks")
+    await page.sees(f"Deleted {MANY} tasks", ".job")
+    assert page.tab.errors == []
+
+
 async def test_what_matches_since_the_question_stays(board: Board) -> None:
     """A task that matches while the question is open is not among those that somebody has confirmed."""
     harness = board.harness

@@ -241,12 +241,18 @@ class Tasks {
   // Selection and jobs
 
   isPageSelected() {
-    return this.rows.length > 0 && this.rows.every((each) => this.selected.has(each.id));
+    return this.rows.length > 0 && (this.all || this.rows.every((each) => this.selected.has(each.id)));
+  }
+
+  /** Of all that match, go on with those that this page shows as selected. */
+  selectShown() {
+    if (this.all) this.selected = new Set(this.rows.map((each) => each.id));
+    this.all = false;
   }
 
   /** @param {boolean} on */
   selectPage(on) {
-    this.all = false;
+    this.selectShown();
     for (const { id } of this.rows) this.selected[on ? "add" : "delete"](id);
     this.selectionChanged();
   }
@@ -265,7 +271,7 @@ class Tasks {
   select(id, on, range) {
     const at = this.rows.findIndex((each) => each.id === id);
     const from = range && this.last >= 0 ? this.last : at;
-    this.all = false;
+    this.selectShown();
     for (const each of this.rows.slice(Math.min(from, at), Math.max(from, at) + 1)) this.selected[on ? "add" : "delete"](each.id);
     this.last = at;
     this.selectionChanged();
@@ -345,7 +351,7 @@ class Tasks {
 
   toggleFocused() {
     const id = document.activeElement?.closest("tr")?.dataset.id;
-    if (id) this.select(id, !this.selected.has(id), false);
+    if (id) this.select(id, !(this.all || this.selected.has(id)), false);
   }
 
   // Views
