@@ -11,18 +11,19 @@ from taskherd.api.http.errors import HTTPError, invalid, unavailable
 from taskherd.api.http.route import Header
 from taskherd.broker.command_client import Reply
 from taskherd.domain.command_results import COMMAND_ID_REUSED, NO_VERSION, CommandRefused
-from taskherd.domain.commands import Create
+from taskherd.domain.commands import Create, Delete
 from taskherd.errors import Malformed, Misconfigured, Retry, Unavailable
 from taskherd.messages.commands import decode_command, digest, encode_command
 from taskherd.messages.decoding import InvalidMessage
 from taskherd.messages.replies import REPEATED_HEADER, decode_reply, refused_reply, restored_reply
-from taskherd.store import command_log, feed
+from taskherd.store import command_log, feed, task_queries
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from taskherd.api.context import ApiContext, RequestContext
     from taskherd.domain.commands import Command
+    from taskherd.store.task_queries import TaskRef
 
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 MAX_KEY_LENGTH: Final = 255
@@ -90,6 +91,21 @@ async def send_command(request: RequestContext, command: Command) -> CommandResu
     if isinstance(result, CommandRefused):
         raise refusal(result, has_key=idempotency_key_of(request) is not None)
     return result
+
+
+async def repeated_delete(request: RequestContext, ref: TaskRef) -> Delete | None:
+    """Return the caller's command with the request's key if it was executed, and deleted the task that ``ref`` names.
+
+    Other requests do not find that task any more; sending the command again gives its recorded reply.
+    """
+    if idempotency_key_of(request) is None:
+        return None
+    command_id = command_id_of(request)
+    row = await task_queries.find_deleted(request.api.reader, ref, command_id)
+    if row is None:
+        return None
+    command = Delete(command_id=command_id, task_id=row["id"], actor_id=request.caller.user_id)
+    return command if row["digest"] == digest(command) else None
 
 
 async def execute(api: ApiContext, command: Command, deadline: float | None = None) -> CommandResult | CommandRefused:

@@ -138,6 +138,28 @@ async def find_id(pool: Reader, ref: TaskRef) -> UUID | None:
     return None if row is None else row["id"]
 
 
+async def find_deleted(pool: Reader, ref: TaskRef, command_id: UUID) -> Row | None:
+    """Return ``id`` of the deleted task that a path names, and ``digest`` of its command with this id.
+
+    Return None if there is none, or the caller may not see the task. Several deleted tasks may have had this name; the
+    command says which one is meant.
+    """
+    statement = Statement(ref.caller, command_id)
+    conditions = [
+        f"""(lower(t.name) = lower({statement.bind(_possible_name(ref.task))})
+        AND t.owner_id = (SELECT w.id FROM users AS w WHERE {_is_user(ref, statement)}))"""
+    ]
+    if isinstance(ref.task, UUID):
+        named = statement.bind(ref.task)
+        conditions.append(f"""t.id = {named} OR EXISTS (
+        SELECT 1 FROM task_builds AS b WHERE b.task_id = t.id AND b.workspace_id = {named})""")
+    text = f"""
+    SELECT t.id, c.digest FROM command_log AS c JOIN tasks AS t ON t.id = c.task_id
+    WHERE c.command_id = $2 AND c.reply IS NOT NULL AND t.deleted_at IS NOT NULL AND {CAN_SEE}
+      AND ({" OR ".join(conditions)})"""
+    return await pool.fetch_one(text, *statement.values)
+
+
 async def _find(pool: Reader, select: str, ref: TaskRef) -> Row | None:
     """Look the task up by id, where the user in the path only has to be known, then by name among the user's tasks."""
     row = None

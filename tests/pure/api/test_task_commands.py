@@ -31,6 +31,7 @@ from taskherd.domain.commands import (
     UpdateInput,
     UpdateLabels,
 )
+from taskherd.messages.commands import digest
 from taskherd.store import builds, task_queries
 from taskherd.store.task_queries import TaskRef
 from tests.pure.api import test_build_documents
@@ -69,6 +70,7 @@ class Commands:
         self.sent: list[Command] = []
         self.result = CommandResult(DOCUMENT, queued=False, repeated=False)
         self.found: UUID | None = TASK
+        self.deleted: dict[str, Any] | None = None
         self.owner: tuple[UUID, bool] | None = (BOB, True)
         self.looked_up: list[tuple[Any, ...]] = []
         self.time = 0.0
@@ -81,6 +83,7 @@ class Commands:
         for module in (commands, agent_requests, queries):
             monkeypatch.setattr(module, "send_command", self._send)
         monkeypatch.setattr(task_queries, "find_id", self._find_id)
+        monkeypatch.setattr(task_queries, "find_deleted", self._find_deleted)
         monkeypatch.setattr(task_queries, "find_owner", self._find_owner)
         build = test_build_documents.row(task_id=TASK)
 
@@ -104,6 +107,10 @@ class Commands:
     async def _find_id(self, reader: object, ref: TaskRef) -> UUID | None:
         assert (reader, ref) == ("reader", TaskRef(ALICE, "bob", "fix-it"))
         return self.found
+
+    async def _find_deleted(self, reader: object, ref: TaskRef, command_id: UUID) -> dict[str, Any] | None:
+        assert (reader, ref, command_id) == ("reader", TaskRef(ALICE, "bob", "fix-it"), COMMAND)
+        return self.deleted
 
     async def _find_owner(self, *arguments: Any) -> tuple[UUID, bool] | None:
         self.looked_up.append(arguments)
@@ -194,6 +201,18 @@ async def test_the_answer_to_a_pause_is_its_build(
     assert (response.status, build["transition"], build["initiator_id"]) == (202, transition, str(ALICE))
     assert (build["initiator_name"], build["workspace_owner_name"]) == ("alice", "bob")
     assert worker.sent == [command]
+
+
+async def test_a_delete_with_the_key_of_the_one_that_deleted_its_task_is_sent_again(worker: Commands) -> None:
+    """It is the same command; without a key, or with that of another command, there is no such task."""
+    worker.found, worker.deleted = None, {"id": TASK, "digest": digest(Delete(**COMMON))}
+    assert (await commands.delete(worker.request())).status == 202
+    assert worker.sent == [Delete(**COMMON)]
+    for key, command in (("", Delete(**COMMON)), (KEY, Pause(**COMMON))):
+        worker.deleted["digest"] = digest(command)
+        with pytest.raises(HTTPError) as raised:
+            await commands.delete(worker.request(key=key))
+        assert (raised.value.response.status, len(worker.sent)) == (404, 1)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 from uuid import UUID, uuid4, uuid5
 
-from taskherd.api.commands import command_id_of, idempotency_key_of, send_command
+from taskherd.api.commands import command_id_of, idempotency_key_of, repeated_delete, send_command
 from taskherd.api.http.errors import HTTPError, not_found, rate_limited
 from taskherd.api.http.ids import is_searchable
 from taskherd.api.http.responses import BufferedResponse, empty, json
@@ -88,7 +88,14 @@ async def find_owner(request: RequestContext, user: UUID | str, version: UUID | 
 
 async def delete(request: RequestContext) -> BufferedResponse:
     """Delete a task: it is hidden immediately, and its workspace is deleted once the current build has ended."""
-    await send_command(request, Delete(**await command_fields(request)))
+    try:
+        command = Delete(**await command_fields(request))
+    except HTTPError:
+        repeated = await repeated_delete(request, task_ref_of(request))
+        if repeated is None:
+            raise
+        command = repeated
+    await send_command(request, command)
     return empty(202)
 
 

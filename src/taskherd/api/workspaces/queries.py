@@ -8,9 +8,9 @@ from uuid import UUID
 
 from pydantic import Field
 
-from taskherd.api.commands import command_id_of, send_command
+from taskherd.api.commands import command_id_of, repeated_delete, send_command
 from taskherd.api.directory import templates
-from taskherd.api.http.errors import not_found
+from taskherd.api.http.errors import HTTPError, not_found
 from taskherd.api.http.ids import is_searchable, parse_uuid
 from taskherd.api.http.query_parameters import QueryModel, whole_number
 from taskherd.api.http.responses import BufferedResponse, json
@@ -117,21 +117,39 @@ async def list_builds(request: RequestContext) -> BufferedResponse:
 
 async def request_build(request: RequestContext) -> BufferedResponse:
     """Start, stop or delete a workspace: resume, pause or delete its task, as clients did before tasks had routes."""
-    row = await get_or_404(request, builds.latest_of_workspace)
-    common = {"command_id": command_id_of(request), "task_id": row["task_id"], "actor_id": request.caller.user_id}
-    match request.body.transition:
-        case "start":
-            result = await send_command(request, Resume(**common))
-        case "stop":
-            result = await send_command(request, Pause(**common))
-        case "delete":
-            result = await send_command(request, Delete(**common))
-        case _:
-            assert_never(request.body.transition)
+    result = await send_command(request, await _build_command(request))
     body = build_documents.requested_build_json(
         result.task, request.body.transition, request.caller.user_id, request.caller.username
     )
     return json(body["workspace_build"], 201)
+
+
+async def _build_command(request: RequestContext) -> Resume | Pause | Delete:
+    """Return the command for the requested build. Raise a 404 if the caller may not see the workspace."""
+    try:
+        row = await get_or_404(request, builds.latest_of_workspace)
+    except HTTPError:
+        repeated = await _repeated_delete(request)
+        if repeated is None:
+            raise
+        return repeated
+    common = {"command_id": command_id_of(request), "task_id": row["task_id"], "actor_id": request.caller.user_id}
+    match request.body.transition:
+        case "start":
+            return Resume(**common)
+        case "stop":
+            return Pause(**common)
+        case "delete":
+            return Delete(**common)
+        case _:
+            assert_never(request.body.transition)
+
+
+async def _repeated_delete(request: RequestContext) -> Delete | None:
+    path_id, caller = parse_uuid(request.params["id"]), request.caller.user_id
+    if path_id is None or request.body.transition != "delete":
+        return None
+    return await repeated_delete(request, TaskRef(caller, caller, path_id))
 
 
 def workspace_json(row: Row, statuses: Sequence[Row] | None = None) -> dict[str, Any]:
