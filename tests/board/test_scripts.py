@@ -97,6 +97,9 @@ _HIDDEN = """
     const before = fetched.length;
     for (const { run } of timers.splice(0)) run();
     await settled();
+    dispatchEvent(new Event("online")); // also once it waits
+    dispatchEvent(new PageTransitionEvent("pageshow", { persisted: true }));
+    await settled();
     const whileHidden = fetched.length - before;
     isHidden = false;
     document.dispatchEvent(new Event("visibilitychange"));
@@ -114,6 +117,48 @@ async def test_a_hidden_tab_does_not_connect(board: Board) -> None:
     while_hidden, after, states = await run(page, "feed.js", _HIDDEN)
     assert (while_hidden, after) == (0, 1)
     assert states == ["offline", "paused", "connecting", "offline"]
+
+
+_BORN_HIDDEN = """
+    const timers = [], states = [], ended = [];
+    const real = { fetch: window.fetch, setTimeout: window.setTimeout };
+    const settled = () => new Promise((done) => real.setTimeout.call(window, done));
+    let isHidden = true;
+    Object.defineProperty(document, "hidden", { get: () => isHidden, configurable: true });
+    window.setTimeout = (run, ms) => timers.push({ run, ms });
+    const path = "/a/feed/of/this/test"; // the page reads other things meanwhile
+    window.fetch = async (url, { signal }) => {
+        if (!String(url).includes(path)) throw new TypeError("Failed to fetch");
+        const number = ended.push(false) - 1;
+        return new Response(new ReadableStream({ start: (stream) => (signal.onabort = () => {
+            ended[number] = true;
+            stream.error(signal.reason);
+        }) }));
+    };
+    const leaving = new AbortController();
+    module.follow({ path: () => path, signal: leaving.signal, onChanges() {}, onState: (state) => states.push(state) });
+    while (!states.includes("live")) await settled();
+    for (const { run } of timers.filter(({ ms }) => ms === 10_000)) run();
+    await settled();
+    const whileHidden = [...ended];
+    isHidden = false;
+    document.dispatchEvent(new Event("visibilitychange"));
+    await settled();
+    const seen = [...ended];
+    leaving.abort();
+    Object.assign(window, real);
+    delete document.hidden;
+    return [whileHidden, seen, states];
+"""
+
+
+async def test_a_tab_that_opens_hidden_closes_its_stream(board: Board) -> None:
+    """Links opened in tabs of the background hold no connections, of which a browser has six; who looks has it anew."""
+    page = await board.open("/new")
+    while_hidden, seen, states = await run(page, "feed.js", _BORN_HIDDEN)
+    assert while_hidden == [True]
+    assert seen == [True, False]
+    assert states == ["live", "paused", "connecting", "live"]
 
 
 _LEFT = """

@@ -66,11 +66,11 @@ class Feed {
   start() {
     const { signal } = this.options;
     const onVisibility = () => this.onVisibility();
-    const onOnline = () => this.retryNow();
+    const onOnline = () => document.hidden || this.retryNow(); // a hidden one goes on when somebody looks
     document.addEventListener("visibilitychange", onVisibility);
     addEventListener("online", onOnline);
     addEventListener("pagehide", () => this.pause(), { signal }); // or a page kept for going back holds a connection
-    addEventListener("pageshow", ({ persisted }) => persisted && this.retryNow(), { signal });
+    addEventListener("pageshow", ({ persisted }) => persisted && this.onVisibility(), { signal });
     signal.addEventListener("abort", () => {
       document.removeEventListener("visibilitychange", onVisibility);
       removeEventListener("online", onOnline);
@@ -78,6 +78,7 @@ class Feed {
       this.connection.abort();
       this.wake();
     }, { once: true });
+    if (document.hidden) this.onVisibility(); // as a tab that was opened in the background
     this.run();
   }
 
