@@ -8,10 +8,13 @@ from contextlib import AsyncExitStack
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from taskherd.api.actions import progress
 from taskherd.api.change_feed import ChangeFeed
+from taskherd.api.http.concurrency import ConcurrencyLimit
+from taskherd.api.tasks import log_follow
 from tests.api.conftest import StartApi
 from tests.api.test_clients import AGENT, WORKSPACE, frames, socket
-from tests.api.test_open_requests import running_task
+from tests.api.test_open_requests import running_task, unfinished_action
 from tests.api.test_sse import until_subscribers
 from tests.harness.sse import sse_client
 
@@ -71,4 +74,30 @@ async def test_followers_that_come_at_once_have_no_more_room(
         assert (workspace.status_code, workspace.text) == (200, "")
         opened = await stack.enter_async_context(socket(api_harness, f"/workspaces/{WORKSPACE}/watch-ws"))
         assert (await frames(opened), opened.close_code) == ([], 1013)
+        assert not held.ended
+
+
+@pytest.mark.parametrize("kind", ["logs", "task and logs", "action"])
+async def test_streams_of_logs_and_actions_that_come_at_once_have_no_more_room(
+    start_api: StartApi, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """One that loses its room before it begins ends so that its client comes back, and is refused then."""
+    for module in (log_follow, progress):
+        monkeypatch.setattr(module, "MAX_STREAMS_OF_USER", 1)
+    async with start_api() as api_harness, AsyncExitStack() as stack:
+        task = await running_task(api_harness)
+        action = f"/task-actions/{await unfinished_action(api_harness)}/watch"
+        logs = f"/tasks/me/{task}/logs/watch"
+        path = {"logs": logs, "task and logs": f"/tasks/me/{task}/watch", "action": action}[kind]
+        query = {"logs": "9"} if kind == "task and logs" else {}
+        held = await stack.enter_async_context(sse_client(api_harness.alice, action if kind == "action" else logs))
+        await held.until(lambda: held.events)
+        is_full, looks = ConcurrencyLimit.is_full, iter([False])
+        monkeypatch.setattr(
+            ConcurrencyLimit, "is_full", lambda limit, user_id: next(looks, True) and is_full(limit, user_id)
+        )
+        late = await stack.enter_async_context(sse_client(api_harness.alice, path, **query))
+        await late.until(lambda: late.ended)
+        assert late.types()[-1:] == ["resume"]
+        assert (await api_harness.alice.get(path, params=query)).status_code == 503
         assert not held.ended

@@ -48,6 +48,10 @@ async def watch(request: RequestContext) -> EventStream:
 
 async def _frames(request: RequestContext, first: Row) -> AsyncGenerator[bytes, None]:
     api, user_id = request.api, request.caller.user_id
+    if api.action_streams.is_full(user_id):  # by streams that began after the look before the response
+        log.info("stream ended, client must resume", reason=TOO_MANY)
+        yield changes.RESUME
+        return
     with api.action_streams.enter(user_id):
         row: Row | None = first
         sent, unchanged = b"", 0

@@ -72,6 +72,10 @@ async def _frames(
 ) -> AsyncGenerator[bytes, None]:
     """Generate the frames: what changed after the revision ``after``, or without one the newest ``limit`` entries."""
     api = request.api
+    if api.log_streams.is_full(request.caller.user_id):  # by streams that began after the look before the response
+        log.info("stream ended, client must resume", reason=TOO_MANY)
+        yield changes.RESUME
+        return
     try:
         with api.log_streams.enter(request.caller.user_id), api.log_revisions.follow(task_id) as followed:
             revision = after
