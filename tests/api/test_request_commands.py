@@ -63,8 +63,12 @@ async def test_one_of_several_is_named(api_harness: ApiHarness) -> None:
     second = await asked(api_harness, task_id, title="Which branch?")
     code, said = await shell.code("answer", "two", "yes")
     assert code == 2
-    assert f"{str(first)[:8]}  May I push?" in said
-    assert f"{str(second)[:8]}  Which branch?" in said
+    assert said.splitlines() == [
+        "taskherd: the agent asks 2 things",
+        "  choose one of:",
+        f"  {str(first)[:8]}  May I push?",
+        f"  {str(second)[:8]}  Which branch?",
+    ]
     assert (await shell.code("answer", "two", str(first)[:8]))[0] == 2
     assert (await shell.code("answer", "two", str(first)[:8], "no"))[0] == 0
     assert (await shell.code("answer", "two", str(second), "main"))[0] == 0

@@ -84,6 +84,18 @@ def test_what_is_not_clear_is_not_answered(
     assert said in f"{refused.value.message} {refused.value.advice}"
 
 
+def test_each_request_to_choose_from_is_one_line() -> None:
+    """Whatever a title or the id of an option contains: it cannot look like another request."""
+    title = "May I?\u2028cafe2000  Which one?\r\nbeef1000  Yes\x85"
+    with pytest.raises(ClientError) as refused:
+        choose([request("dead1", title=title), QUESTION], (), "")
+    first = "dead1000  May I? cafe2000 Which one? beef1000 Yes"
+    assert refused.value.advice.splitlines() == ["choose one of:", first, "cafe2000  Which one?"]
+    with pytest.raises(ClientError) as refused:
+        choose([request("dead1", {**ALLOW, "id": "allow\nall"}, REJECT)], (), "")
+    assert refused.value.advice.splitlines() == ["choose one of: allow all, reject"]
+
+
 @pytest.mark.parametrize(
     ("requests", "given", "code", "said"),
     [

@@ -11,8 +11,9 @@ import pytest
 from rich.cells import cell_len
 
 from taskherd.cli import tables, task_output
-from taskherd.cli.output import age, printable
+from taskherd.cli.output import age, print_failure, printable
 from taskherd.cli.tables import COLORS, Column
+from taskherd.client.errors import ClientError, ExitCode
 
 COLUMNS = (
     Column("TASK"),
@@ -226,3 +227,15 @@ def test_printable_keeps_text_and_escapes_controls() -> None:
     family = "\U0001f469\u200d\U0001f467"
     assert printable(f"a\tb\nc {family}") == f"a b c {family}"
     assert printable("\x1b[2J\u202e\ud800\x9b") == r"\x1b[2J\u202e\ud800\x9b"
+
+
+def test_a_failure_keeps_the_lines_of_its_advice(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its message is one line, and what could control the terminal is escaped in both."""
+    error = ClientError(ExitCode.USAGE, "it asks\n2 things", "choose one of:\nbeef  \x1b[2JWhy?\ncafe  What?")
+    print_failure(error, about="alice/o\nne")
+    assert capsys.readouterr().err.splitlines() == [
+        "taskherd: alice/o ne: it asks 2 things",
+        "  choose one of:",
+        r"  beef  \x1b[2JWhy?",
+        "  cafe  What?",
+    ]

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from taskherd.cli.output import OutputFormat, document, line, print_error, print_note, printable
+from taskherd.cli.output import OutputFormat, document, line, print_error, print_failure, print_note, printable
 from taskherd.client import bulk, http
 from taskherd.client.errors import ApiError, ClientError, ExitCode
 
@@ -160,7 +160,7 @@ def _cancel(client: http.Client, start: Start, started: bulk.Action | None, key:
         for step in _cancel_steps(client, start, started, lambda: deadline - time.monotonic()):
             last = step
     except ClientError as error:
-        print_error(printable(error.message), printable(error.advice))
+        print_failure(error)
     except KeyboardInterrupt:
         pass  # what is known is printed below
     if last is None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import typer
 
-from taskherd.cli.output import OutputFormat, OutputOption, age, document, print_error, print_note, printable
+from taskherd.cli.output import OutputFormat, OutputOption, age, document, print_failure, print_note, printable
 from taskherd.cli.tables import Column, fields, table
 from taskherd.client import http
 from taskherd.client.errors import ClientError
@@ -64,7 +64,7 @@ def fleet(output: OutputOption = OutputFormat.TABLE) -> None:
     try:
         found = http.from_environment().request("GET", "fleet").body
     except ClientError as error:
-        print_error(printable(error.message), printable(error.advice))
+        print_failure(error)
         raise typer.Exit(error.code) from None
     if output is OutputFormat.JSON:
         document(found)

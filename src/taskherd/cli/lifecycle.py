@@ -9,7 +9,7 @@ import typer
 
 from taskherd.cli import bulk
 from taskherd.cli.history import app
-from taskherd.cli.output import OutputFormat, OutputOption, document, line, print_error, printable
+from taskherd.cli.output import OutputFormat, OutputOption, document, line, print_failure, printable
 from taskherd.cli.task import EXIT_CODES, complete_names
 from taskherd.client import http, tasks
 from taskherd.client.errors import ApiError, ClientError, ExitCode
@@ -186,7 +186,7 @@ def _change_each(
             if len(references) == 1:
                 raise
             refused.append(error)
-            print_error(f"{printable(reference)}: {printable(error.message)}", printable(error.advice))
+            print_failure(error, about=reference)
             continue
         if output is OutputFormat.JSON:
             (document if len(references) == 1 else line)(result(reference, body))

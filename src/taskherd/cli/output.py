@@ -7,9 +7,12 @@ import shlex
 import sys
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+
+if TYPE_CHECKING:
+    from taskherd.client.errors import ClientError
 
 
 class OutputFormat(StrEnum):
@@ -30,6 +33,15 @@ _UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "m"))
 def print_error(message: str, *advice: str) -> None:
     """Print an error to stderr: what happened on the first line, then ``advice``, indented, on lines of its own."""
     print_note(f"taskherd: {message}", *(f"  {line}" for text in advice for line in text.splitlines()))
+
+
+def print_failure(error: ClientError, *, about: str = "") -> None:
+    """Print why a request failed: its texts may be from anybody, so only its advice has several lines.
+
+    ``about`` is what the request was for, in front of the message.
+    """
+    subject = f"{printable(about)}: " if about else ""
+    print_error(subject + printable(error.message), *map(printable, error.advice.splitlines()))
 
 
 def print_note(*lines: str) -> None:

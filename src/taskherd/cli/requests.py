@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from taskherd.cli import request_output
-from taskherd.cli.output import OutputFormat, OutputOption, document, print_error, print_note, printable
+from taskherd.cli.output import OutputFormat, OutputOption, document, print_failure, print_note
 from taskherd.client import agent_requests, http
 from taskherd.client.errors import ClientError
 
@@ -34,7 +34,7 @@ def requests(
     try:
         found = list(islice(agent_requests.waiting(http.from_environment(), query), limit + 1))
     except ClientError as error:
-        print_error(printable(error.message), printable(error.advice))
+        print_failure(error)
         raise typer.Exit(error.code) from None
     shown = found[:limit]
     if output is OutputFormat.JSON:

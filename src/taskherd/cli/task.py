@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from taskherd.cli import bulk, task_output
-from taskherd.cli.output import OutputFormat, OutputOption, document, moment, print_error, printable
+from taskherd.cli.output import OutputFormat, OutputOption, document, moment, print_failure
 from taskherd.cli.tables import fields
 from taskherd.client import http, tasks
 from taskherd.client.errors import ClientError, ExitCode
@@ -33,7 +33,7 @@ class ErrorHandlingGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except ClientError as error:
-            print_error(printable(error.message), printable(error.advice))
+            print_failure(error)
             raise typer.Exit(error.code) from None
         except KeyboardInterrupt:
             typer.echo(err=True)

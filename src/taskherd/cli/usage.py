@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from taskherd.cli.output import OutputFormat, OutputOption, document, print_error, printable
+from taskherd.cli.output import OutputFormat, OutputOption, document, print_failure
 from taskherd.cli.tables import Column, table
 from taskherd.client import http
 from taskherd.client.errors import ClientError
@@ -53,7 +53,7 @@ def usage(
     try:
         report = http.from_environment().request("GET", "usage", query=query).body
     except ClientError as error:
-        print_error(printable(error.message), printable(error.advice))
+        print_failure(error)
         raise typer.Exit(error.code) from None
     if output is OutputFormat.JSON:
         document(report)

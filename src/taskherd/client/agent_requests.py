@@ -111,7 +111,7 @@ def _body(request: AgentRequest, words: Sequence[str], text: str) -> dict[str, A
     option = _option(options, words[0]) if words else None
     if option is None:
         problem = f"there is no option {words[0]!r}" if words else f"it asks: {request['title']}"
-        choices = ", ".join(each["id"] for each in options)
+        choices = ", ".join(" ".join(each["id"].splitlines()) for each in options)
         raise ClientError(ExitCode.USAGE, problem, f"choose one of: {choices}")
     return {"option_id": option, **({"text": text} if text else {})}
 
@@ -141,7 +141,8 @@ def _option(options: Sequence[Mapping[str, Any]], word: str) -> str | None:
 
 
 def _listing(requests: Sequence[AgentRequest]) -> str:
-    return "choose one of:\n" + "\n".join(f"{short(each)}  {each['title']}" for each in requests)
+    """Return the requests, one a line: white space in a title is one space, so that it cannot look like another one."""
+    return "choose one of:\n" + "\n".join(f"{short(each)}  {' '.join(each['title'].split())}" for each in requests)
 
 
 def answer(client: Client, task: str, request: AgentRequest, body: Mapping[str, Any]) -> None:
