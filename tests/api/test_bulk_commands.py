@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import termios
@@ -188,6 +189,46 @@ async def test_a_confirmation_names_the_number_of_tasks(
     assert len(await shell.json("list")) == 1
     result = await shell.run("delete", "--query", "owner:me", stdin="y\n")
     assert (result.exit_code, "Deleted 1 of 1 tasks.\n" in result.stdout) == (0, True)
+
+
+async def test_an_end_of_input_confirms_nothing(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-D at the question is a no: the exit code is not that of a server that failed."""
+    monkeypatch.setattr(commands, "is_interactive", lambda: True)
+    shell = Shell(api_harness)
+    await api_harness.create(name="kept")
+    result = await shell.run("delete", "--query", "owner:me", stdin="")
+    assert (result.exit_code, result.stderr.splitlines()) == (
+        2,
+        ["Delete 1 task? [y/N]:", "taskherd: nothing was changed", "  confirm with y, or add --yes"],
+    )
+    assert len(await shell.json("list")) == 1
+
+
+async def test_ctrl_c_at_a_question_exits_with_130(api_harness: ApiHarness) -> None:
+    """As everywhere else; nothing is changed."""
+    shell = Shell(api_harness)
+    await api_harness.create(name="kept")
+    code, printed = await asyncio.to_thread(interrupt_on_terminal, ("delete", "--query", "owner:me"), shell.env)
+    assert (code, "Delete 1 task? [y/N]" in printed, "Aborted" in printed) == (130, True, False), printed
+    assert len(await shell.json("list")) == 1
+
+
+def interrupt_on_terminal(words: Sequence[str], env: Mapping[str, str]) -> tuple[int, str]:
+    """Run ``taskherd task`` on a terminal, and interrupt its question; return the exit code and what it printed."""
+    terminal, theirs = pty.openpty()
+    command = (sys.executable, "-m", "taskherd", "task", *words)
+    with subprocess.Popen(
+        command, env={**os.environ, **env}, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    ) as process:
+        os.close(theirs)
+        printed = b""
+        with suppress(OSError), os.fdopen(terminal, "rb", buffering=0) as file:  # EIO: no process has it open any more
+            while read := file.read(65_536):
+                printed += read
+                if printed.endswith(b"[y/N]: "):
+                    process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+    return process.returncode, printed.decode()
 
 
 async def test_only_confirmed_tasks_are_changed(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:

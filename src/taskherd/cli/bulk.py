@@ -217,7 +217,13 @@ def _confirmed(action: str, count: int) -> bool:
     if not is_interactive():
         raise ClientError(ExitCode.USAGE, f"{count} tasks match", "add --yes to go on without confirmation")
     words = "Send this to" if action == "send" else action.capitalize()
-    return typer.confirm(f"{words} {count} {'task' if count == 1 else 'tasks'}?", err=True)
+    try:
+        return typer.confirm(f"{words} {count} {'task' if count == 1 else 'tasks'}?", err=True)
+    except typer.Abort as error:  # of Ctrl-C, or of an end of the input, as Ctrl-D
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        typer.echo(err=True)
+        return False
 
 
 def _show_preview(preview: Mapping[str, Any], output: OutputFormat) -> None:
