@@ -39,6 +39,7 @@ from taskherd.api.http.connections import ClientConnections, ConnectionLimits
 from taskherd.api.http.open_requests import AccessMonitor
 from taskherd.api.http.rate_limit import RateLimits
 from taskherd.api.http.sign_in_failures import LOG_INTERVAL, SignInFailures
+from taskherd.api.http.unread import UnreadResponses
 from taskherd.api.log_revisions import LogRevisions
 from taskherd.api.metric_labels import LABEL_VALUES
 from taskherd.api.read_routing import STANDBY_TIMEOUT, ReadRouting
@@ -176,6 +177,7 @@ class ApiProcess:
             log_revisions=self._log_revisions,
             log_streams=ConcurrencyLimit(log_follow.MAX_STREAMS, log_follow.MAX_STREAMS_OF_USER, log_follow.TOO_MANY),
             refused_logs=RefusedLogs(),
+            unread=UnreadResponses(),
             agent_waits=ConcurrencyLimit(requests.MAX_WAITING, requests.MAX_WAITING_OF_TASK, requests.TOO_MANY),
             agent_waits_of_owners=ConcurrencyLimit(
                 requests.MAX_WAITING, requests.MAX_WAITING_OF_OWNER, requests.TOO_MANY_OF_OWNER

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from taskherd.api.http.open_requests import AccessMonitor
     from taskherd.api.http.rate_limit import RateLimits
     from taskherd.api.http.sign_in_failures import SignInFailures
+    from taskherd.api.http.unread import UnreadResponses
     from taskherd.api.log_revisions import LogRevisions
     from taskherd.api.read_routing import ReadRouting
     from taskherd.broker.repeating_client import RepeatingClient
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 ME: Final = "me"
 LSN: Final = "X-Taskherd-LSN"
 """The header of a response to a write, and of later reads that must show it (docs/adr/0040)."""
-_SAFE: Final = frozenset({"GET", "HEAD"})
+SAFE: Final = frozenset({"GET", "HEAD"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,8 @@ class ApiContext:
     log_streams: ConcurrencyLimit
     """The open streams of task logs."""
     refused_logs: RefusedLogs
+    unread: UnreadResponses
+    """The large responses that clients have not read yet."""
     agent_waits: ConcurrencyLimit
     """The requests of agents that wait for answers, by task."""
     agent_waits_of_owners: ConcurrencyLimit
@@ -139,6 +142,13 @@ class RequestContext:
         """The caller's name for the log, or None if no user is authenticated."""
         return None if self._caller is None else self._caller.username
 
+    @property
+    def charged_to(self) -> UUID | None:
+        """The user, or the task of the agent, that the request counts for; None if none is authenticated."""
+        if self._caller is not None:
+            return self._caller.user_id
+        return None if self.agent is None else self.agent[0]
+
     def set_caller(self, caller: Caller) -> None:
         """Record the authenticated caller."""
         self._caller = caller
@@ -146,13 +156,13 @@ class RequestContext:
     @property
     def reader(self) -> Reader:
         """What executes the request's reads: for a plain GET of a user perhaps a standby, else the primary."""
-        if self.follows or self._caller is None or self.method not in _SAFE:
+        if self.follows or self._caller is None or self.method not in SAFE:
             return self.api.reader
         return self.api.reads.reader(self._caller.user_id, self.headers.get(LSN.lower(), ""))
 
     async def written_lsn(self) -> str | None:
         """Return the LSN that the response names for later reads of the user; None if there is none to name."""
-        return None if self._caller is None or self.method in _SAFE else await self.api.reads.written_lsn()
+        return None if self._caller is None or self.method in SAFE else await self.api.reads.written_lsn()
 
     def mark_seen(self) -> None:
         """Record that the caller has now seen or made the newest changes; no later read shows them less."""

@@ -10,8 +10,8 @@ from urllib.parse import parse_qsl
 
 import structlog
 
-from taskherd.api.context import LSN, ApiContext, RequestContext
-from taskherd.api.http import bodies, compression, errors
+from taskherd.api.context import LSN, SAFE, ApiContext, RequestContext
+from taskherd.api.http import bodies, compression, errors, unread
 from taskherd.api.http.auth import authenticate, authenticate_again
 from taskherd.api.http.errors import HTTPError
 from taskherd.api.http.responses import BufferedResponse
@@ -56,10 +56,10 @@ class HttpEndpoint:
         try:
             response = await self._respond(request, scope, receive)
             if isinstance(response, BufferedResponse):
-                status = response.status
-                await _send(response, send)
                 if not request.waits:
                     metrics.api_seconds.observe(time.perf_counter() - started)
+                status = response.status
+                status = await self._send(request, response, send)
             else:
                 status = response.status_code
                 await response(scope, receive, send)
@@ -116,6 +116,27 @@ class HttpEndpoint:
             return await compression.negotiate(response, request.headers)
         return response
 
+    async def _send(self, request: RequestContext, response: BufferedResponse, send: Send) -> int:
+        """Send a response, and return its status: a 503 if it is large, and too much of others has not been read yet.
+
+        The response to a change is sent in any case, because the change was made.
+        """
+        user_id, size = request.charged_to, len(response.body)
+        if user_id is None or size <= unread.SMALL:
+            await _start(response, send)
+            await send({"type": "http.response.body", "body": response.body})
+            return response.status
+        try:
+            async with self._api.unread.hold(user_id, size, may_refuse=request.method in SAFE):
+                await _start(response, send)
+                await unread.send_and_wait(send, response.body)
+        except HTTPError as error:
+            response = error.response
+            await _start(response, send)
+            await send({"type": "http.response.body", "body": response.body, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        return response.status
+
     def _count(self, method: str, status: int) -> None:
         count = self._counters.get((method, status))
         if count is None:
@@ -165,6 +186,5 @@ def _query(raw: bytes) -> Mapping[str, str]:
     return parameters
 
 
-async def _send(response: BufferedResponse, send: Send) -> None:
+async def _start(response: BufferedResponse, send: Send) -> None:
     await send({"type": "http.response.start", "status": response.status, "headers": response.raw_headers()})
-    await send({"type": "http.response.body", "body": response.body})

@@ -7,7 +7,11 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Final
 
+import structlog
 from starlette.responses import Response
+
+from taskherd.api.http import unread
+from taskherd.api.http.errors import HTTPError
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -16,6 +20,8 @@ if TYPE_CHECKING:
 
     from taskherd.api.context import RequestContext
     from taskherd.api.http.open_requests import OpenRequest
+
+log = structlog.get_logger(__name__)
 
 COMMENT: Final = b": keep-alive\n\n"
 PING: Final = b"event: ping\n\n"
@@ -82,9 +88,24 @@ class EventStream(Response):
                 async for part in frames:
                     if part not in _WITHOUT_DATA and not await access.may_send():
                         return
-                    await send({"type": "http.response.body", "body": part, "more_body": True})
+                    if not await self._send_part(send, part):
+                        break
         self._sent_all = True
         await send({"type": "http.response.body", "body": b""})
+
+    async def _send_part(self, send: Send, part: bytes) -> bool:
+        """Send a part, or the last frame instead of a large one while too much has not been read yet; return which."""
+        if len(part) <= unread.SMALL:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+            return True
+        try:
+            async with self._request.api.unread.hold(self._request.caller.user_id, len(part)):
+                await unread.send_and_wait(send, part)
+        except HTTPError:
+            log.info("stream ended, client must resume", reason=unread.TOO_MANY)
+            await send({"type": "http.response.body", "body": self._last, "more_body": True})
+            return False
+        return True
 
 
 async def _wait_disconnect(receive: Receive) -> None:
