@@ -128,6 +128,49 @@ async def test_what_was_written_outlives_a_refusal(board: Board) -> None:
     assert page.tab.errors == []
 
 
+_HELD = """
+    const real = window.fetch;
+    window.fetch = (url, options) => {
+        if (!String(url).endsWith("/task-actions") || JSON.parse(options.body).dry_run) return real(url, options);
+        return new Promise((done) => (window.refuse = () => {
+            const answer = { message: "Three actions are under way." };
+            done(new Response(JSON.stringify(answer), { status: 409 }));
+        }));
+    };
+"""
+"""Holds what is confirmed, until the page is told to refuse it."""
+
+
+async def confirm_delete(page: Page) -> None:
+    """Have the only task of a list deleted, and wait until that is asked of the API, which is held."""
+    await page.click("tbody input")
+    await ask_for(page, "Delete", "Delete 1 task?")
+    await page.click("dialog button", "Delete 1 task")
+    await page.becomes("window.refuse !== undefined")
+
+
+async def test_a_refusal_is_told_on_whatever_page(board: Board) -> None:
+    """Who has confirmed an action and gone to another page learns that nothing was done; who signed out does not."""
+    await board.harness.active(name="refuses-all")
+    page = await board.open("/tasks?q=name:refuses-all")
+    await page.tab.evaluate(f"{{{_HELD}}}")
+    await confirm_delete(page)
+    await page.click(".bar nav a", "Fleet")
+    await page.tab.until("document.querySelector('.page.fleet')")
+    await page.tab.evaluate("refuse(), delete window.refuse, 0")
+    await page.sees("Delete 1 selected task: Three actions are under way.", ".toast.bad")
+    await page.click(".toast button")
+    await page.tab.evaluate("history.back()")
+    await confirm_delete(page)
+    await page.click(".bar .menu summary")
+    await page.click(".menu-items button", "Sign out")
+    await page.tab.until("document.getElementById('token')")
+    await page.tab.evaluate("refuse(), 0")
+    await page.tab.evaluate("new Promise((done) => setTimeout(done))")
+    assert await page.tab.evaluate("document.querySelector('.toast') === null")
+    assert page.tab.errors == []
+
+
 async def test_a_task_that_is_gone_does_not_count(board: Board) -> None:
     """The question names how many there still are, and says how many of the selection are not."""
     harness = board.harness

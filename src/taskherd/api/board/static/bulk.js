@@ -43,6 +43,7 @@ export function canInterrupt(id) {
  * @param {AbortSignal} signal aborts when the page is left
  */
 export async function start(action, target, whose, signal) {
+  const person = session.user();
   let input = "", problem = "", key = api.newKey(); // without an answer the same again may find that it has begun
   for (;;) {
     if (action === "send") {
@@ -64,8 +65,11 @@ export async function start(action, target, whose, signal) {
       session.keepDraft(DRAFT, "");
       return created.value;
     }
-    if (signal.aborted) return null;
     problem = api.explain(created);
+    if (signal.aborted) { // who has confirmed it is told that nothing was done, on whatever page
+      const isTold = preview.ok && !created.aborted && session.user() === person;
+      return isTold ? refused(`${ACTIONS[action].label.replace("…", " to")} ${whose}: ${problem}`) : null;
+    }
     if (!input) return refused(problem); // what somebody has written is not lost with the refusal
   }
 }
