@@ -456,3 +456,32 @@ async def test_the_page_is_usable_by_everybody(board: Board) -> None:
     await page.tab.until("document.querySelector('dialog .raw')")
     assert await page.violations() == []
     assert page.tab.errors == []
+
+
+_IMPATIENT = """
+    const real = AbortSignal.timeout.bind(AbortSignal);
+    AbortSignal.timeout = (ms) => real(ms === 20_000 ? 500 : ms);
+"""
+"""Has a page give up an answer much sooner."""
+
+
+async def test_an_answer_that_never_comes_does_not_freeze_a_page(board: Board) -> None:
+    """What is beside the conversation is read without the answer that is lost, and that again; so is the fleet."""
+    await board.harness.active(name="hangs")
+    page = await board.open("/new")
+    await page.tab.resize(1280, 900)
+    await page.tab.call("Page.addScriptToEvaluateOnNewDocument", source=_IMPATIENT)
+    await page.tab.call("Fetch.enable", patterns=[{"urlPattern": "*/explain"}])  # held until disabled
+    await page.go("/tasks/alice/hangs")
+    await page.tab.until("document.querySelector('.task-side')?.textContent.includes('Starts and stops')")
+    assert await page.tab.evaluate(f"{READY} === null")
+    await page.tab.call("Fetch.disable")
+    await page.tab.until(READY)
+    await page.tab.call("Fetch.enable", patterns=[{"urlPattern": "*/api/v2/fleet"}])
+    await page.go("/fleet")
+    await page.tab.until("document.querySelector('#offline')?.hidden === false")
+    await page.tab.call("Fetch.disable")
+    await page.tab.until(
+        "document.querySelector('.page.fleet[data-ready]') && document.querySelector('#offline').hidden"
+    )
+    assert page.tab.errors == []

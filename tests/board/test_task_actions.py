@@ -156,10 +156,13 @@ async def test_a_message_is_sent_once(board: Board) -> None:
     assert await page.tab.evaluate("sent") == 0
     await page.tab.press("Enter", "Enter")
     await page.tab.until("document.querySelector('.composer[data-busy]')")
+    await page.sees("Sending…", ".composer button[aria-disabled=true]")
+    assert await page.violations() == []
     await page.click(".composer button", "Send")
     assert await page.tab.evaluate("sent") == 1
     await page.tab.evaluate("release(), 0")
     await page.tab.until("document.querySelector('.composer textarea').value === ''")
+    await page.tab.until("document.querySelector('.composer button:not([aria-disabled])').innerText === 'Send'")
     explained = (await board.harness.alice.get("/tasks/me/once-only/events")).json()
     assert [each["input"] for each in explained["actions"]] == ["Only this once"]
     await page.tab.call("Emulation.setTouchEmulationEnabled", enabled=True)

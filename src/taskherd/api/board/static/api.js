@@ -4,6 +4,7 @@ import * as session from "./session.js";
 
 const BASE = "/api/v2";
 const MAX_CACHED = 60;
+const LONGEST = 20_000; // milliseconds after which the answer to a read is not waited for any more
 const UNREACHABLE = "The server cannot be reached.";
 const CHECK = "Check the connection, then try again.";
 const FOREIGN = "The answer is not from taskherd.";
@@ -171,17 +172,18 @@ function attempt(handle) {
  */
 async function request(method, path, { signal, headers = {}, body, stream = false }) {
   const early = method === "GET" && begun.get(path);
+  const stop = method === "GET" && !stream ? within(signal) : signal;
   const token = early ? early.token : session.token(), user = session.user();
   let response, text, value;
   try {
     if (early) {
       begun.delete(path);
-      if (signal?.aborted) early.stop.abort();
-      signal?.addEventListener("abort", () => early.stop.abort(), { once: true });
+      if (stop?.aborted) early.stop.abort();
+      stop?.addEventListener("abort", () => early.stop.abort(), { once: true });
     }
     if (early) ({ response, text } = await early.answer);
     else response = await fetch(BASE + path, {
-      method, body, signal, cache: "no-store", credentials: "omit", redirect: "error",
+      method, body, signal: stop, cache: "no-store", credentials: "omit", redirect: "error",
       headers: {
         Accept: stream ? "text/event-stream" : "application/json", "Coder-Session-Token": token, ...written(), ...headers,
       },
@@ -204,6 +206,15 @@ async function request(method, path, { signal, headers = {}, body, stream = fals
     return failure(401, value, true); // the page is gone: the sign-in stands in its place
   }
   return failure(response.status, value, false, Number(response.headers.get("Retry-After")) || 0);
+}
+
+/**
+ * Return a signal that aborts with this one, or once an answer has taken too long.
+ * @param {AbortSignal} [signal]
+ */
+function within(signal) {
+  const limit = AbortSignal.timeout(LONGEST);
+  return signal ? AbortSignal.any([signal, limit]) : limit;
 }
 
 /**

@@ -17,7 +17,7 @@ const PER_LIST = 12; // rows
 const NEEDS_SHOWN = 12;
 const MAX_KNOWN = 400;
 const TOTALS_EVERY = 2_000; // milliseconds between two reads of the totals
-const LONGEST = 20_000; // milliseconds after which an answer is not waited for any more
+const LONGEST = 20_000; // milliseconds after which a script is not waited for any more
 const RETRY = 5_000; // milliseconds before what could not be read is read again
 const OPENING = 250; // milliseconds that a page that opens waits for its rows before it says that it reads them
 const ROWS_TO_COME = 3; // rows that stand for those that are being read
@@ -155,7 +155,7 @@ class Home {
   /** @param {AbortSignal} signal */
   async read(signal) {
     const turn = (this.asked += 1);
-    const answer = await api.get(overviewPath(this.terms), { signal: within(signal) });
+    const answer = await api.get(overviewPath(this.terms), { signal });
     const canShow = !answer.ok || !answer.value.requests.requests.length || await Promise.race([this.loadRequestRow(), tooLong()]);
     if (signal.aborted) return;
     if (answer.ok) {
@@ -254,7 +254,7 @@ class Home {
   /** @param {AbortSignal} signal */
   async readRequestsOnce(signal) {
     const turn = (this.asked += 1);
-    const answer = await api.get(requestsPath(this.terms), { signal: within(signal) });
+    const answer = await api.get(requestsPath(this.terms), { signal });
     const canShow = await this.loadRequestRow();
     if (signal.aborted || turn !== this.asked) return;
     if (!answer.ok || !canShow) return this.retryLater(signal, answer.ok ? NOT_SHOWN : answer);
@@ -285,7 +285,7 @@ class Home {
    */
   async showsEveryone(signal) {
     if (this.scope !== "mine" || this.totals.total || localStorage.getItem(attention.SCOPE_KEY)) return false;
-    const all = await api.get("/task-totals", { signal: within(signal) });
+    const all = await api.get("/task-totals", { signal });
     if (signal.aborted) return true;
     if (!all.ok || !all.value.total) return false;
     this.scope = "everyone";
@@ -629,14 +629,6 @@ class Home {
 }
 
 /**
- * Return a signal that aborts with this one, or once an answer has taken too long.
- * @param {AbortSignal} signal
- */
-function within(signal) {
-  return AbortSignal.any([signal, AbortSignal.timeout(LONGEST)]);
-}
-
-/**
  * The number of tasks that rows are about, of which each may have several requests.
  * @param {Map<string, {request?: any, task?: any}>} rows
  */
@@ -653,7 +645,7 @@ function groupOf({ kind, task }) {
   return NEEDING.find(({ has }) => has?.(task))?.group;
 }
 
-/** Return false after as long as an answer may take. */
+/** Return false after as long as a script may take. */
 function tooLong() {
   return new Promise((done) => setTimeout(done, LONGEST, false));
 }

@@ -29,13 +29,13 @@ export function composer({ task, path, working, sent }) {
     if (form.dataset.busy !== undefined) return;
     if (!input.trim()) return field.focus();
     if (refusal) return toast(refusal, { bad: true }); // what was written stays for after the resume
-    form.dataset.busy = "";
+    const done = showBusy(form, /** @type {HTMLButtonElement | null} */ (event.submitter));
     const body = { input, ...(steer ? { interrupt: true } : {}) };
     const said = JSON.stringify([path, body]);
     const earlier = unanswered.get(form);
     const key = earlier?.body === said ? earlier.key : api.newKey();
     const answer = await api.send("POST", `${path}/send`, body, { key });
-    delete form.dataset.busy;
+    done();
     if (api.isUnsettled(answer)) unanswered.set(form, { body: said, key });
     else unanswered.delete(form);
     if (!answer.ok) return answer.aborted ? undefined : toast(api.explain(answer), { bad: true });
@@ -106,6 +106,23 @@ function onKey(event) {
   const steer = /** @type {HTMLButtonElement | null} */ (form.querySelector("button[value=steer]"));
   const send = /** @type {HTMLButtonElement} */ (form.querySelector("button[value=send]"));
   form.requestSubmit(isMeant && steer ? steer : send);
+}
+
+/**
+ * Show that something is being sent, until the function is called that this returns. The buttons keep the focus.
+ * @param {HTMLFormElement} form
+ * @param {HTMLButtonElement | null} pressed
+ */
+function showBusy(form, pressed) {
+  const buttons = [...form.querySelectorAll("button")], label = pressed?.textContent || "";
+  form.dataset.busy = "";
+  for (const each of buttons) each.ariaDisabled = "true";
+  if (pressed) pressed.textContent = "Sending…";
+  return () => {
+    delete form.dataset.busy;
+    for (const each of buttons) each.ariaDisabled = null;
+    if (pressed) pressed.textContent = label;
+  };
 }
 
 /** @param {HTMLTextAreaElement} field */
