@@ -361,6 +361,39 @@ async def test_a_row_stays_under_the_pointer_in_every_list(board: Board) -> None
     assert page.tab.errors == []
 
 
+_ROWS = """
+    const set = Map.prototype.set;
+    Map.prototype.set = function (id, row) {
+        if (row?.task && row.since) window.needing = this;
+        else if (row?.task && row.state) window.listed = this;
+        return set.call(this, id, row);
+    };
+"""
+"""Tells which rows Home knows, of its two kinds of lists."""
+
+
+async def test_what_comes_and_goes_under_the_pointer_is_forgotten(board: Board) -> None:
+    """A pointer that rests on a section for hours does not make the page grow with each task that comes meanwhile."""
+    harness = board.harness
+    pointed, waits = await harness.active(display_name="Rests here"), await harness.active(display_name="Waits on")
+    await status(board, waits["id"], "idle", "Waits on")
+    await status(board, pointed["id"], "working", "Here")
+    page = await board.open("/")
+    await page.tab.call("Page.addScriptToEvaluateOnNewDocument", source=_ROWS)
+    await page.go("/")
+    await page.sees("Rests here", "section[aria-labelledby=running]")
+    await page.point(".lines li")
+    passing = str((await harness.active(display_name="Comes and goes"))["id"])
+    await status(board, passing, "working", "There")
+    await page.becomes(f"listed.has('{passing}')")
+    await status(board, passing, "idle", "Where to?")
+    await page.becomes(f"needing.has('{passing}')")
+    assert (await harness.alice.delete(f"/tasks/me/{passing}")).status_code == 202
+    await page.becomes(f"!listed.has('{passing}') && !needing.has('{passing}')")
+    assert await page.tab.evaluate("document.querySelector('.lines li:hover') !== null")
+    assert page.tab.errors == []
+
+
 async def test_more_than_fit_are_counted_and_the_oldest_is_shown(board: Board) -> None:
     """Of many agents that wait, those that wait for longest are shown, and the heading and the title count all."""
     harness = board.harness

@@ -26,6 +26,18 @@ export class SteadyList {
   }
 }
 
+/**
+ * Return the rows that belong in lists now, and of those that are known the ones that lists still show, by their ids.
+ * @template T
+ * @param {Map<string, T>} known
+ * @param {Map<string, T>} current
+ * @param {SteadyList[]} lists
+ */
+export function keepRows(known, current, lists) {
+  const shown = lists.flatMap(({ ids }) => ids).filter((id) => known.has(id));
+  return new Map([...shown.map((id) => /** @type {[string, T]} */ ([id, known.get(id)])), ...current]);
+}
+
 const TOUCH = matchMedia("(hover: none) and (pointer: coarse)"); // where what was tapped last stays :hover
 const TOUCH_HOLDS = 2_000; // milliseconds after a touch in which nothing may move: a second tap would hit what has come there
 /** @type {EventTarget[]} what was touched last, and all that it is in */

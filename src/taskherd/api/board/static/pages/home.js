@@ -9,7 +9,7 @@ import * as router from "../router.js";
 import { describe, guarded } from "../state.js";
 import { ENDED, NEEDING, SECTIONS, WORKING, overviewPath, requestsPath } from "./home-lists.js";
 import { BAD, brokenRow, isUntold, needOf, taskList, taskRow, totalsStrip } from "./home-rows.js";
-import { SteadyList, inUse, isPointedAt, onLeave } from "../steady.js";
+import { SteadyList, inUse, isPointedAt, keepRows, onLeave } from "../steady.js";
 import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
 import { repeat } from "../vendor/lit-html/directives/repeat.js";
 
@@ -65,6 +65,8 @@ class Home {
     this.needs = new SteadyList();
     this.running = new SteadyList();
     this.ended = new SteadyList();
+    /** @type {Map<string, any>} rows of what needs a person, by their ids */
+    this.rows = new Map();
     /** @type {Map<string, import("./home-rows.js").Listed>} rows of the other two, by the id of their tasks */
     this.listed = new Map();
     this.feed = new AbortController();
@@ -403,7 +405,7 @@ class Home {
       const others = [...needing.values()].filter(({ kind, task }) => isUntold(kind, task)).length;
       attention.set(tasksOf(needing) + this.further(needing).known, others, this.totals);
     }
-    this.rows = this.isHeld("needs", "running", "ended") ? new Map([...(this.rows || []), ...needing]) : needing;
+    this.rows = keepRows(this.rows, needing, [this.needs]);
     render(this.template(needing, ids), this.view.root);
     for (const section of /** @type {NodeListOf<HTMLElement>} */ (this.view.root.querySelectorAll("section[aria-labelledby]"))) {
       if (section.dataset.watched) continue;
@@ -511,8 +513,7 @@ class Home {
     running.sort((a, b) => compare(b.task.created_at, a.task.created_at));
     ended.sort((a, b) => compare(b.state.since, a.state.since));
     const areHeld = { running: this.isHeld("running", "ended"), ended: this.isHeld("ended") };
-    if (!areHeld.running) this.listed.clear();
-    for (const row of [...running, ...ended]) this.listed.set(row.task.id, row);
+    this.listed = keepRows(this.listed, new Map([...running, ...ended].map((row) => [row.task.id, row])), [this.running, this.ended]);
     const steady = (/** @type {SteadyList} */ list, /** @type {import("./home-rows.js").Listed[]} */ rows, /** @type {boolean} */ held) =>
       list.update(rows.slice(0, PER_LIST).map(({ task }) => task.id), held).flatMap((id) => this.listed.get(id) || []);
     return { running: steady(this.running, running, areHeld.running), ended: steady(this.ended, ended, areHeld.ended) };
@@ -537,7 +538,7 @@ class Home {
    * @param {boolean} current whether it still does
    */
   need(id, current) {
-    const row = this.rows?.get(id);
+    const row = this.rows.get(id);
     if (!row) return nothing;
     const became = this.done.get(id) || (current ? "" : "No longer needs you");
     const draw = () => (row.kind === "request" ? this.requestRow?.(this, row.request, became) : taskRow(this, row, became));
