@@ -127,6 +127,8 @@ async def test_what_comes_over_a_page_for_a_while(board: Board) -> None:
     await page.tab.until("document.querySelector('.page.task[data-ready]')")
     await page.tab.press("o")
     await page.sees("It has named no pull request", ".toast")
+    said = "document.getElementById('live').textContent"
+    assert (await page.tab.evaluate(said)).startswith("It has named no pull request")
     await page.tab.evaluate("document.querySelector('.toast button').focus()")  # so that it stays
     problems += await problems_of(page, VIEWS)
     assert await page.tab.evaluate("document.querySelector('.toast') !== null")

@@ -153,6 +153,9 @@ async def test_a_message_is_sent_once(board: Board) -> None:
     await page.tab.insert("Only this once")
     held = {"key": "Enter", "windowsVirtualKeyCode": 13, "text": "\r", "autoRepeat": True}
     await page.tab.call("Input.dispatchKeyEvent", type="keyDown", **held)
+    for composing in ("isComposing: true", "keyCode: 229"):  # Enter takes what an input method offers
+        pressed = f"new KeyboardEvent('keydown', {{key: 'Enter', bubbles: true, cancelable: true, {composing}}})"
+        assert await page.tab.evaluate(f"document.activeElement.dispatchEvent({pressed})")
     assert await page.tab.evaluate("sent") == 0
     await page.tab.press("Enter", "Enter")
     await page.tab.until("document.querySelector('.composer[data-busy]')")

@@ -503,3 +503,18 @@ async def test_deleted_tasks_say_who_deleted_them(board: Board) -> None:
     await page.go("/deleted?q=status:active")
     await page.sees("Invalid task search query.", "[role=alert]")
     assert page.tab.errors == []
+
+
+async def test_the_filter_leaves_keys_to_an_input_method(board: Board) -> None:
+    """Enter takes what the method offers, and does not filter by what is half written."""
+    page = await board.open("/tasks")
+    await page.tab.press("/")
+    await page.tab.until("document.activeElement.matches('.filter input')")
+    await page.tab.insert("name:nihon")
+    for composing in ("isComposing: true", "keyCode: 229"):
+        pressed = f"new KeyboardEvent('keydown', {{key: 'Enter', bubbles: true, cancelable: true, {composing}}})"
+        assert await page.tab.evaluate(f"document.activeElement.dispatchEvent({pressed})")
+    assert await page.tab.evaluate("location.search") == ""
+    await page.tab.press("Enter")
+    await page.tab.until("location.search === '?q=name:nihon'")
+    assert page.tab.errors == []

@@ -2,6 +2,7 @@
 // The filter field: a text field that offers what can be typed next (https://www.w3.org/WAI/ARIA/apg/patterns/combobox/).
 import { html, nothing, render } from "./vendor/lit-html/lit-html.js";
 import { quoted } from "./format.js";
+import { isComposing } from "./keys.js";
 import { complete } from "./query.js";
 
 /** @typedef {import("./query.js").Option} Option */
@@ -73,6 +74,7 @@ export class FilterField {
 
   /** @param {KeyboardEvent} event */
   onKey(event) {
+    if (isComposing(event)) return;
     const { key } = event;
     const count = this.options.length;
     if ((key === "ArrowDown" || key === "ArrowUp") && count) {

@@ -3,7 +3,7 @@
 // and the focus returns), which close with the page that they are about, and toasts.
 import * as api from "./api.js";
 import { submitOnEnter } from "./keys.js";
-import { leaving } from "./router.js";
+import { announce, leaving } from "./router.js";
 import * as session from "./session.js";
 import { html, nothing, render } from "./vendor/lit-html/lit-html.js";
 
@@ -121,6 +121,10 @@ export function toast(text, { bad = false, action } = {}) {
   const shown = document.createElement("div");
   shown.className = bad ? "toast bad" : "toast";
   shown.setAttribute("role", bad ? "alert" : "status");
+  if (!bad) {
+    shown.ariaLive = "off"; // or it would be said twice: many screen readers say nothing of a status that comes with its text
+    announce(text);
+  }
   render(html`<span>${text}</span>${action
     ? html`<button class="link" @click=${() => (shown.remove(), action.run())}>${action.label}</button>` : nothing}
     <button class="icon" aria-label="Dismiss" @click=${() => shown.remove()}>×</button>`, shown);

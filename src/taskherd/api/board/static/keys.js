@@ -68,6 +68,14 @@ document.addEventListener("keydown", (event) => {
 });
 
 /**
+ * Return whether a key is for an input method, as that for Japanese: Safari ends its composition before Enter is pressed.
+ * @param {KeyboardEvent} event
+ */
+export function isComposing(event) {
+  return event.isComposing || event.keyCode === 229;
+}
+
+/**
  * Submit the form of a text field with Ctrl-Enter or ⌘-Enter.
  * @param {KeyboardEvent} event
  */

@@ -2,6 +2,7 @@
 // What somebody says to the agent: sent when it is ready for it, or at once as a steer that interrupts it.
 import * as api from "../api.js";
 import { toast } from "../dialog.js";
+import { isComposing } from "../keys.js";
 import * as session from "../session.js";
 import { isAgentGone, isBuilding, isSilent } from "../state.js";
 import { html, nothing } from "../vendor/lit-html/lit-html.js";
@@ -96,8 +97,8 @@ function reach(task) {
 /** @param {KeyboardEvent} event */
 function onKey(event) {
   const field = /** @type {HTMLTextAreaElement} */ (event.currentTarget);
-  if (event.key === "Escape") return field.blur();
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  if (event.key === "Escape" && !isComposing(event)) return field.blur();
+  if (event.key !== "Enter" || event.shiftKey || isComposing(event)) return;
   const isMeant = event.ctrlKey || event.metaKey;
   if (TOUCH.matches && !isMeant) return; // the keyboard of a phone has no Shift-Enter: Enter begins a line, and the button sends
   event.preventDefault();
