@@ -1,7 +1,8 @@
 """uvicorn's HTTP protocol with limits on request heads and connections, and with JSON errors.
 
-uvicorn limits neither the size of a request's head nor the time it may take. This subclass of its protocol limits both,
-because the protocol receives the bytes. It also keeps a connection open until the body of an already answered request
+uvicorn limits neither the size of a request's head nor the time it may take, nor how many requests a client may send
+before it has the first response. This subclass of its protocol limits all of them, because the protocol receives the
+bytes. It also keeps a connection open until the body of an already answered request
 has arrived, and for a moment after an invalid or late head: closing it while the client sends resets it, and many
 clients then never see the response (RFC 9112, section 9.6). The API and the operations port use it.
 """
@@ -10,10 +11,17 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import orjson
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+if TYPE_CHECKING:
+    from collections import deque
+
+    from uvicorn._types import ASGI3Application
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 MAX_HEAD: Final = 32 * 1024
 """Default maximum size of a request's head, in bytes."""
@@ -25,6 +33,8 @@ LINGER_TIMEOUT: Final = 2.0
 """Seconds within which the client must have closed a connection after its head was rejected; then it is closed here."""
 STUCK_AFTER: Final = 60.0
 """Default number of seconds after which a connection is aborted if the client reads nothing of the response."""
+MAX_PIPELINED: Final = 16
+"""Maximum number of requests of a connection that wait for the response to an earlier one; with more it is aborted."""
 _FIELD_EXTRA: Final = 4  # a colon, a space and the line end
 _HEAD_TOO_LARGE: Final = (HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "Request header is too large.")
 
@@ -48,6 +58,21 @@ class _ResponseTransport:
         self._protocol.close_after_body()
 
 
+class _PipelineFlow(FlowControl):
+    """The flow control of a connection, which reads nothing while requests wait for the response to an earlier one."""
+
+    def __init__(
+        self, transport: asyncio.Transport, waiting: deque[tuple[RequestResponseCycle, ASGI3Application]]
+    ) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        """Read again, if no request waits."""
+        if not self._waiting:
+            super().resume_reading()
+
+
 class LimitedProtocol(HttpToolsProtocol):
     """One connection; each server sets the limits in its own subclass."""
 
@@ -64,6 +89,8 @@ class LimitedProtocol(HttpToolsProtocol):
     _rejection: tuple[HTTPStatus, str] | None = None
     _closes_after_body = False
     _lingers = False
+    _running: RequestResponseCycle | None = None
+    """The request that was begun last; others may wait for it."""
     _head_timer: asyncio.TimerHandle | None = None
     _discard_timer: asyncio.TimerHandle | None = None
     """The timer of the rest of a body, or of a connection that lingers."""
@@ -72,16 +99,20 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
         """Accept the connection, or abort it if there are too many."""
         super().connection_made(transport)
+        self.flow = _PipelineFlow(transport, self.pipeline)
         if len(self.connections) > self.max_connections:
             transport.abort()
             return
         self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel the timers of the connection."""
+        """Cancel the timers of the connection, and tell the request in progress; uvicorn tells the newest one only."""
         self._stop_head_timer()
         self._stop_discard_timer()
         self._stop_write_timer()
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -123,12 +154,22 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Stop the timer of the head, which is complete."""
+        """Stop the timer of the head, which is complete; abort the connection if too many requests wait.
+
+        An error raised here ends the parsing.
+        """
         self._in_head = False
         self._stop_head_timer()
         super().on_headers_complete()
         if self.cycle is not None:  # there is none if a connection begins with an upgrade
             self.cycle.transport = cast("asyncio.Transport", _ResponseTransport(self))
+        if len(self.pipeline) > MAX_PIPELINED:
+            self.transport.abort()
+            raise ValueError
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         """Pass on a part of the body; close the connection if too much of an already rejected body arrives."""
@@ -157,8 +198,9 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        """Respond to invalid HTTP, or to a request that a callback rejected."""
-        self.reject(*(self._rejection or (HTTPStatus.BAD_REQUEST, msg)))
+        """Respond to invalid HTTP, or to a request that a callback rejected, unless the connection is closing."""
+        if not self.transport.is_closing():
+            self.reject(*(self._rejection or (HTTPStatus.BAD_REQUEST, msg)))
 
     def _discard(self, size: int) -> None:
         """Count the bytes of what is not read any more; close the connection if there are too many."""

@@ -1,0 +1,156 @@
+"""Connections whose clients send without end, or read little or nothing: each is bounded in memory and in time.
+
+The tests run on uvloop, as the API does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, suppress
+from functools import wraps
+from typing import Any, ParamSpec, TypeAlias
+
+import pytest
+import uvloop
+
+from taskherd.api.http import server
+from taskherd.api.http.client_address import ClientAddresses
+from taskherd.api.http.connections import ClientConnections, ConnectionLimits
+from taskherd.settings import Settings
+
+P = ParamSpec("P")
+TIMEOUT = 20.0
+GET = b"GET / HTTP/1.1\r\n\r\n"
+EMPTY: Any = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]}
+END: Any = {"type": "http.response.body"}
+
+Application: TypeAlias = Callable[
+    [Any, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]
+]
+
+
+def on_uvloop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Run a test on uvloop."""
+
+    @wraps(test)
+    def run(*values: P.args, **named: P.kwargs) -> None:
+        uvloop.run(test(*values, **named))
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """Undo what the server changes for the whole process."""
+    logger = logging.getLogger("uvicorn.error")
+    before = logger.level
+    yield
+    logger.setLevel(before)
+
+
+class Served:
+    """A server that runs one application."""
+
+    def __init__(self, http: server.HttpServer, port: int) -> None:
+        self._http = http
+        self._port = port
+
+    @property
+    def connections(self) -> list[Any]:
+        """The protocols of the open connections."""
+        return list(self._http.server_state.connections)
+
+    async def connect(self) -> socket.socket:
+        """Return a new connection whose client keeps little of what it does not read."""
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        sock.setblocking(False)  # noqa: FBT003 - its only parameter
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self._port))
+        return sock
+
+    async def until_no_connections(self) -> None:
+        """Wait until all connections have ended."""
+        await until(lambda: not self.connections)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until this is true."""
+    async with asyncio.timeout(TIMEOUT):
+        while not condition():  # noqa: ASYNC110 - nothing tells when
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def serving(app: Application) -> AsyncIterator[Served]:
+    """Serve an application as the API is served."""
+    connections = ClientConnections(ConnectionLimits(100, 50), ClientAddresses(()), lambda _: None)
+    http = server.make(app, Settings(api_connections=100, grace=1), connections)
+    with server.listen("127.0.0.1", 0) as listener:
+        running = asyncio.create_task(http.serve(sockets=[listener]))
+        await until(lambda: http.started)
+        try:
+            yield Served(http, listener.getsockname()[1])
+        finally:
+            http.should_exit = True
+            async with asyncio.timeout(TIMEOUT):
+                await running
+
+
+async def receive_all(sock: socket.socket) -> bytes:
+    """Return what a connection still receives."""
+    received, loop = b"", asyncio.get_running_loop()
+    async with asyncio.timeout(TIMEOUT):
+        while part := await loop.sock_recv(sock, 65_536):
+            received += part
+    return received
+
+
+@on_uvloop
+async def test_few_requests_that_are_sent_at_once_are_answered_in_order() -> None:
+    """A client may send some requests before it has the first response; nothing more is read until all are answered."""
+    started: list[str] = []
+    go_on = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        started.append(scope["path"])
+        await receive()
+        await go_on.wait()
+        await send({**EMPTY, "headers": [(b"x-path", scope["path"].encode()), *EMPTY["headers"]]})
+        await send(END)
+
+    async with serving(app) as served:
+        with await served.connect() as sock:
+            sock.send(b"".join(b"GET /%d HTTP/1.1\r\n\r\n" % number for number in range(10)))
+            await until(lambda: bool(started))
+            await asyncio.sleep(0)
+            assert not served.connections[0].transport.is_reading()
+            go_on.set()
+            await until(lambda: len(started) == 10)
+            await until(served.connections[0].transport.is_reading)
+            sock.send(b"GET /last HTTP/1.1\r\nConnection: close\r\n\r\n")
+            answered = (await receive_all(sock)).split(b"x-path: /")[1:]
+    assert [each.partition(b"\r\n")[0] for each in answered] == [b"%d" % number for number in range(10)] + [b"last"]
+
+
+@on_uvloop
+async def test_requests_without_end_end_the_connection() -> None:
+    """A client that sends very many requests at once is cut off; none but the first is begun."""
+    started: list[str] = []
+
+    async def app(scope: Any, receive: Any, _send: Any) -> None:
+        started.append(scope["path"])
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async with serving(app) as served:
+        with await served.connect() as sock:
+            sock.send(GET)
+            await until(lambda: bool(started))
+            await asyncio.get_running_loop().sock_sendall(sock, GET * 1_000)
+            with suppress(ConnectionError):
+                assert await receive_all(sock) == b""
+            await served.until_no_connections()
+    assert started == ["/"]
