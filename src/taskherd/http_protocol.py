@@ -10,8 +10,12 @@ clients then never see the response (RFC 9112, section 9.6). The API and the ope
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import sys
+import termios
+from contextlib import suppress
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import orjson
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -32,11 +36,71 @@ DISCARD_TIMEOUT: Final = 30.0
 LINGER_TIMEOUT: Final = 2.0
 """Seconds within which the client must have closed a connection after its head was rejected; then it is closed here."""
 STUCK_AFTER: Final = 60.0
-"""Default number of seconds after which a connection is aborted if the client reads nothing of the response."""
+"""Default number of seconds in which a client must take enough of what is written; else its connection is aborted."""
+MIN_RATE: Final = 4 * 1024
+"""Bytes a second that are enough."""
 MAX_PIPELINED: Final = 16
 """Maximum number of requests of a connection that wait for the response to an earlier one; with more it is aborted."""
 _FIELD_EXTRA: Final = 4  # a colon, a space and the line end
 _HEAD_TOO_LARGE: Final = (HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "Request header is too large.")
+
+
+class BoundedTransport:
+    """A transport that is aborted if the client takes too little of what was written, also after it was closed.
+
+    A closed transport waits, else, for as long as the client takes nothing. Other methods are those of the transport.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._seconds = seconds
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiting = 0
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the transport."""
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        """Close the connection once the client has taken what was written; watch that it does."""
+        self._transport.close()
+        if self._timer is None and self._transport.get_write_buffer_size():
+            self.watch()
+
+    def watch(self) -> None:
+        """Abort the connection unless the client takes, on average of each period from now on, ``MIN_RATE``."""
+        self.end_watch()
+        self._waiting = self._count_waiting()
+        self._timer = self._loop.call_later(self._seconds, self._check)
+
+    def end_watch(self) -> None:
+        """Watch no longer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def resume_writing(self) -> None:
+        """Watch no longer, since the client has taken most of the buffer; if closed, from the beginning."""
+        if self._transport.is_closing():
+            self.watch()
+        else:
+            self.end_watch()
+
+    def _check(self) -> None:
+        if self._waiting - self._count_waiting() < MIN_RATE * self._seconds:
+            self._transport.abort()
+        else:
+            self.watch()
+
+    def _count_waiting(self) -> int:
+        """Return how many bytes wait, also in the kernel: it takes more of a slow client's only now and then."""
+        sock = self._transport.get_extra_info("socket")
+        in_kernel = bytes(4)
+        if sock is not None:
+            with suppress(OSError):  # a system that does not say
+                in_kernel = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, in_kernel)
+        return self._transport.get_write_buffer_size() + int.from_bytes(in_kernel, sys.byteorder)
 
 
 class _ResponseTransport:
@@ -82,6 +146,8 @@ class LimitedProtocol(HttpToolsProtocol):
     """Maximum number of connections of the server."""
     max_head_bytes = MAX_HEAD
     write_timeout = STUCK_AFTER
+    bounded: BoundedTransport
+    """The transport, which uvicorn uses too."""
     _in_head = True
     _fields_bytes = 0
     _unparsed_bytes = 0
@@ -94,11 +160,11 @@ class LimitedProtocol(HttpToolsProtocol):
     _head_timer: asyncio.TimerHandle | None = None
     _discard_timer: asyncio.TimerHandle | None = None
     """The timer of the rest of a body, or of a connection that lingers."""
-    _write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
         """Accept the connection, or abort it if there are too many."""
-        super().connection_made(transport)
+        self.bounded = BoundedTransport(transport, self.loop, self.write_timeout)
+        super().connection_made(cast("asyncio.Transport", self.bounded))
         self.flow = _PipelineFlow(transport, self.pipeline)
         if len(self.connections) > self.max_connections:
             transport.abort()
@@ -109,21 +175,24 @@ class LimitedProtocol(HttpToolsProtocol):
         """Cancel the timers of the connection, and tell the request in progress; uvicorn tells the newest one only."""
         self._stop_head_timer()
         self._stop_discard_timer()
-        self._stop_write_timer()
+        self.bounded.end_watch()
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
         super().connection_lost(exc)
 
+    def eof_received(self) -> None:
+        """Close the connection as the loop does, which would not watch that the client takes what was written."""
+        self.transport.close()
+
     def pause_writing(self) -> None:
-        """Abort the connection if the client does not read for ``write_timeout`` seconds."""
+        """Abort the connection if the client takes less than ``MIN_RATE`` in ``write_timeout`` seconds."""
         super().pause_writing()
-        self._stop_write_timer()
-        self._write_timer = self.loop.call_later(self.write_timeout, self.transport.abort)
+        self.bounded.watch()
 
     def resume_writing(self) -> None:
-        """Cancel the abort: the client has read most of the buffer."""
-        self._stop_write_timer()
+        """Abort it no longer: the client has taken most of the buffer."""
+        self.bounded.resume_writing()
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
@@ -221,11 +290,6 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._discard_timer is not None:
             self._discard_timer.cancel()
             self._discard_timer = None
-
-    def _stop_write_timer(self) -> None:
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
 
     def _head_timed_out(self) -> None:
         self._head_timer = None

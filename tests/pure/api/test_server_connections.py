@@ -15,10 +15,12 @@ from typing import Any, ParamSpec, TypeAlias
 
 import pytest
 import uvloop
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
 from taskherd.api.http import server
 from taskherd.api.http.client_address import ClientAddresses
 from taskherd.api.http.connections import ClientConnections, ConnectionLimits
+from taskherd.http_protocol import LimitedProtocol
 from taskherd.settings import Settings
 
 P = ParamSpec("P")
@@ -154,3 +156,82 @@ async def test_requests_without_end_end_the_connection() -> None:
                 assert await receive_all(sock) == b""
             await served.until_no_connections()
     assert started == ["/"]
+
+
+async def unread_response(served: Served, sock: socket.socket) -> Any:
+    """Request a response that the client does not read, and return the protocol once it waits in the server's memory.
+
+    What waits there is too little for the transport to call ``pause_writing``.
+    """
+    sock.send(GET)
+    await until(lambda: bool(served.connections and served.connections[0].cycle))
+    (protocol,) = served.connections
+    await until(lambda: bool(protocol.cycle.response_complete))
+    assert 0 < protocol.transport.get_write_buffer_size() < HIGH_WATER_LIMIT
+    return protocol
+
+
+def fill(served: list[Served]) -> Application:
+    """Return an application that writes until the kernel takes no more; the server is added to the list later."""
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while not served[0].connections[0].transport.get_write_buffer_size():
+            await send({"type": "http.response.body", "body": b"x" * 16_384, "more_body": True})
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # the transport writes after the callbacks of a turn
+        await send(END)
+
+    return app
+
+
+@pytest.mark.parametrize("by", ["server", "client"])
+@on_uvloop
+async def test_a_closed_connection_whose_response_is_not_read_ends(monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    """A connection that was idle for too long, or whose client sends nothing more, does not wait for it to read."""
+    monkeypatch.setattr(LimitedProtocol, "write_timeout", 0.2)
+    apps: list[Served] = []
+    async with serving(fill(apps)) as served:
+        apps.append(served)
+        with await served.connect() as sock:
+            protocol = await unread_response(served, sock)
+            if by == "server":
+                protocol.timeout_keep_alive_handler()
+            else:
+                sock.shutdown(socket.SHUT_WR)
+            await until(protocol.transport.is_closing)
+            await served.until_no_connections()
+
+
+@on_uvloop
+async def test_a_connection_that_is_closed_for_others_ends_at_once() -> None:
+    """It makes room, although its client has not read the last response; so does one whose response is under way."""
+    apps: list[Served] = []
+    async with serving(fill(apps)) as served:
+        apps.append(served)
+        with await served.connect() as sock:
+            (await unread_response(served, sock)).close_for_limit("Too many.")
+            await served.until_no_connections()
+            assert b"Too many." not in await receive_all(sock)
+
+
+@on_uvloop
+async def test_no_error_is_sent_in_the_middle_of_a_response() -> None:
+    """A connection that is closed for others during a response gets no 429, also if the next request has begun."""
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        await send({**EMPTY, "headers": [(b"content-length", b"9")]})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async with serving(app) as served:
+        with await served.connect() as sock:
+            sock.send(GET + GET[:5])
+            await until(lambda: bool(served.connections and served.connections[0].cycle))
+            (protocol,) = served.connections
+            await until(lambda: bool(protocol.cycle.response_started))
+            protocol.close_for_limit("Too many.")
+            protocol.close_for_limit("Too many.")
+            with suppress(ConnectionError):
+                assert b"Too many." not in await receive_all(sock)
+            await served.until_no_connections()

@@ -13,7 +13,7 @@ import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from taskherd.errors import Misconfigured
-from taskherd.http_protocol import LimitedProtocol
+from taskherd.http_protocol import LINGER_TIMEOUT, LimitedProtocol
 
 if TYPE_CHECKING:
     import asyncio
@@ -70,14 +70,15 @@ class ApiProtocol(LimitedProtocol):
         self.transport.close()
 
     def close_for_limit(self, message: str) -> None:
-        """Close the connection: with a 429, or at once during or after another response.
+        """Close the connection: with a 429, or at once if that could not be read next, as during another response.
 
-        It does not linger, since others need its place.
+        It waits for the client neither to close nor to read, since others need its place.
         """
-        if self._in_head or (not self._lingers and self.cycle.response_complete):
-            self.reject(HTTPStatus.TOO_MANY_REQUESTS, message, lingers=False)
-        else:
+        if not self.is_idle or self._lingers or self.transport.is_closing():
             self.transport.abort()
+            return
+        self.reject(HTTPStatus.TOO_MANY_REQUESTS, message, lingers=False)
+        self.loop.call_later(LINGER_TIMEOUT, self.transport.abort)
 
 
 class SocketProtocol(WebSocketsSansIOProtocol):
