@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from structlog.testing import capture_logs
 
 from taskherd import retry
 from taskherd.broker.publisher import Unconfirmed
@@ -23,7 +24,8 @@ from taskherd.store.outbox import OutboxEvent
 from taskherd.worker import relay, work_requests
 from taskherd.worker.batch import CommittedChange
 from taskherd.worker.context import WorkerContext
-from taskherd.worker.relay import ConfirmedEvent, Relay
+from taskherd.worker.locked_events import ConfirmedEvent, LockedEvents
+from taskherd.worker.relay import Relay
 from tests.harness.contexts import Waits, partial_context
 from tests.harness.histories import NOON
 from tests.harness.tasks import make_task
@@ -101,14 +103,16 @@ class Outside:
         error = self.unconfirmed.pop(0) if self.unconfirmed else None
         return list(events if error is None else events[:-1]), error
 
-    async def mark_published(self, _: WorkerContext, events: Sequence[ConfirmedEvent]) -> list[ConfirmedEvent]:
+    async def mark_published(
+        self, _: WorkerContext, events: Sequence[ConfirmedEvent], __: LockedEvents
+    ) -> list[ConfirmedEvent]:
         """Remove events from the outbox, but for those that wait for others."""
         if self.unmarked:
             raise self.unmarked.pop(0)
         self.marked.append(numbers(events))
         return [event for event in events if event.task_id.int in self.waiting]
 
-    async def republish_stale(self, _: WorkerContext, limit: int) -> bool:
+    async def republish_stale(self, _: WorkerContext, limit: int, __: LockedEvents) -> bool:
         """Publish what is in the outbox."""
         assert limit == MAX_EVENTS_PER_ROUND
         result = self.stale.pop(0)
@@ -379,16 +383,82 @@ async def test_how_many_events_wait_for_earlier_ones(outside: Outside) -> None:
     assert len(outside.relay._confirmed) == 20_000
 
 
+async def test_how_many_confirmed_events_are_to_leave_the_outbox(
+    outside: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most 100,000, while a statement waits: the oldest are published again from there."""
+    assert relay.MAX_CONFIRMED == 100_000
+    monkeypatch.setattr(relay, "MAX_CONFIRMED", 3)
+    removing, removed = asyncio.Event(), asyncio.Event()
+
+    async def mark_published(
+        context: WorkerContext, events: Sequence[ConfirmedEvent], locked: LockedEvents
+    ) -> list[ConfirmedEvent]:
+        removing.set()
+        await removed.wait()
+        return await outside.mark_published(context, events, locked)
+
+    monkeypatch.setattr(relay, "mark_published", mark_published)
+    running = asyncio.create_task(outside.relay.run())
+    outside.relay.offer(changes(0, 1), has_due_requests=False)
+    await asyncio.wait_for(removing.wait(), 20)
+    for number in range(1, 6):
+        outside.relay.offer(changes(number, number + 1), has_due_requests=False)
+        await until(lambda: len(outside.published) == number + 1)  # noqa: B023 - waits for this one
+    with capture_logs() as logs:
+        outside.relay.offer(changes(6, 7), has_due_requests=False)
+        await until(lambda: logs)
+    removed.set()
+    await finish(outside, running)
+    assert outside.marked == [[0], [4, 5, 6]]
+    assert [(line["log_level"], line["dropped"]) for line in logs] == [("warning", 1)]
+
+
+class Locks:
+    """``LockedEvents``, as the release loop uses it: each look releases the next of these events, or fails."""
+
+    def __init__(self, *looks: list[ConfirmedEvent] | Exception) -> None:
+        self.looks = list(looks)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to look at."""
+        return not self.looks
+
+    async def release(self, _: WorkerContext) -> list[ConfirmedEvent]:
+        """Return the events of tasks that are free again."""
+        result = self.looks.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
+async def test_events_leave_the_outbox_when_their_locks_are_gone(
+    outside: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looks that fail are told, and repeated."""
+    monkeypatch.setattr(relay, "RECHECK_EVERY", 0)
+    locks = Locks([], Unavailable("no database"), Retry("a conflict"), [CONFIRMED])
+    monkeypatch.setattr(outside.relay, "_locked", locks)
+    running = asyncio.create_task(outside.relay.run())
+    await until(lambda: outside.marked)
+    await finish(outside, running)
+    assert outside.marked == [[0]]
+    assert outside.told == ["no database", "a conflict"]
+
+
 async def test_what_is_confirmed_while_the_last_events_are_removed_is_removed_too(
     outside: Outside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The relay does not end before that, although nothing is left to publish."""
     removing, removed = asyncio.Event(), asyncio.Event()
 
-    async def mark_published(context: WorkerContext, events: Sequence[ConfirmedEvent]) -> list[ConfirmedEvent]:
+    async def mark_published(
+        context: WorkerContext, events: Sequence[ConfirmedEvent], locked: LockedEvents
+    ) -> list[ConfirmedEvent]:
         removing.set()
         await removed.wait()
-        return await outside.mark_published(context, events)
+        return await outside.mark_published(context, events, locked)
 
     monkeypatch.setattr(relay, "mark_published", mark_published)
     running = asyncio.create_task(outside.relay.run())

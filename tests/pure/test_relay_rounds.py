@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any
@@ -20,9 +20,11 @@ from taskherd.observability.failpoints import Failpoint
 from taskherd.observability.metrics import Metrics
 from taskherd.observability.tracing import Tracing
 from taskherd.store import outbox
-from taskherd.worker import relay
+from taskherd.store.engine import LockTimeout, StatementTimeout
+from taskherd.worker import locked_events, relay
 from taskherd.worker.batch import CommittedChange
-from taskherd.worker.relay import ConfirmedEvent, mark_published, publish, republish_stale
+from taskherd.worker.locked_events import ConfirmedEvent, LockedEvents
+from taskherd.worker.relay import mark_published, publish, republish_stale
 from tests.harness.contexts import partial_context
 from tests.harness.histories import NOON
 from tests.harness.tasks import make_task
@@ -43,6 +45,12 @@ class Outside:
         self.waiting: set[tuple[UUID, int]] = set()
         """The events that an earlier one keeps in the outbox."""
         self.looked: list[tuple[UUID, int]] = []
+        self.locks = LockedEvents()
+        self.locked: set[UUID] = set()
+        """The tasks of which somebody keeps rows of the outbox locked."""
+        self.timeouts: list[Exception] = []
+        """How the next waits for these rows end; by default, for the lock."""
+        self.left_out: list[tuple[UUID, int]] = []
         self.woken = 0
         self.failpoints: list[Failpoint] = []
         self.metrics = Metrics()
@@ -59,9 +67,12 @@ class Outside:
             for pair in pairs
         }
 
-    async def stale(self, _: object, before: datetime, after: datetime, limit: int) -> list[outbox.OutboxEvent]:
+    async def stale(
+        self, _: object, before: datetime, after: datetime, limit: int, left_out: Sequence[tuple[UUID, int]]
+    ) -> list[outbox.OutboxEvent]:
         """Return what was not published in time."""
         self.asked.append((before, after, limit))
+        self.left_out = list(left_out)
         return self.stale_rows
 
     async def publish_many(self, messages: Sequence[OutgoingMessage]) -> list[PublishOutcome | Unavailable]:
@@ -78,6 +89,10 @@ class Outside:
 
     async def mark_published(self, _: object, keys: Sequence[tuple[UUID, int]]) -> int:
         """Remove events from the outbox."""
+        if self.timeouts:
+            raise self.timeouts.pop(0)
+        if self.locked.intersection(task_id for task_id, _ in keys):
+            raise LockTimeout("a lock")
         self.marked += keys
         return len(set(keys) - self.waiting)
 
@@ -85,6 +100,10 @@ class Outside:
         """Return which events are in the outbox."""
         self.looked += keys
         return self.waiting.intersection(keys)
+
+    async def find_locked(self, _: object, last: Mapping[UUID, int]) -> frozenset[UUID]:
+        """Return the tasks of which rows are locked."""
+        return frozenset(self.locked.intersection(last))
 
     def notify(self) -> None:
         """Wake the readers of the feed."""
@@ -108,7 +127,9 @@ def outside(monkeypatch: pytest.MonkeyPatch) -> Outside:
     monkeypatch.setattr(outbox, "stale", outside.stale)
     monkeypatch.setattr(outbox, "mark_published", outside.mark_published)
     monkeypatch.setattr(outbox, "unpublished", outside.unpublished)
+    monkeypatch.setattr(outbox, "find_locked", outside.find_locked)
     monkeypatch.setattr(relay, "transaction", _no_transaction)
+    monkeypatch.setattr(locked_events, "transaction", _no_transaction)
     return outside
 
 
@@ -123,7 +144,7 @@ def stale_event(number: int, age: timedelta = 4 * SECOND) -> outbox.OutboxEvent:
 async def test_what_was_not_published_in_time_is_published_from_the_outbox(outside: Outside) -> None:
     """After three seconds, complete, to the topic of its task, and leaves the outbox once the broker has it."""
     outside.stale_rows = [stale_event(1), stale_event(2, 6 * SECOND)]
-    assert await republish_stale(outside.context, 77)
+    assert await republish_stale(outside.context, 77, outside.locks)
     assert outside.asked == [(NOON - 3 * SECOND, NOON + 30 * SECOND, 77)]
     assert outside.marked == [(UUID(int=1), 1), (UUID(int=2), 2)]
     assert {message.exchange for message in outside.sent} == {"test.events"}
@@ -145,12 +166,12 @@ async def test_what_was_not_published_in_time_is_published_from_the_outbox(outsi
 
 async def test_without_stale_events_nothing_is_published(outside: Outside) -> None:
     """Nor does a round go on of which no event could leave the outbox."""
-    assert not await republish_stale(outside.context, 77)
+    assert not await republish_stale(outside.context, 77, outside.locks)
     assert (outside.sent, outside.woken) == ([], 0)
     outside.stale_rows, outside.waiting = [stale_event(1)], {(UUID(int=1), 1)}
-    assert not await republish_stale(outside.context, 77)
+    assert not await republish_stale(outside.context, 77, outside.locks)
     outside.stale_rows.append(stale_event(2))
-    assert await republish_stale(outside.context, 77)
+    assert await republish_stale(outside.context, 77, outside.locks)
 
 
 async def test_what_the_broker_does_not_confirm_stays_in_the_outbox(outside: Outside) -> None:
@@ -162,7 +183,7 @@ async def test_what_the_broker_does_not_confirm_stays_in_the_outbox(outside: Out
     assert UUID(int=2) not in {event.task_id for event in confirmed}
     outside.sent.clear()
     with pytest.raises(Unavailable, match="full"):
-        await republish_stale(outside.context, 77)
+        await republish_stale(outside.context, 77, outside.locks)
     assert (UUID(int=2), 2) not in outside.marked
     assert len(outside.marked) == len(confirmed)
 
@@ -183,11 +204,82 @@ async def test_the_events_that_stay_in_the_outbox_are_returned(outside: Outside)
     confirmed = [
         relay._identity(each) for each in await relay._render(outside.context, [stale_event(1), stale_event(2)])
     ]
-    assert await mark_published(outside.context, confirmed) == []
+    assert await mark_published(outside.context, confirmed, outside.locks) == []
     assert outside.looked == []
     outside.waiting = {(UUID(int=2), 2)}
-    assert await mark_published(outside.context, confirmed) == [ConfirmedEvent(UUID(int=2), 2, NOON - 4 * SECOND)]
+    assert await mark_published(outside.context, confirmed, outside.locks) == [
+        ConfirmedEvent(UUID(int=2), 2, NOON - 4 * SECOND)
+    ]
     assert outside.looked == [(UUID(int=1), 1), (UUID(int=2), 2)]
+
+
+def confirmed_event(number: int, version: int = 1) -> ConfirmedEvent:
+    """Return an event of the task with this number."""
+    return ConfirmedEvent(UUID(int=number), version, NOON)
+
+
+@pytest.mark.parametrize("instead", [None, StatementTimeout("too many waits")])
+async def test_events_of_locked_tasks_wait_and_those_of_others_leave_the_outbox(
+    outside: Outside, instead: Exception | None
+) -> None:
+    """At once, also later ones; when the lock is gone they leave it in the order of their versions."""
+    outside.locked = {UUID(int=1)}
+    outside.timeouts = [] if instead is None else [instead]
+    confirmed = [confirmed_event(1, 2), confirmed_event(2), confirmed_event(1)]
+    assert await mark_published(outside.context, confirmed, outside.locks) == []
+    outside.timeouts = []
+    assert await mark_published(outside.context, [confirmed_event(1, 3)], outside.locks) == []
+    assert outside.marked == [(UUID(int=2), 1)]
+    assert outside.woken == 1
+    assert await outside.locks.release(outside.context) == []
+    outside.locked.clear()
+    released = await outside.locks.release(outside.context)
+    assert released == [confirmed_event(1, version) for version in (1, 2, 3)]
+    assert await mark_published(outside.context, released, outside.locks) == []
+    assert outside.marked[1:] == [(UUID(int=1), version) for version in (1, 2, 3)]
+
+
+async def test_a_wait_for_no_row_of_the_outbox_is_a_conflict(outside: Outside) -> None:
+    """As that for the lock of the feed: all is tried again."""
+    for error in (LockTimeout("the feed"), StatementTimeout("slow")):
+        outside.timeouts = [error]
+        with pytest.raises(type(error)):
+            await mark_published(outside.context, [confirmed_event(1)], outside.locks)
+        assert outside.locks.is_empty
+
+
+async def test_stale_events_of_locked_tasks_are_published_once(outside: Outside) -> None:
+    """More may be there after those; they are stale again a second after the lock is gone, if they are still there."""
+    outside.locked = {UUID(int=1)}
+    outside.stale_rows = [stale_event(1)]
+    assert await republish_stale(outside.context, 77, outside.locks)
+    outside.stale_rows = []
+    for locked in (True, False):
+        assert not await republish_stale(outside.context, 77, outside.locks)
+        assert outside.left_out == [(UUID(int=1), 1)]
+        assert not outside.locks.is_empty
+        outside.locked = {UUID(int=1)} if locked else set()
+        await outside.locks.release(outside.context)
+    outside.locked = set()
+    await outside.locks.release(outside.context)
+    assert outside.locks.is_empty
+    assert not await republish_stale(outside.context, 77, outside.locks)
+    assert outside.left_out == []
+
+
+async def test_how_many_events_wait_for_locks(outside: Outside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20,000, of as many tasks; without room they are left to the outbox, and a round of such events is the last."""
+    assert locked_events.MAX_HELD == 20_000
+    monkeypatch.setattr(locked_events, "MAX_HELD", 2)
+    outside.locked = {UUID(int=number) for number in (1, 2, 3)}
+    confirmed = [confirmed_event(1, version) for version in (1, 2, 3)]
+    assert await mark_published(outside.context, confirmed, outside.locks) == [confirmed_event(1, 3)]
+    assert await mark_published(outside.context, confirmed, outside.locks) == [confirmed_event(1, 3)]
+    outside.stale_rows = [stale_event(1)._replace(version=4)]
+    assert not await republish_stale(outside.context, 77, outside.locks)
+    with pytest.raises(LockTimeout):
+        await mark_published(outside.context, [confirmed_event(2), confirmed_event(3)], outside.locks)
+    assert outside.marked == []
 
 
 def test_the_size_of_a_change_is_that_of_its_texts() -> None:

@@ -152,6 +152,8 @@ ADR: Final = Path(__file__).parents[2] / "docs/adr/0045-what-a-distributed-postg
 CONDITIONS: Final = ("Index Cond", "Recheck Cond", "Filter", "Hash Cond", "Merge Cond", "Join Filter", "TID Cond")
 _DIALECT: Final = dialect.dialect()  # type: ignore[no-untyped-call]
 _EQUALITY: Final = re.compile(r"(\w+\.\w+) = (?:ANY \()?(\$\d+|\w+\.\w+)")
+_NOT_IN: Final = re.compile(r"NOT \(ANY \((?:\(\w+\.\w+ = \(hashed SubPlan \d+\)\.\w+\)(?: AND )?)+\)\)")
+"""What leaves out rows, and so leads to none."""
 _COMPLETE: Final = re.compile(r"\s*(SELECT|WITH|INSERT|UPDATE|DELETE)\b")
 _INCOMPLETE: Final = re.compile(r"(?<!:):[a-z]\w*|\{\w*\}")
 """What a part of another statement has: parameters by name, or places to fill."""
@@ -242,8 +244,12 @@ async def hot_statements() -> AsyncIterator[tuple[str, str]]:
 
 def all_conditions(plan: dict[str, Any]) -> str:
     """Return the conditions of a plan and of all that is below it."""
-    own = [str(plan[name]) for name in CONDITIONS if name in plan]
-    return " ".join([*own, *(all_conditions(child) for child in plan.get("Plans", ()))])
+    return " ".join([own_conditions(plan), *(all_conditions(child) for child in plan.get("Plans", ()))])
+
+
+def own_conditions(plan: dict[str, Any]) -> str:
+    """Return the conditions of a plan alone, but for ``NOT IN``."""
+    return _NOT_IN.sub("", " ".join(str(plan[name]) for name in CONDITIONS if name in plan))
 
 
 def given_columns(plan: dict[str, Any]) -> set[str]:
@@ -257,7 +263,7 @@ def given_columns(plan: dict[str, Any]) -> set[str]:
 
 def scans(plan: dict[str, Any], given: set[str], joined: str = "") -> Iterator[tuple[str, bool]]:
     """Yield each hot table that a plan scans, and whether the scan, or a join of it, is by the task's id."""
-    conditions = " ".join(str(plan[name]) for name in CONDITIONS if name in plan)
+    conditions = own_conditions(plan)
     table = re.sub(r"_(\d{4}\w*|default)$", "", plan.get("Relation Name", ""))
     if table in HOT and "Scan" in plan["Node Type"]:
         own = f"{plan['Alias']}.{task_id_of(table)}"

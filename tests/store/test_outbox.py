@@ -224,3 +224,30 @@ async def test_positions_have_no_gaps_and_appear_in_order(engine: AsyncEngine) -
     assert [position for position, _, _ in read] == list(range(1, len(keys) + 1))
     for task_id, _ in keys:
         assert [version for _, event_task, version in read if event_task == task_id] == list(range(1, 11))
+
+
+async def test_tasks_with_locked_rows_are_found_without_waiting(engine: AsyncEngine) -> None:
+    """If one up to the version that is to be removed is locked, of an earlier version too; the rest is not locked."""
+    (first, _), _, (second, _), _, (third, _), _ = await _store_events(engine, 3, 2)
+    lock = text("SELECT version FROM outbox WHERE (task_id, version) IN ((:first, 1), (:second, 2)) FOR UPDATE")
+    wanted = {first: 2, second: 2, third: 2, UUID(int=1): 7}
+    async with transaction(engine) as connection:
+        assert await outbox.find_locked(connection, wanted) == frozenset()
+    async with transaction(engine) as somebody, transaction(engine) as connection:
+        await somebody.execute(lock, {"first": first, "second": second})
+        assert await outbox.find_locked(connection, wanted) == {first, second}
+        assert await outbox.find_locked(connection, {**wanted, second: 1}) == {first}
+
+
+async def test_events_that_are_left_out_are_not_stale(engine: AsyncEngine) -> None:
+    """Others of their tasks are, and as many as are asked for."""
+    keys = await _store_events(engine, 3, 3)
+    (task_id, _), (other, _) = keys[0], keys[3]
+    left_out = [(task_id, 1), (task_id, 2), (other, 2)]
+    async with transaction(engine) as connection:
+        few = await outbox.stale(connection, NOW, LATER, 3, left_out)
+        assert len(few) == 3
+        assert not {(row.task_id, row.version) for row in few}.intersection(left_out)
+        due = await outbox.stale(connection, NOW, LATER, 100, left_out)
+        assert sorted((row.task_id, row.version) for row in due) == sorted(set(keys) - set(left_out))
+        assert await outbox.stale(connection, NOW, LATER, 100, keys) == []

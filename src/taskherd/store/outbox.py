@@ -6,7 +6,7 @@ in rising order: a reader that has read up to a position has missed nothing belo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -39,8 +39,12 @@ MAX_STALE_SCANNED: Final = 20_000
 """Number of stale events among which the oldest are looked for: what a round costs does not grow with the outbox."""
 
 # A task's next events are those with its lowest versions, also if a later version has an earlier time because the clock
-# was set back: of each task that has events among the oldest, as many are taken, in the order of their versions.
+# was set back: of each task that has events among the oldest, as many are taken, in the order of their versions. Events
+# that are left out are looked up in a hash table for each row.
 STALE: Final = text("""
+WITH left_out AS MATERIALIZED (
+    SELECT * FROM unnest(CAST(:task_id AS uuid[]), CAST(:version AS bigint[])) AS k(task_id, version)
+)
 SELECT task_id, version, occurred_at, owner_id, template_version_id, kind, document, changes, cause, prompt
 FROM (
     SELECT *, sum(octet_length(prompt)) OVER (ORDER BY due_at, task_id, version) - octet_length(prompt) AS bytes_before
@@ -54,14 +58,18 @@ FROM (
                 SELECT task_id, version
                 FROM (
                     SELECT task_id, version, occurred_at FROM outbox
-                    WHERE occurred_at <= :before OR occurred_at > :until LIMIT :scanned
+                    WHERE (occurred_at <= :before OR occurred_at > :until)
+                      AND (task_id, version) NOT IN (SELECT * FROM left_out)
+                    LIMIT :scanned
                 ) AS found
                 ORDER BY occurred_at, task_id, version LIMIT :limit
             ) AS oldest
             GROUP BY task_id
         ) AS s
         CROSS JOIN LATERAL (
-            SELECT * FROM outbox WHERE task_id = s.task_id AND version <= s.last ORDER BY version LIMIT s.count
+            SELECT * FROM outbox
+            WHERE task_id = s.task_id AND version <= s.last AND (task_id, version) NOT IN (SELECT * FROM left_out)
+            ORDER BY version LIMIT s.count
         ) AS o
         JOIN task_events AS e ON e.task_id = o.task_id AND e.version = o.version AND e.occurred_at = o.occurred_at
         JOIN tasks AS t ON t.id = o.task_id
@@ -118,15 +126,40 @@ SELECT task_id, version FROM outbox
 WHERE (task_id, version) IN (SELECT * FROM unnest(CAST(:task_id AS uuid[]), CAST(:version AS bigint[])))
 """)
 
+# The rows that MARK_PUBLISHED would lock, in the same order.
+LOCKED_BY_OTHERS: Final = text("""
+SELECT k.task_id
+FROM unnest(CAST(:task_id AS uuid[]), CAST(:last AS bigint[])) AS k(task_id, last)
+CROSS JOIN LATERAL (
+    SELECT count(*) AS count FROM outbox AS o WHERE o.task_id = k.task_id AND o.version <= k.last
+) AS stored
+CROSS JOIN LATERAL (
+    SELECT count(*) AS count
+    FROM (
+        SELECT FROM outbox AS o WHERE o.task_id = k.task_id AND o.version <= k.last
+        ORDER BY o.version
+        FOR UPDATE SKIP LOCKED
+    ) AS unlocked
+) AS free
+WHERE free.count < stored.count
+""")
 
-async def stale(connection: AsyncConnection, before: datetime, until: datetime, limit: int) -> list[OutboxEvent]:
+
+async def stale(
+    connection: AsyncConnection,
+    before: datetime,
+    until: datetime,
+    limit: int,
+    left_out: Sequence[tuple[UUID, int]] = (),
+) -> list[OutboxEvent]:
     """Return up to ``limit`` events that occurred at or before ``before``, oldest first, without locking.
 
     There may be fewer, at least one, if their prompts are large. With more than ``MAX_STALE_SCANNED`` they are the
     oldest of so many.
 
     Those after ``until`` too: only a clock that was set back since explains them. An event never comes without the
-    unpublished ones of its task that precede it.
+    unpublished ones of its task that precede it, but for the (task id, version) pairs in ``left_out``: the caller has
+    published those, and waits for a lock to remove them.
 
     Two relays may publish the same event, which readers recognize by its version; it gets one position.
     """
@@ -136,6 +169,8 @@ async def stale(connection: AsyncConnection, before: datetime, until: datetime, 
         "limit": limit,
         "scanned": MAX_STALE_SCANNED,
         "bytes": MAX_STALE_BYTES,
+        "task_id": [task_id for task_id, _ in left_out],
+        "version": [version for _, version in left_out],
     }
     rows = await connection.execute(STALE, values)
     return [OutboxEvent(*row) for row in rows]
@@ -157,6 +192,17 @@ async def unpublished(connection: AsyncConnection, keys: Sequence[tuple[UUID, in
     task_ids, versions = [task_id for task_id, _ in keys], [version for _, version in keys]
     rows = await connection.execute(_UNPUBLISHED, {"task_id": task_ids, "version": versions})
     return {(task_id, version) for task_id, version in rows}
+
+
+async def find_locked(connection: AsyncConnection, last: Mapping[UUID, int]) -> frozenset[UUID]:
+    """Return those of the tasks of which another transaction has locked rows of the outbox, up to a version of each.
+
+    This waits for no row, and locks the others until the end of the transaction. A row that another relay is removing
+    at this moment counts as locked, too.
+    """
+    task_ids = sorted(last)
+    values = {"task_id": task_ids, "last": [last[task_id] for task_id in task_ids]}
+    return frozenset((await connection.execute(LOCKED_BY_OTHERS, values)).scalars())
 
 
 def _runs(keys: Sequence[tuple[UUID, int]]) -> dict[str, list[Any]]:

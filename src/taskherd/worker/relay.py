@@ -4,10 +4,12 @@ No ack waits for the relay: an event is in the outbox before its report is acked
 confirmed it. Changes that are dropped from memory are published from the outbox a moment later.
 
 Versions of a task get their positions in the feed in order. If another worker has committed the version before, and has
-not removed it from the outbox yet, an event stays there, and is tried again with the next ones, until it is stale.
+not removed it from the outbox yet, an event stays there, and is tried again with the next ones, until it is stale. If
+somebody keeps rows locked, the events of their tasks wait for that, and no others do (``locked_events``).
 
-Three loops run in parallel, so that no event waits for another's database statements: one publishes, one removes
-confirmed events from the outbox, and one polls it for stale events. ``request_sender`` sends work requests.
+Four loops run in parallel, so that no event waits for another's database statements: one publishes, one removes
+confirmed events from the outbox, one polls it for stale events, and one looks which locked rows are free again.
+``request_sender`` sends work requests.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from collections import deque
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+import structlog
 
 from taskherd import retry
 from taskherd.broker.publisher import OutgoingMessage, PublishOutcome, Unconfirmed
@@ -26,20 +30,21 @@ from taskherd.errors import Retry, Unavailable
 from taskherd.messages import document, events
 from taskherd.observability.failpoints import Failpoint
 from taskherd.store import outbox
-from taskherd.store.engine import transaction
+from taskherd.store.engine import LockTimeout, StatementTimeout, transaction
 from taskherd.store.outbox import OutboxEvent
+from taskherd.worker.locked_events import RECHECK_EVERY, ConfirmedEvent, LockedEvents
 from taskherd.worker.request_sender import RequestSender
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
-    from uuid import UUID
 
     from taskherd.broker import FieldTable
     from taskherd.observability.tracing import Carrier
     from taskherd.worker.batch import CommittedChange
     from taskherd.worker.context import WorkerContext
     from taskherd.worker.request_sender import StartedRequest
+
+log = structlog.get_logger(__name__)
 
 MAX_BUFFER = 20_000
 """Maximum number of changes in memory; further ones are published from the outbox."""
@@ -62,16 +67,11 @@ MAX_MARKED = 4_000
 MAX_WAITING = 20_000
 """Maximum number of confirmed events that wait for earlier ones of their tasks; others do until they are stale."""
 
+MAX_CONFIRMED = 100_000
+"""Maximum number of confirmed events that are to leave the outbox; the oldest are left there until they are stale."""
+
 STALE_AFTER = timedelta(seconds=3)
 """An event that is in the outbox for longer was not published from memory, or not confirmed."""
-
-
-class ConfirmedEvent(NamedTuple):
-    """What identifies an event that the broker has, and when it occurred."""
-
-    task_id: UUID
-    version: int
-    occurred_at: datetime
 
 
 class Relay:
@@ -86,6 +86,7 @@ class Relay:
         """The size of these changes, and of those that are being published."""
         self._requests = RequestSender(context, every)
         self._confirmed: list[ConfirmedEvent] = []
+        self._locked = LockedEvents()
         self._slots = asyncio.Semaphore(MAX_PUBLISHING)
         self._changed, self._to_mark, self._stopping = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._failures = 0
@@ -115,6 +116,7 @@ class Relay:
             loops.create_task(self._requests.run(), name="relay requests")
             loops.create_task(self._poll_loop(), name="relay poll")
             loops.create_task(self._mark_loop(), name="relay mark")
+            loops.create_task(self._release_loop(), name="relay release")
             await self._publish_loop()
 
     def stop(self) -> None:
@@ -152,8 +154,7 @@ class Relay:
     ) -> None:
         try:
             confirmed, error = await publish(self._context, to_publish, traces)
-            self._confirmed += map(_identity, confirmed)
-            self._to_mark.set()
+            self._add_confirmed([*map(_identity, confirmed)])
             if error is None:
                 self._failures = 0
             else:
@@ -161,6 +162,14 @@ class Relay:
         finally:
             self._bytes -= size
             self._slots.release()
+
+    def _add_confirmed(self, confirmed: Sequence[ConfirmedEvent]) -> None:
+        """Have confirmed events removed from the outbox. Without room, the oldest are published again from there."""
+        self._confirmed += confirmed
+        if (excess := len(self._confirmed) - MAX_CONFIRMED) > 0:
+            del self._confirmed[:excess]
+            log.warning("too many confirmed events wait, the oldest are published again later", dropped=excess)
+        self._to_mark.set()
 
     async def _back_off(self, error: Unavailable | Retry) -> None:
         """Report the error and wait. Events that were not published are still in the outbox."""
@@ -187,11 +196,23 @@ class Relay:
         with suppress(Unavailable):  # stopping
             for start in range(0, len(confirmed), MAX_MARKED):
                 part = confirmed[start : start + MAX_MARKED]
-                waiting += await self._context.until_stopped(partial(mark_published, self._context, part), "database")
+                mark = partial(mark_published, self._context, part, self._locked)
+                waiting += await self._context.until_stopped(mark, "database")
         if waiting and not self._stopping.is_set():
             not_stale = self._context.now() - STALE_AFTER
             self._confirmed += [event for event in waiting if event.occurred_at > not_stale][:MAX_WAITING]
             self._to_mark.set()
+
+    async def _release_loop(self) -> None:
+        """Have the events of tasks whose rows are no longer locked leave the outbox, until stopped."""
+        while not self._stopping.is_set():
+            await retry.wait(self._stopping, RECHECK_EVERY)
+            if self._locked.is_empty:
+                continue
+            try:
+                self._add_confirmed(await self._locked.release(self._context))
+            except (Unavailable, Retry) as error:
+                self._note(error)
 
     async def _poll_loop(self) -> None:
         failures = 0
@@ -207,7 +228,7 @@ class Relay:
 
     async def _poll_once(self) -> None:
         """Publish all stale events."""
-        while await republish_stale(self._context, MAX_EVENTS_PER_ROUND):
+        while await republish_stale(self._context, MAX_EVENTS_PER_ROUND, self._locked):
             continue
 
 
@@ -290,37 +311,58 @@ def _identity(event: events.ChangeEvent) -> ConfirmedEvent:
     return ConfirmedEvent(event.task_id, event.version, event.occurred_at)
 
 
-async def mark_published(context: WorkerContext, confirmed: Sequence[ConfirmedEvent]) -> list[ConfirmedEvent]:
-    """Remove confirmed events from the outbox and wake the readers of the feed.
+async def mark_published(
+    context: WorkerContext, confirmed: Sequence[ConfirmedEvent], locked: LockedEvents
+) -> list[ConfirmedEvent]:
+    """Remove confirmed events from the outbox, but those of locked tasks, and wake the readers of the feed.
 
-    Return those that stay there, because an earlier one of their task does.
+    What is in the way for too long is looked for: the events of its tasks wait in ``locked``, the others are removed.
+    Return those that stay in the outbox without waiting there, mostly because an earlier one of their task does.
 
     Raises:
         Unavailable: the database cannot be reached.
+        Retry: it conflicted with other transactions.
     """
-    keys = [(event.task_id, event.version) for event in confirmed]
+    try:
+        return await _mark(context, confirmed, locked)
+    except (LockTimeout, StatementTimeout):  # the latter after several waits, each of which ended in time
+        if not await locked.look(context, confirmed):
+            raise
+        return await _mark(context, confirmed, locked)
+
+
+async def _mark(
+    context: WorkerContext, confirmed: Sequence[ConfirmedEvent], locked: LockedEvents
+) -> list[ConfirmedEvent]:
+    others, staying = locked.divide(confirmed)
+    if not others:
+        return staying
+    keys = [(event.task_id, event.version) for event in others]
     async with transaction(context.engine) as connection:
         removed = await outbox.mark_published(connection, keys)
         waiting = set() if removed == len(keys) else await outbox.unpublished(connection, keys)
         context.failpoint(Failpoint.RELAY_MARK)
     context.wakeups.notify()
-    return [event for event, key in zip(confirmed, keys, strict=True) if key in waiting]
+    return staying + [event for event, key in zip(others, keys, strict=True) if key in waiting]
 
 
-async def republish_stale(context: WorkerContext, limit: int) -> bool:
+async def republish_stale(context: WorkerContext, limit: int, locked: LockedEvents) -> bool:
     """Publish up to ``limit`` stale events from the outbox, and return whether more may be there that can leave it.
+
+    Those that wait in ``locked`` are not published again.
 
     Raises:
         Unavailable: the database or the broker cannot be reached.
+        Retry: the database conflicted with other transactions.
     """
     now = context.now()
     async with transaction(context.engine) as connection:
-        rows = await outbox.stale(connection, now - STALE_AFTER, now + MAX_SKEW, limit)
+        rows = await outbox.stale(connection, now - STALE_AFTER, now + MAX_SKEW, limit, locked.keys())
     context.failpoint(Failpoint.RELAY_SELECT)
     if not rows:
         return False
     confirmed, error = await publish(context, await _render(context, rows))
-    waiting = await mark_published(context, [*map(_identity, confirmed)])
+    waiting = await mark_published(context, [*map(_identity, confirmed)], locked)
     if error is not None:
         raise error
     return len(waiting) < len(confirmed)
