@@ -108,3 +108,27 @@ async def test_an_event_whose_row_is_gone_after_the_lock_is_forgotten(
             await external.until_row(POSITIONS, stuck, is_=1)
     rows: list[Any] = await external.database.fetch(VERSIONS, stuck)
     assert [row["version"] for row in rows] == [2]
+
+
+async def test_two_workers_go_on(external: WorkerHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although each first waits for rows that the other keeps locked while it waits for the same lock."""
+    monkeypatch.setattr(relay, "MARK_AFTER", 1.0)
+    async with running_worker(external), running_worker(external):
+        stuck = await external.create()
+        async with locked(external, stuck) as somebody:
+            monkeypatch.setattr(relay, "MARK_AFTER", 0.05)
+            for number in range(10):
+                await external.report(
+                    make_report("app.status", stuck, seq=number + 1, state="idle", message=f"{number}")
+                )
+                await external.create()
+            await external.until_row("SELECT count(*) FROM outbox WHERE task_id <> $1", stuck, is_=0)
+            await external.until(lambda: external.state(stuck).get("message") == "9")
+            assert await external.database.fetchval(POSITIONS, stuck) == 0
+            await somebody.execute("ROLLBACK")
+            await external.until_row(UNPUBLISHED, stuck, is_=0)
+    rows: list[Any] = await external.database.fetch(VERSIONS, stuck)
+    assert [row["version"] for row in rows] == list(range(1, len(rows) + 1))
+    assert await external.database.fetchval("SELECT count(*) FROM task_feed") == await external.database.fetchval(
+        "SELECT count(*) FROM task_events"
+    )
