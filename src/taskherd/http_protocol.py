@@ -266,6 +266,14 @@ class LimitedProtocol(HttpToolsProtocol):
         else:
             self.transport.close()
 
+    def handle_websocket_upgrade(self) -> None:
+        """Begin a WebSocket; abort the connection if a response to an earlier request is not sent yet."""
+        is_responding = not getattr(self.cycle, "response_complete", True)  # there is no cycle before the first request
+        if is_responding or self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            super().handle_websocket_upgrade()
+
     def send_400_response(self, msg: str) -> None:
         """Respond to invalid HTTP, or to a request that a callback rejected, unless the connection is closing."""
         if not self.transport.is_closing():

@@ -235,3 +235,121 @@ async def test_no_error_is_sent_in_the_middle_of_a_response() -> None:
             with suppress(ConnectionError):
                 assert b"Too many." not in await receive_all(sock)
             await served.until_no_connections()
+
+
+HANDSHAKE = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+PINGS = 2_000 * (b"\x89\xfd" + bytes(4) + bytes(125))
+"""Pings with the longest content that there is, masked with zeros."""
+MESSAGE = b"\x81\x82" + bytes(4) + b"hi"
+
+
+class Echo:
+    """An application that accepts a WebSocket, receives messages, and notes the end."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    async def __call__(self, _scope: Any, receive: Any, send: Any) -> None:
+        """Serve a WebSocket."""
+        while True:
+            message = await receive()
+            self.messages.append(message["type"])
+            if message["type"] == "websocket.connect":
+                await send({"type": "websocket.accept"})
+            elif message["type"] == "websocket.disconnect":
+                return
+
+
+async def open_socket(served: Served, sock: socket.socket) -> Any:
+    """Begin a WebSocket and return its protocol."""
+    sock.send(HANDSHAKE)
+    await until(lambda: bool(served.connections) and getattr(served.connections[0], "handshake_complete", False))
+    (protocol,) = served.connections
+    return protocol
+
+
+async def send_until_paused(sock: socket.socket, protocol: Any) -> asyncio.Task[None]:
+    """Send pings, and read no pong, until the server reads no more; return the task that goes on sending."""
+    sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(sock, PINGS * 30))
+    await until(lambda: not protocol.transport.is_reading())
+    return sending
+
+
+@on_uvloop
+async def test_pings_without_end_whose_pongs_are_not_read_end_a_websocket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read while the pongs are not taken, even if the application receives messages; then it ends."""
+    monkeypatch.setattr(LimitedProtocol, "write_timeout", 0.5)
+    app, peak = Echo(), 0
+    async with serving(app) as served:
+        with await served.connect() as sock:
+            protocol = await open_socket(served, sock)
+
+            def has_ended() -> bool:
+                nonlocal peak
+                peak = max(peak, protocol.transport.get_write_buffer_size())
+                return not served.connections
+
+            sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(sock, (MESSAGE + PINGS) * 200))
+            await until(has_ended)
+            await until(lambda: app.messages[-1] == "websocket.disconnect")
+            await asyncio.wait({sending})
+            assert isinstance(sending.exception(), ConnectionError)
+    assert "websocket.receive" in app.messages
+    assert peak < 1_000_000
+
+
+@on_uvloop
+async def test_a_websocket_goes_on_when_its_client_reads_again() -> None:
+    """What was not read while the pongs were not taken is read then."""
+    app, loop = Echo(), asyncio.get_running_loop()
+    async with serving(app) as served:
+        with await served.connect() as sock:
+            protocol = await open_socket(served, sock)
+            sending = await send_until_paused(sock, protocol)
+            reading = asyncio.create_task(receive_all(sock))
+            await asyncio.wait({sending})
+            await loop.sock_sendall(sock, MESSAGE)
+            await until(lambda: "websocket.receive" in app.messages)
+            protocol.transport.close()
+            assert len(await reading) > 30 * 2_000 * 100
+
+
+@pytest.mark.parametrize("reads", [False, True])
+@on_uvloop
+async def test_a_websocket_without_a_pong_ends_at_once(*, reads: bool) -> None:
+    """Its client may not have read what was sent before; if it has, it reads why."""
+    app = Echo()
+    async with serving(app) as served:
+        with await served.connect() as sock:
+            protocol = await open_socket(served, sock)
+            sending = None if reads else await send_until_paused(sock, protocol)
+            protocol.keepalive_timeout()
+            await served.until_no_connections()
+            await until(lambda: app.messages[-1] == "websocket.disconnect")
+            if sending is None:
+                assert b"keepalive ping timeout" in await receive_all(sock)
+            else:
+                with suppress(ConnectionError):  # the kernel may have taken all
+                    await sending
+
+
+@on_uvloop
+async def test_a_websocket_begins_only_after_the_responses_to_earlier_requests() -> None:
+    """A connection on which a handshake comes before the last response was sent is aborted."""
+    started: list[str] = []
+
+    async def app(scope: Any, receive: Any, _send: Any) -> None:
+        started.append(scope["type"])
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async with serving(app) as served:
+        with await served.connect() as sock:
+            sock.send(GET + HANDSHAKE)
+            with suppress(ConnectionError):
+                assert await receive_all(sock) == b""
+            await served.until_no_connections()
+    assert started == ["http"]

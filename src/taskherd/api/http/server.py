@@ -7,19 +7,19 @@ import logging
 import socket
 from contextlib import AbstractContextManager, nullcontext
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from taskherd.errors import Misconfigured
-from taskherd.http_protocol import LINGER_TIMEOUT, LimitedProtocol
+from taskherd.http_protocol import LINGER_TIMEOUT, BoundedTransport, LimitedProtocol
 
 if TYPE_CHECKING:
     import asyncio
 
     from starlette.types import ASGIApp
-    from uvicorn._types import ASGISendEvent
+    from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 
     from taskherd.api.http.connections import ClientConnections
     from taskherd.settings import Settings
@@ -82,18 +82,25 @@ class ApiProtocol(LimitedProtocol):
 
 
 class SocketProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket protocol, which takes a handshake that was denied with a response for one without an end."""
+    """uvicorn's WebSocket protocol, which limits what a client may leave unread.
+
+    uvicorn answers each ping, and takes a handshake that was denied with a response for one without an end.
+    """
 
     client_connections: ClientConnections
+    _bounded: BoundedTransport
+    """The transport, as the HTTP protocol used it."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection over from the HTTP protocol."""
+        self._bounded = cast("BoundedTransport", transport)
         super().connection_made(transport)
         if self.client is not None:
             self.client_connections.replace(self.client, self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Remove the connection."""
+        self._bounded.end_watch()
         if self.client is not None:
             self.client_connections.lost(self.client)
         super().connection_lost(exc)
@@ -111,11 +118,46 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         """Close the connection at once."""
         self.transport.abort()
 
+    def eof_received(self) -> None:
+        """Close the connection as the loop does, which would not watch that the client takes what was written."""
+        self.transport.close()
+
+    def pause_writing(self) -> None:
+        """Read nothing while much is not taken, and abort the connection as ``LimitedProtocol`` does."""
+        super().pause_writing()
+        self._bounded.watch()
+        self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Read again, unless what was received waits for the application."""
+        self._bounded.resume_writing()
+        super().resume_writing()
+        if not self.read_paused:
+            self.transport.resume_reading()
+
+    def keepalive_timeout(self) -> None:
+        """Close the connection, at once if its client has not taken what was written before."""
+        is_stuck = self.transport.get_write_buffer_size() > 0
+        super().keepalive_timeout()
+        if is_stuck:
+            self.transport.abort()
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """Receive a message, after which uvicorn reads again."""
+        message = await super().receive()
+        self._keep_paused()
+        return message
+
     async def send(self, message: ASGISendEvent) -> None:
         """Send a message, and note the end of a denied handshake, or uvicorn logs an error about it."""
         await super().send(message)
+        self._keep_paused()
         if self.initial_response is not None and self.close_sent:
             self.handshake_complete = True
+
+    def _keep_paused(self) -> None:
+        if not self.writable.is_set():
+            self.transport.pause_reading()
 
 
 class HttpServer(uvicorn.Server):
