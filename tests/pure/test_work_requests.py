@@ -244,8 +244,11 @@ class Due:
         self.asked.append(("due", now, limit, first_delay, max_delay))
         return self.rows
 
-    async def read(self, _: object, task_ids: Sequence[UUID]) -> dict[UUID, WorkRequestDetails]:
-        """Return the details of those tasks that exist."""
+    async def read(
+        self, _: object, task_ids: Sequence[UUID], *, with_prompt: Sequence[UUID]
+    ) -> dict[UUID, WorkRequestDetails]:
+        """Return the details of those tasks that exist; none is started."""
+        assert not with_prompt
         return {task_id: replace(DETAILS, task_id=task_id) for task_id in task_ids if task_id not in self.gone}
 
     async def input_contents(self, _: object, input_ids: Sequence[UUID]) -> dict[UUID, str]:

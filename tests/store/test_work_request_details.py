@@ -24,7 +24,8 @@ async def test_a_request_has_what_its_task_refers_to(engine: AsyncEngine) -> Non
     parameters = """UPDATE presets SET parameters = '{"size":[1]}' WHERE name = 'small';\n"""
     await execute_script(engine, WORLD + PROMPTS + parameters)
     async with transaction(engine) as connection:
-        found = await work_request_details.read(connection, [OF_ALICE, OF_DORA, UUID(int=99), DELETED])
+        ids = [OF_ALICE, OF_DORA, UUID(int=99), DELETED]
+        found = await work_request_details.read(connection, ids, with_prompt=[*ids, OF_BOB])
         assert found.keys() == {OF_ALICE, OF_DORA, DELETED}
         assert found[OF_ALICE] == WorkRequestDetails(
             OF_ALICE,
@@ -42,6 +43,18 @@ async def test_a_request_has_what_its_task_refers_to(engine: AsyncEngine) -> Non
             OF_DORA, "fix-it", DORA, "Dora", V_BETAS, "prompt of 2", {"pool": ""}, None, None, None
         )  # fmt: skip
         assert [found[each].pool for each in (OF_ALICE, OF_DORA)] == ["gpu", "default"]
+
+
+async def test_only_the_prompts_that_are_asked_for_are_read(engine: AsyncEngine) -> None:
+    """The details of the other tasks have none; asking for the prompt of a task does not ask for its details."""
+    await execute_script(engine, WORLD + PROMPTS)
+    async with transaction(engine) as connection:
+        for asked in ([], [OF_DORA], [OF_DORA, OF_ALICE, OF_BOB]):
+            found = await work_request_details.read(connection, [OF_ALICE, OF_DORA], with_prompt=asked)
+            assert {task_id: each.prompt for task_id, each in found.items()} == {
+                OF_ALICE: "prompt of 1" if OF_ALICE in asked else "",
+                OF_DORA: "prompt of 2" if OF_DORA in asked else "",
+            }
 
 
 async def test_inputs_are_sent_with_their_contents(engine: AsyncEngine) -> None:

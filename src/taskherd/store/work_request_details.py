@@ -15,7 +15,10 @@ DEFAULT_POOL: Final = "default"
 
 @dataclass(frozen=True, slots=True)
 class WorkRequestDetails:
-    """The details of a task that a work request contains; ``run`` and ``preset_parameters`` are decoded JSON."""
+    """The details of a task that a work request contains; ``run`` and ``preset_parameters`` are decoded JSON.
+
+    ``prompt`` is empty if it was not read.
+    """
 
     task_id: UUID
     task_name: str
@@ -36,7 +39,8 @@ class WorkRequestDetails:
 
 
 READ: Final = text("""
-SELECT t.id, t.name, t.owner_id, u.username, t.template_version_id, p.prompt, v.run, s.id, s.name, s.parameters
+SELECT t.id, t.name, t.owner_id, u.username, t.template_version_id,
+       CASE WHEN t.id = ANY(CAST(:with_prompt AS uuid[])) THEN p.prompt ELSE '' END, v.run, s.id, s.name, s.parameters
 FROM tasks AS t
 JOIN task_prompts AS p ON p.task_id = t.id AND p.version = t.prompt_version
 JOIN users AS u ON u.id = t.owner_id
@@ -48,9 +52,15 @@ WHERE t.id = ANY(CAST(:ids AS uuid[]))
 INPUTS: Final = text("SELECT input_id, content FROM inputs WHERE input_id = ANY(CAST(:ids AS uuid[]))")
 
 
-async def read(connection: AsyncConnection, task_ids: Sequence[UUID]) -> dict[UUID, WorkRequestDetails]:
-    """Return the details of these tasks, by task id."""
-    return {row[0]: WorkRequestDetails(*row) for row in await connection.execute(READ, {"ids": task_ids})}
+async def read(
+    connection: AsyncConnection, task_ids: Sequence[UUID], *, with_prompt: Sequence[UUID]
+) -> dict[UUID, WorkRequestDetails]:
+    """Return the details of these tasks, by task id; with its prompt, of up to 256 KiB, for those in ``with_prompt``.
+
+    The other prompts are not read, also not by PostgreSQL.
+    """
+    values = {"ids": task_ids, "with_prompt": with_prompt}
+    return {row[0]: WorkRequestDetails(*row) for row in await connection.execute(READ, values)}
 
 
 async def input_contents(connection: AsyncConnection, input_ids: Sequence[UUID]) -> dict[UUID, str]:

@@ -15,6 +15,9 @@ from taskherd.backoff import MAX_DOUBLINGS
 from taskherd.store.statements import ColumnArrays, column_names
 from taskherd.store.tables import work_requests
 
+WITH_PROMPT: Final = "workspace.start"
+"""The type of the requests that have the prompt of their task."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkRequestRow:

@@ -63,7 +63,8 @@ async def send_due(context: WorkerContext, now: datetime) -> int:
         )
         if not due:
             return 0
-        details = await work_request_details.read(connection, [row.task_id for row in due])
+        started = [row.task_id for row in due if row.type == work_requests.WITH_PROMPT]
+        details = await work_request_details.read(connection, [row.task_id for row in due], with_prompt=started)
         contents = await _read_contents(connection, due)
         known = [(row, details[row.task_id]) for row in due if row.task_id in details]
         requests = await context.known_runners.check_targets(connection, known)
@@ -177,7 +178,7 @@ def _request(
         "run": task.run,
     }
     match row.type:
-        case "workspace.start":
+        case work_requests.WITH_PROMPT:
             token = context.make_agent_token(row.task_id, row.build_number)
             return work.WorkspaceStart(**common, prompt=task.prompt, preset=_preset(task), agent_token=token)
         case "workspace.stop":
