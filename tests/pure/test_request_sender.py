@@ -140,12 +140,12 @@ async def test_the_size_of_new_requests_is_bounded(sending: Sending, monkeypatch
 
 
 async def test_due_requests_are_sent_until_none_is_left(sending: Sending) -> None:
-    """Batch by batch, as long as each is full, when it is told of some; and not before."""
-    sending.due = [MAX_REQUESTS, MAX_REQUESTS, MAX_REQUESTS - 1]
+    """Batch by batch, also if large ones leave a batch of few, when it is told of some; and not before."""
+    sending.due = [MAX_REQUESTS, 1, MAX_REQUESTS, MAX_REQUESTS - 1, 0]
     running = asyncio.create_task(sending.sender.run())
     for _ in range(10):
         await asyncio.sleep(0)
-    assert len(sending.due) == 3
+    assert len(sending.due) == 5
     sending.sender.wake()
     await asyncio.wait_for(sending.due_sent.wait(), 20)
     await finish(running, sending)

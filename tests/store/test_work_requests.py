@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
+import pytest
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.backoff import Backoff
-from taskherd.store import work_requests
+from taskherd.store import inputs, work_requests
 from taskherd.store.engine import transaction
-from tests.store.conftest import NOW, ignore_indexes
+from tests.store.conftest import NOW, execute_script, ignore_indexes
+from tests.store.world import ALICE, OF_ALICE, OF_BOB, OF_DORA, OF_EVE, WORLD
 
 
 def work_request(task_id: UUID, build: int, input_id: UUID | None = None) -> work_requests.WorkRequestRow:
@@ -79,6 +84,80 @@ async def test_the_requests_that_are_overdue_most_come_first(engine: AsyncEngine
         for expected in ({1, 2}, {0, 3}, set()):
             picked = await work_requests.pick_due(connection, NOW, 2, first_delay=5, max_delay=60)
             assert {row.request_id for row in picked} == {overdue[number].request_id for number in expected}
+
+
+PROMPTS = "".join(
+    f"INSERT INTO task_prompts VALUES ('{task}', 1, repeat('x', 5000)), ('{task}', 2, repeat('é', 500));\n"
+    for task in (OF_ALICE, OF_BOB, OF_DORA, OF_EVE)
+)
+
+
+async def test_requests_are_picked_until_what_they_deliver_has_so_many_bytes(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are overdue most first, and one at least: current prompts of starts, and inputs; others have none."""
+    await execute_script(engine, WORLD + PROMPTS)
+    input_id = uuid4()
+    stop = replace(work_request(OF_BOB, 1), type="workspace.stop")
+    rows = [
+        replace(row, next_at=NOW - timedelta(seconds=9 - seconds))
+        for seconds, row in enumerate(
+            (
+                work_request(OF_ALICE, 1), stop, work_request(OF_EVE, 1, input_id), work_request(uuid4(), 1),
+                work_request(OF_BOB, 2), work_request(OF_ALICE, 3, uuid4()), work_request(OF_DORA, 1),
+            )
+        )
+    ]  # fmt: skip
+    for most, expected in (
+        (1, [[0], [1, 2], [3, 4], [5, 6]]),
+        (1000, [[0], [1, 2, 3, 4], [5, 6]]),
+        (1001, [[0, 1, 2], [3, 4, 5, 6]]),
+        (1501, [[0, 1, 2, 3, 4], [5, 6]]),
+        (2501, [[0, 1, 2, 3, 4, 5, 6]]),
+    ):
+        monkeypatch.setattr(work_requests, "MAX_DUE_BYTES", most)
+        async with transaction(engine) as connection:
+            if most == 1:
+                await inputs.append(connection, [inputs.NewInput(input_id, OF_EVE, 250 * "é", NOW, ALICE)])
+            await work_requests.add(connection, rows)
+            for indexes in expected:
+                picked = await work_requests.pick_due(connection, NOW, 10, first_delay=5, max_delay=60)
+                assert {row.request_id for row in picked} == {rows[index].request_id for index in indexes}
+            assert await work_requests.pick_due(connection, NOW, 10, first_delay=5, max_delay=60) == []
+            await work_requests.delete(connection, [row.request_id for row in rows])
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the parts of a plan."""
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from nodes(child)
+
+
+async def test_only_so_many_prompts_and_inputs_are_looked_at(engine: AsyncEngine) -> None:
+    """Each by its key, and no more than are picked at most, however many requests are due."""
+    async with transaction(engine) as connection:
+        await connection.execute(
+            text(
+                "INSERT INTO work_requests (request_id, task_id, build_number, type, input_id, attempt, created_at,"
+                " next_at) SELECT gen_random_uuid(), gen_random_uuid(), 1, kind, gen_random_uuid(), 0, :now, :now"
+                " FROM generate_series(1, 500), unnest(ARRAY['workspace.start', 'agent.input']) AS kind"
+            ),
+            {"now": NOW},
+        )
+        for mode in ("force_generic_plan", "force_custom_plan"):
+            await connection.execute(text(f"SET LOCAL plan_cache_mode = {mode}"))
+            rows = await connection.execute(
+                text(f"EXPLAIN (ANALYZE, FORMAT JSON) {work_requests.PICK_DUE.text}"),
+                {"now": NOW, "limit": 20, "bytes": 1000, "first": 5, "maximum": 60},
+            )
+            scans = [
+                (node["Relation Name"], node["Node Type"], node["Actual Loops"])
+                for node in nodes(rows.scalar_one()[0]["Plan"])
+                if node.get("Relation Name") in {"tasks", "task_prompts", "inputs"}
+            ]
+            assert {name for name, _, _ in scans} == {"tasks", "task_prompts", "inputs"}
+            assert all(kind == "Index Scan" and loops <= 20 for _, kind, loops in scans), scans
 
 
 async def test_inputs_without_an_outcome_expire_in_the_order_of_their_sending(engine: AsyncEngine) -> None:

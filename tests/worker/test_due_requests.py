@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count, islice
 from typing import Any
 from uuid import UUID
 
@@ -13,7 +14,7 @@ import pytest
 
 from taskherd.broker.publisher import OutgoingMessage, PublishOutcome
 from taskherd.errors import Unavailable
-from taskherd.store import work_request_details
+from taskherd.store import work_request_details, work_requests
 from taskherd.worker.context import WorkerContext
 from taskherd.worker.work_requests import send_due
 from tests.harness.worker import ALICE, ORGANIZATION, TEMPLATE, VERSION, WorkerHarness
@@ -54,10 +55,11 @@ class Due:
         self.groups: list[int] = []
         self.prompts: list[str] = []
         self.read = work_request_details.read
+        self._ids = count(1)
 
-    async def add(self, count: int, kind: str, runner: str | None = None) -> set[UUID]:
+    async def add(self, number: int, kind: str, runner: str | None = None) -> set[UUID]:
         """Add tasks, each with a request of this type that is due, and return their ids."""
-        ids = [UUID(int=len(self.prompts) + number) for number in range(1, count + 1)]
+        ids = [UUID(int=each) for each in islice(self._ids, number)]
         database = self._harness.database
         await database.execute(TASKS, ids, NOW)
         await database.execute(PROMPTS, ids, SIZE)
@@ -109,3 +111,26 @@ async def test_a_start_has_its_prompt(due: Due) -> None:
     assert await send_due(due.context, NOW) == 4
     sent = Counter((each["type"], len(each.get("prompt", ""))) for each in due.sent)
     assert sent == {("workspace.start", SIZE // 2): 2, ("workspace.stop", 0): 2}
+
+
+@pytest.mark.parametrize("kind", ["workspace.start", "agent.input"])
+async def test_as_much_is_sent_at_a_time_as_fits_in_memory(
+    due: Due, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Once the prompts and inputs have so many bytes, the others wait, still due; each is sent once in the end."""
+    monkeypatch.setattr(work_requests, "MAX_DUE_BYTES", 4 * SIZE + 1)
+    tasks = await due.add(12, kind)
+    sent = [await send_due(due.context, NOW) for _ in range(4)]
+    assert sent == [5, 5, 2, 0]
+    assert due.tasks == dict.fromkeys(tasks, 1)
+    assert {len(each.get("prompt", each.get("input", ""))) for each in due.sent} == {SIZE // 2}
+
+
+async def test_32_mib_are_sent_at_a_time(due: Due) -> None:
+    """However many small requests there are beside them; the other ones come next."""
+    tasks = await due.add(100, "workspace.stop") | await due.add(400, "workspace.start")
+    assert await send_due(due.context, NOW) in range(336, 437)
+    assert sum(2 * len(each.get("prompt", "")) for each in due.sent) == 336 * SIZE  # the first beyond 32 MiB, too
+    while await send_due(due.context, NOW):
+        pass
+    assert due.tasks == dict.fromkeys(tasks, 1)

@@ -12,11 +12,15 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from taskherd.backoff import MAX_DOUBLINGS
+from taskherd.store.pages import bytes_before
 from taskherd.store.statements import ColumnArrays, column_names
 from taskherd.store.tables import work_requests
 
 WITH_PROMPT: Final = "workspace.start"
 """The type of the requests that have the prompt of their task."""
+
+MAX_DUE_BYTES: Final = 32 * 1024 * 1024
+"""Size of the prompts and inputs of due requests at which no further one is picked: each has up to 256 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +78,27 @@ WHERE r.task_id = a.task_id AND r.agent_request_id = a.agent_request_id
 
 # The wait is ``Backoff(first, maximum).longest(attempt)`` of ``taskherd.backoff``, in SQL because one statement updates
 # all rows; a test compares the two. Jitter of 10 % keeps the requests of one outage from becoming due together.
+#
+# The sizes of up to ``:limit`` prompts and inputs are looked up, each by its key: a LIMIT leaves no other plan.
 PICK_DUE: Final = text(f"""
 WITH due AS (
-    SELECT request_id FROM work_requests WHERE next_at <= :now ORDER BY next_at LIMIT :limit
+    SELECT request_id, task_id, type, input_id, next_at
+    FROM work_requests WHERE next_at <= :now ORDER BY next_at LIMIT :limit
     FOR UPDATE SKIP LOCKED
+), counted AS (
+    SELECT d.request_id,
+           {bytes_before("COALESCE(p.size, i.size, 0)", "ORDER BY d.next_at, d.request_id")} AS bytes_before
+    FROM due AS d
+    LEFT JOIN LATERAL (
+        SELECT octet_length(c.prompt) AS size
+        FROM (SELECT id, prompt_version FROM tasks WHERE id = d.task_id AND d.type = '{WITH_PROMPT}' LIMIT 1) AS t
+        CROSS JOIN LATERAL (
+            SELECT prompt FROM task_prompts WHERE task_id = t.id AND version = t.prompt_version LIMIT 1
+        ) AS c
+    ) AS p ON true
+    LEFT JOIN LATERAL (
+        SELECT octet_length(content) AS size FROM inputs WHERE task_id = d.task_id AND input_id = d.input_id LIMIT 1
+    ) AS i ON true
 ), started AS (
     UPDATE work_requests AS r
     SET attempt = r.attempt + 1,
@@ -85,7 +106,7 @@ WITH due AS (
         next_at = CAST(:now AS timestamptz) + make_interval(secs =>
             LEAST(CAST(:first AS float8) * power(2, LEAST(r.attempt, {MAX_DOUBLINGS})), CAST(:maximum AS float8))
             * (0.9 + 0.2 * random()))
-    FROM due WHERE r.request_id = due.request_id
+    FROM counted AS c WHERE r.request_id = c.request_id AND c.bytes_before < :bytes
     RETURNING {column_names(work_requests.c, "r")}
 )
 SELECT * FROM started ORDER BY created_at, type, request_id
@@ -144,12 +165,15 @@ async def pick_due(
 ) -> list[WorkRequestRow]:
     """Return up to ``limit`` requests that are due, after counting the attempt and setting the time of the next one.
 
+    There may be fewer, at least one, if their prompts and inputs are large: see ``MAX_DUE_BYTES``. Those that have been
+    due for longest come first.
+
     Of those that were created at once, an answer comes before an interrupt, so that the agent gets it first.
 
     The next attempt is due after ``first_delay`` seconds, doubled by each further attempt up to ``max_delay`` seconds.
     Requests that another worker is processing are skipped.
     """
-    values = {"now": now, "limit": limit, "first": first_delay, "maximum": max_delay}
+    values = {"now": now, "limit": limit, "bytes": MAX_DUE_BYTES, "first": first_delay, "maximum": max_delay}
     return [WorkRequestRow(*row) for row in await connection.execute(PICK_DUE, values)]
 
 

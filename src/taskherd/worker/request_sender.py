@@ -106,9 +106,8 @@ class RequestSender:
 
     async def _send_due_once(self) -> None:
         """Send all due work requests. Raises ``Unavailable`` if the database is."""
-        while not self._stopping:
-            if await work_requests.send_due(self._context, self._context.now()) < work_requests.MAX_REQUESTS:
-                break
+        while not self._stopping and await work_requests.send_due(self._context, self._context.now()):
+            pass
 
 
 def _size(request: StartedRequest) -> int:

@@ -47,7 +47,9 @@ POOL_FALLBACK = frozenset({"workspace.start", "workspace.delete"})
 
 
 async def send_due(context: WorkerContext, now: datetime) -> int:
-    """Send the requests that are due and return their number. The times of their next attempts are committed first.
+    """Send requests that are due and return their number, 0 if none is left.
+
+    There are up to ``MAX_REQUESTS``, or fewer of large ones. The times of their next attempts are committed first.
 
     Raises:
         Unavailable: the database cannot be reached.
