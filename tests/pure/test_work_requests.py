@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -108,10 +109,12 @@ class Broker:
         self.told: list[str] = []
         self.details = DETAILS
         self.known = KnownRunners()
+        self.make_token: Callable[[UUID, int], str] = lambda task_id, number: f"token of {task_id.int} and {number}"
 
     async def publish_many(self, messages: Sequence[OutgoingMessage]) -> list[PublishOutcome | Unavailable]:
         """Take a group of messages."""
         self.groups.append(list(messages))
+        await asyncio.sleep(0)
         return [self._outcome(message) for message in messages]
 
     async def send(self, *rows: WorkRequestRow) -> list[OutgoingMessage]:
@@ -121,7 +124,7 @@ class Broker:
             names=TopologyNames("test"),
             metrics=self.metrics,
             on_unconfirmed=self.told.append,
-            make_agent_token=lambda task_id, number: f"token of {task_id.int} and {number}",
+            make_agent_token=self.make_token,
             known_runners=self.known,
             timeouts=Timeouts(HOUR, HOUR, HOUR, HOUR, HOUR, MINUTE),
             request_retry=RequestRetryPolicy(MINUTE, MINUTE, HOUR, TIMEOUT),
@@ -220,6 +223,31 @@ async def test_one_request_that_is_not_confirmed_holds_up_none_to_its_target() -
     await broker.send(*[row(STOP, "r1", None)] * (MAX_OF_TARGET + 1))
     assert [len(group) for group in broker.groups] == [MAX_OF_TARGET, 1]
     assert broker.told == ["requests to r1: late"]
+
+
+async def test_large_requests_are_sent_in_smaller_groups() -> None:
+    """Of one target a group ends where its prompts have 4 MiB, and none is encoded before the group that it is in."""
+    broker = Broker(confirm)
+    encoded: list[int] = []
+
+    def make_token(_: UUID, number: int) -> str:
+        encoded.append(len(broker.groups))
+        return f"token {number}"
+
+    broker.make_token = make_token
+    broker.details = replace(DETAILS, prompt="x" * 1024 * 1024)
+    await broker.send(*[row(START, None, None)] * 9, *[row(STOP, "r1", None)] * 3)
+    by_target = {
+        target: [len(group) for group in broker.groups if group[0].routing_key.endswith(f".{target}")]
+        for target in ("gpu", "r1")
+    }
+    assert by_target == {"gpu": [4, 4, 1], "r1": [3]}
+    starts = [number for number, group in enumerate(broker.groups) if len(group) != 3]
+    assert encoded == [number for number in starts for _ in broker.groups[number]]
+    broker.groups.clear()
+    broker.details = replace(DETAILS, prompt="x" * (4 * 1024 * 1024 + 1))
+    await broker.send(*[row(START, None, None)] * 2)
+    assert [len(group) for group in broker.groups] == [1, 1]
 
 
 @asynccontextmanager

@@ -15,8 +15,9 @@ from taskherd.store import agent_requests, work_request_details, work_requests
 from taskherd.store.engine import transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime, timedelta
+    from typing import TypeAlias
     from uuid import UUID
 
     from taskherd.store import AsyncConnection
@@ -25,11 +26,16 @@ if TYPE_CHECKING:
     from taskherd.store.work_requests import WorkRequestRow
     from taskherd.worker.context import WorkerContext
 
+    Request: TypeAlias = tuple[WorkRequestRow, WorkRequestDetails]
+
 MAX_REQUESTS = 500
 """Maximum number of requests that are sent at a time."""
 
 MAX_OF_TARGET = 64
 """Maximum number of requests to one target that wait for the broker's confirm at the same time."""
+
+MAX_BYTES_OF_TARGET = 4 * 1024 * 1024
+"""Characters of their prompts and inputs at which no further one does: what waits is in memory a second time."""
 
 
 @value(frozen=True, slots=True)
@@ -91,29 +97,47 @@ async def _read_contents(connection: AsyncConnection, due: Sequence[WorkRequestR
 
 async def send(
     context: WorkerContext,
-    requests: Sequence[tuple[WorkRequestRow, WorkRequestDetails]],
+    requests: Sequence[Request],
     now: datetime,
     contents: RequestContents = NO_CONTENTS,
 ) -> None:
     """Send requests, whose attempts are committed and targets checked. Those that are not confirmed are due again."""
-    by_target: defaultdict[str, list[OutgoingMessage]] = defaultdict(list)
+    by_target: defaultdict[str, list[Request]] = defaultdict(list)
+    timeout = context.request_retry.runner_answer_timeout
     for row, details in requests:
-        for target, message in _messages(context, row, details, contents, now):
-            by_target[target].append(message)
-    await asyncio.gather(*(_send_to(context, target, messages) for target, messages in by_target.items()))
+        for target in targets(row, details.pool, now, timeout):
+            by_target[target].append((row, details))
+    await asyncio.gather(*(_send_to(context, target, those, contents, now) for target, those in by_target.items()))
     for row, _ in requests:
         context.metrics.requests_sent.labels(row.type).inc()
 
 
-async def _send_to(context: WorkerContext, target: str, messages: Sequence[OutgoingMessage]) -> None:
+async def _send_to(
+    context: WorkerContext, target: str, requests: Sequence[Request], contents: RequestContents, now: datetime
+) -> None:
     """Send requests to one target, until it confirms none of several: the others would only wait as long, too."""
-    for start in range(0, len(messages), MAX_OF_TARGET):
-        outcomes = await context.work_publisher.publish_many(messages[start : start + MAX_OF_TARGET])
+    for part in _parts(requests, contents):
+        messages = [each for request in part if (each := _message(context, target, request, contents, now))]
+        outcomes = await context.work_publisher.publish_many(messages) if messages else []
         errors = [outcome for outcome in outcomes if isinstance(outcome, Unavailable)]
         if errors:
             context.on_unconfirmed(f"requests to {target}: {errors[0]}")
-        if len(errors) == len(outcomes):
-            return
+            if len(errors) == len(outcomes):
+                return
+
+
+def _parts(requests: Sequence[Request], contents: RequestContents) -> Iterator[list[Request]]:
+    """Divide the requests to a target into those that are encoded, and wait for the broker, at the same time."""
+    part: list[Request] = []
+    size = 0
+    for row, details in requests:
+        part.append((row, details))
+        size += len(details.prompt) if row.input_id is None else len(contents.inputs.get(row.input_id, ""))
+        if len(part) == MAX_OF_TARGET or size >= MAX_BYTES_OF_TARGET:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 def targets(row: WorkRequestRow, pool: str, now: datetime, runner_answer_timeout: timedelta) -> list[str]:
@@ -127,25 +151,25 @@ def targets(row: WorkRequestRow, pool: str, now: datetime, runner_answer_timeout
     return [row.target_runner, pool] if unanswered and row.type in POOL_FALLBACK else [row.target_runner]
 
 
-def _messages(
-    context: WorkerContext,
-    row: WorkRequestRow,
-    task: WorkRequestDetails,
-    contents: RequestContents,
-    now: datetime,
-) -> list[tuple[str, OutgoingMessage]]:
-    """Return the messages of a request, each with its target. A runner of another pool is not told what the task is."""
-    request = _request(context, row, task, contents)
-    if request is None:
-        return []
-    ttl = _expiration(context, row, now)
-    messages = []
-    for target in targets(row, task.pool, now, context.request_retry.runner_answer_timeout):
-        is_outsider = context.known_runners.is_of_another_pool(target, task.pool)
-        body = work.encode_request(work.redact(request) if is_outsider else request)
-        key = work.routing_key(row.type, target)
-        messages.append((target, OutgoingMessage(context.names.work, key, body, mandatory=True, expiration=ttl)))
-    return messages
+def _message(
+    context: WorkerContext, target: str, request: Request, contents: RequestContents, now: datetime
+) -> OutgoingMessage | None:
+    """Return the message of a request for a target, or None if there is no longer an answer to deliver.
+
+    A runner of another pool is not told what the task is.
+    """
+    row, task = request
+    content = _request(context, row, task, contents)
+    if content is None:
+        return None
+    is_outsider = context.known_runners.is_of_another_pool(target, task.pool)
+    return OutgoingMessage(
+        context.names.work,
+        work.routing_key(row.type, target),
+        work.encode_request(work.redact(content) if is_outsider else content),
+        mandatory=True,
+        expiration=_expiration(context, row, now),
+    )
 
 
 def _expiration(context: WorkerContext, row: WorkRequestRow, now: datetime) -> float:
