@@ -180,7 +180,7 @@ async def test_a_message_for_the_task_of_one_that_comes_last_comes_after_it() ->
 
 
 async def test_a_lock_on_something_else_is_a_conflict(locked: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """None of the tasks is locked: it may be the table, a lease or an owner."""
+    """None of the tasks is locked: it may be the table, or an owner."""
     monkeypatch.setattr(retry, "MAX_CONFLICTS", 3)
     messages = Messages(lambda part: LockTimeout("locked") if len(part) > 1 else None)
     assert await messages.run(2) == ["0 saved", "1 saved"]

@@ -11,10 +11,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.domain import builds
 from taskherd.domain.value import replace
-from taskherd.store import tasks
+from taskherd.store import leases, tasks, work_requests
 from taskherd.store.engine import PromptSizeError, transaction
 from taskherd.store.task_creation import insert_tasks
 from tests.store.conftest import NOW, empty, event, ignore_indexes, next_version, task_row, waits_for_lock
+from tests.store.test_leases import lease
+from tests.store.test_work_requests import work_request
 
 ROUNDS = 4
 """Updates of each row whose heap-only share is measured: while autovacuum reads the database, no space is reused."""
@@ -319,3 +321,29 @@ async def test_a_postponed_check_is_that_of_one_task(engine: AsyncEngine) -> Non
         await tasks.postpone(connection, rows[0].task.id, until)
         assert await tasks.due(connection, NOW, 9) == [rows[1].task.id]
         assert await tasks.due(connection, until, 9) == [rows[1].task.id, rows[0].task.id]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "tasks WHERE id = :task_id",
+        "leases WHERE task_id = :task_id",
+        "task_deadlines WHERE task_id = :task_id",
+        "work_requests WHERE task_id = :task_id AND build_number = 2",
+    ],
+)
+async def test_a_task_is_locked_if_one_of_its_rows_is(engine: AsyncEngine, row: str) -> None:
+    """That of a lease, of its next timer check, or one of several work requests; a task that has none is not."""
+    first, second, bare = (task_row()._replace(due_at=due_at) for due_at in (NOW, NOW, None))
+    ids = [each.task.id for each in (first, second, bare)]
+    async with transaction(engine) as connection:
+        await insert_tasks(connection, [first, second, bare])
+        await leases.upsert(connection, [replace(lease(), task_id=each) for each in ids[:2]])
+        await work_requests.add(connection, [work_request(each, build) for each in ids[:2] for build in (1, 2, 3)])
+    async with transaction(engine) as somebody:
+        await somebody.execute(text(f"SELECT FROM {row} FOR UPDATE"), {"task_id": ids[0]})
+        async with transaction(engine) as connection:
+            assert await tasks.find_locked(connection, [*ids, uuid4()]) == {ids[0]}
+            assert await tasks.find_locked(connection, ids[1:]) == set()
+    async with transaction(engine) as connection:
+        assert await tasks.find_locked(connection, ids) == set()

@@ -18,12 +18,14 @@ from tests.worker.test_command_batches import receive_together, replies_of
 
 
 @asynccontextmanager
-async def locked(external: WorkerHarness, *tasks: uuid.UUID) -> AsyncIterator[asyncpg.Connection]:
-    """Keep the rows of the tasks locked; the connection may roll back earlier."""
+async def locked(
+    external: WorkerHarness, *tasks: uuid.UUID, rows: str = "tasks WHERE id"
+) -> AsyncIterator[asyncpg.Connection]:
+    """Keep the rows of the tasks locked, or others of theirs; the connection may roll back earlier."""
     somebody = await asyncpg.connect(external.urls[0], timeout=30, command_timeout=30)
     try:
         await somebody.execute("BEGIN")
-        await somebody.execute("SELECT FROM tasks WHERE id = ANY($1) FOR UPDATE", tasks)
+        await somebody.execute(f"SELECT FROM {rows} = ANY($1) FOR UPDATE", tasks)
         yield somebody
     finally:
         await somebody.close(timeout=30)
@@ -47,6 +49,40 @@ async def test_commands_for_locked_tasks_hold_up_none_of_their_batch(
             refused = [reply["error"]["message"] for reply in await replies_of(pauses)]
             assert all(reply["ok"] for reply in await replies_of(deletes))
     assert refused == ["A workspace build is already active."] * 3
+
+
+async def test_a_command_for_a_task_with_a_locked_lease_holds_up_none_of_its_batch(
+    external: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other is answered while somebody keeps the lease locked; it is executed once the lock is gone."""
+    async with running_worker(external):
+        stuck, other = [await external.make_active() for _ in range(2)]
+    async with locked(external, stuck, rows="leases WHERE task_id") as somebody:
+        pauses = [await external.post(make_command("task.pause", each)) for each in (stuck, other)]
+        receive_together(monkeypatch, "commands", 2)
+        async with running_worker(external):
+            assert (await replies_of(pauses[1:]))[0]["ok"]
+            assert not pauses[0].done()
+            await somebody.execute("ROLLBACK")
+            assert (await replies_of(pauses[:1]))[0]["ok"]
+
+
+async def test_heartbeats_of_a_task_with_a_locked_lease_hold_up_none_of_their_batch(external: WorkerHarness) -> None:
+    """The leases of the others are renewed while somebody keeps it locked, and it is once the lock is gone."""
+    renewed = "SELECT last_heartbeat_at > $2 FROM leases WHERE task_id = $1"
+    async with running_worker(external):
+        tasks = [await external.make_active() for _ in range(3)]
+        await external.until_row("SELECT count(*) FROM leases", is_=3)
+    stuck, *others = tasks
+    began = await external.database.fetchval("SELECT clock_timestamp()")
+    async with locked(external, stuck, rows="leases WHERE task_id") as somebody:
+        await external.report(*(make_report("agent.heartbeat", each, build_number=1) for each in tasks))
+        async with running_worker(external):
+            for task_id in others:
+                await external.until_row(renewed, task_id, began)
+            assert not await external.database.fetchval(renewed, stuck, began)
+            await somebody.execute("ROLLBACK")
+            await external.until_row(renewed, stuck, began)
 
 
 async def test_commands_for_locked_tasks_hold_up_none_that_come_later(external: WorkerHarness) -> None:

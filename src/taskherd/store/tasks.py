@@ -151,12 +151,28 @@ DUE: Final = text("""
 SELECT task_id FROM task_deadlines WHERE due_at <= :now ORDER BY due_at LIMIT :limit
 """)
 
-LOCKED_BY_OTHERS: Final = text("""
-WITH unlocked AS MATERIALIZED (
-    SELECT id FROM tasks WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE SKIP LOCKED
+_OWN_ROWS: Final = {
+    "tasks": ("id", "id"),
+    "task_deadlines": ("task_id", "task_id"),
+    "leases": ("task_id", "task_id"),
+    "work_requests": ("task_id", "request_id"),
+}
+"""The tables of whose rows one that is locked holds up its task, each with the columns of the task and of the key."""
+
+# Each table is read by an index. Nothing waits for a row, so their order cannot lead to a deadlock.
+LOCKED_BY_OTHERS: Final = text(
+    "WITH "
+    + ", ".join(
+        f"free_{table} AS MATERIALIZED (SELECT {key} FROM {table}"
+        f" WHERE {task_id} = ANY(CAST(:ids AS uuid[])) FOR UPDATE SKIP LOCKED)"
+        for table, (task_id, key) in _OWN_ROWS.items()
+    )
+    + " UNION ".join(
+        f" SELECT {task_id} FROM {table}"
+        f" WHERE {task_id} = ANY(CAST(:ids AS uuid[])) AND {key} NOT IN (SELECT {key} FROM free_{table})"
+        for table, (task_id, key) in _OWN_ROWS.items()
+    )
 )
-SELECT id FROM tasks WHERE id = ANY(CAST(:ids AS uuid[])) AND id NOT IN (SELECT id FROM unlocked)
-""")
 
 _DAMAGED: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What decoding a damaged state raises."""
@@ -184,7 +200,11 @@ async def lock(connection: AsyncConnection, ids: Sequence[UUID]) -> list[StoredT
 
 
 async def find_locked(connection: AsyncConnection, ids: Collection[UUID]) -> frozenset[UUID]:
-    """Return the ids of those of the tasks that another transaction has locked, and lock the others without waiting."""
+    """Return the ids of those of the tasks that another transaction has locked, and lock the others without waiting.
+
+    A task is locked if its row is, or its lease, the time of its next timer check, or one of its work requests. It may
+    be that one is returned because such a row was deleted at this moment.
+    """
     return frozenset((await connection.execute(LOCKED_BY_OTHERS, {"ids": sorted(ids)})).scalars())
 
 

@@ -135,7 +135,7 @@ async def load_batch(
 
 
 async def find_locked(context: WorkerContext, task_ids: Collection[UUID]) -> frozenset[UUID]:
-    """Return those of the tasks that another transaction keeps locked, without waiting for it."""
+    """Return those of the tasks of which another transaction keeps a row locked, without waiting for it."""
     async with transaction(context.engine) as connection:
         return await tasks.find_locked(connection, task_ids)
 

@@ -1,4 +1,4 @@
-"""The tasks whose rows another transaction keeps locked: the messages for them wait, and hold up no others."""
+"""The tasks of which another transaction keeps a row locked: the messages for them wait, and hold up no others."""
 
 from __future__ import annotations
 
