@@ -72,9 +72,7 @@ BUILT: Final[Mapping[str, Callable[[Reader], Awaitable[Any]]]] = {
     "task_queries.explanation_facts": lambda reader: task_queries.explanation_facts(
         reader, TaskRef(CALLER, CALLER, TASK)
     ),
-    "task_queries.find_deleted": lambda reader: task_queries.find_deleted(
-        reader, TaskRef(CALLER, CALLER, TASK), OTHER
-    ),
+    "task_queries.find_deleted": lambda reader: task_queries.find_deleted(reader, TaskRef(CALLER, CALLER, TASK), OTHER),
     "task_queries.task": lambda reader: task_queries.task(reader, TaskRef(CALLER, CALLER, TASK)),
     "task_queries.task_ids": lambda reader: task_queries.task_ids(reader, TaskFilter(CALLER, 9)),
     "task_queries.task_ids, by index": lambda reader: task_queries.task_ids(
