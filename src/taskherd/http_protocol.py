@@ -149,6 +149,7 @@ class LimitedProtocol(HttpToolsProtocol):
     bounded: BoundedTransport
     """The transport, which uvicorn uses too."""
     _in_head = True
+    _in_message = False
     _fields_bytes = 0
     _unparsed_bytes = 0
     _discarded_bytes = 0
@@ -201,16 +202,28 @@ class LimitedProtocol(HttpToolsProtocol):
             self._discard(len(data))
             return
         super().data_received(data)
-        if self._in_head and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if self._in_head:
             self._unparsed_bytes += len(data)
             if self._unparsed_bytes > self.max_head_bytes:
                 self.reject(*_HEAD_TOO_LARGE)
             else:
                 self._start_head_timer()
+        elif self._is_between_requests and self.timeout_keep_alive_task is None:  # which uvicorn stops at any byte
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    @property
+    def _is_between_requests(self) -> bool:
+        """True if the last request has arrived and is answered, and no WebSocket has taken the connection over."""
+        is_answered = getattr(self.cycle, "response_complete", False)  # there is no cycle before the first request
+        return is_answered and not self._in_message and self in self.connections
 
     def on_message_begin(self) -> None:
         """Reset the counters for a new request."""
-        self._in_head = True
+        self._in_head = self._in_message = True
         self._fields_bytes = self._unparsed_bytes = self._discarded_bytes = 0
         super().on_message_begin()
 
@@ -248,6 +261,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Close the connection if only the rest of the body kept it open."""
+        self._in_message = False
         self._stop_discard_timer()
         super().on_message_complete()
         if self._closes_after_body:

@@ -353,3 +353,48 @@ async def test_a_websocket_begins_only_after_the_responses_to_earlier_requests()
                 assert await receive_all(sock) == b""
             await served.until_no_connections()
     assert started == ["http"]
+
+
+@pytest.mark.parametrize("sent", [b"\r\n", b"late"])
+@on_uvloop
+async def test_an_idle_connection_ends_whatever_its_client_sent_last(sent: bytes) -> None:
+    """An empty line, or the rest of a body whose request is answered, begins no request: the connection is idle."""
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send(EMPTY)
+        await send(END)
+
+    async with serving(app) as served:
+        with await served.connect() as sock:
+            length = len(sent.strip())
+            sock.send(b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % length)
+            await until(lambda: bool(served.connections and served.connections[0].cycle))
+            (protocol,) = served.connections
+            await until(lambda: protocol.timeout_keep_alive_task is not None)
+            armed = protocol.timeout_keep_alive_task
+            protocol.timeout_keep_alive = 0.2
+            sock.send(sent)
+            await until(lambda: protocol.timeout_keep_alive_task is not armed)
+            await served.until_no_connections()
+
+
+@on_uvloop
+async def test_a_websocket_on_a_connection_that_was_idle_is_not() -> None:
+    """The timer of the idle connection does not go on when a WebSocket begins on it."""
+    socket_app = Echo()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await socket_app(scope, receive, send)
+        else:
+            await send(EMPTY)
+            await send(END)
+
+    async with serving(app) as served:
+        with await served.connect() as sock:
+            sock.send(GET)
+            await until(lambda: bool(served.connections and served.connections[0].timeout_keep_alive_task))
+            (before,) = served.connections
+            await asyncio.get_running_loop().sock_recv(sock, 1_000)
+            protocol = await open_socket(served, sock)
+            assert (before.timeout_keep_alive_task, protocol.transport.is_closing()) == (None, False)
