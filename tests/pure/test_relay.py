@@ -298,7 +298,7 @@ async def test_work_requests_are_sent_beside_the_changes(outside: Outside, monke
     async def send(_: WorkerContext, requests: Sequence[Any], __: datetime) -> None:
         sent.extend(requests)
 
-    async def send_due(_: WorkerContext, __: datetime) -> int:
+    async def send_due(_: WorkerContext, __: datetime, ___: int) -> int:
         looked.set()
         return 0
 

@@ -13,6 +13,7 @@ import pytest
 
 from taskherd import retry
 from taskherd.errors import Retry, Unavailable
+from taskherd.store.engine import StatementTimeout
 from taskherd.store.work_request_details import WorkRequestDetails
 from taskherd.store.work_requests import WorkRequestRow
 from taskherd.worker import request_sender, work_requests
@@ -40,9 +41,20 @@ class Sending:
         self.confirm = asyncio.Event()
         self.due: list[int | Exception] = []
         self.due_sent = asyncio.Event()
+        self.limits: list[int] = []
+        self.monotonic = 1000.0
         self.told: list[str] = []
         self.waits = Waits()
-        self.sender = RequestSender(partial_context(now=lambda: NOON, on_error=self.told.append), every=600)
+        self.sender = RequestSender(
+            partial_context(now=lambda: NOON, on_error=self.told.append), 600, lambda: self.monotonic
+        )
+
+    async def look(self, *due: int | Exception) -> None:
+        """Have it look for due requests, with these results, until it has had the last one."""
+        self.due_sent.clear()
+        self.due = list(due)
+        self.sender.wake()
+        await asyncio.wait_for(self.due_sent.wait(), 20)
 
     async def send(self, _: WorkerContext, requests: Sequence[Started], now: datetime) -> None:
         """Send new requests."""
@@ -50,9 +62,10 @@ class Sending:
         self.batches.append([row.request_id.int for row, _ in requests])
         await self.confirm.wait()
 
-    async def send_due(self, _: WorkerContext, now: datetime) -> int:
+    async def send_due(self, _: WorkerContext, now: datetime, limit: int) -> int:
         """Send so many due requests as the first of ``due`` says, or fail with it."""
         assert now == NOON
+        self.limits.append(limit)
         result = self.due.pop(0)
         if not self.due:
             self.due_sent.set()
@@ -156,13 +169,34 @@ async def test_a_failure_to_send_due_requests_is_told_and_tried_again(sending: S
     """At the next interval, or when there are new ones; whether the database is away or conflicts."""
     running = asyncio.create_task(sending.sender.run())
     for error in (Unavailable("the database restarts"), Retry("too many conflicts"), 0, Unavailable("again")):
-        sending.due_sent.clear()
-        sending.due = [error]
-        sending.sender.wake()
-        await asyncio.wait_for(sending.due_sent.wait(), 20)
+        await sending.look(error)
     await finish(running, sending)
     assert sending.told == ["the database restarts", "too many conflicts", "again"]
     assert sending.waits.after == [1, 2, 1]
+
+
+async def test_fewer_due_requests_are_read_at_once_while_that_takes_too_long(
+    sending: Sending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half as many each time, at least one; twice as many again after each minute in which it does not."""
+    monkeypatch.setattr(work_requests, "MAX_REQUESTS", 10)
+    running = asyncio.create_task(sending.sender.run())
+    for _ in range(5):
+        await sending.look(StatementTimeout("too slow"))
+    await sending.look(Unavailable("no database"))
+    assert sending.limits == [10, 5, 2, 1, 1, 1]
+    assert sending.told == ["too slow"] * 5 + ["no database"]
+    sending.limits.clear()
+    for seconds in (59, 1, 59, 1, 60, 60, 60):
+        sending.monotonic += seconds
+        await sending.look(1, 0)
+    assert sending.limits == [1, 1, 2, 2, 2, 2, 4, 4, 8, 8, 10, 10, 10, 10]
+    sending.limits.clear()
+    await sending.look(StatementTimeout("again"))
+    sending.monotonic += 59
+    await sending.look(1, 0)
+    assert sending.limits == [10, 5, 5]
+    await finish(running, sending)
 
 
 async def test_how_much_waits_in_memory(sending: Sending) -> None:

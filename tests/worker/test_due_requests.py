@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -11,13 +12,19 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from taskherd import retry
 from taskherd.broker.publisher import OutgoingMessage, PublishOutcome
 from taskherd.errors import Unavailable
 from taskherd.store import work_request_details, work_requests
+from taskherd.worker import work_requests as sending
 from taskherd.worker.context import WorkerContext
+from taskherd.worker.request_sender import RequestSender
 from taskherd.worker.work_requests import send_due
-from tests.harness.worker import ALICE, ORGANIZATION, TEMPLATE, VERSION, WorkerHarness
+from tests.harness.contexts import Waits
+from tests.harness.worker import ALICE, ORGANIZATION, TEMPLATE, TIMEOUT, VERSION, WorkerHarness
 from tests.store.conftest import NOW
 
 SIZE = 100_000
@@ -71,6 +78,7 @@ class Due:
         """Note a group of messages, and confirm them."""
         self.groups.append(len(messages))
         self.sent += [json.loads(message.body) for message in messages]
+        self._harness.received.set()
         return [PublishOutcome.CONFIRMED] * len(messages)
 
     async def note_read(self, *arguments: Any, **options: Any) -> dict[UUID, work_request_details.WorkRequestDetails]:
@@ -134,3 +142,29 @@ async def test_32_mib_are_sent_at_a_time(due: Due) -> None:
     while await send_due(due.context, NOW):
         pass
     assert due.tasks == dict.fromkeys(tasks, 1)
+
+
+async def test_requests_that_take_too_long_to_read_are_read_in_smaller_parts(
+    due: Due, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server cancels the statement, no attempt counts, and half as many are tried next, until all are sent."""
+    sizes: list[int] = []
+
+    async def read(connection: AsyncConnection, ids: Sequence[UUID], **options: Any) -> Any:
+        sizes.append(len(ids))
+        await connection.execute(text("SET LOCAL statement_timeout = 500"))
+        await connection.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": 60 if len(ids) > 2 else 0})
+        return await due.read(connection, ids, **options)
+
+    monkeypatch.setattr(work_request_details, "read", read)
+    monkeypatch.setattr(retry, "delay", Waits().delay)
+    monkeypatch.setattr(sending, "MAX_REQUESTS", 10)
+    tasks = await due.add(10, "workspace.start")
+    sender = RequestSender(due.context, every=0.01)
+    running = asyncio.create_task(sender.run())
+    await due._harness.until(lambda: due.tasks.keys() == tasks)
+    sender.stop()
+    await asyncio.wait_for(running, TIMEOUT)
+    assert sizes == [10, 5, 2, 2, 2, 2, 2]
+    assert due.tasks == dict.fromkeys(tasks, 1)
+    assert await due._harness.database.fetchval("SELECT sum(attempt) FROM work_requests") == 10

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from time import monotonic
 from typing import TYPE_CHECKING, TypeAlias
 
 from taskherd import retry
 from taskherd.errors import Retry, Unavailable
+from taskherd.store.engine import StatementTimeout
 from taskherd.worker import work_requests
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from taskherd.store.work_request_details import WorkRequestDetails
     from taskherd.store.work_requests import WorkRequestRow
@@ -31,14 +33,22 @@ MAX_BUFFER_BYTES = 32 * 1024 * 1024
 MAX_SENDING = 4
 """Maximum number of batches of new requests that wait for the broker's confirm at the same time."""
 
+GROW_AFTER = 60.0
+"""Seconds after which more due requests are read at once again, because an attempt that fails takes seconds."""
+
 
 class RequestSender:
     """Buffers new work requests; ``run`` sends them, and those that are due."""
 
-    def __init__(self, context: WorkerContext, every: float) -> None:
-        """Create the sender. It looks for due requests ``every`` seconds."""
+    def __init__(self, context: WorkerContext, every: float, monotonic: Callable[[], float] = monotonic) -> None:
+        """Create the sender. It looks for due requests ``every`` seconds. ``monotonic`` returns seconds."""
         self._context = context
         self._every = every
+        self._monotonic = monotonic
+        self._limit = work_requests.MAX_REQUESTS
+        """Number of due requests that are read at once now: fewer while that takes too long."""
+        self._grow_at = 0.0
+        """The monotonic time from which on it may be twice as many."""
         self._requests: deque[StartedRequest] = deque()
         self._bytes = 0
         self._slots = asyncio.Semaphore(MAX_SENDING)
@@ -105,9 +115,20 @@ class RequestSender:
                 await asyncio.sleep(retry.delay(failures))
 
     async def _send_due_once(self) -> None:
-        """Send all due work requests. Raises ``Unavailable`` if the database is."""
-        while not self._stopping and await work_requests.send_due(self._context, self._context.now()):
-            pass
+        """Send all due work requests. Raises ``Unavailable`` if the database is, or reading takes too long."""
+        while not self._stopping:
+            self._grow()
+            try:
+                sent = await work_requests.send_due(self._context, self._context.now(), self._limit)
+            except StatementTimeout:
+                self._limit, self._grow_at = max(1, self._limit // 2), self._monotonic() + GROW_AFTER
+                raise
+            if not sent:
+                break
+
+    def _grow(self) -> None:
+        if (now := self._monotonic()) >= self._grow_at:
+            self._limit, self._grow_at = min(2 * self._limit, work_requests.MAX_REQUESTS), now + GROW_AFTER
 
 
 def _size(request: StartedRequest) -> int:

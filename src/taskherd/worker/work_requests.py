@@ -52,12 +52,13 @@ POOL_FALLBACK = frozenset({"workspace.start", "workspace.delete"})
 """The types of requests that also go to the pool if the task's runner does not answer."""
 
 
-async def send_due(context: WorkerContext, now: datetime) -> int:
+async def send_due(context: WorkerContext, now: datetime, limit: int = MAX_REQUESTS) -> int:
     """Send requests that are due and return their number, 0 if none is left.
 
-    There are up to ``MAX_REQUESTS``, or fewer of large ones. The times of their next attempts are committed first.
+    There are up to ``limit``, or fewer of large ones. The times of their next attempts are committed first.
 
     Raises:
+        StatementTimeout: reading them took too long, and none was sent; try fewer.
         Unavailable: the database cannot be reached.
     """
     policy = context.request_retry
@@ -65,7 +66,7 @@ async def send_due(context: WorkerContext, now: datetime) -> int:
         due = await work_requests.pick_due(
             connection,
             now,
-            MAX_REQUESTS,
+            limit,
             first_delay=policy.first_delay.total_seconds(),
             max_delay=policy.max_delay.total_seconds(),
         )
