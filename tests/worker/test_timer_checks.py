@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from uuid import UUID
 
 import asyncpg
+import pytest
 
+from taskherd.worker.sweeper import Sweeper
 from taskherd.worker.timer_checks import RETRY_AFTER
 from tests.harness.worker import WorkerHarness, running_worker
 
@@ -61,5 +64,47 @@ async def test_a_task_that_is_locked_delays_no_other(external: WorkerHarness) ->
             await somebody.execute("ROLLBACK")
             await external.until(lambda: external.document(locked).get("status") == "error")
         assert status == "pending"
+    finally:
+        await somebody.close(timeout=30)
+
+
+@pytest.mark.parametrize("table", ["leases", "task_deadlines", "work_requests"])
+async def test_a_task_of_which_another_row_is_locked_delays_no_other(
+    external: WorkerHarness, monkeypatch: pytest.MonkeyPatch, table: str
+) -> None:
+    """It is due first. No sweep fails: the other fails or loses its agent, the index follows; then its turn comes."""
+    failed: list[Exception] = []
+    sweep_once = Sweeper.sweep_once
+
+    async def note(self: Sweeper) -> None:
+        try:
+            await sweep_once(self)
+        except Exception as error:
+            failed.append(error)
+            raise
+
+    def is_over(task_id: UUID) -> bool:
+        document = external.document(task_id)
+        return document.get("status") == "error" or document.get("workspace_agent_health") == LOST
+
+    async with running_worker(external):
+        make = external.make_active if table == "leases" else external.create
+        stuck, other = await make(), await make()
+        await external.until_row("SELECT count(*) FROM outbox", is_=0)
+    monkeypatch.setattr(Sweeper, "sweep_once", note)
+    somebody = await asyncpg.connect(external.urls[0], timeout=30, command_timeout=30)
+    try:
+        await external.database.execute("UPDATE task_deadlines SET due_at = clock_timestamp()")
+        await external.database.execute(
+            "UPDATE task_deadlines SET due_at = clock_timestamp() - interval '1 second' WHERE task_id = $1", stuck
+        )
+        await somebody.execute("BEGIN")
+        await somebody.execute(f"SELECT FROM {table} WHERE task_id = $1 FOR UPDATE", stuck)
+        async with running_worker(external, sweep_every=0.1, probe_every=0.1, request_ttl=2, agent_lost_after=2):
+            await external.until(lambda: is_over(other))
+            await external.until_row("SELECT count(*) FROM task_index_changes", is_=0)
+            assert (failed, is_over(stuck)) == ([], False)
+            await somebody.execute("ROLLBACK")
+            await external.until(lambda: is_over(stuck))
     finally:
         await somebody.close(timeout=30)
