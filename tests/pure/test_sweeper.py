@@ -20,7 +20,7 @@ from taskherd.messages.run_policy import default_policy
 from taskherd.observability.metrics import Metrics
 from taskherd.store import database_clock, directory, tasks, work_requests, workers
 from taskherd.store.database_clock import ClampPosition
-from taskherd.store.engine import DataError
+from taskherd.store.engine import DataError, LockTimeout
 from taskherd.store.workers import WorkerRow
 from taskherd.worker import sweeper as sweeper_module
 from taskherd.worker.directory_cache import DirectoryCache
@@ -496,6 +496,23 @@ async def test_inputs_that_waited_for_too_long_are_checked_by_task(drained: Outs
         one: TimerCheck(watermark, silence_counted_at=NOON, expired_inputs=(UUID(int=11), UUID(int=13))),
         other: TimerCheck(watermark, silence_counted_at=NOON, expired_inputs=(UUID(int=12),)),
     }
+
+
+async def test_a_check_that_fails_stops_neither_index_nor_maintenance(
+    drained: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are requested as after any other sweep; not by a worker that does not sweep."""
+
+    async def run(_: Mapping[UUID, TimerCheck]) -> int:
+        raise LockTimeout("a lock is not available")
+
+    monkeypatch.setattr(drained, "run", run)
+    drained.requested.clear()
+    with pytest.raises(LockTimeout):
+        await sweep(drained, worker("w2", drained=MINUTE))
+    assert (drained.requested, drained.indexer.requests) == ([NOON - MINUTE], 1)
+    await sweep(drained, worker("w1"), worker("w2"))
+    assert (len(drained.requested), drained.indexer.requests) == (1, 0)
 
 
 async def test_a_sweep_that_fails_is_told_and_repeated(outside: Outside, monkeypatch: pytest.MonkeyPatch) -> None:

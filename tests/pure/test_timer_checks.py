@@ -14,10 +14,10 @@ from taskherd.domain.updates import TimerCheck
 from taskherd.errors import Retry, TaskherdError
 from taskherd.observability.metrics import Metrics
 from taskherd.store import tasks as tasks_store
-from taskherd.store.engine import DataError, PromptSizeError, StatementTimeout
+from taskherd.store.engine import DataError, LockTimeout, PromptSizeError, StatementTimeout
 from taskherd.worker import timer_checks
 from taskherd.worker.relay import Relay
-from taskherd.worker.timer_checks import GROW_AFTER, LOCKED_RETRY_AFTER, RETRY_AFTER, TimerChecks
+from taskherd.worker.timer_checks import GROW_AFTER, LOCKED_RETRY_AFTER, MAX_CONFLICTS, RETRY_AFTER, TimerChecks
 from tests.harness.contexts import partial_context
 from tests.harness.histories import NOON
 
@@ -45,8 +45,10 @@ class DamagedChecks(TimerChecks):
             raise self.too_many
         if not self.slow.isdisjoint(checks):
             raise StatementTimeout("too slow")
-        if self.is_deadlocked or not self.locked.isdisjoint(checks):
-            raise Retry("a lock is not available")
+        if self.is_deadlocked:
+            raise Retry("a deadlock")
+        if not self.locked.isdisjoint(checks):
+            raise LockTimeout("a lock is not available")
 
     async def run_for(self, *numbers: int) -> int:
         """Check these tasks, and return how many checks succeeded."""
@@ -67,9 +69,9 @@ def postponed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, datetime]]:
         assert engine == "engine"
         yield "connection"
 
-    async def postpone(connection: object, task_id: UUID, until: datetime) -> None:
+    async def postpone(connection: object, ids: Iterable[UUID], until: datetime) -> None:
         assert connection == "connection"
-        tasks.append((task_id.int, until))
+        tasks.extend((task_id.int, until) for task_id in sorted(ids))
 
     monkeypatch.setattr(timer_checks, "transaction", transaction)
     monkeypatch.setattr(tasks_store, "postpone", postpone)
@@ -266,16 +268,15 @@ def locked(monkeypatch: pytest.MonkeyPatch) -> set[UUID]:
     async def find_locked(_: object, ids: Iterable[UUID]) -> set[UUID]:
         return set(ids) & tasks
 
-    async def postpone_all(_: object, ids: Iterable[UUID], until: datetime) -> None:
-        assert (set(ids) <= tasks, until) == (True, NOON + LOCKED_RETRY_AFTER)
-
     monkeypatch.setattr(tasks_store, "find_locked", find_locked)
-    monkeypatch.setattr(tasks_store, "postpone_all", postpone_all)
     return tasks
 
 
 async def test_locked_tasks_are_left_out_for_a_while(
-    damaged_checks: Callable[..., DamagedChecks], seconds: list[float], locked: set[UUID]
+    damaged_checks: Callable[..., DamagedChecks],
+    seconds: list[float],
+    locked: set[UUID],
+    postponed: list[tuple[int, datetime]],
 ) -> None:
     """And checked again then; what is damaged beside them is found as ever."""
     checks = damaged_checks(4)
@@ -284,6 +285,7 @@ async def test_locked_tasks_are_left_out_for_a_while(
     assert await checks.run_for(1, 2, 3, 5) == 2
     assert await checks.run_for(2, 3) == 0
     assert checks.parts == [[1, 2, 3, 5], [1, 5]]
+    assert postponed == [(2, NOON + LOCKED_RETRY_AFTER), (3, NOON + LOCKED_RETRY_AFTER)]
     seconds[0] += LOCKED_RETRY_AFTER.total_seconds() - 1
     assert await checks.run_for(2, 1) == 1
     seconds[0] += 1
@@ -309,3 +311,54 @@ async def test_a_conflict_of_tasks_that_nobody_has_locked_ends_the_run(
     with pytest.raises(Retry):
         await checks.run_for(1, 2)
     assert checks.parts == [[1, 2], [1, 2], [1]]
+
+
+async def test_a_task_that_waits_for_another_lock_is_found_by_halving(
+    damaged_checks: Callable[..., DamagedChecks],
+    seconds: list[float],
+    locked: set[UUID],
+    postponed: list[tuple[int, datetime]],
+) -> None:
+    """None of its own rows is locked. It waits a while, is then checked alone, after the others, and waits longer."""
+    checks = damaged_checks()
+    checks.locked = {UUID(int=3)}
+    assert await checks.run_for(1, 2, 3, 4, 5) == 4
+    assert checks.parts == [[1, 2, 3, 4, 5], [1, 2], [3, 4, 5], [3], [4, 5]]
+    assert await checks.run_for(3) == 0
+    assert (postponed, checks.count("timer_checks_failed")) == ([], 0)
+    seconds[0] += LOCKED_RETRY_AFTER.total_seconds()
+    checks.parts.clear()
+    assert await checks.run_for(1, 2, 3, 4, 5) == 4
+    assert checks.parts == [[1, 2, 4, 5], [3]]
+    assert (postponed, checks.count("timer_checks_failed")) == ([(3, NOON + RETRY_AFTER)], 1)
+    assert locked == set()
+
+
+async def test_a_run_that_always_waits_for_locks_ends(
+    damaged_checks: Callable[..., DamagedChecks], seconds: list[float], locked: set[UUID]
+) -> None:
+    """Each time takes seconds. The tasks that were found wait, and the next run goes on with the others."""
+    checks = damaged_checks()
+    checks.locked = {UUID(int=number) for number in range(1, 101)}
+    with pytest.raises(LockTimeout):
+        await checks.run_for(*range(1, 101))
+    assert len(checks.parts) == MAX_CONFLICTS + 1
+    found = {part[0] for part in checks.parts if len(part) == 1}
+    assert found
+    checks.parts.clear()
+    checks.locked.clear()
+    assert await checks.run_for(*range(1, 101)) == 100 - len(found)
+    seconds[0] += LOCKED_RETRY_AFTER.total_seconds()
+    assert await checks.run_for(*range(1, 101)) == 100
+    assert locked == set()
+
+
+async def test_a_lock_that_is_gone_meanwhile_delays_no_task(
+    damaged_checks: Callable[..., DamagedChecks], locked: set[UUID], postponed: list[tuple[int, datetime]]
+) -> None:
+    """Somebody gave it back when this looked for it."""
+    checks = damaged_checks()
+    checks.most, checks.too_many = 2, LockTimeout("a lock is not available")
+    assert await checks.run_for(1, 2, 3, 4) == 4
+    assert checks.parts == [[1, 2, 3, 4], [1, 2], [3, 4]]
+    assert (postponed, locked) == ([], set())

@@ -141,8 +141,8 @@ async def test_the_most_overdue_tasks_are_checked_first(engine: AsyncEngine) -> 
         await ignore_indexes(connection)
         assert await tasks.due(connection, NOW, 10) == [first, second, third]
         assert await tasks.due(connection, NOW, 2) == [first, second]
-        await tasks.postpone(connection, first, NOW - timedelta(seconds=1.5))
-        await tasks.postpone(connection, third, NOW - timedelta(seconds=4))
+        await tasks.postpone(connection, [first], NOW - timedelta(seconds=1.5))
+        await tasks.postpone(connection, [third], NOW - timedelta(seconds=4))
         assert await tasks.due(connection, NOW, 10) == [second, first, third]
 
 
@@ -312,13 +312,26 @@ async def test_locked_tasks_are_the_given_ones_in_the_order_of_ids(engine: Async
     assert await waiting == [low.task.id, high.task.id]
 
 
+async def test_a_check_that_is_postponed_waits_for_no_lock(engine: AsyncEngine) -> None:
+    """Of two tasks, that of which somebody has locked the time of the next check stays due, the other one is later."""
+    rows = sorted((task_row()._replace(due_at=NOW) for _ in range(2)), key=lambda row: row.task.id)
+    ids = [row.task.id for row in rows]
+    async with transaction(engine) as connection:
+        await insert_tasks(connection, rows)
+    async with transaction(engine) as somebody:
+        await somebody.execute(text("SELECT FROM task_deadlines WHERE task_id = :id FOR UPDATE"), {"id": ids[0]})
+        async with transaction(engine) as connection:
+            await tasks.postpone(connection, ids, NOW + timedelta(seconds=9))
+            assert await tasks.due(connection, NOW, 9) == ids[:1]
+
+
 async def test_a_postponed_check_is_that_of_one_task(engine: AsyncEngine) -> None:
     """Others stay due when they were."""
     rows = [task_row() for _ in range(2)]
     until = NOW + timedelta(seconds=9)
     async with transaction(engine) as connection:
         await insert_tasks(connection, rows)
-        await tasks.postpone(connection, rows[0].task.id, until)
+        await tasks.postpone(connection, [rows[0].task.id], until)
         assert await tasks.due(connection, NOW, 9) == [rows[1].task.id]
         assert await tasks.due(connection, until, 9) == [rows[1].task.id, rows[0].task.id]
 

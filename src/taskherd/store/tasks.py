@@ -177,13 +177,11 @@ LOCKED_BY_OTHERS: Final = text(
 _DAMAGED: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What decoding a damaged state raises."""
 
-POSTPONE_ALL: Final = text("""
+POSTPONE: Final = text("""
 UPDATE task_deadlines SET due_at = :until WHERE task_id IN (
     SELECT task_id FROM task_deadlines WHERE task_id = ANY(CAST(:ids AS uuid[])) AND due_at < :until
     ORDER BY task_id FOR UPDATE SKIP LOCKED)
 """)
-
-POSTPONE: Final = text("UPDATE task_deadlines SET due_at = :until WHERE task_id = :task_id AND due_at < :until")
 
 
 async def lock(connection: AsyncConnection, ids: Sequence[UUID]) -> list[StoredTask]:
@@ -307,11 +305,6 @@ async def due(connection: AsyncConnection, now: datetime, limit: int) -> list[UU
     return [task_id for (task_id,) in await connection.execute(DUE, {"now": now, "limit": limit})]
 
 
-async def postpone(connection: AsyncConnection, task_id: UUID, until: datetime) -> None:
-    """Postpone the next timer check of a task, if it is earlier, to ``until``."""
-    await connection.execute(POSTPONE, {"task_id": task_id, "until": until})
-
-
-async def postpone_all(connection: AsyncConnection, ids: Collection[UUID], until: datetime) -> None:
-    """Do so with several tasks, without waiting for those whose next check another transaction changes."""
-    await connection.execute(POSTPONE_ALL, {"ids": sorted(ids), "until": until})
+async def postpone(connection: AsyncConnection, ids: Collection[UUID], until: datetime) -> None:
+    """Postpone the next timer checks of tasks that are earlier to ``until``; not those that others have locked."""
+    await connection.execute(POSTPONE, {"ids": sorted(ids), "until": until})

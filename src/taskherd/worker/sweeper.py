@@ -119,7 +119,7 @@ class Sweeper:
             await workers.delete(connection, self._id)
 
     async def sweep_once(self) -> None:
-        """Check all timers once. Raises ``Unavailable``."""
+        """Check all timers once, and have index and maintenance follow. Raises ``Unavailable`` and ``Retry``."""
         rows = await self._register()
         await self._clamp()
         now = self._context.now()
@@ -137,14 +137,19 @@ class Sweeper:
             self._indexer.hand_over()
             return
         self._context.metrics.sweeps.inc()
+        try:
+            await self._check_all(watermark, now)
+        finally:  # they depend on no check: one that always fails must not stop them
+            self._indexer.request()
+            self._maintenance.request(watermark)
+
+    async def _check_all(self, watermark: datetime | None, now: datetime) -> None:
         if watermark is not None:
             await self._check_silent(watermark, now)
         check = TimerCheck(watermark, mass_held=self._mass_held, silence_counted_at=now)
         if watermark is not None:
             await self._check_expired_inputs(watermark, check)
         await self._check_due(check)
-        self._indexer.request()
-        self._maintenance.request(watermark)
 
     async def _register(self) -> list[workers.WorkerRow]:
         """Set the clock by the database's, update this worker's row, and return all live workers."""

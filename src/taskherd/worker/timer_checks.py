@@ -1,4 +1,4 @@
-"""Reconcile the timer checks of many tasks together; one that fails, or is locked, delays others by seconds."""
+"""Reconcile the timer checks of many tasks together; one that fails, or waits for a lock, delays others by seconds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import structlog
 
 from taskherd.errors import Retry
 from taskherd.store import tasks
-from taskherd.store.engine import PromptSizeError, StatementTimeout, transaction
+from taskherd.store.engine import LockTimeout, PromptSizeError, StatementTimeout, transaction
 from taskherd.worker.batch import MESSAGE_ERRORS, Batch
 from taskherd.worker.reconcile import reconcile
 
@@ -28,7 +28,7 @@ RETRY_AFTER = timedelta(minutes=5)
 """Time until a task whose check failed is checked again."""
 
 LOCKED_RETRY_AFTER = timedelta(seconds=5)
-"""Time until a task that another transaction kept locked is checked again."""
+"""Time until a task is checked again that another transaction kept locked, or that waited for another lock."""
 
 MAX_FAILED = 10_000
 """Maximum number of such tasks that are remembered; further ones may be checked earlier."""
@@ -41,6 +41,12 @@ GROW_AFTER = 60.0
 
 MAX_TIMEOUTS = 3
 """Number of times in a row that the check of one task alone takes too long until it counts as failed."""
+
+MAX_CONFLICTS = 10
+"""Number of conflicts in a run after which the next one ends it: each may have waited 3 s for a lock.
+
+One task that waits for a lock is found among a hundred with eight of them.
+"""
 
 
 class TimerChecks:
@@ -57,14 +63,18 @@ class TimerChecks:
         self._grow_at = 0.0
         """The monotonic time from which on it may be twice as many."""
         self._timeouts: dict[UUID, int] = {}
-        """How often in a row the check of each task alone took too long."""
+        """How often in a row the check of each task alone took too long, or waited too long for a lock."""
+        self._conflicts = 0
+        """Number of conflicts in this run."""
 
     async def run(self, checks: Mapping[UUID, TimerCheck]) -> int:
         """Check tasks, but for those whose check failed a moment ago, and return the number that succeeded.
 
         Raise ``StatementTimeout`` the first time that something takes too long, since that may be so of all: the next
-        run checks fewer tasks together, and last those whose check alone took too long.
+        run checks fewer tasks together, and last those whose check alone took too long. Raise ``Retry`` after a
+        conflict that is over, or too many waits for locks.
         """
+        self._conflicts = 0
         now = monotonic()
         waiting = {task_id: each for task_id, each in checks.items() if not self._has_failed(task_id, now)}
         last = [{task_id: waiting.pop(task_id)} for task_id in self._timeouts if task_id in waiting]
@@ -77,18 +87,12 @@ class TimerChecks:
             self._part, self._grow_at = min(2 * self._part, MAX_PART), now + GROW_AFTER
         return succeeded
 
-    async def _run(self, checks: Mapping[UUID, TimerCheck], *, without_locked: bool = True) -> int:
-        """Reconcile checks, at least one. A batch that fails is halved until the tasks that fail are found.
-
-        With ``without_locked`` it goes on without the tasks that another transaction keeps locked.
-        """
+    async def _run(self, checks: Mapping[UUID, TimerCheck]) -> int:
+        """Reconcile checks, at least one. A batch that fails is halved until the tasks that fail are found."""
         try:
             await self._reconcile(checks)
         except Retry as error:
-            if not without_locked:
-                raise
-            unlocked = await self._leave_out_locked(checks, error)
-            return await self._run(unlocked, without_locked=False) if unlocked else 0
+            return await self._run_after_conflict(checks, error)
         except StatementTimeout as error:
             if len(checks) > 1:
                 self._part, self._grow_at = len(checks) // 2, monotonic() + GROW_AFTER
@@ -98,41 +102,61 @@ class TimerChecks:
             if len(checks) == 1:
                 await self._postpone(next(iter(checks)), error)
                 return 0
-            self._context.metrics.batch_failures.labels("bisected").inc()
-            each, half = list(checks.items()), len(checks) // 2
-            return await self._run(dict(each[:half])) + await self._run(dict(each[half:]))
+            return await self._run_halves(checks)
         if self._timeouts.keys().isdisjoint(checks):  # so it is not the database that is slow
             self._timeouts = dict.fromkeys(self._timeouts, MAX_TIMEOUTS - 1)
         else:
             self._timeouts = {task_id: count for task_id, count in self._timeouts.items() if task_id not in checks}
         return len(checks)
 
-    async def _leave_out_locked(self, checks: Mapping[UUID, TimerCheck], error: Retry) -> Mapping[UUID, TimerCheck]:
-        """Return the checks without those of locked tasks; raise ``error`` if none is locked: all may succeed now.
+    async def _run_halves(self, checks: Mapping[UUID, TimerCheck]) -> int:
+        self._context.metrics.batch_failures.labels("bisected").inc()
+        each, half = list(checks.items()), len(checks) // 2
+        return await self._run(dict(each[:half])) + await self._run(dict(each[half:]))
 
-        The locked ones are postponed, so that they do not keep others from being found due.
-        """
+    async def _run_after_conflict(self, checks: Mapping[UUID, TimerCheck], error: Retry) -> int:
+        """Go on without the tasks that are locked. If none is, halve checks that wait for another lock, or raise."""
+        self._conflicts += 1
+        locked = await self._postpone_locked(checks, error)
+        if self._conflicts > MAX_CONFLICTS or not (locked or isinstance(error, LockTimeout)):
+            raise error
+        if locked:
+            unlocked = {task_id: check for task_id, check in checks.items() if task_id not in locked}
+            return await self._run(unlocked) if unlocked else 0
+        if len(checks) > 1:
+            return await self._run_halves(checks)
+        return await self._note_timeout(next(iter(checks)), error)
+
+    async def _postpone_locked(self, checks: Mapping[UUID, TimerCheck], error: Retry) -> frozenset[UUID]:
+        """Return the tasks that are locked, after postponing them: they keep no others from being found due."""
         async with transaction(self._context.engine) as connection:
             locked = await tasks.find_locked(connection, checks.keys())
             if not locked:
-                raise error
-            await tasks.postpone_all(connection, locked, self._context.now() + LOCKED_RETRY_AFTER)
+                return locked
+            await tasks.postpone(connection, locked, self._context.now() + LOCKED_RETRY_AFTER)
         log.warning(
             "tasks are locked, their timers wait", count=len(locked), task_id=str(min(locked)), reason=str(error)
         )
         for task_id in locked:
             self._check_after(task_id, LOCKED_RETRY_AFTER)
-        return {task_id: check for task_id, check in checks.items() if task_id not in locked}
+        return locked
 
-    async def _note_timeout(self, task_id: UUID, error: StatementTimeout) -> int:
-        """Postpone a task whose check takes too long once others do not, or it has too often; else raise ``error``."""
+    async def _note_timeout(self, task_id: UUID, error: StatementTimeout | Retry) -> int:
+        """Postpone a task whose check takes too long once others do not, or it has too often; else raise ``error``.
+
+        The check of one that waits for a lock of nobody known is only put off for a while, so that the others go on.
+        """
         count = self._timeouts.pop(task_id, 0) + 1
-        if count < MAX_TIMEOUTS:
-            if len(self._timeouts) >= MAX_FAILED:
-                del self._timeouts[next(iter(self._timeouts))]
-            self._timeouts[task_id] = count
+        if count >= MAX_TIMEOUTS:
+            await self._postpone(task_id, error)
+            return 0
+        if len(self._timeouts) >= MAX_FAILED:
+            del self._timeouts[next(iter(self._timeouts))]
+        self._timeouts[task_id] = count
+        if isinstance(error, StatementTimeout):
             raise error
-        await self._postpone(task_id, error)
+        log.warning("a timer check waits for a lock", task_id=str(task_id), reason=str(error))
+        self._check_after(task_id, LOCKED_RETRY_AFTER)
         return 0
 
     async def _reconcile(self, checks: Mapping[UUID, TimerCheck]) -> None:
@@ -149,7 +173,7 @@ class TimerChecks:
         self._context.metrics.timer_checks_failed.inc()
         self._check_after(task_id, RETRY_AFTER)
         async with transaction(self._context.engine) as connection:
-            await tasks.postpone(connection, task_id, self._context.now() + RETRY_AFTER)
+            await tasks.postpone(connection, [task_id], self._context.now() + RETRY_AFTER)
 
     def _check_after(self, task_id: UUID, wait: timedelta) -> None:
         self._failed.pop(task_id, None)
