@@ -78,6 +78,35 @@ async def test_a_task_is_created_shown_listed_and_deleted(api_harness: ApiHarnes
     assert (await shell.code("show", "flaky"))[0] == 5
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("create", "-"),
+        ("create", "--from", "-"),
+        ("send", "first", "-"),
+        ("send", "--query", "owner:me", "-", "--yes"),
+        ("answer", "first", "--text", "-"),
+    ],
+)
+async def test_stdin_that_is_no_text_is_refused(api_harness: ApiHarness, words: tuple[str, ...]) -> None:
+    """With one line and the code of a wrong command line, also if Python would read bytes that are not UTF-8."""
+    await api_harness.create(name="first")
+    variables = {**os.environ, **Shell(api_harness).env}
+    for encoding in ("utf-8:strict", "utf-8:surrogateescape"):  # the latter is that of Python without a locale
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "taskherd", "task", *words),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**variables, "PYTHONIOENCODING": encoding},
+        )
+        output, said = await process.communicate(b"caf\xe9")
+        lines = said.decode().splitlines()
+        assert (process.returncode, output, lines[1:]) == (2, b"", ["  expected text in UTF-8"]), said.decode()
+        assert lines[0].startswith("taskherd: cannot read stdin: ")
+    assert [each["name"] for each in await Shell(api_harness).json("list")] == ["first"]
+
+
 async def test_deleted_tasks_are_listed_with_who_deleted_them(api_harness: ApiHarness) -> None:
     """The owner sees who deleted a task, its name stays text, and filters and the limit hold."""
     alice, carol, bob = (Shell(api_harness, name) for name in ("alice", "carol", "bob"))

@@ -48,6 +48,24 @@ def test_a_server_whose_port_is_taken_starts_on_another_one() -> None:
     assert len(chosen) == 3
 
 
+def test_a_server_whose_port_was_taken_for_a_moment_starts_again() -> None:
+    """The port is free when its owner looks, but the server's output names it."""
+    chosen: list[Sequence[int | None]] = []
+
+    def start() -> None:
+        chosen.append(ports.find_free([None]))
+        if len(chosen) == 1:
+            raise Unavailable(f"it exited: {{dist_port_already_used,{chosen[0][0]},not_erlang}}")
+        if len(chosen) == 3:
+            raise Unavailable(f"it exited: no memory for {chosen[-1][0]}0 bytes")
+
+    ports.start_on_free(start, lambda: chosen[-1])
+    assert len(chosen) == 2
+    with pytest.raises(Unavailable, match="no memory"):
+        ports.start_on_free(start, lambda: chosen[-1])
+    assert len(chosen) == 3
+
+
 @contextmanager
 def private(data: Path, *, fast: bool = True) -> Iterator[services.Services]:
     """Start private services in ``data``, ignoring the environment; ``fast`` discards the data of containers."""

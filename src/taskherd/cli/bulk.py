@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 from uuid import uuid4
 
@@ -19,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from taskherd.cli import text_files
 from taskherd.cli.output import OutputFormat, document, line, print_error, print_failure, print_note, printable
 from taskherd.client import bulk, http
 from taskherd.client.errors import ApiError, ClientError, ExitCode
@@ -26,10 +26,8 @@ from taskherd.client.errors import ApiError, ClientError, ExitCode
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-MAX_FILE: Final = 64 * 1024 * 1024
 MAX_LINES: Final = 10_000
-"""Maximum size in characters, and number of tasks, of a file with tasks to create."""
-_BYTE_ORDER_MARK: Final = "\ufeff"
+"""Maximum number of tasks of a file with tasks to create."""
 MAX_SHOWN: Final = 20
 """Maximum number of refusals, and of tasks of a dry run, that are printed for people."""
 CANCEL_SECONDS: Final = 60.0
@@ -208,7 +206,7 @@ def _where(action: bulk.Action, key: str) -> tuple[str, str]:
 
 def is_interactive() -> bool:
     """Return whether a person can answer a question: whether stdin is a terminal."""
-    return sys.stdin.isatty()
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def _confirmed(action: str, count: int) -> bool:
@@ -277,25 +275,13 @@ def read_entries(path: str, defaults: Mapping[str, Any]) -> list[dict[str, Any]]
     Blank lines are skipped. ``defaults`` are the fields that a line does not give.
     """
     entries = [
-        {**defaults, **_entry(text, number)} for number, text in enumerate(_read(path).split("\n"), 1) if text.strip()
+        {**defaults, **_entry(text, number)}
+        for number, text in enumerate(text_files.read(path).split("\n"), 1)
+        if text.strip()
     ]
     if not 0 < len(entries) <= MAX_LINES:
         raise ClientError(ExitCode.USAGE, f"{path}: {len(entries)} tasks", f"expected 1 to {MAX_LINES:,}, one a line")
     return entries
-
-
-def _read(path: str) -> str:
-    try:
-        if path == "-":
-            text = sys.stdin.read(MAX_FILE + 1).removeprefix(_BYTE_ORDER_MARK)
-        else:
-            with Path(path).open(encoding="utf-8-sig") as file:
-                text = file.read(MAX_FILE + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ClientError(ExitCode.USAGE, f"cannot read {path}: {error}") from None
-    if len(text) > MAX_FILE:
-        raise ClientError(ExitCode.USAGE, f"{path} is too large", f"the limit is {MAX_FILE:,} characters")
-    return text
 
 
 def _entry(text: str, number: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from uuid import uuid4
 import typer
 from typer.core import TyperGroup
 
-from taskherd.cli import bulk, task_output
+from taskherd.cli import bulk, task_output, text_files
 from taskherd.cli.output import OutputFormat, OutputOption, document, moment, print_failure
 from taskherd.cli.tables import fields
 from taskherd.client import http, tasks
@@ -82,7 +82,7 @@ TextArgument = Annotated[
 
 def read(text: str) -> str:
     """Return ``text``, or the content of stdin if it is ``-``."""
-    return sys.stdin.read() if text == "-" else text
+    return text_files.read(text) if text == "-" else text
 
 
 @app.command(epilog=EXIT_CODES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import socket
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Final
@@ -35,13 +36,14 @@ def find_free(wanted: list[int | None]) -> list[int]:
 def start_on_free(start: Callable[[], None], chosen: Callable[[], Sequence[int | None]]) -> None:
     """Call ``start``, which chooses free ports, and again if another process takes one before the server does.
 
-    ``chosen`` returns the ports. Raise what ``start`` raises, for any other reason and after the third time.
+    ``chosen`` returns the ports; one was taken if it is not free now, or if the error names it: others may have had it
+    for a moment only. Raise what ``start`` raises, for any other reason and after the third time.
     """
     for attempt in range(1, _MAX_STARTS + 1):
         try:
             start()
-        except Unavailable:
-            if attempt == _MAX_STARTS or find_free([*chosen()]) == [*chosen()]:
+        except Unavailable as error:
+            if attempt == _MAX_STARTS or not (_names(error, chosen()) or find_free([*chosen()]) != [*chosen()]):
                 raise
         else:
             return
@@ -52,6 +54,10 @@ def is_open(port: int) -> bool:
     with closing(socket.socket()) as probe:
         probe.settimeout(_CONNECT_TIMEOUT)
         return probe.connect_ex((HOST, port)) == 0
+
+
+def _names(error: Unavailable, numbers: Sequence[int | None]) -> bool:
+    return any(re.search(rf"\b{number}\b", str(error)) for number in numbers if number)
 
 
 def _bind(wanted: int | None, listeners: ExitStack) -> int:
