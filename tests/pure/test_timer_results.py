@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from types import SimpleNamespace
@@ -57,9 +57,9 @@ class Outside:
             raise self.error
         return self.result
 
-    async def postpone(self, _: object, task_id: UUID, until: datetime) -> None:
+    async def postpone(self, _: object, ids: Collection[UUID], until: datetime) -> None:
         """Note that a task is checked later."""
-        self.postponed.append((task_id, until))
+        self.postponed.extend((task_id, until) for task_id in ids)
 
     def offer(self, changes: Sequence[Any], *, has_due_requests: bool) -> None:
         """Publish changes."""
