@@ -33,7 +33,7 @@ pure: $(READY)
 	$(BIN)/pytest -q -n 2 --dist loadfile tests/pure
 
 # The tests without services compute, the others wait. In processes that have run others they take five times as long.
-PARALLEL = -n 5 --dist loadfile
+PARALLEL = -n 5 --dist loadfile --no-loadscope-reorder
 test: $(READY) ## run all tests except the long chaos campaigns, on real RabbitMQ and PostgreSQL; twenty to thirty minutes on two cores
 	$(BIN)/pytest -q -n 3 --dist loadfile tests/pure; pure=$$?; \
 	$(BIN)/pytest -q -m "not chaos and not cluster and not agents" $(PARALLEL) --ignore tests/pure tests && exit $$pure

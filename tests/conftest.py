@@ -8,6 +8,7 @@ import os
 import signal
 import tempfile
 import uuid
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -36,6 +37,21 @@ def pytest_configure() -> None:
     """Let processes end when they are interrupted, also if ``nohup`` or a shell has the tests ignore that signal."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run first the files whose tests may take longest, so that no process has one left when the others are done.
+
+    That is the sum of the limits of those that have one of their own, then the number of tests. xdist would sort by the
+    latter alone, and run the few long tests of a file last.
+    """
+    limits: dict[Path, float] = defaultdict(float)
+    for item in items:
+        mark = item.get_closest_marker("timeout")
+        limits[item.path] += mark.args[0] if mark else 0
+    counts = Counter(item.path for item in items)
+    items.sort(key=lambda item: (-limits[item.path], -counts[item.path], str(item.path)))
 
 
 def pytest_collection_finish() -> None:
