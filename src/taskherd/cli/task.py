@@ -5,7 +5,6 @@ The server is read from ``TASKHERD_URL``, the caller's token from ``TASKHERD_TOK
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 from uuid import uuid4
 
