@@ -24,7 +24,7 @@ from tests.api.test_mcp import call, mcp_client
 from tests.harness.api import ApiHarness, running_api
 from tests.harness.asking import OPTIONS, active, approval, asked, closed, give, request_report, requests_of
 from tests.harness.runner import eventually_async
-from tests.harness.worker import SECRET
+from tests.harness.worker import SECRET, running_worker
 
 
 @pytest.fixture(autouse=True)
@@ -221,7 +221,7 @@ def asking_client(harness: ApiHarness, task_id: uuid.UUID) -> Client:
 
 
 async def test_a_question_that_is_not_accepted(start_api: StartApi, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If no worker takes it, the tool says so after a while instead of waiting for ever."""
+    """If no worker takes it, the tool says so after a while; it is withdrawn, so that a later send is no answer."""
     monkeypatch.setattr(asking, "WAIT", 0.0)
     monkeypatch.setattr(asking, "ACCEPTED_WITHIN", 0.2)
     async with start_api() as harness:
@@ -232,6 +232,13 @@ async def test_a_question_that_is_not_accepted(start_api: StartApi, monkeypatch:
         fields = {"kind": "question", "title": "Anybody?"}
         with pytest.raises(ClientError, match="not accepted"):
             await asyncio.to_thread(asking.ask, asking_client(harness, task_id), fields, lambda: False)
+        async with running_worker(harness.worker):
+            closed_ = "SELECT report::json ->> 'state' FROM agent_requests WHERE task_id = $1"
+            await harness.worker.until_row(closed_, task_id, is_="withdrawn")
+            sent = await harness.alice.post(f"/tasks/me/{task_id}/send", json={"input": "Go on"})
+            assert (sent.status_code, sent.headers.get("X-Taskherd-Answered")) == (204, None)
+            shown = (await harness.alice.get(f"/tasks/me/{task_id}")).json()
+            assert shown["requests_open"] == 0
 
 
 async def test_one_question_too_many(api_harness: ApiHarness) -> None:

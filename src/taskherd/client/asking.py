@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
@@ -27,6 +28,42 @@ MAX_PAUSE: Final = 30.0
 _PATH: Final = ("workspaceagents", "me", "requests")
 
 
+class _OwnRequest:
+    """A request of the agent, and whether people may see it as open."""
+
+    def __init__(self, client: Client, fields: Mapping[str, Any]) -> None:
+        self.id = str(uuid4())
+        self.may_be_open = False
+        """A report that it is open was taken, or failed in such a way that it may have been."""
+        self._client = client
+        self._body = {**fields, "request_id": self.id}
+
+    def open(self) -> None:
+        """Report that it is open."""
+        is_refused = False
+        try:
+            self._client.request("POST", *_PATH, body=self._body)
+        except ApiError as error:
+            is_refused = error.status < HTTPStatus.INTERNAL_SERVER_ERROR and error.status not in RETRIED
+            raise
+        finally:
+            self.may_be_open |= not is_refused
+
+    def withdraw(self, now: Callable[[], float]) -> None:
+        """Report that it is withdrawn, which holds whichever report comes first."""
+        end = now() + WITHDRAWN_WITHIN
+        body = {**self._body, "state": "withdrawn"}
+        _persist(lambda: self._client.request("POST", *_PATH, body=body), lambda: now() >= end)
+
+    def read(self) -> Mapping[str, Any]:
+        """Return it once it is no longer open, or as it is after ``WAIT`` seconds."""
+        query = {"wait": f"{WAIT:.0f}s"}
+        found: Mapping[str, Any] = self._client.request(
+            "GET", *_PATH, self.id, query=query, timeout=WAIT + REQUEST_TIMEOUT
+        ).body
+        return found
+
+
 def ask(
     client: Client,
     fields: Mapping[str, Any],
@@ -35,7 +72,8 @@ def ask(
 ) -> Mapping[str, Any]:
     """Open a request, and return it once it is answered, withdrawn or expired, however long that takes.
 
-    It outlives outages of the API. A call that is cancelled withdraws the request.
+    It outlives outages of the API. A call that ends without an answer withdraws the request, so that nobody answers to
+    nobody.
 
     Args:
         client: the server, and the agent's token.
@@ -46,30 +84,29 @@ def ask(
     Raises:
         ClientError: the request was not accepted, or it or the agent's token has ended.
     """
-    body = {**fields, "request_id": str(uuid4())}
+    request = _OwnRequest(client, fields)
     try:
-        found = _answer_to(client, body, is_cancelled, now)
-    except (ApiError, Unreachable):
+        found = _answer_to(request, is_cancelled, now)
+    except ClientError as error:
         if not is_cancelled():
+            _give_up(request, error, now)
             raise
         found = None  # what failed may have been taken all the same
     if found is not None:
         return found
-    end = now() + WITHDRAWN_WITHIN
-    withdrawn = {**body, "state": "withdrawn"}
-    _persist(lambda: client.request("POST", *_PATH, body=withdrawn), lambda: now() >= end)
-    return {"request_id": body["request_id"], "state": "withdrawn", "option_id": None, "text": None}
+    request.withdraw(now)
+    return {"request_id": request.id, "state": "withdrawn", "option_id": None, "text": None}
 
 
 def _answer_to(
-    client: Client, body: Mapping[str, Any], is_cancelled: Callable[[], bool], now: Callable[[], float]
+    request: _OwnRequest, is_cancelled: Callable[[], bool], now: Callable[[], float]
 ) -> Mapping[str, Any] | None:
     """Open a request, and return it once it is no longer open; None if the call is cancelled."""
-    _persist(lambda: client.request("POST", *_PATH, body=body), is_cancelled)
+    _persist(request.open, is_cancelled)
     opened_at, is_known = now(), False
     while not is_cancelled():
         try:
-            found: Mapping[str, Any] = _persist(lambda: _read(client, body["request_id"]), is_cancelled)
+            found: Mapping[str, Any] = _persist(request.read, is_cancelled)
         except ApiError as error:
             if error.status != HTTPStatus.NOT_FOUND or is_known:
                 raise
@@ -82,12 +119,15 @@ def _answer_to(
     return None
 
 
-def _read(client: Client, request_id: str) -> Mapping[str, Any]:
-    query = {"wait": f"{WAIT:.0f}s"}
-    found: Mapping[str, Any] = client.request(
-        "GET", *_PATH, request_id, query=query, timeout=WAIT + REQUEST_TIMEOUT
-    ).body
-    return found
+def _give_up(request: _OwnRequest, error: ClientError, now: Callable[[], float]) -> None:
+    """Withdraw a request whose answer nobody waits for after an error, as far as that is possible.
+
+    An agent whose token has ended can withdraw nothing, and its requests have ended with its build.
+    """
+    has_ended = isinstance(error, ApiError) and error.status == HTTPStatus.UNAUTHORIZED
+    if request.may_be_open and not has_ended:
+        with suppress(ClientError):
+            request.withdraw(now)
 
 
 def _persist(attempt: Callable[[], Any], is_cancelled: Callable[[], bool]) -> Any:
