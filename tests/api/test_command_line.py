@@ -16,7 +16,9 @@ from typer.testing import CliRunner, Result
 
 from taskherd.cli.agent_requests import app as task_app
 from taskherd.cli.main import app
+from taskherd.client import tasks
 from taskherd.observability import logs
+from taskherd.store import deleted_tasks
 from tests.api.conftest import StartApi
 from tests.api.test_interrupts import end as end_interrupt
 from tests.api.test_interrupts import working
@@ -135,6 +137,27 @@ async def test_deleted_tasks_are_listed_with_who_deleted_them(api_harness: ApiHa
     code, message = await alice.code("deleted", "--owner", "nobody")
     assert (code, "owner" in message) == (6, True)
     assert "No deleted tasks match." in (await alice.code("deleted", "--name", "third"))[1]
+
+
+async def test_deleted_tasks_are_found_among_many_of_others(
+    api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list asks for pages until it has enough, and says so if it stops before the last one."""
+    monkeypatch.setattr(deleted_tasks, "MAX_SCANNED", 3)
+    alice, bob = Shell(api_harness), Shell(api_harness, "bob")
+    for shell, name in ((alice, "oldest"), *((bob, f"between-{number}") for number in range(4)), (alice, "newest")):
+        await shell.json("create", "Fix it", "--name", name)
+        assert (await shell.code("delete", name))[0] == 0
+    assert [each["name"] for each in await alice.json("deleted")] == ["newest", "oldest"]
+    assert (await alice.code("deleted"))[1] == ""
+    assert [each["name"] for each in await alice.json("deleted", "--limit", "1")] == ["newest"]
+    monkeypatch.setattr(tasks, "MAX_DELETED_PAGES", 1)
+    shown = await alice.run("deleted")
+    assert ("alice/newest" in shown.stdout, "alice/oldest" in shown.stdout) == (True, False)
+    assert shown.stderr == "There may be earlier ones: others have deleted very many tasks since.\n"
+    none = await alice.run("deleted", "--name", "old")
+    assert (none.exit_code, none.stdout) == (0, "")
+    assert none.stderr.startswith("No deleted tasks among the last ones.\nThere may be earlier ones")
 
 
 async def test_a_list_combines_pages(api_harness: ApiHarness) -> None:

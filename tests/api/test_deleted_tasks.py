@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from base64 import urlsafe_b64decode
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -60,7 +62,7 @@ async def test_pages_follow_each_other_through_one_moment(
 
     No more tasks are looked at than a page needs.
     """
-    monkeypatch.setattr(deleted_tasks, "MAX_SCANNED", 3)
+    monkeypatch.setattr(deleted_tasks, "MAX_SCANNED", 4)
     names = [f"gone-{number}" for number in range(5)]
     for name in names:
         await api_harness.create(name=name)
@@ -79,10 +81,42 @@ async def test_pages_follow_each_other_through_one_moment(
     assert sorted(found) == names
     assert found[-1] == "gone-0"
     first = (await api_harness.alice.get("/deleted-tasks", params={"limit": 2})).json()["next"]
+    monkeypatch.undo()
     assert (await api_harness.alice.get("/deleted-tasks", params={"limit": 5})).json()["next"] is None
     others = await api_harness.mallory.get("/deleted-tasks", params={"after": first})
     assert others.json() == {"tasks": [], "next": None}
     assert (await api_harness.alice.get("/deleted-tasks", params={"after": "nonsense"})).status_code == 400
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_what_others_delete_hides_nothing(
+    api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch, *, at_once: bool
+) -> None:
+    """A page that finds too few leads on to older ones, in order and once each; it tells no task of somebody else."""
+    monkeypatch.setattr(deleted_tasks, "MAX_SCANNED", 3)
+    await api_harness.create(name="oldest")
+    await api_harness.create(name="newest")
+    others = [(await api_harness.create(api_harness.bob, name=f"of-bob-{number}"))["id"] for number in range(8)]
+    await api_harness.alice.delete("/tasks/me/oldest")
+    for other in others[:4]:
+        await api_harness.bob.delete(f"/tasks/me/{other}")
+    await api_harness.alice.delete("/tasks/me/newest")
+    for other in others[4:]:
+        await api_harness.bob.delete(f"/tasks/me/{other}")
+    if at_once:
+        await api_harness.worker.database.execute("UPDATE tasks SET deleted_at = (SELECT max(deleted_at) FROM tasks)")
+    found: list[str] = []
+    after: str | None = ""
+    for _ in range(10):
+        page = (await api_harness.alice.get("/deleted-tasks", params={"after": after})).json()
+        found += [each["name"] for each in page["tasks"]]
+        after = page["next"]
+        if after is None:
+            break
+        assert not any(UUID(other).bytes in urlsafe_b64decode(after) for other in others)
+    assert after is None
+    assert sorted(found) == ["newest", "oldest"]
+    assert at_once or found == ["newest", "oldest"]
 
 
 async def test_an_erased_task_is_not_listed(api_harness: ApiHarness) -> None:
@@ -109,4 +143,5 @@ async def test_the_list_scans_no_table(api_harness: ApiHarness) -> None:
         plan = "\n".join(row[0] for row in await database.fetch(f"EXPLAIN {text}", *values))
     assert "Index Scan Backward using tasks_unerased_idx" in plan
     assert "Presorted Key: tasks.deleted_at" in plan  # so that it stops after as many as it looks at
+    assert "One-Time Filter" in plan  # so that a full page does not look for how far it has looked
     assert "Seq Scan" not in plan

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import pytest
 
+from taskherd.store import deleted_tasks
 from tests.board.pages import Board
 
 pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time to start
@@ -13,10 +15,10 @@ NAMES = "[...document.querySelectorAll('.deleted .name')].map((name) => name.tit
 VERSION = "00000000-0000-4000-8000-0000000000c1"
 
 
-async def create(board: Board, names: list[str]) -> list[dict[str, Any]]:
-    """Create tasks at once, and return them."""
+async def create(board: Board, names: list[str], client: httpx.AsyncClient | None = None) -> list[dict[str, Any]]:
+    """Create tasks at once, of alice if no other client is given, and return them."""
     tasks = [{"template_version_id": VERSION, "input": each, "name": each} for each in names]
-    created = (await board.harness.alice.post("/task-batches", json={"tasks": tasks})).json()
+    created = (await (client or board.harness.alice).post("/task-batches", json={"tasks": tasks})).json()
     assert created["created"] == len(names), created
     return [each["task"] for each in created["results"]]
 
@@ -63,6 +65,23 @@ async def test_pages_follow_each_other(board: Board) -> None:
     await page.tab.until(f"{NAMES}.join() === {first!r}.join() && !location.search.includes('after')")
     await page.tab.evaluate("history.back()")
     await page.tab.until(f"{NAMES}.length === 10")
+    assert page.tab.errors == []
+
+
+async def test_what_others_have_deleted_since_is_passed_over(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many pages without a row as are read at once; the page says that there may be more, and leads to them."""
+    monkeypatch.setattr(deleted_tasks, "MAX_SCANNED", 3)
+    harness = board.harness
+    await create(board, ["mine"])
+    await harness.alice.delete("/tasks/me/mine")
+    ids = [each["id"] for each in await create(board, [f"of-bob-{number}" for number in range(30)], harness.bob)]
+    assert (await harness.bob.post("/task-actions", json={"action": "delete", "ids": ids})).status_code == 202
+    await harness.worker.until_row("SELECT count(*) FROM tasks WHERE deleted_at IS NOT NULL", is_=31)
+    page = await board.open("/deleted?q=owner:me")
+    await page.sees("No deleted tasks among the last ones")
+    assert await page.violations() == []
+    await page.click(".pages button", "Next 50")
+    await page.tab.until(f"{NAMES}.join() === 'mine'")
     assert page.tab.errors == []
 
 

@@ -55,7 +55,8 @@ async def reader(database_url: str, engine: AsyncEngine) -> AsyncIterator[ReadPo
 
 async def listed(reader: ReadPool, caller: UUID, limit: int = 9, **options: Any) -> Sequence[UUID]:
     """Return the ids of the deleted tasks that a caller sees."""
-    return [row["id"] for row in await deleted_tasks.deleted_tasks(reader, caller, limit, **options)]
+    page = await deleted_tasks.deleted_tasks(reader, caller, limit, **options)
+    return [row["id"] for row in page.rows]
 
 
 async def test_callers_see_the_deleted_tasks_that_they_saw(reader: ReadPool) -> None:
@@ -72,17 +73,11 @@ async def test_callers_see_the_deleted_tasks_that_they_saw(reader: ReadPool) -> 
     assert await listed(reader, ADA, prefix="fix_") == []
 
 
-async def test_deleted_tasks_are_in_pages(
-    reader: ReadPool, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_deleted_tasks_are_in_pages(reader: ReadPool, engine: AsyncEngine) -> None:
     """Each after the last of the one before; those of one moment by their ids. Erased ones are not listed."""
     assert await listed(reader, ADA, 2) == [OF_ALICE, OF_BOB]
     assert await listed(reader, ADA, 2, after=(at(9), OF_ALICE)) == [OF_BOB, DELETED]
     assert await listed(reader, ADA, 2, after=(at(5), OF_BOB)) == [DELETED]
-    monkeypatch.setattr(deleted_tasks, "MAX_SCANNED", 3)
-    assert await listed(reader, ADA) == [OF_ALICE]
-    assert await listed(reader, ADA, after=(at(9), OF_ALICE)) == [OF_BOB]
-    monkeypatch.undo()
     await execute_script(engine, f"UPDATE tasks SET deleted_at = '{at(9)}' WHERE deleted_at IS NOT NULL;\n")
     assert await listed(reader, ADA) == [DELETED, OF_BOB, OF_ALICE]
     assert await listed(reader, ADA, 1, after=(at(9), DELETED)) == [OF_BOB]
@@ -91,9 +86,28 @@ async def test_deleted_tasks_are_in_pages(
     assert OF_EVE not in await listed(reader, ADA)
 
 
+async def test_a_page_says_how_far_it_has_looked(reader: ReadPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it has looked at as many as it may before it was full, whoever they belong to; of theirs it tells no id."""
+    monkeypatch.setattr(deleted_tasks, "MAX_SCANNED", 3)
+    half = UUID(int=(1 << 64) - 1)
+    for caller, limit, after, expected, scanned_to in (
+        (ADA, 9, None, [OF_ALICE], (at(7), half)),
+        (ADA, 1, None, [OF_ALICE], None),
+        (ADA, 2, None, [OF_ALICE], (at(7), half)),
+        (ADA, 9, (at(7), OF_DORA), [OF_BOB, DELETED], None),
+        (ALICE, 9, None, [OF_ALICE, OF_DORA], (at(7), OF_DORA)),
+        (ALICE, 2, None, [OF_ALICE, OF_DORA], None),
+        (EVE, 9, None, [], (at(7), half)),
+        (EVE, 9, (at(7), half), [], (at(0), half)),
+        (EVE, 9, (at(0), half), [], None),
+    ):
+        found, place = await deleted_tasks.deleted_tasks(reader, caller, limit, after=after)
+        assert ([row["id"] for row in found], place) == (expected, scanned_to), (caller, limit, after)
+
+
 async def test_a_deleted_task_has_its_names_and_who_deleted_it(reader: ReadPool) -> None:
     """As the last deletion says, within an hour of its time; who is not known any more is not named."""
-    rows = {row["id"]: dict(row) for row in await deleted_tasks.deleted_tasks(reader, ADA, 9)}
+    rows = {row["id"]: dict(row) for row in (await deleted_tasks.deleted_tasks(reader, ADA, 9)).rows}
     assert rows[OF_ALICE] == {
         "id": OF_ALICE,
         "name": "Fix-That",
@@ -106,5 +120,5 @@ async def test_a_deleted_task_has_its_names_and_who_deleted_it(reader: ReadPool)
         "deleted_by": "Ada",
     }
     assert [rows[OF_BOB][name] for name in ("owner_name", "deleted_by")] == ["Bob", None]
-    (of_dora,) = await deleted_tasks.deleted_tasks(reader, DORA, 9)
+    (of_dora,) = (await deleted_tasks.deleted_tasks(reader, DORA, 9)).rows
     assert [of_dora[name] for name in ("owner_name", "template_name", "deleted_by")] == ["Dora", "betas", None]

@@ -81,17 +81,21 @@ def deleted(
 ) -> None:
     """List deleted tasks, last deleted first, with who deleted each and when, until their contents are erased."""
     terms = {key: value for key, value in {"owner": None if all_owners else owner, "name": name}.items() if value}
-    found = tasks.list_deleted(http.from_environment(), terms, limit)
+    found, may_follow = tasks.list_deleted(http.from_environment(), terms, limit)
     if output is OutputFormat.JSON:
         document(found)
     elif found:
         task_output.deleted(found)
+    elif may_follow:
+        print_note("No deleted tasks among the last ones.")
     elif name or all_owners or owner != "me":
         print_note("No deleted tasks match.", "  leave out a filter, or add --all for the tasks of all owners")
     else:
         print_note("No deleted tasks.", "  see those of all owners with: taskherd task deleted --all")
     if len(found) == limit:
         print_note(f"At most the last {limit} deleted are listed; see others with --name or --owner.")
+    elif may_follow:
+        print_note("There may be earlier ones: others have deleted very many tasks since.")
 
 
 @app.command(epilog=EXIT_CODES)

@@ -18,7 +18,9 @@ Task = Mapping[str, Any]
 PAGE: Final = 100
 """Maximum number of tasks in one list request."""
 MAX_DELETED: Final = 100
-"""Maximum number of deleted tasks in a list, which has one page."""
+"""Maximum number of deleted tasks in a list."""
+MAX_DELETED_PAGES: Final = 20
+"""Maximum number of requests for that list: a page may have few or none while others have deleted very many tasks."""
 MAX_ATTEMPTS: Final = 3
 """Attempts to send a write while the server is unavailable or too busy; its Idempotency-Key makes repeats safe."""
 MAX_RETRY_AFTER: Final = 60.0
@@ -87,8 +89,8 @@ def list_tasks(
         after = page.get("next")
 
 
-def list_deleted(client: Client, terms: Mapping[str, str], limit: int) -> list[Task]:
-    """Return up to ``limit`` deleted tasks, at most ``MAX_DELETED``, last deleted first.
+def list_deleted(client: Client, terms: Mapping[str, str], limit: int) -> tuple[list[Task], bool]:
+    """Return up to ``limit`` deleted tasks, at most ``MAX_DELETED``, last deleted first, and whether more may follow.
 
     Args:
         client: the server and token to use.
@@ -96,8 +98,16 @@ def list_deleted(client: Client, terms: Mapping[str, str], limit: int) -> list[T
         limit: the maximum number of tasks.
     """
     q = " ".join(f'{key}:"{value}"' for key, value in terms.items())
-    found: list[Task] = client.request("GET", "deleted-tasks", query={"q": q, "limit": str(limit)}).body["tasks"]
-    return found
+    found: list[Task] = []
+    after: str | None = ""
+    for _ in range(MAX_DELETED_PAGES):
+        query = {"q": q, "limit": str(limit - len(found)), **({"after": after} if after else {})}
+        page = client.request("GET", "deleted-tasks", query=query).body
+        found += page["tasks"]
+        after = page.get("next")
+        if after is None or len(found) >= limit:
+            break
+    return found, after is not None
 
 
 def totals(client: Client, query: str) -> Mapping[str, Any]:

@@ -47,11 +47,12 @@ async def list_deleted(request: RequestContext) -> BufferedResponse:
     terms = search_query.read(query.q, bare="owner", allowed=_TERMS, message=search.MESSAGE)
     owner = await search.owner(request, terms["owner"], search.MESSAGE) if "owner" in terms else None
     prefix = search.searchable(terms, "name") if "name" in terms else ""
-    rows = await deleted_tasks.deleted_tasks(
+    rows, place = await deleted_tasks.deleted_tasks(
         request.reader, request.caller.user_id, query.limit + 1, owner=owner, prefix=prefix, after=query.after
     )
-    last = rows[query.limit - 1] if len(rows) > query.limit else None
-    following = None if last is None else search.cursor(last["deleted_at"], last["id"])
+    if len(rows) > query.limit:
+        place = rows[query.limit - 1]["deleted_at"], rows[query.limit - 1]["id"]
+    following = None if place is None else search.cursor(*place)
     return json({"tasks": [_task_json(row) for row in rows[: query.limit]], "next": following})
 
 

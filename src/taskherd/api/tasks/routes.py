@@ -168,7 +168,7 @@ ROUTES: Final = (
         description=(
             "Returns the deleted tasks that the caller may see and that match `q`, last deleted first, with who deleted"
             " each, until they are erased. A page looks at no more than 10,000 deleted tasks of all users, the last"
-            " before its cursor."
+            " before its cursor; if few of them are the caller's, `next` leads to those before."
         ),
         query=deleted.DeletedQuery,
         responses={200: ResponseSpec("The deleted tasks.", DeletedTasks)},

@@ -199,7 +199,9 @@ class DeletedTasks(BaseModel):
     """Deleted tasks, last deleted first."""
 
     tasks: list[DeletedTask]
-    next: str | None = Field(description="`after` for the next page; null on the last one.")
+    next: str | None = Field(
+        description="`after` for the next page; null on the last one. A page before it may have few tasks or none."
+    )
 
 
 class LogEntryOut(BaseModel):

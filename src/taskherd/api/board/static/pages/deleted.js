@@ -11,6 +11,7 @@ import { quote, showSource, sourceButton } from "../task/commands.js";
 import { html, nothing, render } from "../vendor/lit-html/lit-html.js";
 
 const PAGE = 50;
+const MAX_EMPTY = 10; // pages without a row that are passed over: one looks at so many tasks of everybody, and no more
 
 /** @type {import("../router.js").Page} */
 export default function deleted(view) {
@@ -59,7 +60,12 @@ class Deleted {
   }
 
   get path() {
-    return `/deleted-tasks?${new URLSearchParams({ limit: String(PAGE), ...(this.q && { q: this.q }), ...(this.after && { after: this.after }) })}`;
+    return this.pathAfter(this.after);
+  }
+
+  /** @param {string} after the cursor of a page, "" for the first */
+  pathAfter(after) {
+    return `/deleted-tasks?${new URLSearchParams({ limit: String(PAGE), ...(this.q && { q: this.q }), ...(after && { after }) })}`;
   }
 
   source() {
@@ -71,7 +77,11 @@ class Deleted {
     const { signal } = this.view;
     const load = (this.loads += 1);
     const counted = [...this.pending];
-    const answer = await api.get(this.path, { signal, cached: false });
+    let answer = await api.get(this.path, { signal, cached: false });
+    for (let passed = 0; passed < MAX_EMPTY && answer.ok && !answer.value.tasks.length && answer.value.next; passed += 1) {
+      if (signal.aborted || load !== this.loads) return;
+      answer = await api.get(this.pathAfter(answer.value.next), { signal, cached: false });
+    }
     if (signal.aborted || load !== this.loads) return;
     this.failed = answer.ok ? "" : api.explain(answer);
     if (answer.ok) {
@@ -110,7 +120,7 @@ class Deleted {
     render(html`<div class="head"><h1>Deleted tasks</h1>
         <button class="pill" ?hidden=${!since} @click=${() => this.turn("")}><span role="status">${since}</span> · show</button>
         <a class="link small right" href="/tasks">All tasks</a>${sourceButton(this.source())}</div>
-      ${this.failed ? html`<p class="notice bad" role="alert">${this.failed}</p>` : this.page ? list(this.page.tasks)
+      ${this.failed ? html`<p class="notice bad" role="alert">${this.failed}</p>` : this.page ? list(this.page)
         : html`<div class="card rows" aria-busy="true"><div class="loading"></div></div>`}
       ${this.failed ? nothing : this.pages()}`, this.view.root);
   }
@@ -124,8 +134,11 @@ class Deleted {
   }
 }
 
-/** @param {any[]} tasks */
-function list(tasks) {
+/** @param {{ tasks: any[], next: string | null }} page */
+function list({ tasks, next }) {
+  if (!tasks.length && next) {
+    return html`<div class="card empty"><h2>No deleted tasks among the last ones</h2><p>Others have deleted very many tasks since; the next page looks further back.</p></div>`;
+  }
   if (!tasks.length) {
     return html`<div class="card empty"><h2>No deleted tasks</h2><p>A task that is deleted is listed here, with who deleted it, until its contents are erased.</p></div>`;
   }
