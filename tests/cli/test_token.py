@@ -31,7 +31,7 @@ def listed(run: Run, *options: str) -> dict[str, tuple[str, str]]:
     ended = run("token", "list", *options)
     assert (ended.returncode, ended.stderr) == (0, b"")
     rows = re.findall(
-        r"([a-z0-9]{10})\W+(alice|bob)\W+(active|revoked|expired)\b", ended.stdout.decode(), re.IGNORECASE
+        r"([a-z0-9]{10})\W+(alice|bob)\W+(active|revoked|expired|deactivated)\b", ended.stdout.decode(), re.IGNORECASE
     )
     return {token_id: (user, state) for token_id, user, state in rows}
 
@@ -70,3 +70,22 @@ def test_a_token_is_revoked_once(run: Run) -> None:
     assert run("token", "revoke", "nosuchtoken").returncode == 1
     assert {state for user, state in listed(run, "--user", "alice").values() if user == "alice"} == {"revoked"}
     assert listed(run, "--user", "bob") == {kept.partition("-")[0]: ("bob", "active")}
+
+
+def test_tokens_of_who_leaves_and_returns(run: Run) -> None:
+    """They are shown as deactivated until their user returns; what was revoked meanwhile stays so. An apply tells."""
+    content = EXAMPLE.read_text()
+    alone = re.sub(r"  - id: \S+\n    username: bob\n(?:    .*\n)+", "", content)
+    assert run("directory", "apply", str(EXAMPLE)).returncode == 0
+    kept, ended = (create(run, "bob").partition("-")[0] for _ in range(2))
+    left = run("directory", "apply", "--allow-deactivate", "-", content=alone.encode())
+    assert (left.returncode, left.stderr) == (0, b"")
+    assert listed(run) == {kept: ("bob", "deactivated"), ended: ("bob", "deactivated")}
+    assert run("token", "revoke", ended).returncode == 0
+    assert listed(run) == {kept: ("bob", "deactivated"), ended: ("bob", "revoked")}
+    for options in (("--dry-run",), ("-o", "json")):
+        returned = run("directory", "apply", *options, str(EXAMPLE))
+        assert returned.returncode == 0
+        assert returned.stderr.decode().startswith("Reactivated users sign in again with 1 old token.\n")
+    assert listed(run) == {kept: ("bob", "active"), ended: ("bob", "revoked")}
+    assert run("directory", "apply", str(EXAMPLE)).stderr == b""

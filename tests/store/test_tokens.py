@@ -52,6 +52,7 @@ INSERT INTO api_tokens (id, user_id, secret_hash, created_at, issued_from, issue
     ('of-of-expired', '{BOB}', 'pp', now() - interval '7 h', 'of-expired', '{BOB}'),
     ('of-revoked', '{BOB}', 'q', now() - interval '7 h', 'revoked', '{BOB}');
 """
+END_ROOTS = "UPDATE api_tokens SET revoked_at = now() WHERE id IN ('forever', 'of-carol')"
 VALID = {"forever", "ending", "of-carol", "own", "own-of-own", "by-admin"}
 
 
@@ -72,7 +73,9 @@ async def execute(engine: AsyncEngine, statement: str) -> None:
 
 async def test_a_token_is_valid_while_all_that_it_depends_on_is(engine: AsyncEngine, reader: ReadPool) -> None:
     """Its own end, its user, and the tokens and rights with which it was issued, however far back."""
-    states = dict.fromkeys(VALID, "active") | {"expired": "expired", "of-eve": "revoked"}
+    states = dict.fromkeys(VALID, "active") | {
+        "expired": "expired", "of-eve": "deactivated", "by-former-admin": "suspended",
+    }  # fmt: skip
     async with transaction(engine) as connection:
         listed = await tokens.list_tokens(connection, None, 100)
         assert {row.id: row.state for row in listed} == {
@@ -110,6 +113,61 @@ async def test_what_ends_ends_what_was_issued_from_it(
     """Another's token also ends with the right to it: an admin of all organizations that the user is in has it."""
     await execute(engine, change)
     assert {row["id"] for row in await reader.fetch(tokens.VALID_HASHES, 100)} == VALID - lost
+
+
+@pytest.mark.parametrize(
+    ("change", "ended", "undo"),
+    [
+        (
+            f"UPDATE users SET active = false WHERE id = '{ALICE}'",
+            dict.fromkeys(("forever", "ending", "own", "own-of-own", "by-admin"), "deactivated"),
+            f"UPDATE users SET active = true WHERE id = '{ALICE}'",
+        ),
+        (
+            f"UPDATE users SET active = false WHERE id = '{CAROL}'",
+            {"of-carol": "deactivated", "by-admin": "suspended"},
+            f"UPDATE users SET active = true WHERE id = '{CAROL}'",
+        ),
+        (
+            f"UPDATE memberships SET role = 'member' WHERE user_id = '{CAROL}'",
+            {"by-admin": "suspended"},
+            f"UPDATE memberships SET role = 'admin' WHERE user_id = '{CAROL}'",
+        ),
+        (
+            "UPDATE api_tokens SET expires_at = now() WHERE id = 'own'",
+            {"own": "expired", "own-of-own": "revoked"},
+            None,
+        ),
+        (
+            f"UPDATE users SET active = false WHERE id = '{ALICE}';\n{END_ROOTS}",
+            {
+                **dict.fromkeys(("forever", "own", "own-of-own", "of-carol", "by-admin"), "revoked"),
+                "ending": "deactivated",
+            },
+            None,
+        ),
+    ],
+)
+async def test_a_list_tells_what_may_be_valid_again(
+    engine: AsyncEngine, reader: ReadPool, change: str, ended: dict[str, str], undo: str | None
+) -> None:
+    """Only what is revoked or expired is so for good; such a token, and none that may return, can be left as it is."""
+    await execute_script(engine, f"{change};\n")
+    async with transaction(engine) as connection:
+        states = {row.id: row.state for row in await tokens.list_tokens(connection, None, 100) if row.id in VALID}
+    assert states == dict.fromkeys(VALID, "active") | ended
+    if undo is not None:
+        await execute(engine, undo)
+        assert {row["id"] for row in await reader.fetch(tokens.VALID_HASHES, 100)} == VALID
+
+
+async def test_tokens_that_are_kept_while_a_user_is_away(engine: AsyncEngine, reader: ReadPool) -> None:
+    """Those that have not ended, of active users and others; one that is revoked meanwhile does not return."""
+    assert reader is not None
+    async with transaction(engine) as connection:
+        assert [await tokens.count_kept(connection, of) for of in ((EVE,), (BOB,), (ALICE, EVE), ())] == [1, 1, 6, 0]
+        assert await tokens.revoke(connection, "of-eve")
+        assert await tokens.count_kept(connection, (EVE,)) == 0
 
 
 async def test_who_is_an_admin_of_all_organizations_of_a_user_keeps_a_token(

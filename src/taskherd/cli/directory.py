@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from taskherd.cli.output import OutputFormat, OutputOption, document, print_error, printable
+from taskherd.cli.output import OutputFormat, OutputOption, document, print_error, print_note, printable
 from taskherd.directory_file.document import MAX_BYTES
 from taskherd.directory_file.example import EXAMPLE
 from taskherd.directory_file.model import Directory
@@ -55,9 +55,12 @@ def apply(
     try:
         content = parse(file.read(MAX_BYTES + 1))
         if dry_run:
-            _show(asyncio.run(_plan(database_url, content)), output, allowed=allow_deactivate)
+            changes = asyncio.run(_plan(database_url, content))
+            _show(changes, output, allowed=allow_deactivate)
         else:
-            _report(asyncio.run(_apply(database_url, content, allow_deactivate=allow_deactivate)), output)
+            applied = asyncio.run(_apply(database_url, content, allow_deactivate=allow_deactivate))
+            changes = applied.changes
+            _report(applied, output)
     except InvalidDirectory as error:
         print_error(f"{name} is invalid; {NOTHING_CHANGED}", *map(printable, error.problems))
         raise typer.Exit(1) from None
@@ -71,6 +74,11 @@ def apply(
     except Retry as error:
         print_error(f"another apply is running ({error}); {NOTHING_CHANGED}", "try again")
         raise typer.Exit(1) from None
+    if changes.tokens:
+        print_note(
+            f"Reactivated users sign in again with {changes.tokens} old token{'s' if changes.tokens > 1 else ''}.",
+            "  `taskherd token list --user NAME` shows them, and `taskherd token revoke ID` ends one for good",
+        )
 
 
 def _show(changes: DirectoryChanges, output: OutputFormat, *, allowed: bool) -> None:

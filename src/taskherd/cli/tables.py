@@ -38,6 +38,8 @@ COLORS: Final[Mapping[str, str]] = {
     "failed": "red",
     "expired": "yellow",
     "revoked": "red",
+    "deactivated": "yellow",
+    "suspended": "yellow",
     "ok": "green",
     "note": "yellow",
 }

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from taskherd.directory_file.model import Directory
 from taskherd.directory_file.parse import InvalidDirectory, problem_at
-from taskherd.store import tables
+from taskherd.store import tables, tokens
 from taskherd.store.directory_changes import (
     ORGANIZATION,
     SHOWN_FIELDS,
@@ -101,7 +101,7 @@ REVISION: Final = text("UPDATE directory_revision SET revision = revision + :by 
 
 async def plan(connection: AsyncConnection, directory: Directory) -> DirectoryChanges:
     """Return what ``apply`` would change. Raise ``InvalidDirectory`` as it would."""
-    return _describe(await _plan(connection, directory))
+    return await _describe(connection, await _plan(connection, directory))
 
 
 async def apply(connection: AsyncConnection, directory: Directory, *, allow_deactivate: bool = False) -> AppliedChanges:
@@ -113,7 +113,7 @@ async def apply(connection: AsyncConnection, directory: Directory, *, allow_deac
             would be deactivated, and ``allow_deactivate`` is not set.
     """
     plans = await _plan(connection, directory)
-    changes = _describe(plans)
+    changes = await _describe(connection, plans)
     if changes.excessive and not allow_deactivate:
         raise TooManyDeactivated(changes.excessive)
     for each in plans:
@@ -150,11 +150,18 @@ async def _execute(connection: AsyncConnection, plan: TablePlan) -> None:
         await connection.execute(insert(spec.table), new)
 
 
-def _describe(plans: Sequence[TablePlan]) -> DirectoryChanges:
+async def _describe(connection: AsyncConnection, plans: Sequence[TablePlan]) -> DirectoryChanges:
     labels = _Labels(plans)
     active = {each.spec.kind: sum(row["active"] for row in each.existing.values()) for each in plans}
     changes = tuple(change for each in plans for change in _table_changes(each, labels))
-    return DirectoryChanges(changes, active, tuple(_emptied(plans, labels)))
+    return DirectoryChanges(changes, active, tuple(_emptied(plans, labels)), await _kept_tokens(connection, plans))
+
+
+async def _kept_tokens(connection: AsyncConnection, plans: Sequence[TablePlan]) -> int:
+    """Return how many tokens of users who are reactivated have not ended for good meanwhile."""
+    (users,) = (each for each in plans if each.spec.table is tables.users)
+    returning = [user_id for (user_id,) in users.different if not users.existing[user_id,]["active"]]
+    return await tokens.count_kept(connection, returning) if returning else 0
 
 
 def _emptied(plans: Sequence[TablePlan], labels: _Labels) -> Iterator[str]:

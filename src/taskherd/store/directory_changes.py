@@ -55,11 +55,13 @@ class DirectoryChanges:
     """All changes, and how many entries of each kind are active before.
 
     ``emptied``: what organizations that stay would have none of any more: ``memberships of the organization acme``.
+    ``tokens``: how many tokens of users who are reactivated have not ended for good meanwhile.
     """
 
     changes: tuple[EntryChange, ...]
     active: Mapping[str, int]
     emptied: tuple[str, ...] = ()
+    tokens: int = 0
 
     def count(self, action: EntryAction, kind: str | None = None) -> int:
         """Return how many entries, or entries of a kind, an action concerns."""

@@ -6,7 +6,7 @@ it may hold it: ``issued_from`` and ``issued_by``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -18,7 +18,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """A token without its secret; ``state`` is ``active``, ``expired`` or ``revoked``."""
+    """A token without its secret.
+
+    ``state`` is ``active``, or why the token is not valid. It is so for good if it is ``revoked``, or one from which it
+    was issued has ended, or ``expired``; but ``deactivated`` until its user is reactivated, and ``suspended`` until who
+    requested it may hold it again.
+    """
 
     id: str
     username: str
@@ -58,6 +63,17 @@ _IS_BACKED: Final = f"""(k.issued_from IS NULL OR NOT EXISTS (
     SELECT FROM links AS l
     WHERE NOT l.valid OR l.issued_by <> l.user_id AND NOT {_may_issue_for("l.issued_by", "l.user_id")}))"""
 """All tokens from which the token ``k`` was issued are valid, and who issued it may still hold it."""
+
+# As many lookups by primary key.
+_PARENT_ENDED: Final = """EXISTS (
+    WITH RECURSIVE links AS (
+        SELECT k.issued_from, false AS ended
+        UNION ALL
+        SELECT p.issued_from, p.revoked_at IS NOT NULL OR p.expires_at <= now()
+        FROM links AS l JOIN api_tokens AS p ON p.id = l.issued_from
+    )
+    SELECT FROM links AS l WHERE l.ended)"""
+"""A token from which the token ``k`` was issued was revoked or has expired."""
 
 IS_VALID: Final = f"""k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now()) AND u.active
     AND {_IS_BACKED}"""
@@ -106,6 +122,12 @@ COUNT_VALID: Final = text(f"""
 SELECT count(*) FROM api_tokens AS k JOIN users AS u ON u.id = k.user_id WHERE k.user_id = :user_id AND {IS_VALID}
 """)
 
+COUNT_KEPT: Final = text(f"""
+SELECT count(*) FROM api_tokens AS k
+WHERE k.user_id = ANY(CAST(:user_ids AS uuid[])) AND k.revoked_at IS NULL
+  AND (k.expires_at IS NULL OR k.expires_at > now()) AND NOT {_PARENT_ENDED}
+""")
+
 DEPTH: Final = text("""
 WITH RECURSIVE links AS (
     SELECT issued_from FROM api_tokens WHERE id = :id
@@ -117,8 +139,9 @@ SELECT count(issued_from) FROM links
 
 LIST: Final = text(f"""
 SELECT k.id, u.username, k.created_at, k.expires_at, k.last_used_at,
-       CASE WHEN k.revoked_at IS NOT NULL OR NOT u.active THEN 'revoked'
-            WHEN k.expires_at <= now() THEN 'expired' WHEN NOT {_IS_BACKED} THEN 'revoked' ELSE 'active' END
+       CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked' WHEN k.expires_at <= now() THEN 'expired'
+            WHEN {_PARENT_ENDED} THEN 'revoked' WHEN NOT u.active THEN 'deactivated'
+            WHEN NOT {_IS_BACKED} THEN 'suspended' ELSE 'active' END
 FROM api_tokens AS k JOIN users AS u ON u.id = k.user_id
 WHERE CAST(:username AS text) IS NULL OR lower(u.username) = lower(:username)
 ORDER BY k.created_at DESC, k.id
@@ -179,6 +202,11 @@ async def is_valid(connection: AsyncConnection, token_id: str) -> bool:
 async def count_valid(connection: AsyncConnection, user_id: UUID) -> int:
     """Return how many tokens of a user are valid."""
     return int((await connection.execute(COUNT_VALID, {"user_id": user_id})).scalar_one())
+
+
+async def count_kept(connection: AsyncConnection, user_ids: Collection[UUID]) -> int:
+    """Return how many tokens of users have not ended for good, whether these users are active or not."""
+    return int((await connection.execute(COUNT_KEPT, {"user_ids": list(user_ids)})).scalar_one())
 
 
 async def depth(connection: AsyncConnection, token_id: str) -> int:
