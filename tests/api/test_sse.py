@@ -14,8 +14,10 @@ import pytest
 
 from taskherd.api import change_feed
 from taskherd.api.tasks import sse
+from taskherd.store import task_queries
+from taskherd.store.task_queries import TaskPage
 from tests.api.conftest import StartApi
-from tests.harness.api import TIMEOUT, ApiHarness
+from tests.harness.api import CAROL, TIMEOUT, ApiHarness
 from tests.harness.sse import SseClient, sse_client
 from tests.harness.worker import ORGANIZATION, bring_to_status, build_report, make_report
 
@@ -333,6 +335,34 @@ async def test_clients_receive_only_the_tasks_they_may_see(api_harness: ApiHarne
         await api_harness.create(name="c")
         await streams["alice"].until(lambda: len(streams["alice"].events) == 2)
         assert [each.task["name"] for each in streams["carol"].events] == ["a", "b"]
+
+
+@pytest.mark.parametrize("lost", ["role = 'member'", "active = false"])
+async def test_a_stream_by_name_gives_no_documents_after_the_access_is_lost(
+    api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """Its tasks are found once, and each page of their documents is read for who the caller is by then."""
+    for number in range(4):
+        await api_harness.create(name=f"a{number}")
+    await api_harness.create(api_harness.carol, name="a-of-carol")
+    await api_harness.worker.until_row("SELECT count(*) FROM task_index_changes", is_=0)
+    monkeypatch.setattr(sse, "PAGE_SIZE", 2)
+    original, pages = task_queries.tasks, 0
+
+    async def tasks(*arguments: Any) -> TaskPage:
+        nonlocal pages
+        page = await original(*arguments)
+        pages += 1
+        if pages == 1:
+            statement = f"UPDATE memberships SET {lost} WHERE user_id = $1"
+            await api_harness.worker.database.execute(statement, CAROL)
+        return page
+
+    monkeypatch.setattr(task_queries, "tasks", tasks)
+    async with sse_client(api_harness.carol, "/tasks/watch", q="name:a") as stream:
+        await stream.ready()
+        assert [each.task["name"] for each in stream.events] == ["a-of-carol", "a3"]
+    assert pages == 2
 
 
 async def test_an_idle_stream_sends_comments_and_ends_with_its_token(

@@ -267,6 +267,33 @@ async def test_lists_that_the_index_of_tasks_serves(reader: ReadPool, engine: As
     ]
 
 
+APPLIED = """
+INSERT INTO task_index (task_id, term, organization_id, owner_id, template_id, pool, status, state, health, waiting,
+                        stalled, created_at, changed_at)
+SELECT task_id, '', organization_id, owner_id, template_id, pool, status, state, health, waiting,
+       stalled, created_at, changed_at
+FROM task_index_changes WHERE NOT deleted;
+DELETE FROM task_index_changes;
+"""
+
+
+@pytest.mark.parametrize("applied", ["", APPLIED], ids=["recorded", "applied"])
+async def test_who_may_see_tasks_is_asked_again_when_a_list_names_them(
+    reader: ReadPool, engine: AsyncEngine, applied: str
+) -> None:
+    """A stream finds the ids of its tasks once, and reads the documents page by page, perhaps much later."""
+    await execute_script(engine, INDEXED + applied)
+    named = [OF_ALICE, OF_BOB, OF_EVE]
+    for caller in EVERYBODY:
+        found = await listed(reader, TaskFilter(caller, 5, ids=named))
+        assert set(found) == {task for task in named if caller in SEEN[task]}, caller
+    assert await listed(reader, TaskFilter(ADA, 5, ids=named)) == [OF_BOB, OF_EVE, OF_ALICE]
+    for lost in ("role = 'member'", "role = 'admin', active = false"):
+        await execute(engine, f"UPDATE memberships SET {lost} WHERE user_id = '{ADA}'")
+        assert await listed(reader, TaskFilter(ADA, 5, ids=named)) == []
+        assert (await task_queries.tasks(reader, TaskFilter(ADA, 5, ids=named))).rows == []
+
+
 @pytest.mark.parametrize(
     "wanted",
     [TaskFilter(ADA, 5), TaskFilter(ADA, 5, by_change=True), TaskFilter(ADA, 5, by_change=True, oldest_first=True)],

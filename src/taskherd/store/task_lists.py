@@ -90,7 +90,8 @@ class Listed:
 class IndexedList:
     """The page of a list: up to ``limit`` of the tasks that match, by ``time``: the newest first, or the oldest.
 
-    ``ids``: only these tasks. ``after`` is the time and the id of the last task of the page before.
+    ``ids``: only those of these tasks that the caller may see. ``after`` is the time and the id of the last task of the
+    page before.
     """
 
     caller: UUID
@@ -152,7 +153,7 @@ class IndexedList:
         return f"""
         SELECT i.task_id, i.{self.time} AS sorted_at FROM task_index AS i
         WHERE i.task_id = ANY(CAST({ids} AS uuid[])) AND i.term = {term}
-              {self._page("i", statement)} {self.listed.conditions("i", statement)} AND {_UNCHANGED}"""
+              {self._page("i", statement)} {self.listed.conditions("i", statement)} AND {_VISIBLE} AND {_UNCHANGED}"""
 
     def _changed(self, statement: Statement, limit: str) -> str:
         """Return a SELECT of the matching tasks among the recorded changes."""
@@ -184,6 +185,12 @@ class IndexedList:
             conditions += f" AND {row} {later} ({statement.bind(time)}, {statement.bind(task_id)})"
         return conditions
 
+
+_VISIBLE: Final = """
+COALESCE((
+    SELECT a.role = 'admin' OR a.user_id = i.owner_id
+    FROM memberships AS a WHERE a.user_id = $1 AND a.organization_id = i.organization_id AND a.active), false)"""
+"""The caller may see the task of the entry ``i``, by the rule ``task_queries.can_see``, and with its plan."""
 
 _UNCHANGED: Final = f"""
 (SELECT true FROM task_index_changes AS c WHERE c.task_id = i.task_id AND ({IS_SMALL} OR c.deleted)) IS NOT TRUE"""

@@ -93,7 +93,7 @@ class TaskFilter:
     by_change: bool = False
     oldest_first: bool = False
     ids: Sequence[UUID] | None = None
-    """Only these tasks, all of which the caller may see."""
+    """Only those of these tasks that the caller may see: who found them earlier may have lost access since."""
     after: tuple[datetime, UUID] | None = None
     name: str | None = None
     """A lowercase part of the name."""
