@@ -325,6 +325,23 @@ async def test_if_none_match(api_harness: ApiHarness) -> None:
     assert (await api_harness.alice.get(path, headers=headers)).status_code == 200
 
 
+async def test_the_tag_of_a_task_is_of_no_other_task_at_its_address(api_harness: ApiHarness) -> None:
+    """A name stands for another task once its own was deleted, and ``me`` for other people's; caches are told so."""
+    path, tag = "/tasks/me/again", '"none"'
+    for number, client in enumerate((api_harness.alice, api_harness.alice, api_harness.bob)):
+        task = await api_harness.create(client, name="again", input=f"Prompt {number}")
+        for query in ("", "?wait=0s"):
+            response = await client.get(path + query, headers={"If-None-Match": tag})
+            assert (response.status_code, response.headers["Cache-Control"]) == (200, "private, no-cache")
+            assert (response.json()["id"], response.json()["initial_prompt"]) == (task["id"], f"Prompt {number}")
+        tag = (await client.get(path)).headers["ETag"]
+        unchanged = await client.get(path, headers={"If-None-Match": tag})
+        assert (unchanged.status_code, unchanged.headers["Cache-Control"]) == (304, "private, no-cache")
+        assert (await client.delete(path)).status_code == 202
+        gone = await client.get(path, headers={"If-None-Match": tag})
+        assert (gone.status_code, gone.headers["Cache-Control"]) == (404, "private, no-cache")
+
+
 async def test_nullable_ids_as_objects(start_api: StartApi) -> None:
     """If configured, nullable ids are objects in every document."""
     async with start_api(api_nullable_ids="object") as api_harness:

@@ -37,13 +37,30 @@ def test_a_malformed_token_is_not_parsed(text: str) -> None:
     assert user_tokens.parse(text) is None
 
 
-@pytest.mark.parametrize("header", ['"1.2"', 'W/"1.2"', '"0.0", "1.2"', "*"])
+@pytest.mark.parametrize("header", ["{}", "W/{}", '"0.0", {}', "*"])
 def test_an_unchanged_document_is_a_304(header: str) -> None:
     """If-None-Match is a list of weakly compared tags or a star; a 304 carries the tag and no body."""
-    response = etags.unchanged({"if-none-match": header}, etags.of_document(1, 2))
+    tag = etags.of_document(uuid.UUID(int=7), 1, 2)
+    headers = {"if-none-match": header.format(tag)}
+    response = etags.unchanged(headers, tag)
     assert response is not None
-    assert (response.status, response.body, response.headers) == (304, b"", {"ETag": '"1.2"'})
-    assert etags.unchanged({"if-none-match": header}, '"3.4"') is None or header == "*"
+    assert (response.status, response.body, response.headers) == (304, b"", {"ETag": tag})
+    assert etags.unchanged(headers, '"3.4"') is None or header == "*"
+
+
+def test_documents_that_differ_have_different_tags() -> None:
+    """Whether they are of another task, another version, or have other names."""
+    one, other = uuid.UUID(int=1), uuid.UUID(int=2)
+    made = [(one, 1, 1), (other, 1, 1), (one, 11, 1), (one, 1, 11), (one, 2, 1), (one, 1, 2)]
+    assert len({etags.of_document(*each) for each in made}) == len(made)
+
+
+def test_a_cache_asks_before_it_uses_a_response_again() -> None:
+    """And keeps it for one user only, unless the response says otherwise; so also an error, and a 304."""
+    for response in (responses.json({}), responses.json({}, 404), responses.empty(304, {"ETag": '"1"'})):
+        assert (b"cache-control", b"private, no-cache") in response.raw_headers()
+    assets = responses.BufferedResponse(200, b"", {"Cache-Control": "immutable"})
+    assert [value for name, value in assets.raw_headers() if name == b"cache-control"] == [b"immutable"]
 
 
 def test_ids_have_hyphens_or_not() -> None:
@@ -79,9 +96,10 @@ def test_nullable_ids_as_objects() -> None:
 
 def test_an_empty_response_has_a_length_if_its_status_allows_one() -> None:
     """An empty 202 has ``Content-Length: 0``, a 204 and a 304 have no length, and none has a content type."""
-    assert responses.empty(202).raw_headers() == [(b"content-length", b"0")]
-    assert responses.empty(204).raw_headers() == []
-    assert responses.empty(304).raw_headers() == []
+    cached = (b"cache-control", b"private, no-cache")
+    assert responses.empty(202).raw_headers() == [cached, (b"content-length", b"0")]
+    assert responses.empty(204).raw_headers() == [cached]
+    assert responses.empty(304).raw_headers() == [cached]
 
 
 def test_a_document_is_a_success_unless_said_otherwise() -> None:

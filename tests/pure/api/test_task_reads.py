@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from taskherd.api.context import RequestContext
-from taskherd.api.http import query_parameters
+from taskherd.api.http import etags, query_parameters
 from taskherd.api.http.authenticator import Caller
 from taskherd.api.http.errors import HTTPError
 from taskherd.api.http.open_requests import AccessLoss
@@ -560,7 +560,11 @@ def changed(version: int, state: str, **fields: Any) -> Change:
 async def test_a_poll_answers_at_once_if_there_is_nothing_to_wait_for(poll: Poll) -> None:
     """What came before it subscribed is in what it reads then."""
     response = await poll.wait("working", 30)
-    assert (response.status, response.body, response.headers) == (200, b'"row 3"', {"ETag": '"3.1"'})
+    assert (response.status, response.body, response.headers) == (
+        200,
+        b'"row 3"',
+        {"ETag": etags.of_document(UUID(int=5), 3, 1)},
+    )
     assert poll.waited == []
 
 
@@ -570,11 +574,12 @@ async def test_a_poll_answers_with_the_change_it_waited_for(poll: Poll, include:
     poll.changes = [
         [changed(2, "idle"), changed(3, "idle")],
         [],
-        [changed(4, "working"), changed(5, "idle", revision=8)],
+        [changed(4, "working"), changed(5, "idle", revision=8, task_id=TASK)],
     ]
     response = await poll.wait("idle", 30, include=include)
     body = orjson.loads(response.body)
-    assert (response.status, response.headers, body["current_state"]["state"]) == (200, {"ETag": '"5.8"'}, "idle")
+    assert (response.status, body["current_state"]["state"]) == (200, "idle")
+    assert response.headers == {"ETag": etags.of_document(TASK, 5, 8)}
     assert ("state_since" in body, poll.with_state_since) == (has_it, {has_it})
     assert len(poll.waited) == 3
     assert all(0 < each <= 30 for each in poll.waited)
@@ -594,7 +599,10 @@ async def test_a_poll_that_times_out_says_so(poll: Poll, state: str, timed_out: 
     poll.rows.append(polled(9, state))
     response = await poll.wait("idle", 0.001)
     assert (response.status, response.body) == (200, b'"row 9"')
-    assert response.headers == {"ETag": '"9.1"', **({"X-Taskherd-Timed-Out": timed_out} if timed_out else {})}
+    assert response.headers == {
+        "ETag": etags.of_document(UUID(int=5), 9, 1),
+        **({"X-Taskherd-Timed-Out": timed_out} if timed_out else {}),
+    }
 
 
 async def test_a_poll_ends_with_its_subscriber(poll: Poll) -> None:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 from taskherd.api.http.responses import BufferedResponse, empty
 
+if TYPE_CHECKING:
+    from uuid import UUID
 
-def of_document(version: int, revision: int) -> str:
-    """Return the tag of a task document: its version, and the revision of the directory whose names it contains."""
-    return f'"{version}.{revision}"'
+
+def of_document(task_id: UUID, version: int, revision: int) -> str:
+    """Return the tag of a task document: its id, its version, and the revision of the directory with its names.
+
+    Without the id, another task that has the same address by now, or for another caller, would have the same tag.
+    """
+    return f'"{task_id.hex}.{version}.{revision}"'
 
 
 def of_list(parts: Iterable[object]) -> str:

@@ -9,6 +9,8 @@ from typing import Any, Final
 import orjson
 
 JSON: Final = "application/json"
+NOT_SHARED: Final = "private, no-cache"
+"""The ``Cache-Control`` of responses without one: the same address has another answer for another caller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +23,14 @@ class BufferedResponse:
     content_type: str = JSON
 
     def raw_headers(self) -> list[tuple[bytes, bytes]]:
-        """Return the headers as ASGI expects them. A 204 and a 304 have no length (RFC 9110, section 8.6)."""
+        """Return the headers as ASGI expects them. A 204 and a 304 have no length (RFC 9110, section 8.6).
+
+        A cache may keep what does not say otherwise for its own user, and asks before each use. It cannot tell by the
+        credentials, which may be in a header that HTTP does not know (RFC 9111, section 3.5).
+        """
         raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in self.headers.items()]
+        if "Cache-Control" not in self.headers:
+            raw.append((b"cache-control", NOT_SHARED.encode("latin-1")))
         if self.status not in {204, 304}:
             raw.append((b"content-length", b"%d" % len(self.body)))
         if self.body:

@@ -165,7 +165,7 @@ async def _wait_for(
             if change.deleted:
                 raise not_found()
             if change.version > row["version"] and not until.isdisjoint(change.long_poll_values):
-                tag = {"ETag": etags.of_document(change.version, change.revision)}
+                tag = {"ETag": etags.of_document(change.task_id, change.version, change.revision)}
                 shown = change.document_with_state_since if with_state_since else change.document
                 return BufferedResponse(200, orjson.dumps(shown), tag)
     row = await queries.get_or_404(request, with_state_since=with_state_since)

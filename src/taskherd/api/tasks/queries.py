@@ -73,7 +73,7 @@ async def get(request: RequestContext, *, with_state_since: bool) -> BufferedRes
 
 def task_response(request: RequestContext, row: Row) -> BufferedResponse:
     """Return a task's document, or a 304 if it has not changed since the ETag in If-None-Match."""
-    tag = etags.of_document(row["version"], row["revision"])
+    tag = etags.of_document(row["id"], row["version"], row["revision"])
     return etags.unchanged(request.headers, tag) or BufferedResponse(
         200, documents.render_row(row, nullable_ids_as_objects=request.api.nullable_ids_as_objects), {"ETag": tag}
     )
