@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from taskherd.api.http.query_parameters import MAX_POSITION
 from taskherd.api.tasks import log_follow
 from tests.api.conftest import StartApi
 from tests.harness.api import TIMEOUT, ApiHarness
@@ -66,6 +67,43 @@ async def test_a_follower_learns_of_new_and_of_replaced_entries(api_harness: Api
     async with sse_client(api_harness.alice, f"/tasks/me/{task}/logs/watch", last) as stream:
         await stream.until(lambda: stream.events)
         assert contents(stream) == [["Read"]]
+
+
+@pytest.mark.parametrize("changes", [1, 4], ids=["fewer changes", "more changes"])
+@pytest.mark.parametrize("path", ["logs/watch", "watch"])
+async def test_who_resumes_by_name_gets_the_whole_log_of_a_new_task(
+    api_harness: ApiHarness, path: str, changes: int
+) -> None:
+    """A client of the deleted task that had the name knows nothing of its log, however long either is."""
+    path = f"/tasks/me/reused/{path}"
+    old = (await api_harness.create(name="reused"))["id"]
+    await api_harness.worker.report(logged(old, 1, (0, "Before")))
+    await api_harness.worker.report(logged(old, 2, (0, "Replaced"), (1, "Last")))
+    await api_harness.worker.until_processed(2)
+    async with sse_client(api_harness.alice, path, logs="10") as stream:
+        await stream.until(lambda: [entries for entries in contents_of_logs(stream) if "Last" in entries])
+        last = stream.last
+    assert (await api_harness.alice.delete("/tasks/me/reused")).status_code == 202
+    new = (await api_harness.create(name="reused"))["id"]
+    for number in range(changes):
+        await api_harness.worker.report(logged(new, number + 1, (number, f"After {number}")))
+    await api_harness.worker.until_processed(2 + changes)
+    async with sse_client(api_harness.alice, path, last, logs="10") as stream:
+        await stream.until(lambda: any(contents_of_logs(stream)))
+        assert contents_of_logs(stream) == [[f"After {number}" for number in range(changes)]]
+
+
+async def test_a_stream_that_resumes_after_what_its_log_has_begins_anew(api_harness: ApiHarness) -> None:
+    """As after the restore of a backup: with the newest entries, and not with nothing until it is as far again."""
+    task = (await api_harness.create(name="restored"))["id"]
+    await api_harness.worker.report(logged(task, 1, (0, "Kept")))
+    await api_harness.worker.until_processed(1)
+    async with sse_client(api_harness.alice, f"/tasks/me/{task}/logs/watch", str(MAX_POSITION)) as stream:
+        await stream.until(lambda: stream.events)
+        assert contents(stream) == [["Kept"]]
+        await api_harness.worker.report(logged(task, 2, (1, "New")))
+        await stream.until(lambda: len(stream.events) == 2)
+        assert contents(stream)[1] == ["New"]
 
 
 async def test_a_long_log_is_followed_from_its_end_and_read_backwards(start_api: StartApi) -> None:
@@ -164,8 +202,8 @@ async def test_one_stream_has_the_changes_of_a_task_and_its_log(api_harness: Api
         await api_harness.worker.report(logged(task, 2, (1, "Said while working")))
         await stream.until(lambda: len(stream.events) == 4)
         last = stream.last
-    position, revision = last.split(".")
-    assert (int(position) > 0, revision) == (True, "2")
+    assert int(last.partition(".")[0]) > 0
+    assert last.partition(".")[2] == str(stream.events[-1].data["revision"])
     await api_harness.worker.report(logged(task, 3, (2, "Said meanwhile")))
     await api_harness.worker.report(make_report("app.status", uuid.UUID(task), state="idle", message="Waiting"))
     await until_said(api_harness, uuid.UUID(task), "Waiting")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Final
 from uuid import UUID, uuid4
 
 from sqlalchemy import text
@@ -155,21 +156,27 @@ async def test_an_entry_is_replaced_with_its_kind_title_status_and_data(engine: 
         assert (stored.kind, stored.title, stored.status, stored.data) == (None, None, None, None)
 
 
+BEGUN: Final = int(NOW.timestamp()) * 1000 + NOW.microsecond // 1000
+"""The revision before the first one of a log that began then, in milliseconds since the epoch."""
+
+
 async def heads(connection: AsyncConnection) -> dict[UUID, tuple[object, ...]]:
-    """Return the head of each log."""
+    """Return the head of each log that began at ``NOW``, with its revision since then."""
     rows = await connection.execute(
         text(
-            "SELECT task_id, revision, next_log_id, content_bytes, omitted_entries, omitted_bytes, omitted_since,"
-            " notice_log_id FROM task_log_heads"
-        )
+            "SELECT task_id, revision - :begun, next_log_id, content_bytes, omitted_entries, omitted_bytes,"
+            " omitted_since, notice_log_id FROM task_log_heads"
+        ),
+        {"begun": BEGUN},
     )
     return {row[0]: tuple(row[1:]) for row in rows}
 
 
 async def revisions(connection: AsyncConnection, task_id: UUID) -> list[tuple[str, int | None]]:
-    """Return the contents of a log with the revision of each entry, by log id."""
+    """Return the contents of a log that began at ``NOW`` with the revision of each entry since then, by log id."""
     rows = await connection.execute(
-        text("SELECT content, revision FROM task_logs WHERE task_id = :id ORDER BY log_id"), {"id": task_id}
+        text("SELECT content, revision - :begun AS revision FROM task_logs WHERE task_id = :id ORDER BY log_id"),
+        {"id": task_id, "begun": BEGUN},
     )
     return [(row.content, row.revision) for row in rows]
 
@@ -192,6 +199,22 @@ async def test_each_change_of_a_log_raises_its_revision(engine: AsyncEngine) -> 
         assert await heads(connection) == {one: (4, 3, 5, 0, 0, None, None), other: (2, 1, 3, 0, 0, None, None)}
         assert await revisions(connection, one) == [("a", 3), ("bbbb", 2), ("", 4)]
         assert await revisions(connection, other) == [("xyz", 2)]
+
+
+async def test_the_revisions_of_a_log_begin_after_those_of_earlier_ones(engine: AsyncEngine) -> None:
+    """However many changes these had; one that began in an earlier release goes on from where it is."""
+    earlier, later, former = UUID(int=1), UUID(int=2), UUID(int=3)
+    async with transaction(engine) as connection:
+        for number in range(20):
+            await logs.append(connection, [entry(earlier, number, number, "a")], NOW, LIMITS)
+        await logs.append(connection, [entry(later, 0, 1, "b")], NOW + timedelta(milliseconds=20), LIMITS)
+        assert await revisions(connection, later) == [("b", 21)]
+        assert max(number or 0 for _, number in await revisions(connection, earlier)) == 20
+        await connection.execute(
+            text("INSERT INTO task_log_heads (task_id, next_log_id, revision) VALUES (:id, 0, 7)"), {"id": former}
+        )
+        await logs.append(connection, [entry(former, 0, 1, "c")], NOW, LIMITS)
+        assert await revisions(connection, former) == [("c", 8 - BEGUN)]
 
 
 async def test_the_head_of_a_full_log_counts_what_is_left_out(engine: AsyncEngine) -> None:

@@ -5,7 +5,9 @@ the order of commit and never change, so that readers can ask for what is new. T
 ``ORDER``: by build, and in a build by the lowest ``seq`` with which each entry was reported.
 
 Each change of a log, of one or several of its entries, raises its *revision*, and the entries that changed carry it. A
-follower asks for the entries with a greater revision than its own, and so learns of replaced entries too.
+follower asks for the entries with a greater revision than its own, and so learns of replaced entries too. Revisions
+begin at the time of the first change: a follower that resumes by the name of a task which another one has by now asks
+for what is after a revision of the earlier log, and that is all of the later one.
 
 A log that has reached its limits is *full*: what comes later is left out, and counted in ``task_log_heads``. Its last
 entry is a notice about that, whose id no agent can give.
@@ -94,6 +96,9 @@ def _bytes(alias: str) -> str:
     return f"octet_length({alias}.content) + COALESCE(octet_length(CAST({alias}.data AS text)), 0)"
 
 
+# In milliseconds: no log has a thousand changes a second, and JSON parsers keep such numbers exact.
+_BEFORE_THE_FIRST: Final = "CAST(extract(epoch FROM CAST(:logged_at AS timestamptz)) * 1000 AS bigint)"
+
 # No unique index can span partitions, so existing entries are looked up. The next log id has a table of its own because
 # partitions are dropped. Its row and the entries are stable within this statement, because the task is locked.
 APPEND: Final = text(f"""
@@ -104,7 +109,7 @@ WITH incoming AS (
     FROM incoming AS i JOIN task_logs AS l
         ON l.task_id = i.task_id AND l.build_number = i.build_number AND l.entry_id = i.entry_id
 ), before AS (
-    SELECT t.task_id, COALESCE(h.revision, 0) + 1 AS revision,
+    SELECT t.task_id, COALESCE(h.revision, {_BEFORE_THE_FIRST}) + 1 AS revision,
            COALESCE(h.next_log_id, 0) AS next_log_id, COALESCE(h.content_bytes, 0) AS content_bytes,
            COALESCE(h.omitted_entries, 0) AS omitted_entries, COALESCE(h.omitted_bytes, 0) AS omitted_bytes,
            h.omitted_since, h.notice_log_id, t.growth,

@@ -304,6 +304,21 @@ async def test_a_stream_of_a_log_resumes_with_what_has_changed(log: Log, monkeyp
     assert [each[:4] for each in log.read] == [("changed", "reader", ALICE, TASK)]
 
 
+async def test_a_stream_of_a_log_that_is_behind_its_client_begins_anew(log: Log) -> None:
+    """With its end: the client resumes the log of another task, or one that was restored."""
+    log.rows = [entry(1), entry(2)]
+    async with asyncio.timeout(30), aclosing(log.frames(4)) as frames:
+        frame = await anext(frames)
+        assert [each["id"] for each in data_of(frame)["logs"]] == [1, 2]
+        assert (frame.splitlines()[0], data_of(frame)["truncated"]) == (b"id: 3", True)
+        waiting = asyncio.ensure_future(anext(frames))
+        await asyncio.sleep(0)
+        log.rows = [entry(3, revision=4)]
+        log.update(4)
+        assert [each["id"] for each in data_of(await waiting)["logs"]] == [3]
+    assert [(each[0], each[-1]["after"]) for each in log.read] == [("changed", 4), ("all", -1), ("changed", 3)]
+
+
 async def test_a_stream_of_a_log_ends(log: Log) -> None:
     """With its task without a word; in an outage, or when the process stops, with one that asks to resume."""
     log.rows = []

@@ -70,7 +70,10 @@ def changes_of_log(
 async def _frames(
     request: RequestContext, task_id: UUID, after: int | None, limit: int, *, with_inbox: bool
 ) -> AsyncGenerator[bytes, None]:
-    """Generate the frames: what changed after the revision ``after``, or without one the newest ``limit`` entries."""
+    """Generate the frames: what changed after the revision ``after``, or without one the newest ``limit`` entries.
+
+    A log that is not as far as that is another one: of a new task of the same name, or from a backup. It begins anew.
+    """
     api = request.api
     if api.log_streams.is_full(request.caller.user_id):  # by streams that began after the look before the response
         log.info("stream ended, client must resume", reason=TOO_MANY)
@@ -85,6 +88,9 @@ async def _frames(
                 if not rows:  # the task was deleted
                     return
                 latest = rows[0]["log_revision"]
+                if revision is not None and latest < revision:
+                    revision = None
+                    continue
                 if latest != revision:
                     yield _frame(rows, latest, is_first=revision is None)
                 revision = latest
