@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any, cast
 from uuid import UUID
 
 import pytest
 
+from taskherd import retry
 from taskherd.domain.directory import TemplatePool
 from taskherd.domain.liveness import Timeouts
 from taskherd.domain.updates import TimerCheck
@@ -556,6 +558,57 @@ async def test_sweeps_follow_each_other_after_an_interval(outside: Outside, monk
     await asyncio.wait_for(running, 20)
     await asyncio.wait_for(outside.sweeper.run(600), 20)
     assert swept == 1
+
+
+@pytest.mark.parametrize(("every", "registrations"), [(30, 15), (3, 2), (2, 1), (0.5, 1)])
+async def test_a_row_is_renewed_while_sweeps_are_rare(
+    outside: Outside, monkeypatch: pytest.MonkeyPatch, every: float, registrations: int
+) -> None:
+    """Every two seconds, so that another worker finds it fresh whenever that one sweeps; checks are as rare as set."""
+    swept: list[float] = []
+    registered: list[float] = []
+    outside.rows = [worker("w2", drained=HOUR)]
+
+    async def note_sweep(*_: object) -> None:
+        swept.append(outside.seconds)
+        if len(swept) == 3:
+            outside.stopping.set()
+
+    async def record_seen(*_: object) -> None:
+        registered.append(outside.seconds)
+
+    async def wait(_: asyncio.Event, seconds: float) -> None:
+        outside.seconds += seconds
+
+    monkeypatch.setattr(outside.sweeper, "_check_all", note_sweep)
+    monkeypatch.setattr(workers, "record_seen", record_seen)
+    monkeypatch.setattr(retry, "wait", wait)
+    await asyncio.wait_for(outside.sweeper.run(every), 20)
+    assert swept == [1000, 1000 + every, 1000 + 2 * every]
+    assert len(registered) == 2 * registrations + 1
+    assert max(after - before for before, after in pairwise(registered)) <= 2 < ROW_FRESH_FOR.total_seconds()
+    assert len(outside.requested) == outside.metric("sweeps_total") == 3
+
+
+async def test_an_interruption_between_two_sweeps_counts(outside: Outside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence is measured anew from it, also if all workers were drained again when the next sweep began."""
+    outside.now = NOON - HOUR
+    rows = [worker("w2", drained=HOUR), worker("w2", drained=None), worker("w2", drained=HOUR)]
+
+    async def live(*_: object) -> list[WorkerRow]:
+        return [rows.pop(0)]
+
+    async def wait(_: asyncio.Event, seconds: float) -> None:
+        outside.seconds += seconds
+        outside.now += MINUTE
+        if not rows:
+            outside.stopping.set()
+
+    outside.due = [0, 0]
+    monkeypatch.setattr(workers, "live", live)
+    monkeypatch.setattr(retry, "wait", wait)
+    await asyncio.wait_for(outside.sweeper.run(4), 20)
+    assert outside.requested == [NOON - HOUR, NOON - HOUR + MINUTE]
 
 
 async def test_metrics_and_the_cache_follow_the_directory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,10 +61,14 @@ MAX_CLAMPED = 5_000
 CHECK_TIME = 2.0
 """Seconds after which a sweep starts no further batch of one kind; the next sweep continues."""
 
+REGISTER_EVERY = 2.0
+"""Maximum number of seconds between two updates of a worker's row, however rare its sweeps are."""
+
 ROW_FRESH_FOR = timedelta(seconds=6)
 """Maximum age of a worker's row; the worker of an older one may not sweep and does not count as drained.
 
-A running worker updates its row more often. One that does not may be frozen, with unacked deliveries.
+A running worker updates its row every ``REGISTER_EVERY`` seconds, and later only after a long sweep. One that does not
+may be frozen, with unacked deliveries.
 """
 
 WORKER_EXPIRY = timedelta(seconds=60)
@@ -101,17 +105,24 @@ class Sweeper:
         self._maintenance = maintenance
 
     async def run(self, every: float) -> None:
-        """Sweep ``every`` seconds until the worker stops. A failed sweep is logged and repeated."""
+        """Sweep ``every`` seconds until the worker stops, and keep its row fresh in between.
+
+        A failure is logged and repeated.
+        """
         stopping = self._context.stopping
+        due_at = monotonic()
         while not stopping.is_set():
+            is_due = monotonic() >= due_at
             try:
-                await self.sweep_once()
+                await (self.sweep_once() if is_due else self._follow_workers())
                 self._context.metrics.database_up.set(1)
             except (Unavailable, Retry, DataError) as error:
                 self._earliest_watermark = self._context.now()
                 self._context.metrics.database_up.set(0)
                 self._context.on_error(str(error))
-            await retry.wait(stopping, every)
+            if is_due:
+                due_at = monotonic() + every
+            await retry.wait(stopping, max(0.0, min(REGISTER_EVERY, due_at - monotonic())))
 
     async def deregister(self) -> None:
         """Delete this worker's row, so that the others need not wait until it expires."""
@@ -120,6 +131,18 @@ class Sweeper:
 
     async def sweep_once(self) -> None:
         """Check all timers once, and have index and maintenance follow. Raises ``Unavailable`` and ``Retry``."""
+        now, watermark, is_first = await self._follow_workers()
+        if not is_first:
+            return
+        self._context.metrics.sweeps.inc()
+        try:
+            await self._check_all(watermark, now)
+        finally:  # they depend on no check: one that always fails must not stop them
+            self._indexer.request()
+            self._maintenance.request(watermark)
+
+    async def _follow_workers(self) -> tuple[datetime, datetime | None, bool]:
+        """Register; return the time, the watermark, and whether this is the worker that sweeps."""
         rows = await self._register()
         await self._clamp()
         now = self._context.now()
@@ -132,16 +155,11 @@ class Sweeper:
             self._earliest_watermark = now
         else:
             watermark = max(watermark, self._earliest_watermark)
-        if fresh and self._id != min(fresh):
+        is_first = not fresh or self._id == min(fresh)
+        if not is_first:
             self._end_mass_hold()
             self._indexer.hand_over()
-            return
-        self._context.metrics.sweeps.inc()
-        try:
-            await self._check_all(watermark, now)
-        finally:  # they depend on no check: one that always fails must not stop them
-            self._indexer.request()
-            self._maintenance.request(watermark)
+        return now, watermark, is_first
 
     async def _check_all(self, watermark: datetime | None, now: datetime) -> None:
         if watermark is not None:
