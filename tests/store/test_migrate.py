@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import uuid
 from collections.abc import AsyncIterator
 from time import monotonic
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -22,11 +24,12 @@ from taskherd.domain.lease import Lease
 from taskherd.domain.reports import AgentExit, ExitReason, JobStatus, Transition, WorkspaceBuild
 from taskherd.domain.value import replace
 from taskherd.domain.view import derive_view
-from taskherd.errors import Misconfigured, Retry
+from taskherd.errors import Misconfigured, Retry, Unavailable
 from taskherd.messages.document import core_document
 from taskherd.store import leases, migrate, task_state_codec, tasks
 from taskherd.store.engine import dispose, open_engine, transaction
 from taskherd.store.tables import METADATA, SCHEMA_VERSION_TABLE
+from tests.harness.chaos import until
 from tests.harness.task_index import index_violations
 from tests.store.conftest import NOW, task_row
 
@@ -319,38 +322,142 @@ async def test_a_schema_of_a_later_release_is_not_accepted_at_start(database_url
 class Delays:
     """No delay between attempts; instead something is done."""
 
-    def __init__(self, connection: asyncpg.Connection, free_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, connection: asyncpg.Connection, free_at: int) -> None:
         self.attempts: list[int] = []
         self._connection = connection
         self._free_at = free_at
-        self._monkeypatch = monkeypatch
 
     def delay(self, attempt: int) -> float:
-        """Unlock the schema after some attempts; the next one waits until the server notices that."""
+        """Unlock the table after some attempts."""
         self.attempts.append(attempt)
         if attempt == self._free_at:
             self._connection.terminate()
-            self._monkeypatch.setattr(migrate, "QUEUE_TIMEOUT", 30.0)
         return 0.0
 
 
-@pytest.mark.parametrize(("free_at", "attempts"), [(1, [1]), (2, [1, 2]), (3, [1, 2])])
+@pytest.mark.parametrize(("free_at", "attempts"), [(1, [1]), (2, [1, 2]), (4, [1, 2, 3])])
 async def test_a_migration_that_cannot_lock_is_tried_again(
-    database_url: str, monkeypatch: pytest.MonkeyPatch, free_at: int, attempts: list[int]
+    empty_url: str, monkeypatch: pytest.MonkeyPatch, free_at: int, attempts: list[int]
 ) -> None:
     """A few times, after a delay each; the last failure is raised."""
-    locking = await asyncpg.connect(database_url, timeout=30)
-    delays = Delays(locking, free_at, monkeypatch)
-    monkeypatch.setattr(migrate, "QUEUE_TIMEOUT", 0.2)
-    monkeypatch.setattr(migrate, "ATTEMPTS", 3)
+    await migrate.upgrade_async(empty_url, "0020")
+    locking = await asyncpg.connect(empty_url, timeout=30)
+    delays = Delays(locking, free_at)
+    monkeypatch.setattr(migrate, "LOCK_TIMEOUT", 0.2 if free_at > 3 else 1.0)
+    monkeypatch.setattr(migrate, "ATTEMPTS", 4)
     monkeypatch.setattr(migrate, "BACKOFF", delays)
     try:
-        await locking.execute("SELECT pg_advisory_lock(hashtextextended('taskherd schema', 0))")
-        if free_at < 3:
-            assert (await migrate.upgrade_async(database_url)).status is migrate.SchemaStatus.CURRENT
+        await locking.execute("BEGIN; LOCK TABLE task_actions IN ACCESS SHARE MODE")
+        if free_at < 4:
+            assert (await migrate.upgrade_async(empty_url, "0021")).actual == "0021"
         else:
             with pytest.raises(Retry):
-                await migrate.upgrade_async(database_url)
+                await migrate.upgrade_async(empty_url, "0021")
     finally:
         locking.terminate()
-    assert delays.attempts == attempts
+    assert delays.attempts[: len(attempts)] == attempts
+
+
+SCHEMA_LOCK = "hashtextextended('taskherd schema', 0)"
+WAITING = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = ("
+WAITING += "SELECT oid FROM pg_database WHERE datname = current_database())"
+SLEEPING = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)' AND datname = current_database()"
+
+
+async def until_counted(connection: asyncpg.Connection, count: str, is_: int) -> None:
+    """Wait until a count is so."""
+    await until(lambda: connection.fetchval(count), lambda found: found == is_)
+
+
+async def test_a_migration_takes_as_long_as_it_takes(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No statement of it is canceled for its time, and it may read whole tables; only a lock is soon given up.
+
+    The connection notices a server that is gone.
+    """
+    found: dict[str, Any] = {}
+
+    def run(connection: Connection, _: str) -> str:
+        names = ("statement_timeout", "lock_timeout", "enable_seqscan", "client_connection_check_interval")
+        found.update({name: connection.scalar(text(f"SHOW {name}")) for name in names})
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        found["client"] = driver._config.command_timeout
+        sock = driver._transport.get_extra_info("socket")
+        if sock.family != socket.AF_UNIX:
+            found["keepalive"] = sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        return "done"
+
+    monkeypatch.setattr(migrate, "_run", run)
+    assert str(await migrate.upgrade_async(database_url)) == "done"
+    day = 86_400
+    assert (found.pop("client") > day, found.pop("keepalive", 1)) == (True, 1)
+    assert found == {
+        "statement_timeout": "0",
+        "lock_timeout": "2s",
+        "enable_seqscan": "on",
+        "client_connection_check_interval": "10s",
+    }
+
+
+async def test_a_process_waits_for_one_that_migrates(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long that takes, and at its first attempt."""
+    monkeypatch.setattr(migrate, "LOCK_TIMEOUT", 0.001)
+    monkeypatch.setattr(migrate, "ATTEMPTS", 1)
+    migrating = await asyncpg.connect(database_url, timeout=30)
+    observing = await asyncpg.connect(database_url, timeout=30)
+    try:
+        await migrating.execute(f"SELECT pg_advisory_lock({SCHEMA_LOCK})")
+        waiting = [asyncio.create_task(migrate.upgrade_async(database_url)) for _ in range(2)]
+        await until_counted(observing, WAITING, is_=2)
+        migrating.terminate()
+        states = await asyncio.wait_for(asyncio.gather(*waiting), 60)
+        assert {state.status for state in states} == {migrate.SchemaStatus.CURRENT}
+    finally:
+        migrating.terminate()
+        observing.terminate()
+
+
+def sleep_on(connection: Connection, _: str) -> None:
+    """Migrate for ten minutes."""
+    connection.execute(text("SELECT pg_sleep(600)"))
+
+
+async def test_a_migration_that_takes_too_long_is_no_outage(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time limit, and somebody who cancels its statement, are told as what they are; nothing goes on after it."""
+    monkeypatch.setattr(migrate, "_run", sleep_on)
+    observing = await asyncpg.connect(database_url, timeout=30)
+    try:
+        with pytest.raises(migrate.MigrationCanceled, match=r"^the migration took longer than 0\.5 s; nothing was"):
+            await migrate.upgrade_async(database_url, timeout=0.5)
+        await until_counted(observing, SLEEPING + " AND state = 'active'", is_=0)
+        migrating = asyncio.create_task(migrate.upgrade_async(database_url))
+        await until_counted(observing, SLEEPING + " AND state = 'active'", is_=1)
+        await observing.execute(SLEEPING.replace("count(*)", "pg_cancel_backend(pid)"))
+        with pytest.raises(
+            migrate.MigrationCanceled, match=r"^the migration was canceled, nothing was changed: .*57014"
+        ):
+            await asyncio.wait_for(migrating, 60)
+    finally:
+        observing.terminate()
+
+
+async def test_the_statement_of_a_process_that_is_gone_ends(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Soon, not when it is done: others wait for its locks."""
+    drivers: list[Any] = []
+
+    def run(connection: Connection, revision: str) -> None:
+        drivers.append(connection.connection.driver_connection)
+        sleep_on(connection, revision)
+
+    monkeypatch.setattr(migrate, "_run", run)
+    monkeypatch.setattr(migrate, "CLIENT_CHECK_EVERY", 0.1)
+    observing = await asyncpg.connect(database_url, timeout=30)
+    try:
+        migrating = asyncio.create_task(migrate.upgrade_async(database_url))
+        await until_counted(observing, SLEEPING, is_=1)
+        drivers[0].terminate()
+        await until_counted(observing, SLEEPING, is_=0)
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(migrating, 60)
+    finally:
+        observing.terminate()

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from taskherd.cli.options import parse_duration
 from taskherd.cli.output import OutputFormat, OutputOption, document, print_error
 from taskherd.errors import Retry
 from taskherd.settings import load
@@ -27,12 +28,21 @@ def upgrade(
             exists=True, dir_okay=False, help="SQL to execute afterwards, such as deploy/postgres/grants.sql."
         ),
     ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout", metavar="DURATION", parser=parse_duration, help="Give up after 30s, 10m, 2h. Default: never."
+        ),
+    ] = None,
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:
     """Create the schema, or migrate it to this release. Running it again changes nothing."""
     settings = load("database_url")
     try:
-        state = migrate.upgrade(settings.database_url, revision)
+        state = migrate.upgrade(settings.database_url, revision, timeout=timeout)
+    except migrate.MigrationCanceled as error:
+        print_error(str(error), "a migration of many millions of tasks takes hours: allow it more time")
+        raise typer.Exit(1) from None
     except Retry as error:
         print_error(
             f"could not lock the tables ({error}); nothing was changed", "try again when the database is less busy"

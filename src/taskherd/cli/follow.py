@@ -9,6 +9,7 @@ import typer
 from taskherd import durations
 from taskherd.cli import task_output
 from taskherd.cli.lifecycle import app
+from taskherd.cli.options import parse_duration
 from taskherd.cli.output import (
     OutputFormat,
     OutputOption,
@@ -31,13 +32,6 @@ _EXPLAIN = "run `taskherd task explain` to see why"
 _NEXT = "run `taskherd task explain` to see why, and `taskherd task resume` to start the agent again"
 
 
-def _duration(written: str) -> float:
-    try:
-        return durations.parse(written)
-    except ValueError:
-        raise typer.BadParameter(f"{written!r}; expected {durations.HOW_TO_WRITE}") from None
-
-
 @app.command(epilog=EXIT_CODES)
 def wait(
     task: TaskArgument,
@@ -45,7 +39,7 @@ def wait(
         str, typer.Option("--until", help="Task statuses or agent states to wait for, separated by commas.")
     ] = UNTIL,
     timeout: Annotated[
-        float, typer.Option("--timeout", metavar="DURATION", parser=_duration, help="Maximum wait: 30s, 10m, 2h.")
+        float, typer.Option("--timeout", metavar="DURATION", parser=parse_duration, help="Maximum wait: 30s, 10m, 2h.")
     ] = "1h",  # type: ignore[assignment] # read by the parser
     output: OutputOption = OutputFormat.TABLE,
 ) -> None:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from taskherd.backoff import Backoff
-from taskherd.errors import Misconfigured, Retry
-from taskherd.store.engine import dispose, open_engine, sqlstate, transaction
+from taskherd.errors import Misconfigured, Retry, Unavailable
+from taskherd.store.engine import StatementTimeout, dispose, open_engine, sqlstate, transaction
+from taskherd.store.open_connections import driver_connection
 from taskherd.store.tables import SCHEMA_VERSION_TABLE
 
 if TYPE_CHECKING:  # only a migration needs Alembic; to import it takes a worker that starts a sixth of its time
@@ -25,14 +27,18 @@ if TYPE_CHECKING:  # only a migration needs Alembic; to import it takes a worker
 ATTEMPTS: Final = 10
 """Maximum number of attempts to lock the tables."""
 
-STATEMENT_TIMEOUT: Final = 60.0
-"""Seconds until a statement of a migration is canceled."""
+COMMAND_TIMEOUT: Final = 7 * 86400.0
+"""Seconds for which the connection waits for a statement: as good as without limit, which a session must have."""
 
-QUEUE_TIMEOUT: Final = 120.0
-"""Seconds for which a process waits while another one migrates."""
+KEEPALIVE_IDLE, KEEPALIVE_EVERY, KEEPALIVE_COUNT = 30, 10, 6
+"""Seconds without a response after which TCP asks whether the server is there, and between two such questions; number
+of those without an answer after which it counts as gone."""
 
 LOCK_TIMEOUT: Final = 2.0
 """Seconds for which a statement of a migration waits for the lock of a table."""
+
+CLIENT_CHECK_EVERY: Final = 10.0
+"""Seconds after which the server ends the statement of a process that is gone: it would keep its locks till the end."""
 
 BACKOFF: Final = Backoff(first=0.2, maximum=2.0)
 """Seconds between two attempts."""
@@ -41,6 +47,10 @@ NOT_ALLOWED: Final = "42501"
 """PostgreSQL's insufficient_privilege."""
 
 HEAD: Final = "head"
+
+
+class MigrationCanceled(Unavailable):
+    """A migration took longer than it may, or somebody canceled its statement; it changed nothing."""
 
 
 class SchemaStatus(StrEnum):
@@ -111,28 +121,45 @@ def _state(connection: Connection) -> SchemaState:
     return SchemaState(actual, expected, SchemaStatus.OLD if actual in revisions() else SchemaStatus.NEW)
 
 
-def upgrade(database_url: str, revision: str = HEAD) -> SchemaState:
+def upgrade(database_url: str, revision: str = HEAD, *, timeout: float | None = None) -> SchemaState:
     """Run ``upgrade_async`` and wait for it; this blocks an event loop that runs in the calling thread."""
+    upgrading = upgrade_async(database_url, revision, timeout=timeout)
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(upgrade_async(database_url, revision))
+        return asyncio.run(upgrading)
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, upgrade_async(database_url, revision)).result()
+        return thread.submit(asyncio.run, upgrading).result()
 
 
-async def upgrade_async(database_url: str, revision: str = HEAD) -> SchemaState:
+async def upgrade_async(
+    database_url: str,
+    revision: str = HEAD,
+    *,
+    timeout: float | None = None,  # noqa: ASYNC109 - a limit
+) -> SchemaState:
     """Migrate to ``revision``, all steps in one transaction, and return the resulting state.
 
-    One process migrates; the others wait for it, at most two minutes, and find nothing to do. A step waits at most
+    One process migrates; the others wait for it, however long that takes, and find nothing to do. A step waits at most
     two seconds for the lock of a table, because all other statements queue behind a waiting ``ALTER TABLE``. Then the
     migration is retried, up to ten attempts. https://www.postgresql.org/docs/current/explicit-locking.html
+
+    A statement may take as long as the tables are large: only ``timeout``, in seconds, limits all of it together.
 
     Raises:
         Misconfigured: the schema is newer than this release, or ``revision`` does not exist.
         Retry: the tables could not be locked in any attempt.
+        MigrationCanceled: it took too long.
         Unavailable: the database cannot be reached.
     """
+    try:
+        async with asyncio.timeout(timeout):
+            return await _upgrade(database_url, revision)
+    except TimeoutError as error:
+        raise MigrationCanceled(f"the migration took longer than {timeout:g} s; nothing was changed") from error
+
+
+async def _upgrade(database_url: str, revision: str) -> SchemaState:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return await _upgrade_once(database_url, revision)
@@ -167,21 +194,41 @@ async def ensure_async(database_url: str, *, upgrading: bool) -> SchemaState:
 
 
 async def _upgrade_once(database_url: str, revision: str) -> SchemaState:
-    engine = open_engine(database_url, size=1, application_name="taskherd-db", command_timeout=QUEUE_TIMEOUT + 10)
+    engine = open_engine(database_url, size=1, application_name="taskherd-db", command_timeout=COMMAND_TIMEOUT)
     try:
         async with transaction(engine) as connection:
-            await _set_local(connection, lock_timeout=QUEUE_TIMEOUT, statement_timeout=QUEUE_TIMEOUT + 5)
+            _keep_alive(driver_connection(connection))
+            # Other statements look up a few rows; those of a migration read whole tables.
+            await _set_local(connection, statement_timeout="0", lock_timeout="0", enable_seqscan="on")
+            await _set_local(connection, client_connection_check_interval=_milliseconds(CLIENT_CHECK_EVERY))
             await connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended('taskherd schema', 0))"))
-            await _set_local(connection, lock_timeout=LOCK_TIMEOUT, statement_timeout=STATEMENT_TIMEOUT)
+            await _set_local(connection, lock_timeout=_milliseconds(LOCK_TIMEOUT))
             return await connection.run_sync(_run, revision)
+    except StatementTimeout as error:
+        raise MigrationCanceled(f"the migration was canceled, nothing was changed: {error}") from error
     finally:
         await dispose(engine)
 
 
-async def _set_local(connection: AsyncConnection, **timeouts: float) -> None:
-    for name, seconds in timeouts.items():
-        milliseconds = f"{int(seconds * 1000)}ms"
-        await connection.execute(text("SELECT set_config(:name, :value, true)"), {"name": name, "value": milliseconds})
+def _keep_alive(driver: Any) -> None:
+    """Have TCP notice a server that is gone, although a statement that takes an hour sends nothing meanwhile."""
+    sock = driver._transport.get_extra_info("socket")  # noqa: SLF001 - asyncpg has neither an option nor an accessor
+    if sock.family == socket.AF_UNIX:
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = (("TCP_KEEPIDLE", KEEPALIVE_IDLE), ("TCP_KEEPINTVL", KEEPALIVE_EVERY), ("TCP_KEEPCNT", KEEPALIVE_COUNT))
+    for name, value in options:
+        if hasattr(socket, name):  # else the system's own times hold
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{int(seconds * 1000)}ms"
+
+
+async def _set_local(connection: AsyncConnection, **settings: str) -> None:
+    for name, value in settings.items():
+        await connection.execute(text("SELECT set_config(:name, :value, true)"), {"name": name, "value": value})
 
 
 def _run(connection: Connection, revision: str) -> SchemaState:
