@@ -195,7 +195,7 @@ CALLS: dict[str, Call] = {
     ),
     _name(parked_reports.lock): lambda b: parked_reports.lock(b.connection, b.ids),
     _name(stats.counts): lambda b: stats.counts(b.connection, [TemplatePool("claude", "default")]),
-    _name(partitions.prune_feed): lambda b: partitions.prune_feed(b.connection, b.now - timedelta(days=90), 500),
+    _name(partitions.prune_feed): lambda b: partitions.prune_feed(b.connection, b.now - timedelta(days=90), 500, b.now),
 }
 """The calls of a batch, of a sweep and of maintenance."""
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -15,6 +16,7 @@ from taskherd.store.task_creation import insert_tasks
 from tests.store.conftest import NOW, event, ignore_indexes, task_row
 
 FAR = datetime(2040, 1, 4, 12, tzinfo=UTC)  # a Wednesday
+YEAR, DAY, HOUR, SECOND = timedelta(days=365), timedelta(days=1), timedelta(hours=1), timedelta(seconds=1)
 
 
 async def _insert_event(connection: AsyncConnection, at: datetime) -> str:
@@ -73,8 +75,8 @@ async def test_prune_drops_old_weeks_without_unpublished_events(engine: AsyncEng
             text("SELECT relid::text FROM pg_partition_tree('task_events') WHERE isleaf ORDER BY 1")
         )
         assert list(remaining.scalars()) == ["task_events_default", "task_events_p20400102", "task_events_p20400109"]
-        assert await partitions.prune_feed(connection, NOW + timedelta(seconds=1), 100) == 1
-        assert await partitions.prune_feed(connection, NOW + timedelta(seconds=1), 100) == 0
+        assert await partitions.prune_feed(connection, NOW + timedelta(seconds=1), 100, NOW) == 1
+        assert await partitions.prune_feed(connection, NOW + timedelta(seconds=1), 100, NOW) == 0
 
 
 async def test_the_functions_accept_only_partitioned_tables(engine: AsyncEngine) -> None:
@@ -98,26 +100,68 @@ def test_a_week_begins_on_monday_in_utc(at: str, expected: str) -> None:
     assert partitions.monday(datetime.fromisoformat(at)).isoformat() == expected
 
 
+async def _add_feed(connection: AsyncConnection, ages: Mapping[int, timedelta]) -> None:
+    for position, age in ages.items():
+        await connection.execute(
+            text("INSERT INTO task_feed (position, task_id, version, occurred_at) VALUES (:position, :id, 1, :at)"),
+            {"position": position, "id": uuid4(), "at": NOW - age},
+        )
+
+
+async def _feed(connection: AsyncConnection) -> list[int]:
+    return list((await connection.execute(text("SELECT position FROM task_feed ORDER BY position"))).scalars())
+
+
 async def test_the_oldest_positions_of_the_feed_are_pruned(engine: AsyncEngine) -> None:
-    """Up to the limit, and none that is not older than the time, nor one that comes after such positions."""
+    """Up to the limit, and none that is not older than the time, nor one that comes after such positions.
+
+    The number is that of the positions among which some were deleted.
+    """
     async with transaction(engine) as connection:
-        for position, age in ((3, 1), (1, 2), (4, 9), (2, 5), (5, 0)):
-            await connection.execute(
-                text("INSERT INTO task_feed (position, task_id, version, occurred_at) VALUES (:position, :id, 1, :at)"),
-                {"position": position, "id": uuid4(), "at": NOW - timedelta(seconds=age)},
-            )
+        await _add_feed(
+            connection, {position: age * SECOND for position, age in ((3, 1), (1, 2), (4, 9), (2, 5), (5, 0))}
+        )
         await ignore_indexes(connection)
+        assert await partitions.prune_feed(connection, NOW - SECOND, 3, NOW) == 3
+        assert await _feed(connection) == [3, 4, 5]
+        assert await partitions.prune_feed(connection, NOW - SECOND, 1, NOW) == 0
+        assert await partitions.prune_feed(connection, NOW, 1, NOW) == 1
+        assert await partitions.prune_feed(connection, NOW, 9, NOW) == 2
+        assert await _feed(connection) == [5]
 
-        async def left() -> list[int]:
-            rows = await connection.execute(text("SELECT position FROM task_feed ORDER BY position"))
-            return list(rows.scalars())
 
-        assert await partitions.prune_feed(connection, NOW - timedelta(seconds=1), 3) == 2
-        assert await left() == [3, 4, 5]
-        assert await partitions.prune_feed(connection, NOW - timedelta(seconds=1), 1) == 0
-        assert await partitions.prune_feed(connection, NOW, 1) == 1
-        assert await partitions.prune_feed(connection, NOW, 9) == 1
-        assert await left() == [5]
+@pytest.mark.parametrize(
+    ("ages", "limit", "rounds", "left"),
+    [
+        ({1: 9 * DAY, 2: -YEAR, 3: 9 * DAY, 4: HOUR}, 3, [3, 0], [4]),  # one of a clock that was ahead
+        ({1: -YEAR, 2: 9 * DAY, 3: 9 * DAY, 4: 9 * DAY, 5: 9 * DAY, 6: HOUR}, 3, [3, 3, 0], [6]),
+        ({1: 9 * DAY, 2: -YEAR, 3: HOUR}, 3, [3, 0], [2, 3]),  # as old as its neighbors, of which one is not too old
+        ({1: HOUR, 2: -YEAR, 3: HOUR}, 9, [0], [1, 2, 3]),
+        ({1: -YEAR}, 9, [0], [1]),
+        ({1: -30 * SECOND, 2: 9 * DAY}, 9, [2, 0], [1]),  # another clock may be so far ahead
+        ({1: -31 * SECOND, 2: 9 * DAY}, 9, [2, 0], []),
+        ({**dict.fromkeys(range(1, 11), -YEAR), **dict.fromkeys(range(11, 31), 9 * DAY)}, 5, [5] * 6 + [0], []),
+        ({**dict.fromkeys(range(1, 11), -YEAR), **dict.fromkeys(range(11, 31), HOUR)}, 5, [0], [*range(1, 31)]),
+        ({**dict.fromkeys(range(1, 11), HOUR), 11: 9 * DAY, 12: -YEAR, 13: 9 * DAY}, 5, [0], [*range(1, 14)]),
+    ],
+)
+async def test_positions_of_a_clock_that_was_ahead_are_as_old_as_those_after_them(
+    engine: AsyncEngine, ages: Mapping[int, timedelta], limit: int, rounds: list[int], left: list[int]
+) -> None:
+    """However many there are, they keep no others from being pruned; none goes before what comes after it may."""
+    async with transaction(engine) as connection:
+        await _add_feed(connection, ages)
+        found = [await partitions.prune_feed(connection, NOW - 8 * DAY, limit, NOW) for _ in rounds]
+        assert (found, await _feed(connection)) == (rounds, left)
+
+
+@pytest.mark.parametrize("behind", [HOUR, YEAR])
+async def test_a_clock_that_is_behind_prunes_nothing_of_the_feed(engine: AsyncEngine, behind: timedelta) -> None:
+    """All is in the future then, and nothing that comes after it is too old."""
+    async with transaction(engine) as connection:
+        await _add_feed(connection, {1: 7 * DAY, 2: HOUR, 3: behind})
+        assert await partitions.prune_feed(connection, NOW - behind - 8 * DAY, 500, NOW - behind) == 0
+        assert await _feed(connection) == [1, 2, 3]
 
 
 async def test_waits_for_locks_are_limited_in_one_transaction(engine: AsyncEngine) -> None:

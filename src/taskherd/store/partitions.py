@@ -12,6 +12,7 @@ from typing import Final
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from taskherd.domain.liveness import MAX_SKEW
 from taskherd.store.tables import PARTITIONED
 
 AHEAD: Final = 4
@@ -29,11 +30,31 @@ SELECT taskherd_drop_partitions(parent, LEAST(
 FROM (SELECT CAST(:parent AS text) AS parent) AS arguments
 """)
 
-# Starts at the oldest position, so the cost depends on the limit and not on the length of the feed.
+# Starts at the oldest position, so the cost depends on the limit and not on the length of the feed. Rows from a time
+# when the clock was ahead keep their times, by which their events are found. They go with those after them; if the
+# oldest are all of this kind, single positions ever further on tell whether some after them are too old.
 PRUNE_FEED = text("""
-DELETE FROM task_feed
-WHERE occurred_at < :before AND position IN (SELECT position FROM task_feed ORDER BY position LIMIT :limit)
+WITH oldest AS MATERIALIZED (
+    SELECT position, occurred_at FROM task_feed ORDER BY position LIMIT :limit
+), ahead AS MATERIALIZED (
+    SELECT min(position) AS first FROM oldest WHERE occurred_at > :future
+), too_old AS MATERIALIZED (
+    SELECT position FROM oldest WHERE occurred_at < :before
+    UNION ALL
+    SELECT later.position
+    FROM ahead CROSS JOIN generate_series(0, :probes) AS n CROSS JOIN LATERAL (
+        SELECT position, occurred_at FROM task_feed WHERE position >= ahead.first + (CAST(:limit AS bigint) << n)
+        ORDER BY position LIMIT 1) AS later
+    WHERE ahead.first IS NOT NULL AND later.occurred_at < :before
+)
+DELETE FROM task_feed WHERE position = ANY(ARRAY(
+    SELECT position FROM oldest
+    WHERE occurred_at < :before OR (occurred_at > :future AND position < (SELECT max(position) FROM too_old))))
+RETURNING (SELECT count(*) FROM oldest)
 """)
+
+FEED_PROBES: Final = 40
+"""Number of positions that are looked at beyond the oldest, each twice as far from them as the one before."""
 
 
 LIMIT_LOCK_WAITS = text("SELECT set_config('lock_timeout', :milliseconds, true)")
@@ -67,6 +88,11 @@ async def prune(connection: AsyncConnection, *, events_before: datetime, logs_be
     return dropped
 
 
-async def prune_feed(connection: AsyncConnection, before: datetime, limit: int) -> int:
-    """Delete up to ``limit`` of the oldest positions, if older than ``before``; return the number. Call it until 0."""
-    return (await connection.execute(PRUNE_FEED, {"before": before, "limit": limit})).rowcount
+async def prune_feed(connection: AsyncConnection, before: datetime, limit: int, now: datetime) -> int:
+    """Delete those of the ``limit`` oldest positions that are older than ``before``, or in the future and before such.
+
+    Return how many it looked at, 0 if it deleted none of them.
+    """
+    values = {"before": before, "limit": limit, "future": now + MAX_SKEW, "probes": FEED_PROBES}
+    looked_at = (await connection.execute(PRUNE_FEED, values)).scalars().first()
+    return int(looked_at or 0)

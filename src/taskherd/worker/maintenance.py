@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 from datetime import timedelta
 from enum import StrEnum
+from functools import partial
 from itertools import accumulate
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -261,7 +262,7 @@ class Maintenance:
     async def _prune(self, now: datetime) -> None:
         context = self._context
         retention = context.retention
-        await self._prune_in_rounds(partitions.prune_feed, now - retention.history_retention)
+        await self._prune_in_rounds(partial(partitions.prune_feed, now=now), now - retention.history_retention)
         await self._prune_in_rounds(command_log.prune, now - retention.command_retention)
         await self._prune_in_rounds(rates.prune, now - RATES_RETENTION)
         await self._prune_in_rounds(_prune_actions, now - retention.action_retention)
@@ -278,7 +279,10 @@ class Maintenance:
     async def _prune_in_rounds(
         self, prune: Callable[[AsyncConnection, datetime, int], Awaitable[int]], before: datetime
     ) -> None:
-        """Delete the rows older than ``before``, up to ``MAX_ROWS`` per transaction and ``MAX_ROUNDS`` transactions."""
+        """Delete the rows older than ``before``, up to ``MAX_ROWS`` per transaction and ``MAX_ROUNDS`` transactions.
+
+        ``prune`` returns how many it deleted, or looked at: less than the maximum if there are no more.
+        """
         for _ in range(MAX_ROUNDS):
             async with transaction(self._context.engine) as connection:
                 if await prune(connection, before, MAX_ROWS) < MAX_ROWS:
