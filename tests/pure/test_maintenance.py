@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime, timedelta
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import date, datetime, timedelta
 from typing import cast
 from uuid import UUID
 
@@ -12,11 +14,12 @@ from structlog.testing import capture_logs
 
 from taskherd.errors import Retry, Unavailable
 from taskherd.observability.metrics import Metrics
-from taskherd.store.engine import DataError
+from taskherd.store import partitions
+from taskherd.store.engine import DataError, StatementTimeout
 from taskherd.store.parked_reports import ParkedReport
 from taskherd.worker import maintenance as maintenance_module
 from taskherd.worker.context import Retention
-from taskherd.worker.maintenance import EVERY, MAX_ROUNDS, PRUNE_TOTALS_EVERY, SETTLED_AFTER, Maintenance
+from taskherd.worker.maintenance import EVERY, MAX_CREATED, MAX_ROUNDS, PRUNE_TOTALS_EVERY, SETTLED_AFTER, Maintenance
 from taskherd.worker.timer_checks import TimerChecks
 from tests.harness.contexts import partial_context
 from tests.harness.histories import NOON
@@ -205,6 +208,77 @@ async def test_a_partition_that_was_locked_is_tried_again_after_five_minutes() -
     maintenance.locked = True
     await maintenance.run_at(0, PARTITIONS_RETRY - EVERY, PARTITIONS_RETRY)
     assert maintenance.dropped == [0, PARTITIONS_RETRY]
+
+
+class Moving(Maintenance):
+    """A maintenance that only creates partitions, each of which takes so many seconds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, takes: float, weeks: list[date | None]) -> None:
+        self.seconds = 0.0
+        self.limits: list[tuple[float, float]] = []
+        self.takes = takes
+        self.weeks = weeks
+        monkeypatch.setattr(maintenance_module, "transaction", self._no_transaction)
+        monkeypatch.setattr(partitions, "limit_lock_waits", self._limit_lock_waits)
+        monkeypatch.setattr(partitions, "next_partition", self._next_partition)
+        monkeypatch.setattr(partitions, "create", self._create)
+        context = partial_context(engine="engine", retention=RETENTION, metrics=Metrics())
+        super().__init__(context, cast("TimerChecks", None), lambda: self.seconds)
+
+    @asynccontextmanager
+    async def _no_transaction(self, engine: object) -> AsyncIterator[str]:
+        assert engine == "engine"
+        yield "connection"
+
+    async def _limit_lock_waits(self, connection: object, limit: timedelta) -> None:
+        assert (connection, limit) == ("connection", timedelta(seconds=0.2))
+
+    async def _next_partition(self, connection: object, now: datetime, limit: timedelta) -> tuple[str, date]:
+        assert (connection, now) == ("connection", NOON)
+        self.limits.append((self.seconds, limit.total_seconds()))
+        week = self.weeks.pop(0) if self.weeks else None
+        return ("existing", partitions.monday(NOON)) if week is None else ("missing", week)
+
+    async def _create(self, connection: object, parent: str, week: date, limit: timedelta) -> bool:
+        assert (connection, limit.total_seconds(), week.weekday()) == ("connection", self.limits[-1][1], 0)
+        if limit.total_seconds() < self.takes:
+            raise StatementTimeout("too slow")
+        return parent == "missing"
+
+    async def create_at(self, *times: float) -> None:
+        """Create partitions at these times."""
+        for self.seconds in times:
+            with suppress(StatementTimeout):
+                await self._create_partitions(NOON)
+
+
+async def test_rows_are_moved_for_long_once_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writers wait meanwhile: after a minute that was too short, seconds must do for the next hour."""
+    moving = Moving(monkeypatch, 70, [])
+    await moving.create_at(0, 300, 3599, 3600, 3900)
+    assert moving.limits == [(0, 60), (300, 4), (3599, 4), (3600, 60), (3900, 4)]
+
+
+async def test_what_fails_in_seconds_does_not_postpone_the_next_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That comes an hour after the one before; what succeeds in time has a minute each time."""
+    moving = Moving(monkeypatch, 70, [])
+    await moving.create_at(0, 3500)
+    moving.takes = 50
+    await moving.create_at(3600, 3601)
+    assert moving.limits == [(0, 60), (3500, 4), (3600, 60), (3601, 60)]
+
+
+@pytest.mark.parametrize(
+    ("ages", "created"), [([None], 1), ([0, -1, None], 3), ([-1, 0, 1, 2], 3), ([0] * 30, MAX_CREATED)]
+)
+async def test_partitions_are_created_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch, ages: list[int | None], created: int
+) -> None:
+    """All that are to come, and a single one of a past week; a limited number in one run. Ages are in weeks."""
+    weeks = [None if age is None else partitions.monday(NOON - age * timedelta(weeks=1)) for age in ages]
+    moving = Moving(monkeypatch, 0, weeks)
+    await moving.create_at(0)
+    assert len(moving.limits) == created
 
 
 async def test_rows_are_deleted_again_an_hour_after_a_jump() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from uuid import uuid4
 
 import pytest
@@ -11,12 +11,22 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from taskherd.store import outbox, partitions, tasks
-from taskherd.store.engine import transaction
+from taskherd.store.engine import StatementTimeout, transaction
 from taskherd.store.task_creation import insert_tasks
 from tests.store.conftest import NOW, event, ignore_indexes, task_row
 
 FAR = datetime(2040, 1, 4, 12, tzinfo=UTC)  # a Wednesday
+EVENTS_AND_LOGS = ("task_events", "task_logs")
+MINUTE = timedelta(minutes=1)
 YEAR, DAY, HOUR, SECOND = timedelta(days=365), timedelta(days=1), timedelta(hours=1), timedelta(seconds=1)
+
+
+async def create(connection: AsyncConnection, now: datetime, weeks: int = partitions.AHEAD) -> int:
+    """Create all missing partitions, and return how many there were."""
+    created = 0
+    while await partitions.create(connection, *await partitions.next_partition(connection, now, MINUTE, weeks), MINUTE):
+        created += 1
+    return created
 
 
 async def _insert_event(connection: AsyncConnection, at: datetime) -> str:
@@ -33,7 +43,7 @@ async def _insert_event(connection: AsyncConnection, at: datetime) -> str:
 async def test_a_new_schema_has_partitions_for_five_weeks(engine: AsyncEngine) -> None:
     """An event of this week or the next four does not go to the default partition."""
     async with transaction(engine) as connection:
-        assert await partitions.ensure_ahead(connection, datetime.now(UTC)) == 0
+        assert await create(connection, datetime.now(UTC)) == 0
         partition = await _insert_event(connection, datetime.now(UTC) + timedelta(weeks=4))
     assert partition.startswith("task_events_p")
 
@@ -43,7 +53,7 @@ async def test_concurrent_workers_create_each_partition_once(engine: AsyncEngine
 
     async def ensure() -> int:
         async with transaction(engine) as connection:
-            return await partitions.ensure_ahead(connection, FAR, weeks=2)
+            return await create(connection, FAR, weeks=2)
 
     assert sum(await asyncio.gather(*(ensure() for _ in range(10)))) == 2 * 3
 
@@ -53,16 +63,87 @@ async def test_rows_move_from_the_default_partition_to_a_new_one(engine: AsyncEn
     async with transaction(engine) as connection:
         assert await _insert_event(connection, FAR) == "task_events_default"
     async with transaction(engine) as connection:
-        await partitions.ensure_ahead(connection, FAR, weeks=0)
+        await create(connection, FAR, weeks=0)
         rows = await connection.execute(text("SELECT CAST(tableoid AS regclass), occurred_at FROM task_events"))
         assert [tuple(row) for row in rows] == [("task_events_p20400102", FAR)]
+
+
+async def _partitions(connection: AsyncConnection, table: str) -> list[tuple[str, datetime]]:
+    column = "occurred_at" if table == "task_events" else "logged_at"
+    rows = await connection.execute(
+        text(f"SELECT CAST(CAST(tableoid AS regclass) AS text), {column} FROM {table} ORDER BY {column}")
+    )
+    return [(name, at) for name, at in rows]
+
+
+async def test_rows_of_past_weeks_leave_the_default_partition(engine: AsyncEngine) -> None:
+    """Also those between two weeks that have partitions; those of a clock that was ahead stay until their week comes.
+
+    The weeks to come are created first, and each one by itself.
+    """
+    days = (date(2039, 11, 2), date(2039, 12, 7), date(2039, 12, 28), date(2040, 1, 4), date(2041, 1, 1))
+    times = [datetime(day.year, day.month, day.day, tzinfo=UTC) for day in days]
+    log = "INSERT INTO task_logs (task_id, log_id, build_number, entry_id, seq, type, content, time, logged_at)"
+    async with transaction(engine) as connection:
+        await connection.execute(text("SELECT taskherd_add_partition('task_events', '2039-12-12')"))
+        for at in times:
+            await _insert_event(connection, at)
+        await connection.execute(
+            text(f"{log} VALUES (:id, 1, 1, 1, 1, 'input', '', :at, :at)"), {"id": uuid4(), "at": times[0]}
+        )
+        created = []
+        for _ in range(8):
+            created.append(await partitions.next_partition(connection, FAR, MINUTE, 1))
+            assert await partitions.create(connection, *created[-1], MINUTE)
+        assert [week.isoformat() for _, week in created] == [
+            *("2040-01-09", "2040-01-09", "2040-01-02", "2040-01-02"),
+            *("2039-10-31", "2039-12-05", "2039-12-26", "2039-10-31"),
+        ]
+        assert [parent for parent, _ in created] == [*EVENTS_AND_LOGS * 2, *["task_events"] * 3, "task_logs"]
+        assert await partitions.next_partition(connection, FAR, MINUTE, 1) == ("task_events", date(2040, 1, 2))
+        assert await create(connection, FAR, 1) == 0
+        assert await _partitions(connection, "task_events") == [
+            ("task_events_p20391031", times[0]),
+            ("task_events_p20391205", times[1]),
+            ("task_events_p20391226", times[2]),
+            ("task_events_p20400102", times[3]),
+            ("task_events_default", times[4]),
+        ]
+        assert await _partitions(connection, "task_logs") == [("task_logs_p20391031", times[0])]
+        dropped = await partitions.prune(connection, events_before=FAR - 4 * timedelta(weeks=1), logs_before=FAR)
+        assert {"task_events_p20391031", "task_logs_p20391031"} <= set(dropped)
+        assert "task_events_p20391205" not in dropped
+
+
+async def test_a_move_has_a_time_of_its_own(engine: AsyncEngine) -> None:
+    """Longer than that of other statements, or shorter; if it was too short, nothing has changed."""
+    slow = """
+CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(5.5); RETURN OLD; END';
+CREATE TRIGGER slow BEFORE DELETE ON task_events_default FOR EACH ROW EXECUTE FUNCTION slow()
+"""
+    async with transaction(engine) as connection:
+        await _insert_event(connection, FAR)
+        for statement in slow.strip().split(";\n"):
+            await connection.execute(text(statement))
+    week = ("task_events", date(2040, 1, 2))
+    with pytest.raises(StatementTimeout):
+        async with transaction(engine) as connection:
+            await partitions.create(connection, *week, timedelta(seconds=0.5))
+    async with transaction(engine) as connection:
+        assert await _partitions(connection, "task_events") == [("task_events_default", FAR)]
+    async with transaction(engine) as connection:
+        assert await partitions.create(connection, *week, MINUTE)
+        assert await _partitions(connection, "task_events") == [("task_events_p20400102", FAR)]
+        assert not await partitions.create(connection, *week, MINUTE)
+    async with transaction(engine) as connection:
+        assert (await connection.execute(text("SHOW statement_timeout"))).scalar_one() == "4500ms"
 
 
 async def test_prune_drops_old_weeks_without_unpublished_events(engine: AsyncEngine) -> None:
     """A partition that ended before the given time is dropped, unless it contains an unpublished event."""
     row = task_row()
     async with transaction(engine) as connection:
-        await partitions.ensure_ahead(connection, FAR, weeks=1)
+        await create(connection, FAR, weeks=1)
         await insert_tasks(connection, [row])
         await tasks.save(connection, [], [event(row.task.id, 1)])
         assert await partitions.prune(connection, events_before=FAR, logs_before=NOW) == []
@@ -178,7 +259,7 @@ async def test_waits_for_locks_are_limited_in_one_transaction(engine: AsyncEngin
 async def test_history_and_logs_are_pruned_by_times_of_their_own(engine: AsyncEngine) -> None:
     """A partition that ends at the time is dropped, one that ends later is not."""
     async with transaction(engine) as connection:
-        await partitions.ensure_ahead(connection, FAR, weeks=2)
+        await create(connection, FAR, weeks=2)
         dropped = await partitions.prune(
             connection,
             events_before=datetime(2040, 1, 9, tzinfo=UTC),
@@ -194,7 +275,7 @@ async def test_the_oldest_unpublished_event_keeps_its_week_and_later_ones(engine
     row = task_row()
     first = datetime(2040, 1, 11, tzinfo=UTC)  # of the second of four weeks
     async with transaction(engine) as connection:
-        await partitions.ensure_ahead(connection, FAR, weeks=3)
+        await create(connection, FAR, weeks=3)
         await insert_tasks(connection, [row])
         events = [event(row.task.id, version, first + timedelta(weeks=1) * (2 - version)) for version in (1, 2)]
         await tasks.save(connection, [], events)

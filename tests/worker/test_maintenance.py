@@ -66,10 +66,10 @@ async def test_partitions_are_created_and_dropped_without_long_waits_for_locks(
 
         return note
 
-    for name in ("ensure_ahead", "prune", "prune_feed"):
+    for name in ("next_partition", "create", "prune", "prune_feed"):
         monkeypatch.setattr(partitions, name, noting(name, getattr(partitions, name)))
     await resting.worker._maintenance.run_maintenance(NOW, None)
-    assert limits == {"ensure_ahead": "200ms", "prune": "200ms", "prune_feed": "3s"}
+    assert limits == {"next_partition": "3s", "create": "200ms", "prune": "200ms", "prune_feed": "3s"}
 
 
 async def test_what_is_counted_is_shown(resting: WorkerHarness) -> None:

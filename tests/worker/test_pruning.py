@@ -106,6 +106,30 @@ async def test_weeks_of_history_and_logs_are_created_and_dropped(resting: Worker
     }
 
 
+async def test_the_history_of_weeks_without_partitions_is_dropped_like_any_other(
+    resting: WorkerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A past week in each run, since others wait for it; rows of a time to come stay."""
+    monkeypatch.setattr(maintenance, "EVERY", 0.0)
+    weeks = [NOW - number * timedelta(weeks=1) for number in (3, 2)]
+    for at in (*weeks, NOW, NOW + timedelta(days=365)):
+        await resting.database.execute(
+            "INSERT INTO task_events (task_id, version, occurred_at, kind, document, changes, cause, prompt_version)"
+            " VALUES (gen_random_uuid(), 1, $1, 'created', '{}', '{}', '{}', 1)",
+            at,
+        )
+    history = "SELECT occurred_at FROM task_events ORDER BY occurred_at"
+    in_default = "SELECT occurred_at FROM task_events_default ORDER BY occurred_at"
+    counts = []
+    for _ in range(3):
+        await resting.worker._maintenance.run_maintenance(NOW, None)
+        counts.append(len(await resting.database.fetch(history)))
+    assert counts == [3, 2, 2]
+    assert [row[0] for row in await resting.database.fetch(history)] == [NOW, NOW + timedelta(days=365)]
+    assert [row[0] for row in await resting.database.fetch(in_default)] == [NOW + timedelta(days=365)]
+    assert resting.metric("taskherd_maintenance_failures_total") == 0
+
+
 async def test_totals_that_count_no_task_are_deleted(resting: WorkerHarness) -> None:
     """The others stay."""
     await resting.database.execute(

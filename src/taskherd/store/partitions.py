@@ -1,27 +1,46 @@
 """Weekly partitions of history and logs: created ahead of time and dropped after the retention time.
 
 Weeks start on Monday, 00:00 UTC. A row without a partition goes to the default partition, and moves when its partition
-is created.
+is created; so no row is left there when its week is past.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from taskherd.domain.liveness import MAX_SKEW
+from taskherd.store.open_connections import driver_connection
 from taskherd.store.tables import PARTITIONED
 
 AHEAD: Final = 4
 """Number of weeks for which partitions are created in advance."""
 
-ADD = text("""
-SELECT count(*) FILTER (WHERE taskherd_add_partition(parent, monday))
-FROM unnest(CAST(:parents AS text[])) AS parent, unnest(CAST(:mondays AS date[])) AS monday
-""")
+ADD: Final = "SELECT taskherd_add_partition($1, $2)"
+
+EXISTING: Final = """
+SELECT parent, to_date(right(c.relname, 8), 'YYYYMMDD') AS monday
+FROM unnest($1::text[]) AS parent
+JOIN pg_inherits AS i ON i.inhparent = to_regclass(quote_ident(parent))
+JOIN pg_class AS c ON c.oid = i.inhrelid AND c.relname ~ ('^' || parent || '_p[0-9]{8}$')
+ORDER BY monday
+"""
+
+# PostgreSQL reads only the default partition, because no other has a part of the time in question.
+STRAY: Final = {
+    "task_events": "SELECT occurred_at FROM task_events WHERE occurred_at >= $1 AND occurred_at < $2 LIMIT 1",
+    "task_logs": "SELECT logged_at FROM task_logs WHERE logged_at >= $1 AND logged_at < $2 LIMIT 1",
+}
+"""For each table, any row of a time for which it has no partition."""
+
+LIMIT_STATEMENTS: Final = "SELECT set_config('statement_timeout', $1, true)"
+
+_WEEK: Final = timedelta(weeks=1)
+_LONG_AGO: Final = date(1, 1, 1)
 
 DROP = text("""
 SELECT taskherd_drop_partitions(parent, LEAST(
@@ -71,12 +90,60 @@ async def limit_lock_waits(connection: AsyncConnection, limit: timedelta) -> Non
     await connection.execute(LIMIT_LOCK_WAITS, {"milliseconds": str(int(limit / timedelta(milliseconds=1)))})
 
 
-async def ensure_ahead(connection: AsyncConnection, now: datetime, weeks: int = AHEAD) -> int:
-    """Create the partitions of this week and the next ``weeks``; return the number created. Safe to run in parallel."""
-    first = monday(now)
-    mondays = [first + timedelta(weeks=week) for week in range(weeks + 1)]
-    created = await connection.execute(ADD, {"parents": list(PARTITIONED), "mondays": mondays})
-    return int(created.scalar_one())
+async def next_partition(
+    connection: AsyncConnection, now: datetime, limit: timedelta, weeks: int = AHEAD
+) -> tuple[str, date]:
+    """Return the table and the first day of the partition to ``create`` next; one that exists if none is missing.
+
+    Missing are the next ``weeks``, this week, and past ones that have rows in the default partition, in this order.
+    The search takes up to ``limit``. It must not be part of the transaction that creates the partition: that has to
+    wait for all who read the default partition.
+    """
+    await _limit(connection, limit)
+    existing: dict[str, list[date]] = {parent: [] for parent in PARTITIONED}
+    for parent, week in await _fetch(connection, limit, EXISTING, list(PARTITIONED)):
+        existing[parent].append(week)
+    this = monday(now)
+    for week in (*(this + number * _WEEK for number in range(1, weeks + 1)), this):
+        for parent in PARTITIONED:
+            if week not in existing[parent]:
+                return parent, week
+    for parent in PARTITIONED:
+        past = [week for week in existing[parent] if week <= this]
+        gaps = zip([_LONG_AGO, *(week + _WEEK for week in past)], past, strict=False)
+        for after, before in gaps:
+            if after == before:
+                continue
+            for (at,) in await _fetch(connection, limit, STRAY[parent], _midnight(after), _midnight(before)):
+                return parent, monday(at)
+    return PARTITIONED[0], this  # so that it shows early if this role may create none
+
+
+async def create(connection: AsyncConnection, parent: str, week: date, limit: timedelta) -> bool:
+    """Create a partition and return whether it was missing. Safe to run in parallel.
+
+    Rows are moved to it from the default partition, and whoever uses that waits, for up to ``limit``.
+
+    Raises:
+        asyncpg.PostgresError: as ``StatementTimeout`` by ``transaction``: the time was too short, no row was moved.
+    """
+    await _limit(connection, limit)
+    ((created,),) = await _fetch(connection, limit, ADD, parent, week)
+    return bool(created)
+
+
+async def _limit(connection: AsyncConnection, limit: timedelta) -> None:
+    await _fetch(connection, limit, LIMIT_STATEMENTS, str(int(limit / timedelta(milliseconds=1))))
+
+
+def _midnight(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+
+
+async def _fetch(connection: AsyncConnection, limit: timedelta, sql: str, *values: object) -> Sequence[Any]:
+    """Return the rows of a statement, for which the client waits a little longer than the server works on it."""
+    rows: Sequence[Any] = await driver_connection(connection).fetch(sql, *values, timeout=limit.total_seconds() + 1)
+    return rows
 
 
 async def prune(connection: AsyncConnection, *, events_before: datetime, logs_before: datetime) -> list[str]:

@@ -31,7 +31,7 @@ from taskherd.store import (
     task_index,
     workers,
 )
-from taskherd.store.engine import transaction
+from taskherd.store.engine import StatementTimeout, transaction
 from taskherd.worker.batch import MESSAGE_ERRORS
 from taskherd.worker.load import load_states
 from taskherd.worker.rates import RETENTION as RATES_RETENTION
@@ -61,6 +61,19 @@ All writes to the table wait behind it for as long.
 
 SETTLED_AFTER = 3600.0
 """Seconds without a jump of the clock after which rows are deleted by their age again; people can correct it before."""
+
+MOVE_TIME, MAX_MOVE_TIME = timedelta(seconds=4), timedelta(seconds=60)
+"""Time for which rows may be moved from the default partition to a new one, and once in ``LONG_MOVE_EVERY`` seconds.
+
+Whoever reads or writes the default partition waits as long: writers if the present week has no partition yet, and all
+who look up the history or the log of a task. If it is too short for a week, none of its rows is moved.
+"""
+
+LONG_MOVE_EVERY = 3600.0
+"""Seconds after which ``MAX_MOVE_TIME`` is tried again if it was too short."""
+
+MAX_CREATED = 20
+"""Maximum number of partitions that are created in one run; the next run continues."""
 
 PARTITIONS_RETRY = 300.0
 """Seconds until partitions are created or dropped again after that has failed."""
@@ -122,6 +135,7 @@ class Maintenance:
         self._requested = asyncio.Event()
         self._watermark: datetime | None = None
         self._tables_due_at = self._partitions_due_at = self._totals_due_at = monotonic()
+        self._long_move_from = monotonic()
         self._deleting_from = monotonic()
 
     def on_jump(self) -> None:
@@ -247,9 +261,24 @@ class Maintenance:
             self._partitions_due_at = self._monotonic() + PARTITIONS_RETRY
 
     async def _create_partitions(self, now: datetime) -> None:
-        async with transaction(self._context.engine) as connection:
-            await partitions.limit_lock_waits(connection, PARTITION_LOCK_TIMEOUT)
-            await partitions.ensure_ahead(connection, now)
+        """Create the missing partitions. If many rows must move, that may take long, but only once an hour."""
+        is_long = self._monotonic() >= self._long_move_from
+        try:
+            await self._create_missing(now, MAX_MOVE_TIME if is_long else MOVE_TIME)
+        except StatementTimeout:
+            if is_long:
+                self._long_move_from = self._monotonic() + LONG_MOVE_EVERY
+            raise
+
+    async def _create_missing(self, now: datetime, limit: timedelta) -> None:
+        for _ in range(MAX_CREATED):
+            async with transaction(self._context.engine) as connection:
+                parent, week = await partitions.next_partition(connection, now, limit)
+            async with transaction(self._context.engine) as connection:
+                await partitions.limit_lock_waits(connection, PARTITION_LOCK_TIMEOUT)
+                created = await partitions.create(connection, parent, week, limit)
+            if not created or week < partitions.monday(now):
+                return  # of past weeks one in each run: it has rows to move, for which others wait
 
     async def _drop_partitions(self, now: datetime) -> None:
         retention = self._context.retention
