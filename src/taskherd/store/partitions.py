@@ -37,7 +37,8 @@ STRAY: Final = {
 }
 """For each table, any row of a time for which it has no partition."""
 
-LIMIT_STATEMENTS: Final = "SELECT set_config('statement_timeout', $1, true)"
+# A week's rows are a good part of the default partition, which has no index by time.
+READ_WHOLE_TABLES: Final = "SELECT set_config('statement_timeout', $1, true), set_config('enable_seqscan', 'on', true)"
 
 _WEEK: Final = timedelta(weeks=1)
 _LONG_AGO: Final = date(1, 1, 1)
@@ -99,7 +100,7 @@ async def next_partition(
     The search takes up to ``limit``. It must not be part of the transaction that creates the partition: that has to
     wait for all who read the default partition.
     """
-    await _limit(connection, limit)
+    await _read_whole_tables(connection, limit)
     existing: dict[str, list[date]] = {parent: [] for parent in PARTITIONED}
     for parent, week in await _fetch(connection, limit, EXISTING, list(PARTITIONED)):
         existing[parent].append(week)
@@ -127,13 +128,13 @@ async def create(connection: AsyncConnection, parent: str, week: date, limit: ti
     Raises:
         asyncpg.PostgresError: as ``StatementTimeout`` by ``transaction``: the time was too short, no row was moved.
     """
-    await _limit(connection, limit)
+    await _read_whole_tables(connection, limit)
     ((created,),) = await _fetch(connection, limit, ADD, parent, week)
     return bool(created)
 
 
-async def _limit(connection: AsyncConnection, limit: timedelta) -> None:
-    await _fetch(connection, limit, LIMIT_STATEMENTS, str(int(limit / timedelta(milliseconds=1))))
+async def _read_whole_tables(connection: AsyncConnection, limit: timedelta) -> None:
+    await _fetch(connection, limit, READ_WHOLE_TABLES, str(int(limit / timedelta(milliseconds=1))))
 
 
 def _midnight(day: date) -> datetime:
