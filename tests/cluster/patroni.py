@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -31,6 +32,13 @@ ETCD_CLIENT: Final = Path("/usr/lib/python3/dist-packages/etcd")
 HEALTHY_WITHIN: Final = 180.0
 CONFIGURATION: Final = Path(__file__).parents[2] / "deploy" / "cluster" / "patroni.yml"
 """The settings that deploy/ recommends; the members of the tests differ in addresses, folders and sizes."""
+COMPOSE: Final = Path(__file__).parents[2] / "deploy" / "compose.cluster.yaml"
+"""Where the command line of etcd is."""
+
+
+def compaction() -> list[str]:
+    """Return the options with which the etcd of deploy/ forgets what its keys were."""
+    return re.findall(r"--auto-compaction-\S+", COMPOSE.read_text())
 
 
 class PatroniMember:
@@ -40,7 +48,9 @@ class PatroniMember:
         self.name = name
         self.home = home.absolute()
         self.binaries = binaries
-        self.rest_port, self.port, self.etcd_port, self.etcd_peer_port = ports.find_free([None] * 4)
+        self.rest_port, self.port, self.etcd_port, self.etcd_peer_port, self.etcd_metrics_port = ports.find_free(
+            [None] * 5
+        )
         self._password = password
         self._process: subprocess.Popen[bytes] | None = None
         self._etcd: subprocess.Popen[bytes] | None = None
@@ -53,6 +63,7 @@ class PatroniMember:
         command += ["--listen-client-urls", client, "--advertise-client-urls", client, "--name", self.name]
         command += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
         command += ["--initial-cluster", ",".join(f"{each.name}={each.etcd_peer_url}" for each in members)]
+        command += [*compaction(), "--listen-metrics-urls", f"http://{ports.HOST}:{self.etcd_metrics_port}"]
         self._etcd = processes.spawn(command, home=self.home, env=dict(os.environ), log=self._etcd_log)
 
     def until_etcd_serves(self) -> None:

@@ -23,8 +23,10 @@ from taskherd.settings import Settings
 from taskherd.store import role_settings
 from taskherd.store.engine import dispose, open_engine, transaction
 from tests.cluster.haproxy import RABBITMQ, Server, running_haproxy
+from tests.cluster.patroni import PatroniMember, compaction
 from tests.harness.pgbouncer import StartPgBouncer, recommended_settings
 from tests.harness.programs import find_program
+from tests.harness.replication import find_binaries
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 CLUSTER = DEPLOY / "cluster"
@@ -179,6 +181,58 @@ def test_the_documentation_lists_every_port_between_the_machines() -> None:
     assert all(line.startswith("host ") for line in patroni["postgresql"]["pg_hba"])
 
 
+def test_etcd_forgets_what_its_keys_were() -> None:
+    """etcd keeps all revisions unless it is told otherwise, and Patroni writes some each second: 2 GB in weeks."""
+    assert compaction() == ["--auto-compaction-mode=periodic", "--auto-compaction-retention=1h"]
+    for name in ("etcd1", "etcd2", "etcd3"):
+        assert set(compaction()) <= set(COMPOSE["services"][name]["command"][0].split())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_the_documented_commands_bring_a_full_etcd_back(
+    tmp_path: Path, announce: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An etcd at its quota renews leases but grants none, until the commands have been run."""
+    (shell,) = re.findall(r"(?ms)^```sh\n(revision=.*?)^```$", OPERATIONS)
+    etcd, etcdctl = (find_program(*each, announce) for each in (("etcd", "etcd-server"), ("etcdctl", "etcd-client")))
+    monkeypatch.setenv("ETCD_QUOTA_BACKEND_BYTES", "2000000")
+    members = [PatroniMember(f"etcd{n}", tmp_path / f"etcd{n}", find_binaries(), "") for n in (1, 2, 3)]
+    urls = {member.name: f"http://{ports.HOST}:{member.etcd_port}" for member in members}
+    cases = "".join(f'{name}) shift 4; exec {etcdctl} --endpoints {url} "$@" ;;\n' for name, url in urls.items())
+    docker = tmp_path / "docker"
+    docker.write_text(f'#!/bin/sh\n[ "$2" = up ] && echo "$@" >>up && exit\nshift; case $3 in\n{cases}esac\nexit 1\n')
+    docker.chmod(0o755)
+
+    def control(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [etcdctl, "--endpoints", urls["etcd2"], *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    try:
+        for member in members:
+            member.start_etcd(etcd, members)
+        for member in members:
+            member.until_etcd_serves()
+        lease = control("lease", "grant", "3600").stdout.split()[1]
+        puts = (control("put", "key", "x" * 100_000) for _ in range(100))
+        assert "database space exceeded" in next(put.stderr for put in puts if put.returncode)
+        assert control("lease", "keep-alive", "--once", lease).returncode == 0
+        assert "database space exceeded" in control("lease", "grant", "20").stderr
+
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        subprocess.run(["sh", "-euc", shell], cwd=tmp_path, env=environment, check=True, timeout=60)
+        assert control("lease", "grant", "20").returncode == 0
+        assert control("put", "key", "x" * 100_000).returncode == 0
+        assert control("alarm", "list").stdout == ""
+        sizes = re.findall(r'"DBSize" : (\d+)', control("endpoint", "status", "--cluster", "-w", "fields").stdout)
+        assert len(sizes) == 3
+        assert all(int(size) < 1_000_000 for size in sizes)
+    finally:
+        for member in members:
+            member.kill()
+    assert (tmp_path / "up").read_text().splitlines() == [f"compose up -d --no-deps --wait {name}" for name in urls]
+
+
 def test_patronictl_is_called_where_it_works() -> None:
     """The documented command names a member, and the file of Patroni's settings in it."""
     service, path = re.findall(r"docker compose exec (\w+) patronictl -c (\S+) list", OPERATIONS)[0]
@@ -197,12 +251,39 @@ def test_all_rabbitmq_nodes_have_the_same_settings() -> None:
 def test_prometheus_scrapes_all_rabbitmq_nodes() -> None:
     """The file of targets that is mounted over the one for a single node names each node."""
     names = re.findall(r"nodes\.\d = rabbit@(\S+)", (CLUSTER / "rabbitmq.conf").read_text())
-    (mount,) = COMPOSE["services"]["prometheus"]["volumes"]
-    source, target, _ = mount.split(":")
-    [group] = yaml.safe_load((DEPLOY / source).read_text())
+    target, group = _targets("rabbitmq")
     assert group["targets"] == [f"{name}:15692" for name in names]
-    [single] = yaml.safe_load((DEPLOY / "prometheus" / Path(target).name).read_text())
+    [single] = yaml.safe_load((DEPLOY / "prometheus" / target).read_text())
     assert single["targets"] == group["targets"][:1]
+
+
+@pytest.mark.parametrize(("job", "members"), [("etcd", "etcd"), ("patroni", "postgres")])
+def test_prometheus_scrapes_all_members(job: str, members: str) -> None:
+    """Each is a target, in a network of Prometheus, at a port where it listens; without the cluster, none is."""
+    target, group = _targets(job)
+    services = {name: each for name, each in COMPOSE["services"].items() if re.fullmatch(rf"{members}\d", name)}
+    etcd = COMPOSE["services"]["etcd1"]["command"][0]
+    listening = {
+        "etcd": re.findall(r"--listen-metrics-urls http://0\.0\.0\.0:(\d+)", etcd),
+        "patroni": [yaml.safe_load((CLUSTER / "patroni.yml").read_text())["restapi"]["listen"].rpartition(":")[2]],
+    }
+    (port,) = listening[job]
+    assert group["targets"] == [f"{name}:{port}" for name in services]
+    assert len(services) == 3
+    for service in services.values():
+        assert set(service["networks"]) & set(BASE["services"]["prometheus"]["networks"])
+    assert yaml.safe_load((DEPLOY / "prometheus" / target).read_text()) == []
+    jobs = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    (configured,) = (each for each in jobs if each["job_name"] == job)
+    assert configured["file_sd_configs"] == [{"files": [target]}]
+
+
+def _targets(job: str) -> tuple[str, dict[str, Any]]:
+    """Return the name of the file in Prometheus's folder that the cluster's is mounted over, and what that has."""
+    mounts = [each.split(":") for each in COMPOSE["services"]["prometheus"]["volumes"]]
+    ((source, target),) = ((source, target) for source, target, _ in mounts if source.endswith(f"-{job}.yml"))
+    [group] = yaml.safe_load((DEPLOY / source).read_text())
+    return Path(target).relative_to("/etc/prometheus").name, group
 
 
 def test_each_process_knows_all_rabbitmq_nodes(tmp_path: Path) -> None:
