@@ -139,7 +139,8 @@ def test_the_name_of_each_rabbitmq_node_leads_to_it_alone() -> None:
 
 def test_the_documented_backup_of_the_cluster_asks_its_leader(tmp_path: Path) -> None:
     """The commands run in a member that is started, as the superuser, whose password it has, and ask the leader."""
-    shell = "".join(re.findall(r"(?ms)^```sh\n(as_superuser.*?)^```$", OPERATIONS)[:2])
+    shell = "".join(re.findall(r"(?ms)^```sh\n((?:dump=\S+\n)?as_superuser.*?)^```$", OPERATIONS)[:2])
+    (tmp_path / "taskherd-2026-01-31.dump").touch()
     programs = {
         "docker": 'echo "$@" >>calls; shift 4; exec "$@"',
         **dict.fromkeys(("pg_dump", "pg_restore"), 'echo "${0##*/} $PGUSER@$PGHOST $*" >>calls'),
@@ -159,6 +160,8 @@ def test_the_documented_backup_of_the_cluster_asks_its_leader(tmp_path: Path) ->
     assert "haproxy" in COMPOSE["services"]
     assert [call for call in calls if call.startswith("pg_")] == [
         "pg_dump postgres@haproxy -Fc taskherd",
+        "pg_restore postgres@haproxy -f -",
+        "pg_restore postgres@haproxy -f -",
         "pg_restore postgres@haproxy -d taskherd --exit-on-error",
     ]
 
@@ -182,7 +185,7 @@ def test_the_documentation_lists_every_port_between_the_machines() -> None:
 
 
 def test_etcd_forgets_what_its_keys_were() -> None:
-    """etcd keeps all revisions unless it is told otherwise, and Patroni writes some each second: 2 GB in weeks."""
+    """Unless it is told otherwise, etcd keeps all revisions, and Patroni writes some each second: 2 GB in weeks."""
     assert compaction() == ["--auto-compaction-mode=periodic", "--auto-compaction-retention=1h"]
     for name in ("etcd1", "etcd2", "etcd3"):
         assert set(compaction()) <= set(COMPOSE["services"][name]["command"][0].split())

@@ -546,7 +546,7 @@ async def test_a_backup_is_restored_on_a_new_server(installation: Installation, 
 def test_the_documented_restores_make_the_roles_first() -> None:
     """Each documented restore that needs the roles of roles.sql runs it before."""
     operations = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-    blocks = [block for block in operations.split("```") if block.startswith("sh\n") and "pg_restore" in block]
+    blocks = [block for block in operations.split("```") if block.startswith("sh\n") and "--exit-on-error" in block]
     assert len(blocks) == 4
     with_roles = [block for block in blocks if "docker compose" not in block and "as_superuser" not in block]
     assert len(with_roles) == 2
