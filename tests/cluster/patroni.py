@@ -248,6 +248,11 @@ class PatroniCluster:
         response = await self._http.post(url, json={"leader": leader.name}, timeout=60)
         assert response.status_code in {200, 202}, response.text
 
+    async def pause(self, *, paused: bool) -> None:
+        """Let all Patronis leave PostgreSQL alone as in maintenance, or look after it again."""
+        url = f"http://{ports.HOST}:{self.members[0].rest_port}/config"
+        (await self._http.patch(url, json={"pause": paused or None}, timeout=60)).raise_for_status()
+
     async def _get(self, member: PatroniMember, path: str) -> dict[str, Any] | None:
         with suppress(httpx.HTTPError):
             response = await self._http.get(f"http://{ports.HOST}:{member.rest_port}{path}")

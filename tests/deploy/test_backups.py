@@ -42,7 +42,7 @@ def folder(tmp_path: Path, database_url: str) -> Path:
     for name, body in PROGRAMS.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o755)
-    command = [find_binaries().folder / "pg_dump", "-Fc", "-f", tmp_path / "whole", database_url]
+    command = [str(find_binaries().folder / "pg_dump"), "-Fc", "-f", str(tmp_path / "whole"), database_url]
     subprocess.run(command, check=True, timeout=60)
     return tmp_path
 

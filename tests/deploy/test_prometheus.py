@@ -105,6 +105,7 @@ def test_the_jobs_have_the_names_that_alerts_select() -> None:
     assert {job["job_name"] for job in yaml.safe_load(block)["scrape_configs"]} == jobs
     for rule in alerts().values():
         assert set(re.findall(r'job="(taskherd-\w+)"', rule["expr"])) <= jobs
+        assert all(set(each.split("|")) <= jobs for each in re.findall(r'job=~"([\w|]+)"', rule["expr"]))
     (files,) = configured["alerting"]["alertmanagers"][0]["file_sd_configs"]
     assert yaml.safe_load((PROMETHEUS / files["files"][0]).read_text()) == []
 

@@ -22,6 +22,8 @@ TESTS = FILE.parent
 SERIES = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 NOT_OURS = frozenset({"up"})
 """Metrics that Prometheus makes itself."""
+OF_OTHERS = ("etcd_", "patroni_")
+"""How the names of those begin that the tests of failovers read from a cluster."""
 
 
 def key_of(text: str) -> tuple[str, Series]:
@@ -37,7 +39,7 @@ def all_series(path: Path) -> set[tuple[str, Series]]:
     """Return the series of all unit tests of a file."""
     tests = yaml.safe_load(path.read_text())["tests"]
     found = {key_of(each["series"]) for test in tests for each in test.get("input_series", ())}
-    return {(job, key) for job, key in found if key[0] not in NOT_OURS}
+    return {(job, key) for job, key in found if key[0] not in NOT_OURS and not key[0].startswith(OF_OTHERS)}
 
 
 def comparable(test: dict[str, Any], *, repeats: bool) -> dict[str, str]:
