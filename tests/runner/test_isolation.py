@@ -11,16 +11,19 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from taskherd.runner import template
+from taskherd.runner.workspaces.cgroups import Cgroups
 from tests.harness.isolation import (
     BOTH,
     BWRAP,
@@ -687,3 +690,19 @@ async def test_variables_of_a_command_beside_an_agent_have_no_effect_outside_its
     assert "libc.so" in linked, "the shell's libraries"
     assert "bwrap" not in linked
     assert "libcap" not in linked, "one of bubblewrap's libraries"
+
+
+@pytest.mark.skipif(CGROUPS not in MODES, reason="only root can make a cgroup")
+def test_the_cgroups_of_all_runs_of_a_task_are_removed() -> None:
+    """With what runs in them; that of a later run stays."""
+    task_id, limits = uuid.uuid4(), template.parse({"command": ["a"]}).limits
+    with ExitStack() as sleeping, cgroup() as root:
+        cgroups = Cgroups(root)
+        processes = [sleeping.enter_context(subprocess.Popen(["sleep", "600"])) for _ in range(3)]
+        for number, process in enumerate(processes, start=9):
+            (cgroups.create(task_id, number, limits) / "cgroup.procs").write_text(str(process.pid))
+        assert cgroups.remove(task_id, 10) == 0
+        assert [process.wait(timeout=30) for process in processes[:2]] == [-signal.SIGKILL] * 2
+        assert [path.name for path in root.iterdir() if path.is_dir()] == [f"{task_id}-11"]
+        assert processes[2].poll() is None
+        assert cgroups.remove(task_id, 11) == 0

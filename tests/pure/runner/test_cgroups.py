@@ -18,7 +18,7 @@ from taskherd.runner.workspaces.isolation import Isolation
 from taskherd.runner.workspaces.launch_plan import LaunchPlan, plan_launch
 from taskherd.runner.workspaces.sandbox import Sandbox
 
-TASK = UUID(int=0xC6)
+TASK, OTHER = UUID(int=0xC6), UUID(int=0xC7)
 
 
 def delegated(folder: Path, controllers: str = "cpuset cpu io memory pids") -> Cgroups:
@@ -77,6 +77,17 @@ def test_the_end_of_a_run_kills_what_is_in_its_cgroup(tmp_path: Path) -> None:
     assert (path / "cgroup.kill").read_text() == "1"
 
 
+def test_no_earlier_run_of_a_task_keeps_its_cgroup(tmp_path: Path) -> None:
+    """A start may be accepted while the agent of an earlier one lives; other tasks keep theirs, and later runs."""
+    cgroups = delegated(tmp_path)
+    runs = [cgroups.create(TASK, number, limits()) for number in (2, 9, 10, 11)]
+    other = cgroups.create(OTHER, 2, limits())
+    for path in (*runs, other):
+        (path / "cgroup.events").write_text("populated 0\nfrozen 0\n")
+    assert cgroups.remove(TASK, 10) == 0
+    assert [(path / "cgroup.kill").exists() for path in (*runs, other)] == [True, True, True, False, False]
+
+
 def test_processes_that_cannot_be_killed_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that is stuck in the kernel stays for a while; a cgroup that is empty meanwhile has none left."""
     monkeypatch.setattr(module, "END_TIMEOUT", 0.2)
@@ -93,6 +104,11 @@ def test_processes_that_cannot_be_killed_are_counted(tmp_path: Path, monkeypatch
     emptied.start()
     assert cgroups.remove(TASK, 6) == 0
     assert time.monotonic() - started < 30
+    (cgroups.create(TASK, 4, limits()) / "cgroup.events").write_text("populated 1\n")
+    (tmp_path / f"{TASK}-4" / "cgroup.procs").write_text("6\n")
+    (path / "cgroup.events").write_text("populated 1\n")
+    monkeypatch.setattr(module, "END_TIMEOUT", 0)
+    assert cgroups.remove(TASK, 6) == 3, "of all its runs"
     emptied.join()
 
 

@@ -431,7 +431,7 @@ async def test_a_kill_ends_the_grace_time(builds: Builds) -> None:
 async def test_a_delete_removes_the_files(builds: Builds, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once nothing runs any more; what cannot be removed is an error."""
     (builds.folder.work / "file").write_text("")
-    assert (await builds.execute("stop"), builds.ended) == (None, [0])
+    assert (await builds.execute("stop"), builds.ended) == (None, [1])
     builds.left = 1
     assert "1 processes of the agent could not be killed" in str(await builds.execute("delete"))
     assert builds.folder.work.exists()

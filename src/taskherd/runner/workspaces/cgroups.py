@@ -55,24 +55,36 @@ class Cgroups:
         return path
 
     def remove(self, task_id: UUID, build_number: int) -> int:
-        """Kill all processes in the cgroup of a run, wait until they are gone, and remove it.
+        """Kill all processes in the cgroups of a task's runs, up to this build's, and remove them once these are gone.
 
-        Return the number of processes that are left.
+        There are several if a start was accepted while the agent of an earlier one lived. Return the number of
+        processes that are left.
         """
-        path = self._path(task_id, build_number)
+        paths = [path for path in self._root.glob(f"{task_id}-*") if _build_number(path) <= build_number]
+        for path in paths:
+            with suppress(OSError):  # it may be removed already
+                (path / "cgroup.kill").write_text("1")
         deadline = time.monotonic() + END_TIMEOUT
-        with suppress(OSError):  # it may be removed already
-            (path / "cgroup.kill").write_text("1")
-            while _is_populated(path) and time.monotonic() < deadline:
-                time.sleep(_POLL_INTERVAL)
-            left = len((path / "cgroup.procs").read_text().split()) if _is_populated(path) else 0
-            if left:
-                return left
-            path.rmdir()
-        return 0
+        return sum(_remove(path, deadline) for path in paths)
 
     def _path(self, task_id: UUID, build_number: int) -> Path:
         return self._root / f"{task_id}-{build_number}"
+
+
+def _build_number(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])
+
+
+def _remove(path: Path, deadline: float) -> int:
+    """Remove a cgroup once its processes are gone. Return the number of those that are left at the deadline."""
+    with suppress(OSError):  # as above
+        while _is_populated(path) and time.monotonic() < deadline:
+            time.sleep(_POLL_INTERVAL)
+        left = len((path / "cgroup.procs").read_text().split()) if _is_populated(path) else 0
+        if left:
+            return left
+        path.rmdir()
+    return 0
 
 
 def _is_populated(path: Path) -> bool:

@@ -93,7 +93,10 @@ class Isolation:
             (folder.work / run.workdir).mkdir(parents=True, exist_ok=True)
 
     def end(self, task_id: UUID, build_number: int) -> int:
-        """Kill all processes of a task's user and of its run's cgroup. Return the number of those that are left."""
+        """Kill all processes of a task's user and of its runs' cgroups, up to this build's.
+
+        Return the number of those that are left.
+        """
         left = self.cgroups.remove(task_id, build_number) if self.cgroups is not None else 0
         if self.users is not None:
             left = max(left, self.users.end(task_id))

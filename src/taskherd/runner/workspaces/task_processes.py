@@ -23,9 +23,7 @@ class TaskProcesses:
 
     async def end(self) -> int:
         """End all processes of the task. Return the number of those left."""
-        start = self._journal.start
-        number = start.build_number if start is not None else 0
-        return await asyncio.to_thread(self._end_all, number)
+        return await asyncio.to_thread(self._end_all, self._journal.build_number)
 
     async def end_unknown_runs(self) -> None:
         """Kill what is left of runs that no shim has recorded the exit of, such as those of a journal that was lost."""
