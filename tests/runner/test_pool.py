@@ -10,7 +10,7 @@ import pytest
 
 from tests.harness.api import running_api
 from tests.harness.runner import RunnerHarness, RunnerSubprocess, eventually, eventually_async, runner_harness
-from tests.harness.tcp_proxy import TcpProxy
+from tests.harness.tcp_proxy import TcpProxy, through
 from tests.harness.worker import running_worker, worker_harness
 
 pytestmark = pytest.mark.timeout(180)
@@ -186,6 +186,35 @@ async def test_a_reconnecting_runner_stops_an_agent_whose_task_moved(impatient_h
     await until_only_the_new_agent_runs(impatient_harness, moved)
     await impatient_harness.until_status(kept, "active")
     assert impatient_harness.marked(kept) == agents
+    await relay.stop()
+
+
+async def test_a_reconnecting_runner_removes_a_task_that_another_one_has_deleted(
+    impatient_harness: RunnerHarness,
+) -> None:
+    """It asks again, also if all copies of the delete to it have expired; another agent of its own goes on."""
+    relay = await TcpProxy.before(impatient_harness.worker.urls[1])
+    await impatient_harness.start("r1", amqp_url=through(impatient_harness.worker.urls[1], relay))
+    deleted, kept = [await impatient_harness.task("say:up", "sleep") for _ in range(2)]
+    for task_id in (deleted, kept):
+        await impatient_harness.until_output(task_id, "up")
+    agents = impatient_harness.marked(kept)
+    relay.freeze()
+    relay.cut()
+    await impatient_harness.start("r2")
+    assert (await impatient_harness.worker.command("task.delete", deleted))["ok"]
+    await impatient_harness.worker.until_row(DELETED, deleted)
+    assert impatient_harness.marked(deleted)
+    own_queue = await impatient_harness.worker.channel.get_queue(
+        f"{impatient_harness.worker.prefix}.work.r1", ensure=False
+    )
+    await own_queue.purge(timeout=30)
+    relay.thaw()
+    await eventually(lambda: runners_of(impatient_harness, deleted) == [])
+    assert not impatient_harness.marked(deleted)
+    await impatient_harness.until_status(kept, "active")
+    assert impatient_harness.marked(kept) == agents
+    assert impatient_harness.worker.reasons() == []
     await relay.stop()
 
 

@@ -319,7 +319,7 @@ class Metrics:
         )
         self.runner_orphans = self._counter(
             "runner_orphans",
-            "Workspaces on this disk whose task was deleted elsewhere, and which were removed at startup.",
+            "Workspaces on this disk that were removed because their task was deleted, without a request.",
         )
         self.runner_output_lost = self._counter("runner_output_lost_bytes", "Bytes of agent output that were dropped.")
         self.runner_agent_events_bad = self._counter(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 import uvloop
 
-from taskherd import __version__, open_files
+from taskherd import __version__, open_files, retry
 from taskherd.broker import topology
 from taskherd.broker.command_client import CommandClient
 from taskherd.broker.connections import BrokerConnections
@@ -48,7 +48,7 @@ from taskherd.runner.workspaces.users import AgentUsers
 from taskherd.settings.isolation import parse_uids
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from uuid import UUID
 
     from taskherd.broker import AbstractChannel
@@ -61,6 +61,8 @@ PREFETCH = 8_000
 """Maximum number of unacknowledged requests; each task may have one input whose outcome is not known yet."""
 REPLY_TIMEOUT = 5.0
 """Seconds to wait for the worker's reply to a hello, a question or a claim."""
+LOOK_EVERY = 3600.0
+"""Seconds after which tasks on this disk are looked for that were deleted meanwhile through another runner."""
 DRAIN_SHARE = 0.9
 """Share of the grace time in which a drain pauses the agents and delivers the reports; the rest is for closing."""
 PR_SET_DUMPABLE = 4
@@ -209,29 +211,29 @@ class RunnerProcess:
                 raise result
 
     async def _find_orphans(self) -> None:
-        """After each connection, end the agents of tasks that another runner has taken over meanwhile.
+        """After each connection, end the agents of tasks that another runner has taken over, and remove deleted ones.
 
-        After the first one, also remove those that were deleted meanwhile; later the worker's requests, which it
-        repeats, do that. Tasks that the database does not know are kept, with their agents.
+        Their requests may have expired while this runner was cut off. Those of a task that has moved and is deleted
+        later go to the other runner, so deleted ones are looked for every ``LOOK_EVERY`` seconds, too. Tasks that the
+        database does not know are kept, with their agents.
         """
-        removes_deleted = True
         while True:
-            await self._connected.wait()
+            await retry.wait(self._connected, LOOK_EVERY)
+            has_connected = self._connected.is_set()
             self._connected.clear()
             if builds := self._dispatcher.builds:
                 found = await orphans.find_orphans(self._claims, self._name, list(builds), self._on_error)
-                for task_id in found.elsewhere:
+                for task_id in found.elsewhere if has_connected else ():
                     self._dispatcher.end_taken_over(task_id, builds[task_id])
-                self._remove(found.deleted if removes_deleted else ())
+                self._remove(found.deleted)
                 self._warn_of_unknown(found.unknown)
-            removes_deleted = False
 
-    def _remove(self, deleted: Iterable[UUID]) -> None:
-        """Remove tasks on this disk that were deleted."""
+    def _remove(self, deleted: Sequence[UUID]) -> None:
+        """Remove tasks on this disk that were deleted, but for those that a request has just done it to."""
         for task_id in deleted:
-            log.info("task was deleted, removing its files", task_id=str(task_id))
-            self.metrics.runner_orphans.inc()
-            self._dispatcher.discard(task_id)
+            if self._dispatcher.discard(task_id):
+                log.info("task was deleted, removing its files", task_id=str(task_id))
+                self.metrics.runner_orphans.inc()
 
     def _warn_of_unknown(self, unknown: Sequence[UUID]) -> None:
         """Log where the files of tasks are that the database does not know, and what may be the cause."""

@@ -86,10 +86,9 @@ class Dispatcher:
                 self._restart_later(folder.task_id, str(error))
         return len(self._supervisors)
 
-    def discard(self, task_id: UUID) -> None:
-        """Stop and remove a task that was deleted, without reports."""
-        if task_id in self._supervisors:
-            self._supervisors[task_id].discard()
+    def discard(self, task_id: UUID) -> bool:
+        """Stop and remove a task that was deleted, without reports. Return False if that is done already."""
+        return task_id in self._supervisors and self._supervisors[task_id].discard()
 
     def end_taken_over(self, task_id: UUID, build_number: int) -> None:
         """Stop the agent of a task that another runner has taken over, unless a later build was accepted here."""

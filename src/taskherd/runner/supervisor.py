@@ -148,10 +148,15 @@ class TaskSupervisor:
         if self._journal.transition != "start":
             self._workspace.kill()
 
-    def discard(self) -> None:
-        """Stop the agent and remove everything, without reports: the task was deleted."""
-        self._outbox.discard()
+    def discard(self) -> bool:
+        """Stop the agent and remove everything, without reports: the task was deleted.
+
+        Return False if a delete is in progress or done: the worker may wait for its report.
+        """
+        if self._journal.transition == "delete" and self._journal.phase is not Phase.FAILED:
+            return False
         self._builds.put(DiscardTask(self._journal.build_number + 1))
+        return True
 
     def end_taken_over(self, build_number: int) -> None:
         """Stop the agent, because another runner has taken the task over, unless a build was accepted since."""
@@ -268,8 +273,9 @@ class TaskSupervisor:
             await self._execute()
 
     async def _handle_discard(self, discard: DiscardTask) -> None:
-        """Delete the task, unless a later build was accepted since the request: then the task exists."""
+        """Delete the task, unless a later build was accepted since the request: then that is reported, or it exists."""
         if discard.build_number > self._journal.build_number:
+            self._outbox.discard()
             self._journal.accept_build("delete", discard.build_number)
             await self._save_accepted()
             await self._execute()

@@ -94,13 +94,17 @@ class Parts:
         self.process = RunnerProcess(settings(root, **fields))
         self.deeds: list[Any] = []
         self.builds: dict[UUID, int] = {}
+        self.discarded: set[UUID] = set()
         self.consuming = True
         self.failure: Exception | None = None
         self.process._dispatcher = self.process._consumer = self.process._sender = self  # type: ignore[assignment]
 
-    def discard(self, task_id: UUID) -> None:
-        """Note it."""
+    def discard(self, task_id: UUID) -> bool:
+        """Note it, and return whether it is the first time."""
         self.deeds.append(("discard", task_id))
+        is_first = task_id not in self.discarded
+        self.discarded.add(task_id)
+        return is_first
 
     def end_taken_over(self, task_id: UUID, build_number: int) -> None:
         """Note it."""
@@ -193,7 +197,7 @@ def test_how_a_runner_drains_is_a_setting(tmp_path: Path, mode: str, *, drains: 
 
 
 async def test_orphans_are_looked_for_after_each_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was deleted meanwhile is removed only after the first one, at which there may be no tasks yet."""
+    """What was deleted meanwhile is removed, and counted once; at the first one there may be no tasks yet."""
     parts = Parts(tmp_path)
     asked: list[list[UUID]] = []
 
@@ -203,7 +207,7 @@ async def test_orphans_are_looked_for_after_each_connection(tmp_path: Path, monk
         return Orphans(deleted=[ONE], unknown=[TWO], elsewhere=[THREE])
 
     def were_asked(rounds: int) -> bool:
-        return len(asked) == parts.deeds.count(("end", THREE, 3)) == rounds
+        return len(asked) == parts.deeds.count(("discard", ONE)) == rounds
 
     monkeypatch.setattr(orphans, "find_orphans", find)
     parts.builds = {ONE: 1, TWO: 2, THREE: 3}
@@ -215,9 +219,10 @@ async def test_orphans_are_looked_for_after_each_connection(tmp_path: Path, monk
             parts.process._connected.set()
             await parts.until(partial(were_asked, rounds))
     await asyncio.sleep(0)
-    assert parts.deeds == [("end", THREE, 3), ("discard", ONE), ("end", THREE, 3)]
+    assert parts.deeds == [("end", THREE, 3), ("discard", ONE)] * 2
     assert parts.process.metrics.runner_orphans._value.get() == 1
     assert asked == [[ONE, TWO, THREE]] * 2
+    assert [entry["task_id"] for entry in logged if "was deleted" in entry["event"]] == [str(ONE)]
     unknown = [entry["folder"] for entry in logged if "does not know" in entry["event"]]
     assert unknown == [str(tmp_path / str(TWO))] * 2
     looking.cancel()
@@ -227,8 +232,26 @@ async def test_orphans_are_looked_for_after_each_connection(tmp_path: Path, monk
     await later.until(lambda: not later.process._connected.is_set())
     later.builds = {ONE: 1, THREE: 3}
     later.process._connected.set()
-    await later.until(lambda: later.deeds)
-    assert later.deeds == [("end", THREE, 3)]
+    await later.until(lambda: ("discard", ONE) in later.deeds)
+    assert later.deeds == [("end", THREE, 3), ("discard", ONE)]
+    looking.cancel()
+
+
+async def test_deleted_tasks_are_looked_for_from_time_to_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that has moved may be deleted later; only a connection tells that one has moved."""
+    parts = Parts(tmp_path)
+    parts.builds = {ONE: 1, THREE: 3}
+
+    async def find(*_: object) -> Orphans:
+        return Orphans(deleted=[ONE], elsewhere=[THREE])
+
+    monkeypatch.setattr(orphans, "find_orphans", find)
+    monkeypatch.setattr(app, "LOOK_EVERY", 0.01)
+    looking = asyncio.create_task(parts.process._find_orphans())
+    await parts.until(lambda: len(parts.deeds) == 2)
+    assert parts.deeds == [("discard", ONE)] * 2
+    parts.process._connected.set()
+    await parts.until(lambda: ("end", THREE, 3) in parts.deeds)
     looking.cancel()
 
 

@@ -404,16 +404,56 @@ async def test_a_task_that_was_deleted_elsewhere_is_discarded(runner: Runner) ->
     runner.deliver("stop", 2)
     await runner.until(lambda: len(runner.workspace.executed) == 2)
     runner.supervisor._journal.build_number = 1  # as it was just before
-    runner.dispatcher.discard(runner.task.task_id)
+    assert runner.dispatcher.discard(runner.task.task_id)
     runner.supervisor._journal.build_number = 2
-    runner.dispatcher.discard(UUID(int=1))
+    assert not runner.dispatcher.discard(UUID(int=1))
     runner.workspace.may_go_on.set()
     await runner.until(runner.is_idle)
     assert (runner.journal().transition, runner.task.path.exists()) == ("stop", True)
-    runner.dispatcher.discard(runner.task.task_id)
+    assert runner.builds()[-1] == ("stop", 2, "succeeded", None)
+    assert runner.dispatcher.discard(runner.task.task_id)
     await runner.until(lambda: not runner.dispatcher._supervisors)
     assert runner.workspace.executed == [("start", 1), ("stop", 2), ("delete", 3)]
     assert (len(runner.workspace.outbox), runner.task.path.exists()) == (0, False)
+
+
+async def test_a_delete_in_progress_is_reported_although_its_task_is_discarded(runner: Runner) -> None:
+    """The worker waits for its report; one that has failed is done again, without another one."""
+    await runner.execute("start", 1)
+    runner.workspace.may_go_on.clear()
+    runner.deliver("stop", 2)
+    await runner.until(lambda: len(runner.workspace.executed) == 2)
+    runner.deliver("delete", 3)
+    await runner.until(lambda: len(runner.supervisor._builds))
+    assert runner.dispatcher.discard(runner.task.task_id), "the delete has not begun"
+    runner.workspace.error = "busy"
+    runner.workspace.may_go_on.set()
+    await runner.until(lambda: len(runner.workspace.executed) == 3 and runner.is_idle())
+    assert runner.builds()[-1] == ("delete", 3, "failed", None)
+    runner.workspace.error = None
+    runner.workspace.may_go_on.clear()
+    runner.deliver("delete", 4)
+    await runner.until(lambda: len(runner.workspace.executed) == 4)
+    assert not runner.dispatcher.discard(runner.task.task_id)
+    runner.workspace.may_go_on.set()
+    await runner.until(lambda: runner.journal().phase is Phase.DONE)
+    assert not runner.dispatcher.discard(runner.task.task_id), "its report waits to be confirmed"
+    assert runner.builds()[-1] == ("delete", 4, "succeeded", None)
+    runner.workspace.outbox.confirm(len(runner.workspace.outbox))
+    await runner.until(lambda: not runner.dispatcher._supervisors)
+    assert len(runner.workspace.executed) == 4
+
+
+async def test_a_delete_that_has_failed_is_done_again_by_a_discard(runner: Runner) -> None:
+    """Nobody may ask for it any more, as after another runner's report."""
+    await runner.execute("start", 1)
+    runner.workspace.error = "busy"
+    await runner.execute("delete", 2)
+    runner.workspace.error = None
+    assert runner.dispatcher.discard(runner.task.task_id)
+    await runner.until(lambda: not runner.dispatcher._supervisors)
+    assert runner.workspace.executed[1:] == [("delete", 2), ("delete", 3)]
+    assert not runner.task.path.exists()
 
 
 async def test_a_draining_runner_has_its_agents_started_again(runner: Runner) -> None:
