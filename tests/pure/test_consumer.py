@@ -376,6 +376,7 @@ async def test_a_consumer_is_subscribed_when_each_of_its_queues_is() -> None:
     assert (consumer.consuming, consumer._prefetch_of_each) == (True, 3)
     second.consuming = False
     assert not consumer.consuming
+    assert [consumer.consumes(queue) for queue in ("q0", "q1", "q2")] == [True, False, False]
     consumer._sources = consumer._sources[:1]
     assert (consumer.consuming, consumer._prefetch_of_each) == (True, 7)
     first.consuming = False

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from taskherd.broker import topology
 from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.topology import TopologyNames
 from taskherd.errors import Unavailable
-from taskherd.runner.hello import check_queues
-from tests.harness.runner import eventually, runner_harness
+from taskherd.runner.hello import check_queues, count_consumers
+from tests.harness.runner import eventually, eventually_async, runner_harness
 from tests.harness.worker import external_harness, running_worker
 
 pytestmark = pytest.mark.timeout(180)
@@ -54,3 +56,30 @@ async def test_queues_without_an_exchange_of_claims_are_not_used(amqp_url: str, 
         await channel.exchange_delete(names.claims, timeout=30)
     finally:
         await connection.close()
+
+
+async def test_the_consumers_of_a_queue_are_counted(amqp_url: str, amqp_prefix: str) -> None:
+    """RabbitMQ lets a quorum queue have two that are exclusive, so a runner cannot keep its name by being one."""
+    names = TopologyNames(amqp_prefix)
+    connection = SupervisedConnection(amqp_url, "test")
+    connection.start()
+    channels = [await connection.channel() for _ in range(2)]
+    await channels[0].exchange_declare(names.work, exchange_type="topic", durable=True, timeout=30)
+    queue = await topology.declare_work_queue(channels[0], names, "r-1")
+    try:
+        assert await count_consumers(connection, queue) == 0
+        for channel in channels:
+            await channel.basic_consume(queue, ignore, exclusive=True, timeout=30)
+        await eventually_async(partial(count_consumers, connection, queue), (2).__eq__)
+        await channels[0].close()
+        await eventually_async(partial(count_consumers, connection, queue), (1).__eq__)
+        await channels[1].queue_delete(queue, timeout=30)
+        with pytest.raises(Unavailable, match=queue):
+            await count_consumers(connection, queue)
+        await channels[1].exchange_delete(names.work, timeout=30)
+    finally:
+        await connection.close()
+
+
+async def ignore(_: object) -> None:
+    """Leave a message unacknowledged."""

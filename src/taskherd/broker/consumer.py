@@ -103,6 +103,10 @@ class Consumer:
         subscribed = {each.source.queue for each in self._subscriptions.values() if each.consuming}
         return bool(self._sources) and subscribed.issuperset(source.queue for source in self._sources)
 
+    def consumes(self, queue: str) -> bool:
+        """Return whether subscribed to this queue, as far as is known."""
+        return any(each.consuming for each in self._subscriptions.values() if each.source.queue == queue)
+
     @property
     def has_stopped(self) -> bool:
         """True once consuming has stopped for good: nothing comes after what is buffered."""

@@ -40,6 +40,7 @@ What survives what:
   error that says so. Stops and deletes are executed.
 - The runner's queues do not exist: the worker declares them when the runner says hello (``hello``), which it repeats
   until then.
+- Another process consumes under this runner's name: it waits (``sole_consumer``), and its agents and reports go on.
 - A task was deleted while this runner was away: after each connection ``orphans`` asks the worker about each task, and
   the runner removes those that were deleted.
 - The database was restored from an older backup: tasks that it does not know stay as they are, and the log names them.

@@ -36,10 +36,11 @@ from taskherd.runner.claims import Claims
 from taskherd.runner.context import RunnerContext
 from taskherd.runner.dispatcher import Dispatcher
 from taskherd.runner.drain import Drain
-from taskherd.runner.hello import Hellos, check_queues
+from taskherd.runner.hello import Hellos, check_queues, count_consumers
 from taskherd.runner.metric_labels import LABEL_VALUES
 from taskherd.runner.outbox import Budget
 from taskherd.runner.report_sender import ReportSender
+from taskherd.runner.sole_consumer import SoleConsumer
 from taskherd.runner.workspaces.cgroups import Cgroups
 from taskherd.runner.workspaces.folders import TaskFolder
 from taskherd.runner.workspaces.isolation import Isolation
@@ -102,6 +103,9 @@ class RunnerProcess:
         self._claims = CommandClient(publisher, self._names.claims, timeout=REPLY_TIMEOUT)
         check = partial(check_queues, self._connections.consume, self._names)
         self._hellos = Hellos(self._claims, check, self._names, RunnerHello(self._name, settings.runner_pool))
+        own_queue = self._names.work_queue(self._name)
+        count = partial(count_consumers, self._connections.consume, own_queue)
+        self._sole_consumer = SoleConsumer(self._name, count, partial(self._consumer.consumes, own_queue))
         self._isolation = make_isolation(settings)
         self._dispatcher = Dispatcher(self._make_context(), self._consumer)
         self._drain = self._make_drain(settings.drain_wait)
@@ -171,6 +175,7 @@ class RunnerProcess:
             ),
             asyncio.create_task(self._dispatcher.update_gauges(), name="gauges"),
             asyncio.create_task(self._update_readiness(), name="readiness"),
+            asyncio.create_task(self._watch_name(), name="name"),
         ]
         orphans_task = asyncio.create_task(self._find_orphans(), name="orphans")
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
@@ -248,14 +253,25 @@ class RunnerProcess:
     async def _update_readiness(self) -> None:
         """Keep the readiness of ``consumers`` up to date until the runner is to stop."""
         while not self._stopping.is_set():
-            if self._consumer.consuming:
+            if self._sole_consumer.problem is not None:
+                self._readiness.set_failed("consumers", self._sole_consumer.problem)
+            elif self._consumer.consuming:
                 self._readiness.set_ok("consumers")
             else:
                 self._readiness.set_failed("consumers", "not consuming")
             await asyncio.sleep(0.5)
 
+    async def _watch_name(self) -> None:
+        """Look whether another runner has this one's name, and subscribe again if both have come at the same time."""
+        while True:
+            await asyncio.sleep(self._sole_consumer.look_after)
+            with suppress(Unavailable, Misconfigured):
+                if not await self._sole_consumer.look():
+                    self._consumer.resubscribe()
+
     async def _prepare(self, _: AbstractChannel) -> Sequence[Source]:
         queues = await self._hellos.obtain_queues()
+        await self._sole_consumer.check()
         if self._stopping.is_set():  # a draining runner takes no more from its pool
             queues.remove(self._names.work_queue(self._settings.runner_pool))
         self._connected.set()

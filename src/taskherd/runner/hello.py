@@ -90,3 +90,9 @@ async def check_queues(connection: SupervisedConnection, names: TopologyNames, q
     """
     async with connection.temporary_channel() as channel:
         await topology.check(channel, [names.claims], queues)
+
+
+async def count_consumers(connection: SupervisedConnection, queue: str) -> int:
+    """Return the number of consumers of a queue. Raise ``Unavailable`` if it does not exist."""
+    async with connection.temporary_channel() as channel:
+        return await topology.consumer_count(channel, queue)

@@ -19,6 +19,7 @@ from taskherd.errors import Misconfigured, Unavailable
 from taskherd.runner import app, orphans
 from taskherd.runner.app import RunnerProcess, make_isolation, name_of
 from taskherd.runner.orphans import Orphans
+from taskherd.runner.sole_consumer import CONFIRM_EVERY
 from taskherd.runner.workspaces.cgroups import CONTROLLERS
 from taskherd.settings import Settings
 
@@ -120,6 +121,10 @@ class Parts:
         """Note it."""
         self.deeds.append("flush")
 
+    def resubscribe(self) -> None:
+        """Note it."""
+        self.deeds.append("resubscribe")
+
     async def detach(self) -> None:
         """Note it."""
         self.deeds.append("detach")
@@ -163,7 +168,12 @@ async def test_a_runner_that_is_to_stop_takes_no_more_from_its_pool(tmp_path: Pa
     async def obtain() -> list[str]:
         return ["p.work.pool", "p.work.r"]
 
+    async def count() -> int:
+        return 0
+
     parts.process._hellos.obtain_queues = obtain  # type: ignore[method-assign]
+    parts.process._sole_consumer._count = count
+    parts.process._sole_consumer._consumes = lambda: False
     channel: Any = None
     assert [source.queue for source in await parts.process._prepare(channel)] == ["p.work.pool", "p.work.r"]
     assert parts.process._connected.is_set()
@@ -256,18 +266,54 @@ async def test_deleted_tasks_are_looked_for_from_time_to_time(tmp_path: Path, mo
 
 
 async def test_a_runner_is_ready_while_it_consumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until it is to stop."""
+    """Until it is to stop, and as far as no other runner has its name."""
     sleep = asyncio.sleep
     parts = Parts(tmp_path)
     monkeypatch.setattr(asyncio, "sleep", lambda _: sleep(0))
     updating = asyncio.create_task(parts.process._update_readiness())
-    for consuming, reason in ((True, None), (False, "not consuming"), (True, None)):
-        parts.consuming = consuming
+    taken = "another runner has the name"
+    for consuming, problem, reason in (
+        (True, None, None),
+        (False, None, "not consuming"),
+        (False, taken, taken),
+        (True, taken, taken),
+        (True, None, None),
+    ):
+        parts.consuming, parts.process._sole_consumer.problem = consuming, problem
         for _ in range(4):
             await sleep(0)
         assert (await parts.ready())["consumers"] == reason
     parts.process.stop()
     await asyncio.wait_for(updating, 30)
+
+
+async def test_a_runner_begins_anew_if_another_one_has_come_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks from time to time; without the broker it sees nothing."""
+    sleep, parts, slept = asyncio.sleep, Parts(tmp_path), list[float]()
+    seen: list[bool | Unavailable | Misconfigured] = [
+        True, Unavailable("no broker"), Misconfigured("amqp_url", "no right"), False, True
+    ]  # fmt: skip
+
+    async def note(seconds: float) -> None:
+        slept.append(seconds)
+        await sleep(0 if seen else 600)
+
+    async def look() -> bool:
+        found = seen.pop(0)
+        if isinstance(found, bool):
+            return found
+        raise found
+
+    monkeypatch.setattr(asyncio, "sleep", note)
+    parts.process._sole_consumer.look = look  # type: ignore[method-assign]
+    watching = asyncio.create_task(parts.process._watch_name())
+    while len(slept) < 6:
+        await sleep(0)
+    assert parts.deeds == ["resubscribe"]
+    assert slept == [CONFIRM_EVERY] * 6
+    watching.cancel()
 
 
 @pytest.mark.parametrize("failure", [None, Unavailable("no broker"), TimeoutError()])
