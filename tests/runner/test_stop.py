@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from tests.harness import held_removal
 from tests.harness.runner import RunnerHarness, eventually, is_alive
 
 pytestmark = pytest.mark.timeout(180)
@@ -63,6 +64,25 @@ async def test_delete_removes_the_directory(harness: RunnerHarness) -> None:
     assert (await harness.worker.command("task.delete", task_id))["ok"]
     await eventually(lambda: not (harness.root / str(task_id)).exists())
     assert not is_alive(agent)
+    await harness.worker.until_row(
+        "SELECT (state::json->'deletion'->>2)::boolean FROM tasks WHERE id = $1", task_id, is_=True
+    )
+
+
+async def test_a_runner_that_removes_files_stops_in_time_and_the_next_one_goes_on(harness: RunnerHarness) -> None:
+    """However many files are left: the delete has not failed, and is not done until they are removed."""
+    first = await harness.start(prefix=held_removal.PREFIX)
+    task_id = await harness.task("file:trace", f"file:{held_removal.HELD}", "say:up", "sleep")
+    await harness.until_output(task_id, "up")
+    assert (await harness.worker.command("task.delete", task_id))["ok"]
+    await eventually(lambda: not (harness.work(task_id) / "trace").exists())
+    assert await first.terminate() == 0
+    assert (harness.work(task_id) / held_removal.HELD).exists()
+    assert not any(line["event"] in {"build failed", "supervisor failed, restarting it"} for line in first.lines())
+    journal = json.loads((harness.state(task_id) / "journal.json").read_text())
+    assert (journal["transition"], journal["phase"]) == ("delete", "accepted")
+    await harness.start()
+    await eventually(lambda: not (harness.root / str(task_id)).exists())
     await harness.worker.until_row(
         "SELECT (state::json->'deletion'->>2)::boolean FROM tasks WHERE id = $1", task_id, is_=True
     )

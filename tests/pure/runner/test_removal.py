@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -207,6 +208,59 @@ async def test_removals_leave_the_threads_of_everything_else_alone() -> None:
     finally:
         may_go_on.set()
     await asyncio.gather(*removals)
+
+
+async def test_a_removal_ends_with_whoever_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runner would not stop otherwise, and removals that have not begun would follow."""
+    top, removes = tmp_path / "top", threading.Event()
+    top.mkdir()
+    (top / "file").touch()
+    begun, ended = list[int](), list[int]()
+    monkeypatch.setattr(os, "unlink", lambda *_, **__: removes.set())  # and removes nothing, so it goes on and on
+
+    def remove(number: int) -> None:
+        begun.append(number)
+        try:
+            removal.remove(top, 60)
+        finally:
+            ended.append(number)
+
+    removals = [asyncio.create_task(removal.in_background(partial(remove, number))) for number in range(9)]
+    assert await asyncio.to_thread(removes.wait, 30)
+    assert not any(each.done() for each in removals)
+    for each in removals:
+        each.cancel()
+    results = await asyncio.wait_for(asyncio.gather(*removals, return_exceptions=True), 30)
+    assert [type(each) for each in results] == [asyncio.CancelledError] * 9
+    assert sorted(begun) == sorted(ended)
+    assert len(begun) < 9
+    assert (top / "file").exists()
+
+
+async def test_a_folder_is_given_to_a_user_until_whoever_waits_for_that_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have as many files as one that is removed."""
+    begun, may_go_on, given = threading.Event(), threading.Event(), list[str]()
+
+    def chown(name: str, *_: int, **__: object) -> None:
+        given.append(name)
+        begun.set()
+        may_go_on.wait(60)
+
+    for name in ("a", "b", "c"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(os, "chown", chown)
+    giving = asyncio.create_task(removal.in_background(partial(folders._give, tmp_path, 1)))
+    assert await asyncio.to_thread(begun.wait, 30)
+    giving.cancel()
+    for _ in range(9):
+        await asyncio.sleep(0)
+    assert not giving.done()
+    may_go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(giving, 30)
+    assert len(given) == 1
 
 
 def test_what_its_agent_removes_meanwhile_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

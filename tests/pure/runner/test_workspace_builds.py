@@ -20,6 +20,7 @@ from taskherd.runner.journal import Journal, Phase
 from taskherd.runner.listeners import Peer
 from taskherd.runner.reporter import Reporter, SequenceGenerator
 from taskherd.runner.workspaces import processes, removal
+from taskherd.runner.workspaces.background import raise_if_cancelled
 from taskherd.runner.workspaces.folders import RunFolder, TaskFolder
 from taskherd.runner.workspaces.isolation import Isolation
 from taskherd.runner.workspaces.processes import ExitRecord, RunSpec
@@ -270,6 +271,32 @@ async def test_a_start_does_not_wait_for_the_files_of_deleted_tasks(builds: Buil
     finally:
         may_go_on.set()
     await asyncio.gather(*removals)
+
+
+@pytest.mark.parametrize(("owner", "name"), [(Isolation, "prepare"), (TaskFolder, "remove_runs")])
+async def test_what_a_start_removes_ends_with_its_supervisor(
+    builds: Builds, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+) -> None:
+    """The runner is being stopped; no agent is started any more."""
+    removes, may_go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def remove_much(*_: object) -> None:
+        removes.set()
+        try:
+            while not may_go_on.wait(0.001):
+                raise_if_cancelled()
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(owner, name, remove_much)
+    starting = asyncio.create_task(builds.start(1))
+    try:
+        await builds.until(removes.is_set)
+        starting.cancel()
+        await asyncio.wait({starting}, timeout=30)
+        assert (starting.cancelled(), ended.is_set(), builds.shims) == (True, True, [])
+    finally:
+        may_go_on.set()
 
 
 @pytest.mark.parametrize(("owner", "name"), [(Isolation, "prepare"), (TaskFolder, "remove_runs")])

@@ -40,6 +40,7 @@ from pathlib import Path
 from uuid import UUID
 
 from taskherd.runner.workspaces import removal
+from taskherd.runner.workspaces.background import raise_if_cancelled
 from taskherd.runner.workspaces.removal import open_folder
 
 
@@ -265,6 +266,7 @@ def _give(folder: Path, uid: int) -> None:
     try:
         for _, folders, files, descriptor in os.fwalk(folder, follow_symlinks=False):
             for name in (*folders, *files):
+                raise_if_cancelled()
                 status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
                 if stat.S_ISDIR(status.st_mode) or status.st_nlink == 1:
                     os.chown(name, uid, uid, dir_fd=descriptor, follow_symlinks=False)

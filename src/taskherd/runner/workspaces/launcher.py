@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from taskherd.domain.reports import AgentState
 from taskherd.runner import template
 from taskherd.runner.agents.kinds import follower_class
 from taskherd.runner.workspaces import processes, terminals
+from taskherd.runner.workspaces.background import run_in_thread
 from taskherd.runner.workspaces.launch_plan import LaunchPlan, plan_launch
 from taskherd.runner.workspaces.run_spec import make_run_spec
 
@@ -58,7 +60,7 @@ class Launcher:
         plan = self._plan(run, request)
         self._journal.port = free_port() if follower_class(run).needs_port else None
         await self._save()
-        await asyncio.get_running_loop().run_in_executor(_EXECUTOR, self._folder.remove_runs)
+        await run_in_thread(_EXECUTOR, self._folder.remove_runs)
         run = run.model_copy(update={"command": plan.command})
         launched = request if plan.gives_prompt else request.model_copy(update={"prompt": ""})
         self._folder.write_prompt(launched.prompt, uid)
@@ -111,7 +113,7 @@ class Launcher:
         if uid is not None and uid != journal.agent_uid:
             journal.agent_uid = uid
             await self._save()
-        await asyncio.get_running_loop().run_in_executor(_EXECUTOR, isolation.prepare, run, self._folder, uid)
+        await run_in_thread(_EXECUTOR, partial(isolation.prepare, run, self._folder, uid))
         return uid
 
     def _spec(self, run: RunConfig, request: WorkspaceStart, uid: int | None) -> processes.RunSpec:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import secrets
@@ -19,6 +18,8 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
+from taskherd.runner.workspaces.background import raise_if_cancelled, run_in_thread
+
 TIMEOUT: Final = 600.0
 """Seconds after which a removal is given up: an agent's process that could not be killed may add files all the time."""
 MAX_DEPTH: Final = 32
@@ -29,8 +30,11 @@ _NOT_EMPTY: Final = frozenset({errno.ENOTEMPTY, errno.EEXIST})
 
 
 async def in_background(function: Callable[[], None]) -> None:
-    """Remove files by this function in one of the few threads for that; raise what it raises."""
-    await asyncio.get_running_loop().run_in_executor(_EXECUTOR, function)
+    """Remove files by this function in one of the few threads for that; raise what it raises.
+
+    If the caller is cancelled, what is left stays.
+    """
+    await run_in_thread(_EXECUTOR, function)
 
 
 def remove(path: Path, seconds: float = TIMEOUT) -> None:
@@ -51,7 +55,7 @@ def remove(path: Path, seconds: float = TIMEOUT) -> None:
             removal = _Removal(top, deadline, f"{path} still has files after {seconds:g} s")
             while not _is_removed(path):
                 removal.empty(top, 1)
-                removal.raise_if_late()
+                removal.raise_if_over()
         finally:
             os.close(top)
 
@@ -76,14 +80,15 @@ class _Removal:
         """Remove what is in a folder at this depth; what is too deep is then in ``top``."""
         with os.scandir(folder) as entries:
             for entry in entries:
-                self.raise_if_late()
+                self.raise_if_over()
                 if _is_removed_from(folder, entry):
                     continue
                 with suppress(FileNotFoundError, NotADirectoryError):  # the agent has changed it meanwhile
                     self._remove_child(folder, entry.name, depth)
 
-    def raise_if_late(self) -> None:
-        """Raise ``TimeoutError`` after the deadline."""
+    def raise_if_over(self) -> None:
+        """Raise ``TimeoutError`` after the deadline, ``CallerCancelled`` if nobody waits for the removal any more."""
+        raise_if_cancelled()
         if time.monotonic() > self._deadline:
             raise TimeoutError(self._late)
 
