@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,6 @@ from taskherd.broker.connections import BrokerConnections
 from taskherd.broker.consumer import Consumer
 from taskherd.broker.publisher import Publisher
 from taskherd.broker.subscription import Source
-from taskherd.clock import Clock
 from taskherd.errors import Misconfigured, Unavailable
 from taskherd.messages.claims import RunnerHello
 from taskherd.observability import failpoints, logs
@@ -122,7 +122,7 @@ class RunnerProcess:
             claims=Claims(self._claims, self._name),
             budget=Budget(settings.runner_buffer_most),
             log_rates=LogRates(settings.log_bytes_rate, settings.log_entries_rate),
-            now=Clock().now,
+            now=wall_clock,
             schedule_outbox=self._sender.schedule,
             drop_outbox=self._sender.drop,
             isolation=self._isolation,
@@ -299,6 +299,11 @@ def _initialize_metrics(metrics: Metrics, settings: Settings) -> None:
     metrics.process_info.labels("runner", settings.installation).set(1)
     metrics.failpoint_armed.set(bool(settings.failpoint))
     metrics.initialize(LABEL_VALUES)
+
+
+def wall_clock() -> datetime:
+    """Return the time of this machine's wall clock, read anew: it may be set, or the machine suspended, at any time."""
+    return datetime.now(UTC)
 
 
 def default_name() -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -146,6 +148,17 @@ class Parts:
         async with asyncio.timeout(30):
             while not condition():  # noqa: ASYNC110 - it tells nobody
                 await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("off", [-3_600, 3_600])
+def test_the_time_is_that_of_the_wall_clock_whatever_the_monotonic_clock_has_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off: int
+) -> None:
+    """That one stands still while the machine is suspended, and the wall clock may be set."""
+    now, monotonic = RunnerProcess(settings(tmp_path))._make_context().now, time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + off)
+    before = datetime.now(UTC)
+    assert before <= now() <= datetime.now(UTC)
 
 
 async def test_metrics_say_what_the_process_is(tmp_path: Path) -> None:
