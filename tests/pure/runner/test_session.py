@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +287,24 @@ async def test_an_agent_that_has_exited_is_not_interrupted(run: Run) -> None:
     assert run.deeds == ["exited", "recorded exited"]
 
 
+async def test_who_waits_for_the_end_of_an_agent_is_told_of_a_stop(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last output may wait for the broker, and a stop must not."""
+    concluding = asyncio.Event()
+
+    async def conclude_slowly(_: Follower, agent_exit: ExitRecord) -> None:
+        concluding.set()
+        await run.session._context.stopping.wait()
+        run.deeds.append(agent_exit.reason)
+
+    monkeypatch.setattr(Follower, "conclude", conclude_slowly)
+    run.exit()
+    await asyncio.wait_for(concluding.wait(), 30)
+    await steps()
+    assert run.deeds == []
+    await asyncio.wait_for(run.session.stop(), 30)
+    assert run.deeds == ["exited", "recorded exited"]
+
+
 class Failing:
     """Followers of which the first ones cannot report the exit."""
 
@@ -293,6 +312,7 @@ class Failing:
         self.failures = failures
         self.stop_after = stop_after
         self.stopping = asyncio.Event()
+        """The event of the agent's context."""
         self.attempts = 0
         self.made = 0
 
@@ -318,13 +338,13 @@ async def test_an_exit_is_reported_in_any_case(
     tmp_path: Path, failures: int, stop_after: int, attempts: int, *, alone: bool
 ) -> None:
     """By several followers one after the other; in the end without the last output. To stop takes one more attempt."""
-    context = make_context(tmp_path)
+    failing = Failing(failures, stop_after)
+    context = replace(make_context(tmp_path), stopping=failing.stopping)
     context.journal.ended_because = "It asked too often."
     context.journal.ready_reported = True
-    failing = Failing(failures, stop_after)
     first: Any = failing
     with capture_logs() as logged:
-        await conclude(context, DONE, failing.make, follower=first, stopping=failing.stopping)
+        await conclude(context, DONE, failing.make, follower=first)
     assert (failing.attempts, failing.made) == (attempts, attempts - 1)
     trying, giving_up = (
         "reporting the last output of an agent failed, trying again",
@@ -341,6 +361,6 @@ async def test_an_exit_that_cannot_be_reported_is_logged(tmp_path: Path, monkeyp
     failing = Failing(10)
     monkeypatch.setattr(conclusion, "report_exit", lambda *_: 1 / 0)
     with capture_logs() as logged:
-        await conclude(make_context(tmp_path), DONE, failing.make, stopping=failing.stopping)
+        await conclude(make_context(tmp_path), DONE, failing.make)
     assert logged[-1]["event"] == "reporting the exit of an agent failed"
     assert failing.made == 10

@@ -13,6 +13,7 @@ import pytest
 
 from taskherd.domain.reports import InterruptOutcome
 from taskherd.messages.limits import LOG_BURST
+from taskherd.runner import outbox
 from taskherd.runner.agents import interrupting, output
 from taskherd.runner.agents.acp.lines import LineWriter
 from taskherd.runner.agents.context import DeliveryUnknown, NotDelivered
@@ -547,8 +548,11 @@ async def test_plain_lines_without_end_neither_stop_nor_fill_the_runner(life: St
     assert life.context.metrics.runner_output_lost._value.get() == 0
 
 
-async def test_of_plain_lines_that_are_left_the_first_mebibyte_is_logged(life: StreamLife) -> None:
+async def test_of_plain_lines_that_are_left_the_first_mebibyte_is_logged(
+    life: StreamLife, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All events count nevertheless: the result of the turn is the last one. What is left out is told."""
+    monkeypatch.setattr(outbox, "MAX_TASK_BYTES", 2**30)
     life.write(INIT, *["x" * 1_023] * 1_500, {"type": "result", "subtype": "error", "result": "No credit"}, *["y"] * 9)
     await life.follower.conclude(ExitRecord("exited", code=0))
     kept = sum(text.count("x") for _, text in life.contents)

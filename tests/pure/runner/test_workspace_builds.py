@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +16,11 @@ import pytest
 from taskherd.domain.reports import Health, Transition
 from taskherd.errors import Unavailable
 from taskherd.runner import listeners
+from taskherd.runner.agents import final_room
 from taskherd.runner.agents.acp.follower import AcpFollower
 from taskherd.runner.journal import Journal, Phase
 from taskherd.runner.listeners import Peer
+from taskherd.runner.outbox import MAX_TASK_BYTES, Outbox
 from taskherd.runner.reporter import Reporter, SequenceGenerator
 from taskherd.runner.workspaces import processes, removal
 from taskherd.runner.workspaces.background import raise_if_cancelled
@@ -422,6 +425,43 @@ async def test_an_exit_between_two_runners_is_told_although_the_disk_is_full(
     folder.exit.write_text('{"reason": "exited", "code": 0}')
     await builds.workspace.recover()
     assert [report["why"] for report in reports_of(builds.agent.outbox, "agent.exit")] == ["exited"]
+
+
+async def test_an_exit_between_two_runners_waits_for_room_until_a_request_ends_the_agent(
+    builds: Builds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker may take no reports, and still deliver requests."""
+
+    async def adopt(_: RunFolder) -> None:
+        return None
+
+    monkeypatch.setattr(processes, "adopt", adopt)
+    monkeypatch.setattr(final_room, "STOP_WAIT", 0)
+    given_start(builds.agent)
+    assert builds.journal.start is not None
+    builds.journal.accept(builds.journal.start.model_copy(update={"run": {"command": ["agent"]}}))
+    folder = builds.folder.run(1)
+    folder.recreate()
+    folder.output.mkdir()
+    (folder.output / f"{0:020d}").write_text("the end\n")
+    folder.started.write_text("{}")
+    folder.exit.write_text('{"reason": "exited", "code": 0}')
+    builds.agent.outbox.append([json.dumps({"type": "filler", "filler": "x" * MAX_TASK_BYTES})])
+    waits, wait_room = asyncio.Event(), Outbox.wait_room
+
+    async def note(outbox: Outbox) -> None:
+        waits.set()
+        await wait_room(outbox)
+
+    monkeypatch.setattr(Outbox, "wait_room", note)
+    recovering = asyncio.create_task(builds.workspace.recover())
+    await asyncio.wait_for(waits.wait(), 30)
+    assert not recovering.done()
+    builds.is_ending = True
+    await asyncio.wait_for(recovering, 30)
+    assert [report["why"] for report in reports_of(builds.agent.outbox, "agent.exit")] == ["exited"]
+    logged = [entry["content"] for log in reports_of(builds.agent.outbox, "task.log") for entry in log["entries"]]
+    assert logged[-1] == "the end"
 
 
 async def test_a_stop_ends_the_agent(builds: Builds) -> None:

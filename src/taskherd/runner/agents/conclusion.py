@@ -12,7 +12,6 @@ from taskherd.runner.agents.context import report_exit
 from taskherd.runner.agents.interrupting import as_interrupted
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from taskherd.runner.agents.context import AgentContext, Follower
@@ -30,17 +29,16 @@ async def conclude(
     make_follower: Callable[[], Follower],
     *,
     follower: Follower | None = None,
-    stopping: asyncio.Event,
 ) -> None:
     """Report the last output of an agent that has exited and how it ended, or in the end the latter alone.
 
     The first attempt is that of ``follower``, if there is one. After an unexpected error, such as a full disk, it is
     tried again by a new one, which continues from the last checkpoint: ``ATTEMPTS`` times in all, or only once more
-    when ``stopping`` is set.
+    when the agent is to be stopped.
     """
     task_id = str(context.journal.task_id)
     for failures in range(1, ATTEMPTS + 1):
-        is_last = stopping.is_set() or failures == ATTEMPTS
+        is_last = context.stopping.is_set() or failures == ATTEMPTS
         try:
             await (follower or make_follower()).conclude(agent_exit)
         except Exception as error:
@@ -52,7 +50,7 @@ async def conclude(
         else:
             return
         follower = None
-        await retry.wait(stopping, retry.delay(failures))
+        await retry.wait(context.stopping, retry.delay(failures))
     try:
         _report_exit_alone(context, agent_exit)
     except Exception:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeAlias
@@ -17,6 +18,7 @@ from taskherd.observability.metrics import Metrics
 from taskherd.runner import log_ids
 from taskherd.runner.activity import ProcessMonitor
 from taskherd.runner.agents import output
+from taskherd.runner.agents.final_room import FinalRoom
 from taskherd.runner.agents.log_budget import LogBudget
 from taskherd.runner.agents.words import last_words
 from taskherd.runner.journal import InputDelivery, Journal
@@ -111,6 +113,17 @@ class AgentContext:
     stop_agent: Callable[[], None] = _do_nothing
     """End the agent and its descendants: SIGTERM, the template's ``grace``, SIGKILL."""
     failpoint: Callable[[Failpoint], None] = _pass_failpoint
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once the agent is to be stopped, or what an ended one has left is no longer to be waited for."""
+
+    def final_room(self) -> FinalRoom:
+        """Return the room for the agent's last output."""
+        return FinalRoom(self.outbox, self.stopping)
+
+    def note_left_out(self, size: int) -> str:
+        """Count output that is not read because the agent is stopped and there is no room; return what the log says."""
+        self.metrics.runner_output_lost.inc(size)
+        return f"{size} bytes of output were left out: the task was stopped while its reports could not be sent"
 
     @property
     def prompt(self) -> str:

@@ -45,12 +45,11 @@ class AgentSession:
         self._context = context
         self._on_exit = on_exit
         self._exited = asyncio.Event()
-        self._stopping = asyncio.Event()
         self._loop = asyncio.create_task(self._run(), name="session")
 
     async def stop(self) -> ExitRecord:
         """End the agent and its descendants (SIGTERM, grace time, SIGKILL), and return how it ended."""
-        self._stopping.set()
+        self._context.stopping.set()
         self._shim.stop()
         return await asyncio.shield(self._loop)
 
@@ -133,7 +132,7 @@ class AgentSession:
             follow_task.cancel()
             await asyncio.gather(follow_task, return_exceptions=True)
         self._exited.set()
-        await conclude(self._context, agent_exit, self._renew_follower, follower=self.follower, stopping=self._stopping)
+        await conclude(self._context, agent_exit, self._renew_follower, follower=self.follower)
         try:
             await self._on_exit(agent_exit)
         except Exception:

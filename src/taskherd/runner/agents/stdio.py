@@ -17,6 +17,7 @@ from taskherd.messages.limits import MAX_CONTENT_BYTES
 from taskherd.runner.activity import LOOK_INTERVAL, ActivityWatch
 from taskherd.runner.agents import output, stdin
 from taskherd.runner.agents.context import ENTRIES_PER_REPORT, TAIL_BYTES, FollowerWithoutRequests, report_exit, shorten
+from taskherd.runner.agents.final_room import LAST_BYTES
 from taskherd.runner.agents.interrupting import (
     INTERRUPTED,
     REACTION_TIMEOUT,
@@ -192,13 +193,7 @@ class StdioFollower(FollowerWithoutRequests):
         agent_exit = as_interrupted(self._context, agent_exit)
         if agent_exit.why is not ExitReason.NOT_STARTED:
             self._report_start()
-        unread = output.size(self._context.folder.output) - self._offset
-        if unread > MAX_FINAL_BYTES:
-            self._lines = output.LineSplitter()
-            self._offset += unread - MAX_FINAL_BYTES
-            self._report_gap(unread - MAX_FINAL_BYTES)
-        while self._read_chunk(self._status_at):  # noqa: ASYNC110 - it lets other tasks run
-            await asyncio.sleep(0)
+        await self._read_rest()
         if self._lines.pending or self._lines.skipped:
             self._report_incomplete_line()
         if self._untold is not None:
@@ -208,6 +203,25 @@ class StdioFollower(FollowerWithoutRequests):
         words = last_words(as_told(output.tail(self._context.folder.output, TAIL_BYTES)))
         state = self._state if self._self_reported else ""
         report_exit(self._context, agent_exit, state, shorten(self._last_line), words)
+
+    async def _read_rest(self) -> None:
+        """Read the end of what is left of the output."""
+        room = self._context.final_room()
+        self._leave_out(MAX_FINAL_BYTES)
+        while True:
+            if not await room.wait():
+                self._leave_out(LAST_BYTES)
+            if not self._read_chunk(self._status_at):
+                break
+            await asyncio.sleep(0)
+
+    def _leave_out(self, kept: int) -> None:
+        """Go on with the last ``kept`` bytes of the output if more is left."""
+        unread = output.size(self._context.folder.output) - self._offset
+        if unread > kept:
+            self._lines = output.LineSplitter()
+            self._offset += unread - kept
+            self._report_gap(unread - kept)
 
     def _report_start(self) -> None:
         """Log the prompt and report ``working``, unless that was done: no runner may have followed the agent."""

@@ -42,6 +42,8 @@ log = structlog.get_logger(__name__)
 
 ENDING_TIMEOUT = 10.0
 """Seconds that an agent may take to exit after it has said that it is done, before it counts as waiting."""
+_ENDING_POLL_INTERVAL = 0.2
+"""Seconds between two looks whether a request waits that ends an agent."""
 
 
 class StartEnded(Exception):  # noqa: N818 - not an error: the next request ends the agent
@@ -173,8 +175,18 @@ class TaskWorkspace:
                 self._note_launch(run)
                 if follower_class(run).start_outcome == "" and follower_class(run).initial_health is Health.HEALTHY:
                     self._note_ready(context.reporter)
-            await conclude(context, agent_exit, partial(follower_class(run), context), stopping=asyncio.Event())
+            ending = asyncio.create_task(self._watch_ending(context.stopping))
+            try:
+                await conclude(context, agent_exit, partial(follower_class(run), context))
+            finally:
+                ending.cancel()
             await self._record_exit(start.build_number, agent_exit)
+
+    async def _watch_ending(self, stopping: asyncio.Event) -> None:
+        """Set the event once a request waits that ends the agent, which need not wait for its last output."""
+        while not self._has_ending():  # noqa: ASYNC110 - the queue tells nobody else
+            await asyncio.sleep(_ENDING_POLL_INTERVAL)
+        stopping.set()
 
     async def deliver(self, text: str, record_attempt: RecordAttempt) -> str | None:
         """Deliver an input to the agent. Return an error message, or None if it was delivered."""

@@ -74,6 +74,23 @@ class LineReader:
         """True if there is output that was not read yet."""
         return output.size(self._folder.output) > self.position
 
+    def leave_out(self, kept: int) -> int:
+        """Go on with the lines in the last ``kept`` bytes; return the number of bytes that are left out.
+
+        No more output may come.
+        """
+        before, position = self.offset, output.size(self._folder.output) - kept
+        if position <= self.position:
+            return 0
+        while data := (chunk := output.read(self._folder.output, position, READ_BYTES)).data:
+            end = data.find(b"\n") + 1
+            position = chunk.end - len(data) + end if end else chunk.end
+            if end:
+                break
+        self.offset, self.skipping = position, False
+        self._buffer.clear()
+        return position - before
+
     def discard_read(self) -> None:
         """Delete the segments before ``offset``, so that the shim has room for more."""
         output.discard(self._folder.output, self.offset)

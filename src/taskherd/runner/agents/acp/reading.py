@@ -15,6 +15,7 @@ import structlog
 
 from taskherd.runner.agents.acp.connection import AgentResponse, BadLine
 from taskherd.runner.agents.acp.incoming import UNEXPECTED
+from taskherd.runner.agents.final_room import LAST_BYTES
 from taskherd.runner.agents.log_budget import LOG_SHARE
 
 if TYPE_CHECKING:
@@ -54,8 +55,12 @@ class MessageReading:
         return self._read_group()
 
     async def read_rest(self) -> None:
-        """Handle all messages of an agent that has ended; what it asks in them is withdrawn."""
-        while self._parts.connection.reader.has_more:
+        """Handle the messages that are left of an agent that has ended; what it asks in them is withdrawn."""
+        parts, reader = self._parts, self._parts.connection.reader
+        room = parts.context.final_room()
+        while reader.has_more:
+            if not await room.wait() and (size := reader.leave_out(LAST_BYTES)):
+                parts.conversation.add_notice(parts.context.note_left_out(size))
             if not self._read_group():
                 break
             await asyncio.sleep(0)

@@ -37,6 +37,7 @@ from taskherd.runner.agents.context import (
 from taskherd.runner.agents.event_stream.claude import ClaudeStream
 from taskherd.runner.agents.event_stream.codex import CodexStream
 from taskherd.runner.agents.event_stream.stream import MAX_TEXT
+from taskherd.runner.agents.final_room import LAST_BYTES
 from taskherd.runner.agents.interrupting import (
     REACTION_TIMEOUT,
     as_interrupted,
@@ -220,8 +221,13 @@ class EventStreamFollower(FollowerWithoutRequests):
 
     async def _read_rest(self) -> None:
         """Read what is left of the agent's output; of plain lines the first."""
-        self._plain_room = MAX_FINAL_PLAIN
-        while self._reader.has_more and self._read():  # noqa: ASYNC110 - it lets other tasks run
+        self._plain_room, room = MAX_FINAL_PLAIN, self._context.final_room()
+        while self._reader.has_more:
+            if not await room.wait() and (size := self._reader.leave_out(LAST_BYTES)):
+                text = f"taskherd: {self._context.note_left_out(size)}"
+                self._stream.add(LogSource.OUTPUT, text, LogKind.NOTICE)
+            if not self._read():
+                break
             await asyncio.sleep(0)
         if self._dropped:
             self._context.metrics.runner_output_lost.inc(self._dropped)
