@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import date, datetime, timedelta
 from typing import cast
 from uuid import UUID
@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from taskherd.errors import Retry, Unavailable
 from taskherd.observability.metrics import Metrics
 from taskherd.store import partitions
-from taskherd.store.engine import DataError, StatementTimeout
+from taskherd.store.engine import DataError, LockTimeout, StatementTimeout
 from taskherd.store.parked_reports import ParkedReport
 from taskherd.worker import maintenance as maintenance_module
 from taskherd.worker.context import Retention
@@ -210,14 +210,15 @@ async def test_a_partition_that_was_locked_is_tried_again_after_five_minutes() -
     assert maintenance.dropped == [0, PARTITIONS_RETRY]
 
 
-class Moving(Maintenance):
-    """A maintenance that only creates partitions, each of which takes so many seconds."""
+class Creating(Maintenance):
+    """A maintenance that only creates partitions: those of ``weeks``, relative to this one, of each table."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, takes: float, weeks: list[date | None]) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, events: Sequence[int], logs: Sequence[int] = ()) -> None:
         self.seconds = 0.0
-        self.limits: list[tuple[float, float]] = []
-        self.takes = takes
-        self.weeks = weeks
+        self.weeks = {"task_events": list(events), "task_logs": list(logs)}
+        self.takes = 0.0
+        self.failing: dict[str, Exception] = {}
+        self.created: list[tuple[str, int]] = []
         monkeypatch.setattr(maintenance_module, "transaction", self._no_transaction)
         monkeypatch.setattr(partitions, "limit_lock_waits", self._limit_lock_waits)
         monkeypatch.setattr(partitions, "next_partition", self._next_partition)
@@ -233,52 +234,78 @@ class Moving(Maintenance):
     async def _limit_lock_waits(self, connection: object, limit: timedelta) -> None:
         assert (connection, limit) == ("connection", timedelta(seconds=0.2))
 
-    async def _next_partition(self, connection: object, now: datetime, limit: timedelta) -> tuple[str, date]:
-        assert (connection, now) == ("connection", NOON)
-        self.limits.append((self.seconds, limit.total_seconds()))
-        week = self.weeks.pop(0) if self.weeks else None
-        return ("existing", partitions.monday(NOON)) if week is None else ("missing", week)
+    async def _next_partition(
+        self, connection: object, parent: str, now: datetime, limit: timedelta, *, past: bool
+    ) -> date:
+        assert (connection, now, limit) == ("connection", NOON, timedelta(seconds=4))
+        missing = [week for week in self.weeks[parent] if past or week >= 0]
+        return partitions.monday(NOON) + timedelta(weeks=max(missing) if missing else 0)
 
     async def _create(self, connection: object, parent: str, week: date, limit: timedelta) -> bool:
-        assert (connection, limit.total_seconds(), week.weekday()) == ("connection", self.limits[-1][1], 0)
-        if limit.total_seconds() < self.takes:
-            raise StatementTimeout("too slow")
-        return parent == "missing"
+        assert (connection, limit) == ("connection", timedelta(seconds=4))
+        if parent in self.failing:
+            raise self.failing[parent]
+        number = (week - partitions.monday(NOON)) // timedelta(weeks=1)
+        if number not in self.weeks[parent]:
+            return False
+        self.weeks[parent].remove(number)
+        self.seconds += self.takes
+        self.created.append((parent, number))
+        return True
 
-    async def create_at(self, *times: float) -> None:
-        """Create partitions at these times."""
-        for self.seconds in times:
-            with suppress(StatementTimeout):
-                await self._create_partitions(NOON)
-
-
-async def test_rows_are_moved_for_long_once_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writers wait meanwhile: after a minute that was too short, seconds must do for the next hour."""
-    moving = Moving(monkeypatch, 70, [])
-    await moving.create_at(0, 300, 3599, 3600, 3900)
-    assert moving.limits == [(0, 60), (300, 4), (3599, 4), (3600, 60), (3900, 4)]
-
-
-async def test_what_fails_in_seconds_does_not_postpone_the_next_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That comes an hour after the one before; what succeeds in time has a minute each time."""
-    moving = Moving(monkeypatch, 70, [])
-    await moving.create_at(0, 3500)
-    moving.takes = 50
-    await moving.create_at(3600, 3601)
-    assert moving.limits == [(0, 60), (3500, 4), (3600, 60), (3601, 60)]
+    async def create_after(self, seconds: float) -> list[tuple[str, int]]:
+        """Create partitions so many seconds later, and return those that were: each table and week."""
+        self.seconds += seconds
+        self.created = []
+        await self._create_partitions(NOON)
+        return self.created
 
 
-@pytest.mark.parametrize(
-    ("ages", "created"), [([None], 1), ([0, -1, None], 3), ([-1, 0, 1, 2], 3), ([0] * 30, MAX_CREATED)]
-)
-async def test_partitions_are_created_one_after_the_other(
-    monkeypatch: pytest.MonkeyPatch, ages: list[int | None], created: int
+async def test_partitions_are_created_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that are to come, and in each run one of a past week; a limited number in one run."""
+    creating = Creating(monkeypatch, [2, 1, 0, -1, -2], [0])
+    assert await creating.create_after(0) == [*(("task_events", week) for week in (2, 1, 0, -1)), ("task_logs", 0)]
+    assert await creating.create_after(15) == [("task_events", -2)]
+    assert await creating.create_after(15) == []
+    creating = Creating(monkeypatch, range(MAX_CREATED + 2))
+    assert [len(await creating.create_after(15)) for _ in range(3)] == [MAX_CREATED, 2, 0]
+
+
+async def test_after_a_partition_that_has_taken_long_others_get_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one of the table comes with the next run."""
+    creating = Creating(monkeypatch, [2, 1], [2])
+    creating.takes = 0.6
+    assert await creating.create_after(0) == [("task_events", 2), ("task_logs", 2)]
+    creating.takes = 0.4
+    creating.weeks["task_events"].append(0)
+    assert await creating.create_after(15) == [("task_events", 1), ("task_events", 0)]
+
+
+@pytest.mark.parametrize("failure", [StatementTimeout("too slow"), LockTimeout("locked")])
+async def test_a_table_that_gets_no_partitions_keeps_the_other_from_none(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
-    """All that are to come, and a single one of a past week; a limited number in one run. Ages are in weeks."""
-    weeks = [None if age is None else partitions.monday(NOON - age * timedelta(weeks=1)) for age in ages]
-    moving = Moving(monkeypatch, 0, weeks)
-    await moving.create_at(0)
-    assert len(moving.limits) == created
+    """The failure is told all the same."""
+    creating = Creating(monkeypatch, [1], [1])
+    creating.failing = {"task_events": failure}
+    with pytest.raises(type(failure)):
+        await creating.create_after(0)
+    assert creating.created == [("task_logs", 1)]
+    creating.failing = {"task_logs": failure}
+    with pytest.raises(type(failure)):
+        await creating.create_after(0)
+    assert creating.created == [("task_events", 1)]
+
+
+async def test_rows_of_past_weeks_are_looked_for_once_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And in each run while some are found: all of the default partition is read."""
+    creating = Creating(monkeypatch, [-1, -2])
+    assert await creating.create_after(0) == [("task_events", -1)]
+    assert await creating.create_after(15) == [("task_events", -2)]
+    assert await creating.create_after(15) == []
+    creating.weeks["task_logs"] = [-3]
+    assert await creating.create_after(3599) == []
+    assert await creating.create_after(1) == [("task_logs", -3)]
 
 
 async def test_rows_are_deleted_again_an_hour_after_a_jump() -> None:

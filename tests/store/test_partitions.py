@@ -16,6 +16,7 @@ from taskherd.store.task_creation import insert_tasks
 from tests.store.conftest import NOW, event, ignore_indexes, task_row
 
 FAR = datetime(2040, 1, 4, 12, tzinfo=UTC)  # a Wednesday
+THIS_WEEK = date(2040, 1, 2)
 EVENTS_AND_LOGS = ("task_events", "task_logs")
 MINUTE = timedelta(minutes=1)
 YEAR, DAY, HOUR, SECOND = timedelta(days=365), timedelta(days=1), timedelta(hours=1), timedelta(seconds=1)
@@ -24,8 +25,11 @@ YEAR, DAY, HOUR, SECOND = timedelta(days=365), timedelta(days=1), timedelta(hour
 async def create(connection: AsyncConnection, now: datetime, weeks: int = partitions.AHEAD) -> int:
     """Create all missing partitions, and return how many there were."""
     created = 0
-    while await partitions.create(connection, *await partitions.next_partition(connection, now, MINUTE, weeks), MINUTE):
-        created += 1
+    for parent in EVENTS_AND_LOGS:
+        while await partitions.create(
+            connection, parent, await partitions.next_partition(connection, parent, now, MINUTE, weeks=weeks), MINUTE
+        ):
+            created += 1
     return created
 
 
@@ -91,16 +95,21 @@ async def test_rows_of_past_weeks_leave_the_default_partition(engine: AsyncEngin
         await connection.execute(
             text(f"{log} VALUES (:id, 1, 1, 1, 1, 'input', '', :at, :at)"), {"id": uuid4(), "at": times[0]}
         )
-        created = []
-        for _ in range(8):
-            created.append(await partitions.next_partition(connection, FAR, MINUTE, 1))
-            assert await partitions.create(connection, *created[-1], MINUTE)
-        assert [week.isoformat() for _, week in created] == [
-            *("2040-01-09", "2040-01-09", "2040-01-02", "2040-01-02"),
-            *("2039-10-31", "2039-12-05", "2039-12-26", "2039-10-31"),
-        ]
-        assert [parent for parent, _ in created] == [*EVENTS_AND_LOGS * 2, *["task_events"] * 3, "task_logs"]
-        assert await partitions.next_partition(connection, FAR, MINUTE, 1) == ("task_events", date(2040, 1, 2))
+        created: dict[str, list[str]] = {"task_events": [], "task_logs": []}
+        for parent, weeks in created.items():
+            assert await partitions.next_partition(connection, parent, FAR, MINUTE, weeks=0, past=False) == THIS_WEEK
+            while await partitions.create(
+                connection,
+                parent,
+                week := await partitions.next_partition(connection, parent, FAR, MINUTE, weeks=1),
+                MINUTE,
+            ):
+                weeks.append(week.isoformat())
+            assert week == THIS_WEEK
+        assert created == {
+            "task_events": ["2040-01-09", "2040-01-02", "2039-10-31", "2039-12-05", "2039-12-26"],
+            "task_logs": ["2040-01-09", "2040-01-02", "2039-10-31"],
+        }
         assert await create(connection, FAR, 1) == 0
         assert await _partitions(connection, "task_events") == [
             ("task_events_p20391031", times[0]),

@@ -50,7 +50,10 @@ HEAD: Final = "head"
 
 
 class MigrationCanceled(Unavailable):
-    """A migration took longer than it may, or somebody canceled its statement; it changed nothing."""
+    """A migration took longer than it may, or somebody canceled its statement.
+
+    It changed nothing, unless its commit was in progress.
+    """
 
 
 class SchemaStatus(StrEnum):
@@ -156,7 +159,9 @@ async def upgrade_async(
         async with asyncio.timeout(timeout):
             return await _upgrade(database_url, revision)
     except TimeoutError as error:
-        raise MigrationCanceled(f"the migration took longer than {timeout:g} s; nothing was changed") from error
+        raise MigrationCanceled(
+            f"the migration took longer than {timeout:g} s, `taskherd db check` says if it took effect"
+        ) from error
 
 
 async def _upgrade(database_url: str, revision: str) -> SchemaState:

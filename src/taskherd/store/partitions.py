@@ -92,32 +92,32 @@ async def limit_lock_waits(connection: AsyncConnection, limit: timedelta) -> Non
 
 
 async def next_partition(
-    connection: AsyncConnection, now: datetime, limit: timedelta, weeks: int = AHEAD
-) -> tuple[str, date]:
-    """Return the table and the first day of the partition to ``create`` next; one that exists if none is missing.
+    connection: AsyncConnection,
+    parent: str,
+    now: datetime,
+    limit: timedelta,
+    *,
+    weeks: int = AHEAD,
+    past: bool = True,
+) -> date:
+    """Return the first day of the partition of a table to ``create`` next, which exists if none is missing.
 
-    Missing are the next ``weeks``, this week, and past ones that have rows in the default partition, in this order.
-    The search takes up to ``limit``. It must not be part of the transaction that creates the partition: that has to
-    wait for all who read the default partition.
+    Missing are the next ``weeks``, this week, and with ``past`` those that have rows in the default partition, in this
+    order. The search for the latter takes up to ``limit``, as ``create`` does. It must not be part of the transaction
+    that creates the partition: that has to wait for all who read the default partition.
     """
     await _read_whole_tables(connection, limit)
-    existing: dict[str, list[date]] = {parent: [] for parent in PARTITIONED}
-    for parent, week in await _fetch(connection, limit, EXISTING, list(PARTITIONED)):
-        existing[parent].append(week)
+    existing: list[date] = [week for _, week in await _fetch(connection, limit, EXISTING, [parent])]
     this = monday(now)
     for week in (*(this + number * _WEEK for number in range(1, weeks + 1)), this):
-        for parent in PARTITIONED:
-            if week not in existing[parent]:
-                return parent, week
-    for parent in PARTITIONED:
-        past = [week for week in existing[parent] if week <= this]
-        gaps = zip([_LONG_AGO, *(week + _WEEK for week in past)], past, strict=False)
-        for after, before in gaps:
-            if after == before:
-                continue
+        if week not in existing:
+            return week
+    past_weeks = [week for week in existing if week <= this] if past else []
+    for after, before in zip([_LONG_AGO, *(week + _WEEK for week in past_weeks)], past_weeks, strict=False):
+        if after != before:
             for (at,) in await _fetch(connection, limit, STRAY[parent], _midnight(after), _midnight(before)):
-                return parent, monday(at)
-    return PARTITIONED[0], this  # so that it shows early if this role may create none
+                return monday(at)
+    return this  # so that it shows early if this role may create none
 
 
 async def create(connection: AsyncConnection, parent: str, week: date, limit: timedelta) -> bool:

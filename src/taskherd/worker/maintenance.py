@@ -32,6 +32,7 @@ from taskherd.store import (
     workers,
 )
 from taskherd.store.engine import StatementTimeout, transaction
+from taskherd.store.tables import PARTITIONED
 from taskherd.worker.batch import MESSAGE_ERRORS
 from taskherd.worker.load import load_states
 from taskherd.worker.rates import RETENTION as RATES_RETENTION
@@ -62,18 +63,21 @@ All writes to the table wait behind it for as long.
 SETTLED_AFTER = 3600.0
 """Seconds without a jump of the clock after which rows are deleted by their age again; people can correct it before."""
 
-MOVE_TIME, MAX_MOVE_TIME = timedelta(seconds=4), timedelta(seconds=60)
-"""Time for which rows may be moved from the default partition to a new one, and once in ``LONG_MOVE_EVERY`` seconds.
+MOVE_TIME = timedelta(seconds=4)
+"""Time for which rows may be moved from the default partition to a new one; if it is too short, none is moved.
 
-Whoever reads or writes the default partition waits as long: writers if the present week has no partition yet, and all
-who look up the history or the log of a task. If it is too short for a week, none of its rows is moved.
+All who use the default partition wait as long: reports with log entries, and whoever looks up a task's history or log.
 """
 
-LONG_MOVE_EVERY = 3600.0
-"""Seconds after which ``MAX_MOVE_TIME`` is tried again if it was too short."""
+PAUSE_AFTER = 0.5
+"""Seconds for which a partition may have been created so that another one of its table follows at once."""
 
-MAX_CREATED = 20
-"""Maximum number of partitions that are created in one run; the next run continues."""
+PAST_EVERY = 3600.0
+"""Seconds after which rows of past weeks are looked for again if none were found: all of the default partition is read.
+"""
+
+MAX_CREATED = 10
+"""Maximum number of partitions of a table that are created in one run; the next run continues."""
 
 PARTITIONS_RETRY = 300.0
 """Seconds until partitions are created or dropped again after that has failed."""
@@ -135,7 +139,7 @@ class Maintenance:
         self._requested = asyncio.Event()
         self._watermark: datetime | None = None
         self._tables_due_at = self._partitions_due_at = self._totals_due_at = monotonic()
-        self._long_move_from = monotonic()
+        self._past_due_at = monotonic()
         self._deleting_from = monotonic()
 
     def on_jump(self) -> None:
@@ -261,24 +265,31 @@ class Maintenance:
             self._partitions_due_at = self._monotonic() + PARTITIONS_RETRY
 
     async def _create_partitions(self, now: datetime) -> None:
-        """Create the missing partitions. If many rows must move, that may take long, but only once an hour."""
-        is_long = self._monotonic() >= self._long_move_from
-        try:
-            await self._create_missing(now, MAX_MOVE_TIME if is_long else MOVE_TIME)
-        except StatementTimeout:
-            if is_long:
-                self._long_move_from = self._monotonic() + LONG_MOVE_EVERY
-            raise
+        """Create the missing partitions; a table for which that fails does not keep the other from having its own."""
+        looks_back, has_found = self._monotonic() >= self._past_due_at, False
+        failures: list[Exception] = []
+        for parent in PARTITIONED:
+            try:
+                has_found |= await self._create_missing(parent, now, past=looks_back)
+            except (Retry, StatementTimeout) as error:
+                failures.append(error)
+        if looks_back and not has_found:
+            self._past_due_at = self._monotonic() + PAST_EVERY
+        if failures:
+            raise failures[0]
 
-    async def _create_missing(self, now: datetime, limit: timedelta) -> None:
+    async def _create_missing(self, parent: str, now: datetime, *, past: bool) -> bool:
+        """Create partitions of a table, until one has taken long. Return whether the last one is of a past week."""
         for _ in range(MAX_CREATED):
             async with transaction(self._context.engine) as connection:
-                parent, week = await partitions.next_partition(connection, now, limit)
+                week = await partitions.next_partition(connection, parent, now, MOVE_TIME, past=past)
+            began, is_past = self._monotonic(), week < partitions.monday(now)
             async with transaction(self._context.engine) as connection:
                 await partitions.limit_lock_waits(connection, PARTITION_LOCK_TIMEOUT)
-                created = await partitions.create(connection, parent, week, limit)
-            if not created or week < partitions.monday(now):
-                return  # of past weeks one in each run: it has rows to move, for which others wait
+                created = await partitions.create(connection, parent, week, MOVE_TIME)
+            if is_past or not created or self._monotonic() - began > PAUSE_AFTER:
+                return is_past  # it has had rows to move, for which others wait
+        return False
 
     async def _drop_partitions(self, now: datetime) -> None:
         retention = self._context.retention

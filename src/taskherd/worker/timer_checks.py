@@ -64,8 +64,6 @@ class TimerChecks:
         """The monotonic time from which on it may be twice as many."""
         self._timeouts: dict[UUID, int] = {}
         """How often in a row the check of each task alone took too long, or waited too long for a lock."""
-        self._conflicts = 0
-        """Number of conflicts in this run."""
 
     async def run(self, checks: Mapping[UUID, TimerCheck]) -> int:
         """Check tasks, but for those whose check failed a moment ago, and return the number that succeeded.
@@ -74,25 +72,27 @@ class TimerChecks:
         run checks fewer tasks together, and last those whose check alone took too long. Raise ``Retry`` after a
         conflict that is over, or too many waits for locks.
         """
-        self._conflicts = 0
         now = monotonic()
         waiting = {task_id: each for task_id, each in checks.items() if not self._has_failed(task_id, now)}
         last = [{task_id: waiting.pop(task_id)} for task_id in self._timeouts if task_id in waiting]
         items, size = list(waiting.items()), self._part
         parts = [dict(items[start : start + size]) for start in range(0, len(items), size)]
-        succeeded = 0
+        succeeded, conflicts = 0, list[Retry]()
         for part in parts + last:
-            succeeded += await self._run(part)
+            succeeded += await self._run(part, conflicts)
         if now >= self._grow_at:
             self._part, self._grow_at = min(2 * self._part, MAX_PART), now + GROW_AFTER
         return succeeded
 
-    async def _run(self, checks: Mapping[UUID, TimerCheck]) -> int:
-        """Reconcile checks, at least one. A batch that fails is halved until the tasks that fail are found."""
+    async def _run(self, checks: Mapping[UUID, TimerCheck], conflicts: list[Retry]) -> int:
+        """Reconcile checks, at least one. A batch that fails is halved until the tasks that fail are found.
+
+        ``conflicts``: those of this run; the sweep and the erasure of tasks may have one each at a time.
+        """
         try:
             await self._reconcile(checks)
         except Retry as error:
-            return await self._run_after_conflict(checks, error)
+            return await self._run_after_conflict(checks, error, conflicts)
         except StatementTimeout as error:
             if len(checks) > 1:
                 self._part, self._grow_at = len(checks) // 2, monotonic() + GROW_AFTER
@@ -102,29 +102,29 @@ class TimerChecks:
             if len(checks) == 1:
                 await self._postpone(next(iter(checks)), error)
                 return 0
-            return await self._run_halves(checks)
+            return await self._run_halves(checks, conflicts)
         if self._timeouts.keys().isdisjoint(checks):  # so it is not the database that is slow
             self._timeouts = dict.fromkeys(self._timeouts, MAX_TIMEOUTS - 1)
         else:
             self._timeouts = {task_id: count for task_id, count in self._timeouts.items() if task_id not in checks}
         return len(checks)
 
-    async def _run_halves(self, checks: Mapping[UUID, TimerCheck]) -> int:
+    async def _run_halves(self, checks: Mapping[UUID, TimerCheck], conflicts: list[Retry]) -> int:
         self._context.metrics.batch_failures.labels("bisected").inc()
         each, half = list(checks.items()), len(checks) // 2
-        return await self._run(dict(each[:half])) + await self._run(dict(each[half:]))
+        return await self._run(dict(each[:half]), conflicts) + await self._run(dict(each[half:]), conflicts)
 
-    async def _run_after_conflict(self, checks: Mapping[UUID, TimerCheck], error: Retry) -> int:
+    async def _run_after_conflict(self, checks: Mapping[UUID, TimerCheck], error: Retry, conflicts: list[Retry]) -> int:
         """Go on without the tasks that are locked. If none is, halve checks that wait for another lock, or raise."""
-        self._conflicts += 1
+        conflicts.append(error)
         locked = await self._postpone_locked(checks, error)
-        if self._conflicts > MAX_CONFLICTS or not (locked or isinstance(error, LockTimeout)):
+        if len(conflicts) > MAX_CONFLICTS or not (locked or isinstance(error, LockTimeout)):
             raise error
         if locked:
             unlocked = {task_id: check for task_id, check in checks.items() if task_id not in locked}
-            return await self._run(unlocked) if unlocked else 0
+            return await self._run(unlocked, conflicts) if unlocked else 0
         if len(checks) > 1:
-            return await self._run_halves(checks)
+            return await self._run_halves(checks, conflicts)
         return await self._note_timeout(next(iter(checks)), error)
 
     async def _postpone_locked(self, checks: Mapping[UUID, TimerCheck], error: Retry) -> frozenset[UUID]:
