@@ -383,12 +383,8 @@ async def test_how_many_events_wait_for_earlier_ones(outside: Outside) -> None:
     assert len(outside.relay._confirmed) == 20_000
 
 
-async def test_how_many_confirmed_events_are_to_leave_the_outbox(
-    outside: Outside, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At most 100,000, while a statement waits: the oldest are published again from there."""
-    assert relay.MAX_CONFIRMED == 100_000
-    monkeypatch.setattr(relay, "MAX_CONFIRMED", 3)
+def hold_removals(outside: Outside, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, asyncio.Event]:
+    """Have removals from the outbox wait; return the event of the first one, and the one that lets them go on."""
     removing, removed = asyncio.Event(), asyncio.Event()
 
     async def mark_published(
@@ -399,6 +395,16 @@ async def test_how_many_confirmed_events_are_to_leave_the_outbox(
         return await outside.mark_published(context, events, locked)
 
     monkeypatch.setattr(relay, "mark_published", mark_published)
+    return removing, removed
+
+
+async def test_how_many_confirmed_events_are_to_leave_the_outbox(
+    outside: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most 100,000, while a statement waits: the oldest are published again from there."""
+    assert relay.MAX_CONFIRMED == 100_000
+    monkeypatch.setattr(relay, "MAX_CONFIRMED", 3)
+    removing, removed = hold_removals(outside, monkeypatch)
     running = asyncio.create_task(outside.relay.run())
     outside.relay.offer(changes(0, 1), has_due_requests=False)
     await asyncio.wait_for(removing.wait(), 20)
@@ -451,16 +457,7 @@ async def test_what_is_confirmed_while_the_last_events_are_removed_is_removed_to
     outside: Outside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The relay does not end before that, although nothing is left to publish."""
-    removing, removed = asyncio.Event(), asyncio.Event()
-
-    async def mark_published(
-        context: WorkerContext, events: Sequence[ConfirmedEvent], locked: LockedEvents
-    ) -> list[ConfirmedEvent]:
-        removing.set()
-        await removed.wait()
-        return await outside.mark_published(context, events, locked)
-
-    monkeypatch.setattr(relay, "mark_published", mark_published)
+    removing, removed = hold_removals(outside, monkeypatch)
     running = asyncio.create_task(outside.relay.run())
     outside.relay.offer(changes(0, 1), has_due_requests=False)
     await asyncio.wait_for(removing.wait(), 20)

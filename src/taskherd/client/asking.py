@@ -72,8 +72,8 @@ def ask(
 ) -> Mapping[str, Any]:
     """Open a request, and return it once it is answered, withdrawn or expired, however long that takes.
 
-    It outlives outages of the API. A call that ends without an answer withdraws the request, so that nobody answers to
-    nobody.
+    It outlives outages of the API. A call that ends without an answer withdraws the request, so that nobody answers
+    a question that no one is waiting on.
 
     Args:
         client: the server, and the agent's token.
@@ -120,7 +120,7 @@ def _answer_to(
 
 
 def _give_up(request: _OwnRequest, error: ClientError, now: Callable[[], float]) -> None:
-    """Withdraw a request whose answer nobody waits for after an error, as far as that is possible.
+    """Withdraw a request after an error, if that is possible: no one waits for its answer any more.
 
     An agent whose token has ended can withdraw nothing, and its requests have ended with its build.
     """

@@ -19,8 +19,8 @@ _SECOND_HALF: Final = (1 << 64) - 1
 class DeletedPage(NamedTuple):
     """Deleted tasks, and where the next page begins if ``MAX_SCANNED`` were looked at before there were enough.
 
-    ``scanned_to`` is when the last one of them was deleted, and its id; only the first half of it if it is no row of
-    this page, because it may be a task of somebody else. The other half is the greatest, so that no task is skipped.
+    ``scanned_to`` is when the last one of them was deleted, and its id. If that task is not on this page, it may be
+    somebody else's: then the second half of the id is replaced by the greatest value, so that no task is skipped.
     """
 
     rows: Sequence[Row]

@@ -23,10 +23,9 @@ AHEAD: Final = 4
 ADD: Final = "SELECT taskherd_add_partition($1, $2)"
 
 EXISTING: Final = """
-SELECT parent, to_date(right(c.relname, 8), 'YYYYMMDD') AS monday
-FROM unnest($1::text[]) AS parent
-JOIN pg_inherits AS i ON i.inhparent = to_regclass(quote_ident(parent))
-JOIN pg_class AS c ON c.oid = i.inhrelid AND c.relname ~ ('^' || parent || '_p[0-9]{8}$')
+SELECT to_date(right(c.relname, 8), 'YYYYMMDD') AS monday
+FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+WHERE i.inhparent = to_regclass(quote_ident($1)) AND c.relname ~ ('^' || $1 || '_p[0-9]{8}$')
 ORDER BY monday
 """
 
@@ -107,7 +106,7 @@ async def next_partition(
     that creates the partition: that has to wait for all who read the default partition.
     """
     await _read_whole_tables(connection, limit)
-    existing: list[date] = [week for _, week in await _fetch(connection, limit, EXISTING, [parent])]
+    existing: list[date] = [week for (week,) in await _fetch(connection, limit, EXISTING, parent)]
     this = monday(now)
     for week in (*(this + number * _WEEK for number in range(1, weeks + 1)), this):
         if week not in existing:

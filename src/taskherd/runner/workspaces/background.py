@@ -19,7 +19,7 @@ _CANCELLED: Final[ContextVar[threading.Event]] = ContextVar("cancelled")
 
 
 class CallerCancelled(Exception):  # noqa: N818 - not an error: nobody waits for the result
-    """The work is given up, because whoever waited for it was cancelled."""
+    """The caller was cancelled, so the work is given up."""
 
 
 async def run_in_thread(executor: Executor, function: Callable[[], None]) -> None:
