@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, nullcontext
 
 import pytest
 from aiormq.abc import AbstractChannel
 
+from taskherd.broker import subscription
 from taskherd.broker.consumer import MAX_BATCH_BYTES, Consumer
 from taskherd.broker.delivery import MAX_BODY_BYTES, Delivery
 from taskherd.broker.publisher import OutgoingMessage, Publisher
@@ -42,9 +44,9 @@ async def _consuming(
         await consumer.close()
 
 
-async def _publish(publisher: Publisher, names: TopologyNames, sizes: list[int]) -> None:
-    """Publish a message of each size, which begins with its index."""
-    bodies = [str(index).encode().ljust(size) for index, size in enumerate(sizes)]
+async def _publish(publisher: Publisher, names: TopologyNames, sizes: list[int], first: int = 0) -> None:
+    """Publish a message of each size, which begins with its index, from ``first`` on."""
+    bodies = [str(index).encode().ljust(size) for index, size in enumerate(sizes, first)]
     for start in range(0, len(bodies), 50):
         await publisher.publish_many([OutgoingMessage(names.reports, "k", body) for body in bodies[start : start + 50]])
 
@@ -66,10 +68,16 @@ def _stopped(consumer: Consumer) -> Callable[[], Awaitable[bool]]:
     """Return a function that reads whether the only queue is not consumed because there is no room."""
 
     async def read() -> bool:
-        [subscription] = consumer._subscriptions.values()
-        return subscription.window.stopped
+        [only] = consumer._subscriptions.values()
+        return only.window.stopped
 
     return read
+
+
+def _be_patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a consumer that refuses deliveries wait for all it may get: on a busy machine they come after any time."""
+    monkeypatch.setattr(subscription, "QUIET", 60)
+    monkeypatch.setattr(subscription, "MAX_REFUSING", 60)
 
 
 async def test_small_messages_fill_the_prefetch(
@@ -90,16 +98,18 @@ async def test_small_messages_fill_the_prefetch(
 
 
 async def test_large_messages_are_held_as_far_as_they_fit(
-    names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo
+    names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that come after many small ones are refused at first, and none is lost or comes before others."""
     sizes = [100] * 250 + [LARGE] * 60 + [100] * 250
+    _be_patient(monkeypatch)
     await _publish(publisher, names, sizes)
     async with _consuming(connect_to, amqp_url, names, prefetch=200) as consumer:
         await until(_held(consumer), lambda held: held == 200)
         received = await consumer.next_batch(150, 0)
         assert await consumer.ack(received)
         await until(_stopped(consumer), bool)
+        monkeypatch.undo()
         assert consumer.consuming
         while len(received) < len(sizes):
             batch = await consumer.next_batch(20, 0)
@@ -108,6 +118,27 @@ async def test_large_messages_are_held_as_far_as_they_fit(
             assert await consumer.ack(batch)
     assert _indexes(received) == [*range(len(sizes))]
     assert max(delivery.delivery_count for delivery in received) == 1
+
+
+async def test_what_is_refused_while_more_comes_stays_in_order(
+    names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RabbitMQ would return deliveries that reach a canceled consumer before older ones that were refused."""
+    few, sizes = [100] * 50, [100] * 50 + [LARGE] * 100 + [100] * 50
+    _be_patient(monkeypatch)
+    await _publish(publisher, names, few)
+    async with _consuming(connect_to, amqp_url, names, prefetch=50) as consumer, asyncio.TaskGroup() as group:
+        await until(_held(consumer), lambda held: held == len(few))
+        received = await consumer.next_batch(len(few), 0)
+        assert await consumer.ack(received)
+        group.create_task(_publish(publisher, names, sizes[len(few) :], first=len(few)))
+        await until(_stopped(consumer), bool)
+        monkeypatch.undo()
+        while len(received) < len(sizes):
+            batch = await consumer.next_batch(20, 0)
+            received += batch
+            assert await consumer.ack(batch)
+    assert _indexes(received) == [*range(len(sizes))]
 
 
 async def test_a_batch_has_a_number_of_bytes(

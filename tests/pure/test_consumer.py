@@ -18,7 +18,7 @@ from taskherd.broker.consumer import Consumer
 from taskherd.broker.delivery import Delivery
 from taskherd.broker.prefetch_window import PrefetchWindow
 from taskherd.broker.requests import REQUEST_TIMEOUT
-from taskherd.broker.subscription import Source
+from taskherd.broker.subscription import QUIET, Source
 from taskherd.errors import Unavailable
 from tests.harness.buffers import until
 from tests.harness.contexts import Waits
@@ -446,7 +446,7 @@ async def test_a_stop_waits_until_nothing_comes_any_more(monkeypatch: pytest.Mon
     async def let_pass() -> None:
         nonlocal now
         await done(stopping)
-        now += 1.01 * consumers.QUIET
+        now += 1.01 * QUIET
         await done(stopping)
 
     consumer, _, (queue,) = make()

@@ -187,6 +187,20 @@ def test_what_comes_after_a_refused_message_is_refused_too() -> None:
     assert window.stop() == [3, 4]
 
 
+@pytest.mark.parametrize(("size", "more"), [(4, True), (3, False)])
+def test_more_may_be_refused_until_the_consumer_has_all_it_may(size: int, *, more: bool) -> None:
+    """What is acknowledged meanwhile lets others come."""
+    window = PrefetchWindow(1000, MAX_BYTES)
+    window.size = size
+    first = _Message(1, MAX_BYTES)
+    assert [window.admit(each) for each in [first, _Message(2, 1), _Message(3, 1)]] == [True, False, False]
+    seen = [window.refusing_more]
+    window.settle([first])
+    seen.append(window.refusing_more)
+    window.stop()
+    assert [*seen, window.refusing_more] == [more, True, False]
+
+
 def test_a_consumer_after_refused_messages_gets_as_many_as_fit_by_their_size() -> None:
     """By the size of those that were refused last, not of those before; each time anew."""
     window, tags, size = PrefetchWindow(1000, MAX_BYTES), count(1), MAX_BODY_BYTES // 8

@@ -21,7 +21,7 @@ from taskherd.broker import topology
 from taskherd.broker.connection import SupervisedConnection
 from taskherd.broker.prefetch_window import PrefetchWindow
 from taskherd.broker.requests import REQUEST_TIMEOUT, close_channel
-from taskherd.broker.subscription import Source, Subscription
+from taskherd.broker.subscription import QUIET, Source, Subscription
 from taskherd.broker.supervision import survive
 from taskherd.errors import Unavailable
 
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
     from taskherd.broker.delivery import Delivery
     from taskherd.broker.patches.delivery_dispatcher import Receive
-
-QUIET = 0.1
-"""While acks are held back, this many seconds without a delivery mean that none is in flight."""
 
 MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
 """Maximum size of a batch, so that its statements end in time; a single delivery may be larger."""

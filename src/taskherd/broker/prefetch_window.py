@@ -66,6 +66,11 @@ class PrefetchWindow:
             return False
         return self._clean_acks_missing > 0 or self._bytes >= self._max_bytes // 4
 
+    @property
+    def refusing_more(self) -> bool:
+        """True if deliveries were refused, and others that the prefetch allows may be on their way."""
+        return bool(self._refused) and self._unacked + len(self._refused) < self.size
+
     def admit(self, delivery: Delivery) -> bool:
         """Note a delivery. Return False if it is refused: it does not fit, or another one before it did not."""
         if self._max_bytes is None:

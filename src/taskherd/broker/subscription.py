@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 from uuid import uuid4
 
 from taskherd.broker.ack_tracker import Acks, AckTracker
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
     from pamqp.common import FieldTable
 
     from taskherd.broker.delivery import Delivery
+
+
+QUIET: Final = 0.1
+"""This many seconds without a delivery mean that none is in flight, while nothing is acknowledged."""
+
+MAX_REFUSING: Final = 2.0
+"""Seconds that deliveries are refused at most before their consumer is canceled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +107,7 @@ class Subscription:
                 return
             match self.window.next_step():
                 case Step.STOP:
+                    await self._refuse_rest()
                     await self._cancel(self._tag)
                     self._tag = ""
                     await self._return(self.window.stop())
@@ -125,6 +134,18 @@ class Subscription:
                     await self._settle(acks, self.channel.basic_ack)
         if self.window.stopped:
             self.attention.set()
+
+    async def _refuse_rest(self) -> None:
+        """Wait for the deliveries that are in flight, so that all that are refused return to the queue in order.
+
+        RabbitMQ itself returns those that reach a canceled consumer: before others that are older and were refused.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(MAX_REFUSING):
+                while self.window.refusing_more and not self.is_lost:
+                    self.attention.clear()
+                    async with asyncio.timeout(QUIET):
+                        await self.attention.wait()
 
     async def _return(self, tags: Sequence[int]) -> None:
         """Return deliveries to the queue, for any consumer of it. RabbitMQ before 4.3 counts that as a failure."""
