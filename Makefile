@@ -4,6 +4,8 @@
 BIN := .venv/bin
 READY := .venv/ready
 FIGURES := .taskherd/chaos.jsonl
+# The checksum of all files with which the tests without services have passed.
+PASSED := .venv/pure-passed
 CLUSTER_FIGURES := .taskherd/cluster.jsonl
 AGENTAPI ?= agentapi
 
@@ -30,12 +32,15 @@ lint: $(READY)
 pure test: export PYTHONDONTWRITEBYTECODE =
 
 pure: $(READY)
-	$(BIN)/pytest -q -n 2 --dist loadfile tests/pure
+	@tree=$$(sh .ci/tree) && rm -f $(PASSED) && set -x && \
+	$(BIN)/pytest -q -n 2 --dist loadfile tests/pure && echo "$$tree" > $(PASSED)
 
 # The tests without services compute, the others wait. In processes that have run others they take five times as long.
 PARALLEL = -n 5 --dist loadfile --no-loadscope-reorder
 test: $(READY) ## run all tests except the long chaos campaigns, on real RabbitMQ and PostgreSQL; twenty to thirty minutes on two cores
-	$(BIN)/pytest -q -n 3 --dist loadfile tests/pure; pure=$$?; \
+	@tree=$$(sh .ci/tree); if [ -n "$$tree" ] && [ "$$tree" = "$$(cat $(PASSED) 2> /dev/null)" ]; then \
+	echo "tests/pure passed, and no file has changed since: not run again"; pure=0; \
+	else set -x; $(BIN)/pytest -q -n 3 --dist loadfile tests/pure; pure=$$?; fi; set -x; \
 	$(BIN)/pytest -q -m "not chaos and not cluster and not agents" $(PARALLEL) --ignore tests/pure tests && exit $$pure
 
 # npm install, which checks the lock's hashes as npm ci does: npm 11 refuses a lock without OpenCode's builds for other systems.
