@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -218,8 +219,10 @@ def interrupt_on_terminal(words: Sequence[str], env: Mapping[str, str]) -> tuple
     """Run ``taskherd task`` on a terminal, and interrupt its question; return the exit code and what it printed.
 
     The signal comes when the process waits for the answer. Python's ``input`` does not see one that comes between
-    the prompt and the beginning of its read until a key is pressed (1 of 400 on a busy machine).
+    the prompt and the beginning of its read until a key is pressed. A process that has not ended after 45 seconds
+    loses its terminal, which ends its question.
     """
+    deadline = time.monotonic() + 45
     terminal, theirs = pty.openpty()
     command = (sys.executable, "-m", "taskherd", "task", *words)
     with subprocess.Popen(
@@ -228,7 +231,7 @@ def interrupt_on_terminal(words: Sequence[str], env: Mapping[str, str]) -> tuple
         os.close(theirs)
         printed, interrupted = b"", False
         with suppress(OSError), os.fdopen(terminal, "rb", buffering=0) as file:  # EIO: no process has it open any more
-            while True:
+            while time.monotonic() < deadline:
                 if select.select([file], [], [], 0.05)[0]:
                     printed += file.read(65_536)
                 elif printed.endswith(b"[y/N]: ") and not interrupted and is_asleep(process.pid):
