@@ -767,3 +767,18 @@ async def test_a_form_that_cannot_be_passed_on_is_declined(life: AcpLife) -> Non
     assert [notice.rpartition(": ")[2] for notice in life.notices] == ["The agent asks a question", "Go there"]
     asked = [(each["title"], each.get("detail", "")) for each in reports_of(life.context.outbox, "agent.request")]
     assert asked == [("Which name?", ""), ("Which name?", "Which\nname?"), ("name", "")]
+
+
+@pytest.mark.parametrize(("line", "kept"), [(str(10**23), None), (str(2**63), None), (str(2**63 - 1), 2**63 - 1)])
+async def test_a_line_that_no_record_can_hold_is_left_out(life: AcpLife, line: str, kept: int | None) -> None:
+    """The schema takes strings of digits; the call is shown without it, and the turn ends."""
+    await life.open()
+    number = await life.begin()
+    life.update("tool_call", toolCallId="t", title="Look", locations=[{"path": "/a", "line": line}])
+    await life.step()
+    life.follower._recorder.commit()
+    life.respond(number, stopReason="end_turn")
+    await life.step()
+    assert life.states[-1][0] == "idle"
+    assert [entry["content"] for entry in life.entries] == ["Do it", "Look"]
+    assert life.entries[1]["data"]["locations"] == [{"path": "/a"} if kept is None else {"path": "/a", "line": kept}]

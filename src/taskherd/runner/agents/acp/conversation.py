@@ -37,6 +37,8 @@ MAX_SHOWN_TERMINALS: Final = 2
 MAX_DIFF: Final = 6 * 1024
 """Maximum number of characters of each side of a diff."""
 MAX_PATH: Final = 500
+MAX_LINE: Final = 2**63 - 1
+"""Maximum number of a line in a location, and that of its negative: a checkpoint holds no larger integers."""
 MAX_ID: Final = 200
 """Number of characters of an agent's ids of messages and tool calls that are compared."""
 STARTED: Final = "The agent has begun its turn."
@@ -206,7 +208,7 @@ class Conversation:
         call["status"] = LogStatus(update.status) if update.status else call["status"]
         if update.locations is not None:
             places = update.locations[:MAX_LOCATIONS]
-            call["locations"] = [{"path": place.path[:MAX_PATH], "line": place.line} for place in places]
+            call["locations"] = [{"path": place.path[:MAX_PATH], "line": _line_of(place)} for place in places]
         if update.content is not None:
             call["text"], call["diffs"] = _content_of(update.content)
             known = call.get("terminals", {})
@@ -308,6 +310,11 @@ def _content_of(content: list[Any]) -> tuple[str, list[dict[str, Any]]]:
             case _:
                 continue
     return _cut("\n".join(texts), MAX_CALL_TEXT), diffs
+
+
+def _line_of(place: schema.ToolCallLocation) -> int | None:
+    """Return the line of a location unless it is too large; the schema takes strings of digits, of any length."""
+    return place.line if place.line is not None and abs(place.line) <= MAX_LINE else None
 
 
 def _terminals_of(content: list[Any]) -> list[str]:
