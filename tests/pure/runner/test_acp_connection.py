@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import stat
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import pytest
 
@@ -298,6 +299,26 @@ def test_the_next_runner_finds_what_no_record_knows(folder: RunFolder) -> None:
     assert "4" not in submitted_names(folder)
     assert follower.call("next", {}, 10) == 2
     assert follower.calls[2]["line"] == 6
+
+
+def test_what_no_record_knows_is_found_once_it_can_be_read(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a descriptor it is not known, and not taken for nothing."""
+    for number in (1, 2):
+        (folder.stdin / f"{number}.open").write_text(json.dumps({"id": number, "result": {}}))
+
+    def fail(*_: object, **__: object) -> Never:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        follower = Connection(folder, {})
+        with pytest.raises(OSError, match="Too many open files"):
+            assert follower.unrecorded
+        assert follower.lines == {}
+    assert [message["id"] for message in follower.unrecorded] == [1, 2]
+    assert [*follower.lines] == [1, 2]
+    folder.stdin.joinpath("1.open").unlink()
+    assert follower.writer.content(1) == b""
 
 
 def submitted_names(folder: RunFolder) -> list[str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import pytest
 
@@ -782,3 +783,55 @@ async def test_a_line_that_no_record_can_hold_is_left_out(life: AcpLife, line: s
     assert life.states[-1][0] == "idle"
     assert [entry["content"] for entry in life.entries] == ["Do it", "Look"]
     assert life.entries[1]["data"]["locations"] == [{"path": "/a"} if kept is None else {"path": "/a", "line": kept}]
+
+
+def out_of_descriptors(path: object, *_: object, **__: object) -> Never:
+    """Fail as a process does that has no file descriptor left."""
+    raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+
+async def test_an_answer_is_given_once_though_its_line_could_not_be_looked_for(
+    life: AcpLife, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For want of descriptors recovery fails and changes nothing, and nothing else is given; it is tried again."""
+    await life.open()
+    await life.begin()
+    life.ask(1, "Run it")
+    await life.step()
+    (request_id,) = life.follower._requests.ids
+    assert life.follower.answer(request_id, "yes", None) is AnswerOutcome.DONE
+    before, given = life.context.outbox.checkpoint, life.waiting()
+    assert [each["id"] for each in given.values()] == [1]
+    with monkeypatch.context() as patch:
+        patch.setattr("os.listdir", out_of_descriptors)
+        life.follow_again()
+        with pytest.raises(OSError, match="Too many open files"):
+            life.follower._recover()
+        assert not life.follower._is_recovered
+    assert (life.context.outbox.checkpoint, life.waiting()) == (before, given)
+    life.follow_again()
+    life.follower._recover()
+    assert life.waiting() == given
+
+
+async def test_an_input_waits_for_the_recovery(life: AcpLife, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before that it is not known what the agent was given."""
+    await life.open()
+    life.follow_again()
+    monkeypatch.setattr(follower, "READY_TIMEOUT", 0.01)
+    with pytest.raises(NotDelivered, match="did not end its turn"):
+        await life.follower.deliver("hello", recorded)
+    assert life.waiting() == {}
+
+
+async def test_an_input_is_not_told_as_lost_though_its_line_could_not_be_looked_for(
+    life: AcpLife, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is unknown then whether the agent got it."""
+    await life.open()
+    number = life.follower._send_prompt("Do it")
+    life.take(".open")
+    life.follower._is_detached = True
+    monkeypatch.setattr("os.listdir", out_of_descriptors)
+    with pytest.raises(DeliveryUnknown):
+        await life.follower._wait_written(number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -716,3 +717,22 @@ async def test_a_long_last_line_is_read_to_its_end(life: StreamLife) -> None:
     await life.follower.conclude(ExitRecord("exited", code=0))
     assert life.follower._stream.last_words.endswith("Done.")
     assert life.states[-1][0] == "complete"
+
+
+async def test_an_input_is_awaited_though_its_line_could_not_be_looked_for(
+    life: StreamLife, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For want of descriptors it is looked for again, and not told as failed."""
+    failures = iter([OSError(errno.EMFILE, "Too many open files")])
+    endings = LineWriter.endings
+
+    def fail_once(writer: LineWriter) -> dict[int, bool]:
+        for error in failures:
+            raise error
+        return endings(writer)
+
+    life.follower._recover()
+    (life.folder.stdin / "0.done").touch()
+    monkeypatch.setattr(LineWriter, "endings", fail_once)
+    await life.follower._wait_written(0)
+    assert life.follower._was_given

@@ -94,8 +94,19 @@ class Connection:
         self._recorded: dict[int, bytes] = {}
         self.is_closed = False
         """True once the agent has ended."""
-        self.unrecorded = self._find_unrecorded()
-        """The messages that an earlier runner submitted, and whose record was lost since, with the disk for example."""
+        self._unrecorded: list[dict[str, Any]] | None = None
+        with suppress(OSError):  # an agent that is just started must not be lost; recovery looks again
+            self._unrecorded = self._find_unrecorded()
+
+    @property
+    def unrecorded(self) -> list[dict[str, Any]]:
+        """The messages that an earlier runner submitted, and whose record was lost since, with the disk for example.
+
+        Raise ``OSError`` if that cannot be found out now.
+        """
+        if self._unrecorded is None:
+            self._unrecorded = self._find_unrecorded()
+        return self._unrecorded
 
     def checkpoint(self) -> dict[str, Any]:
         """Return what the next runner needs."""
@@ -221,13 +232,13 @@ class Connection:
         The agent may have been given the others, so their numbers and ids are not used again.
         """
         messages: list[dict[str, Any]] = []
-        for number in sorted(known for known in self.writer.known() if known >= self._next_line):
-            self._next_line = number + 1
-            if self.writer.take_back(number):
-                continue
+        numbers = sorted(known for known in self.writer.known() if known >= self._next_line)
+        begun = {number: self.writer.content(number) for number in numbers if not self.writer.take_back(number)}
+        self._next_line = max([self._next_line, *(number + 1 for number in numbers)])
+        for number, line in begun.items():  # all of them could be read
             self.lines[number] = {"deadline": self.deadline(WRITE_TIMEOUT)}
             with suppress(ValueError):
-                message = orjson.loads(self.writer.content(number))
+                message = orjson.loads(line)
                 messages.append(message)
                 if "method" in message:
                     self._next_id = max(self._next_id, message.get("id", -1) + 1)

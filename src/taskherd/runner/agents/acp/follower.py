@@ -156,7 +156,7 @@ class AcpFollower:
         async with self._delivery:
             try:
                 async with asyncio.timeout(READY_TIMEOUT):
-                    await self._until(lambda: self._opening.session is not None and not self._turn.is_open)
+                    await self._until(lambda: self._is_recovered and self._takes_prompt)
             except TimeoutError:
                 raise NotDelivered(f"The agent did not end its turn within {READY_TIMEOUT:g} s.") from None
             if self._connection.is_closed:
@@ -170,6 +170,11 @@ class AcpFollower:
                 self._withdraw_prompt()
                 raise
             await self._wait_written(turn)
+
+    @property
+    def _takes_prompt(self) -> bool:
+        """Whether a turn can begin."""
+        return self._opening.session is not None and not self._turn.is_open
 
     @property
     def is_at_work(self) -> bool:
@@ -228,6 +233,7 @@ class AcpFollower:
 
     def _recover(self) -> None:
         """Deal with what an earlier runner recorded and did not submit, or submitted and did not record."""
+        unrecorded = self._connection.unrecorded  # before anything is changed, if it cannot be found out
         lost_lines = self._connection.lost_lines()
         if self._turn.number is not None and self._turn.number not in self._connection.calls:
             self._take_back_turn()
@@ -236,7 +242,7 @@ class AcpFollower:
         elif any("notifies" in line for line in lost_lines.values()):
             self._cancellation.notify()
         self._context.recover_prompt(is_given=self._turn.begun > 0)
-        self._withdraw_unknown(self._connection.unrecorded)
+        self._withdraw_unknown(unrecorded)
         for line, lost in lost_lines.items():
             request = lost.get("answers")
             if request is not None and "result" in lost:
@@ -386,7 +392,8 @@ class AcpFollower:
             words = NOT_RUNNING
         was_written = self._awaited.pop(line)
         if was_written is None:
-            was_written = self._connection.writer.endings().get(line)
+            with suppress(OSError):  # then it is unknown
+                was_written = self._connection.writer.endings().get(line)
         if was_written:
             return
         is_back = turn in self._connection.calls and self._connection.take_back(turn)

@@ -121,7 +121,10 @@ class LineWriter:
                 os.close(descriptor)
 
     def endings(self) -> dict[int, bool]:
-        """Return the lines that have ended: True if the agent was given all of it."""
+        """Return the lines that have ended: True if the agent was given all of it.
+
+        This, ``known`` and ``content`` raise ``OSError`` if that cannot be found out, as without a file descriptor.
+        """
         return {
             int(name.partition(".")[0]): name.endswith(DONE) for name in self._names() if name.endswith((DONE, FAILED))
         }
@@ -133,7 +136,7 @@ class LineWriter:
     def content(self, number: int) -> bytes:
         """Return a line that the shim has begun to write, or b"" if it is no longer there."""
         for suffix in (OPEN, DONE, FAILED):
-            with suppress(OSError):
+            with suppress(FileNotFoundError, NotADirectoryError):
                 return (self._folder.stdin / f"{number}{suffix}").read_bytes()
         return b""
 
@@ -153,5 +156,5 @@ class LineWriter:
     def _names(self) -> list[str]:
         try:
             return os.listdir(self._folder.stdin)  # noqa: PTH208 - several times a second for each agent
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):  # the agent has deleted the folder of its run
             return []

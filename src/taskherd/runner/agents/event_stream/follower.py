@@ -405,7 +405,7 @@ class EventStreamFollower(FollowerWithoutRequests):
         words, was_written = NOT_RUNNING, None
         try:
             async with asyncio.timeout(WRITE_TIMEOUT):
-                while (was_written := self._writer.endings().get(line)) is None and not self._has_exited:  # noqa: ASYNC110 - files send no notification
+                while (was_written := self._ending_of(line)) is None and not self._has_exited:  # noqa: ASYNC110 - files send no notification
                     await asyncio.sleep(POLL_INTERVAL)
         except TimeoutError:
             words = f"The agent did not read the input from its stdin within {WRITE_TIMEOUT:g} s."
@@ -423,6 +423,12 @@ class EventStreamFollower(FollowerWithoutRequests):
             self._writer.forget(line)
         if not was_written:
             raise NotDelivered(words)
+
+    def _ending_of(self, line: int) -> bool | None:
+        """Return whether the agent was given a line; None if that is not known yet, or cannot be found out now."""
+        with suppress(OSError):
+            return self._writer.endings().get(line)
+        return None
 
     @property
     def _has_exited(self) -> bool:
