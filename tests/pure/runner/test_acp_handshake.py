@@ -106,6 +106,11 @@ ADVICE = (
             f"Ada {WANTS} It offers: API key (ADA_KEY, ADA_URL); browser.",
         ),
         (
+            {"authMethods": [{"id": "k", "name": "K", "vars": 5}, {"id": "l", "vars": [7]}]},
+            f"The agent {WANTS} It offers: K; l.",
+        ),
+        ({"authMethods": 5}, f"The agent {WANTS}"),
+        (
             {"agentInfo": {"name": "n" * 65}, "authMethods": [{"id": f"m{number}"} for number in range(11)]},
             f"{'n' * 64} {WANTS} It offers: m0; m1; m2; m3; m4; m5; m6; m7; m8; m9.",
         ),

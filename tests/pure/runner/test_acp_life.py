@@ -835,3 +835,53 @@ async def test_an_input_is_not_told_as_lost_though_its_line_could_not_be_looked_
     monkeypatch.setattr("os.listdir", out_of_descriptors)
     with pytest.raises(DeliveryUnknown):
         await life.follower._wait_written(number)
+
+
+def fail(*_: object, **__: object) -> Never:
+    """Fail as the handling of a message that nobody has thought of."""
+    raise TypeError
+
+
+async def test_an_answer_that_cannot_be_handled_fails_the_start(life: AcpLife, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its call is over, so that nothing else would end the start."""
+    monkeypatch.setattr("taskherd.runner.agents.acp.handshake.authentication_needed", fail)
+    life.follower._recover()
+    life.follower._opening.begin()
+    life.respond(life.take()[0]["id"], protocolVersion=1)
+    await life.step()
+    reason = "The agent refused `initialize`: taskherd could not handle the answer"
+    assert life.follower.start_outcome == reason
+
+
+async def test_an_end_that_cannot_be_handled_ends_the_turn(life: AcpLife, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has failed, and the agent takes another input."""
+    await life.open()
+    number = await life.begin()
+    with monkeypatch.context() as patch:
+        patch.setattr(life.follower._turn, "state_after", fail_once(life.follower._turn.state_after))
+        life.respond(number, stopReason="end_turn")
+        await life.step()
+    words = "The agent could not carry out its turn: taskherd could not handle the answer"
+    assert (life.states[-1], life.follower._turn.is_open, life.stops) == (("failed", words), False, 0)
+
+
+async def test_an_agent_whose_turn_cannot_be_ended_is_ended(life: AcpLife, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even as failed: it would be at work for ever."""
+    await life.open()
+    number = await life.begin()
+    monkeypatch.setattr(life.follower._turn, "state_after", fail)
+    life.respond(number, stopReason="end_turn")
+    await life.step()
+    assert (life.notices[-1], life.stops) == ("An answer of the agent could not be handled.", 1)
+
+
+def fail_once(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that fails, and calls another one from then on."""
+    failures = iter([TypeError()])
+
+    def called(*args: object, **kwargs: object) -> object:
+        for error in failures:
+            raise error
+        return call(*args, **kwargs)
+
+    return called

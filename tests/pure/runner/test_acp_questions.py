@@ -373,3 +373,30 @@ def test_the_latest_closed_requests_are_known() -> None:
     assert closed.checkpoint() == ["y" * (MAX_CLOSED_BYTES + 1)]
     report = f'{{"request_id":"{UUID(int=7)}"}}'
     assert ClosedRequests([report]).report_of(UUID(int=7)) == report
+
+
+async def test_a_request_that_cannot_be_handled_is_refused(tmp_path: Path) -> None:
+    """Or the agent would wait for ever. This one has a name of a field that only the schema's parser takes."""
+    life = await opened(tmp_path)
+    params = {"sessionId": SESSION, "tool_call": {"toolCallId": "t", "title": "Run it"}, "options": []}
+    life.write({"id": 1, "method": "session/request_permission", "params": params})
+    await life.step()
+    assert results(life) == {1: {"code": -32603, "message": "taskherd could not handle this request"}}
+    assert requests(life) == []
+
+
+async def test_a_request_that_fails_after_its_answer_is_answered_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has an answer already."""
+    life = await opened(tmp_path, default="allow")
+    answer = life.follower._connection.answer
+
+    def fail_after(*args: Any, **kwargs: Any) -> int:
+        answer(*args, **kwargs)
+        raise ValueError
+
+    monkeypatch.setattr(life.follower._connection, "answer", fail_after)
+    permit(life, 1, "Run it", ALLOW, REJECT)
+    await life.step()
+    assert results(life) == {1: selected("yes")}

@@ -124,6 +124,15 @@ class Connection:
         """Record no answers any more: the agent has ended."""
         self.is_closed = True
 
+    @property
+    def next_line(self) -> int:
+        """The number of the next line that is recorded."""
+        return self._next_line
+
+    def has_answered(self, request: RpcId, since: int) -> bool:
+        """Return whether an answer to a request of the agent was recorded, in line ``since`` or a later one."""
+        return any(number >= since and line.get("answers") == request for number, line in self.lines.items())
+
     def ignore_call(self, request: RpcId) -> None:
         """Ignore the next request of the agent with this id: it was answered before."""
         self._given.append(request)

@@ -70,10 +70,10 @@ def authentication_needed(initialized: dict[str, Any]) -> str:
     info = initialized.get("agentInfo")
     info = info if isinstance(info, dict) else {}
     name = str(info.get("title") or info.get("name") or "The agent")[:64]
-    methods = [each for each in initialized.get("authMethods") or () if isinstance(each, dict)]
+    methods = _objects(initialized.get("authMethods"))
     offers = []
     for method in methods[:10]:
-        names = [str(each.get("name")) for each in method.get("vars") or () if isinstance(each, dict)]
+        names = [str(each.get("name")) for each in _objects(method.get("vars"))]
         label = str(method.get("name") or method.get("id"))
         offers.append(f"{label} ({', '.join(names)})" if names else label)
     offered = f" It offers: {'; '.join(offers)}." if offers else ""
@@ -90,6 +90,11 @@ def describe_error(error: dict[str, Any]) -> str:
     data = error.get("data")
     detail = data.get("details") or data.get("message") if isinstance(data, dict) else data
     return f"{words} ({detail})" if isinstance(detail, str) and detail else words
+
+
+def _objects(value: object) -> list[dict[str, Any]]:
+    """Return the objects in a list, none if the value is no list."""
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 def _first(error: ValidationError) -> str:

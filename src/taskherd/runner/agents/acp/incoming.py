@@ -12,6 +12,7 @@ from taskherd.domain.reports import AgentState
 from taskherd.runner.agents.acp.client import ClientMethods
 from taskherd.runner.agents.acp.connection import (
     AUTH_REQUIRED,
+    INTERNAL_ERROR,
     AgentCall,
     AgentResponse,
     BadLine,
@@ -51,12 +52,17 @@ class MessageHandler:
         return {"bad_lines": self._bad_lines, "bad_line_logged": self._bad_line_logged}
 
     def handle(self, message: Incoming) -> None:
-        """Handle a message; one that causes an unexpected error is a bad line, or its next reading would fail too."""
+        """Handle a message; one that causes an unexpected error is a bad line, or its next reading would fail too.
+
+        What it asks is refused, and what it answers has failed: nothing else would end that.
+        """
         try:
             self._handle(message)
         except UNEXPECTED:
             log.exception("message of an agent failed", task_id=str(self._parts.context.journal.task_id))
             self._handle_bad_line(BadLine("it could not be handled", str(message)[:200]))
+            if isinstance(message, AgentResponse):
+                self._fail_call(message)
 
     def _handle(self, message: Incoming) -> None:
         """Handle one message; the record of its group holds what follows from it, and the lines that it causes."""
@@ -76,9 +82,22 @@ class MessageHandler:
         if self._parts.requests.has(call.id):
             self._handle_bad_line(BadLine("its id is that of an open request", str(call.id)))
             return
-        if not self._client.handle(call, self._parts.opening.session):
-            self._count_bad()
-        self._parts.report_state()
+        try:
+            if not self._carry_out(call):
+                self._count_bad()
+        finally:
+            self._parts.report_state()
+
+    def _carry_out(self, call: AgentCall) -> bool:
+        """Carry out a request of the agent; if that fails before it is answered or open, it is refused."""
+        connection = self._parts.connection
+        first_line = connection.next_line
+        try:
+            return self._client.handle(call, self._parts.opening.session)
+        except UNEXPECTED:
+            if not self._parts.requests.has(call.id) and not connection.has_answered(call.id, first_line):
+                connection.refuse(call.id, INTERNAL_ERROR, "taskherd could not handle this request")
+            raise
 
     def _handle_notification(self, message: Notification) -> None:
         parts = self._parts
@@ -112,6 +131,17 @@ class MessageHandler:
         parts.recorder.commit()
         if parts.opening.failure is not None:
             self._fail(parts.opening.failure)
+
+    def _fail_call(self, response: AgentResponse) -> None:
+        """End a call of ours as failed, whose response could not be handled; if that fails, too, give the agent up."""
+        if response.method != "session/prompt" and self._parts.opening.session is not None:
+            return
+        error = {"code": INTERNAL_ERROR, "message": "taskherd could not handle the answer"}
+        try:
+            self._handle_response(response._replace(result=None, error=error))
+        except UNEXPECTED:
+            log.exception("call of an agent could not be ended", task_id=str(self._parts.context.journal.task_id))
+            self._fail("An answer of the agent could not be handled.")
 
     def _end_turn(self, response: AgentResponse) -> None:
         parts = self._parts
