@@ -736,3 +736,19 @@ async def test_an_input_is_awaited_though_its_line_could_not_be_looked_for(
     monkeypatch.setattr(LineWriter, "endings", fail_once)
     await life.follower._wait_written(0)
     assert life.follower._was_given
+
+
+async def test_a_line_that_is_nested_too_deeply_is_bad(life: StreamLife, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some releases of Python cannot show such a value in words; the turn ends with the next line."""
+    apply, failures = life.follower._stream.apply, iter([RecursionError()])
+
+    def fail_once(event: Any) -> None:
+        for error in failures:
+            raise error
+        apply(event)
+
+    monkeypatch.setattr(life.follower._stream, "apply", fail_once)
+    life.follower._stream.begin_turn("Do it")
+    bad = life.context.metrics.runner_agent_events_bad._value
+    life.read(said("Hello"), DONE)
+    assert (bad.get(), life.follower._stream.in_turn) == (1, False)

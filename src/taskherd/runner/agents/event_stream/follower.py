@@ -75,7 +75,7 @@ RETRY_EVERY: Final = 0.5
 WRITE_TIMEOUT: Final = 60.0
 """Seconds within which the agent must take an input from its stdin."""
 _IN_TURN: Final = "The agent ended with exit status 0 in the middle of its turn."
-_MALFORMED: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+_MALFORMED: Final = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 STREAMS: Final[Mapping[OutputKind, type[ClaudeStream | CodexStream]]] = {
