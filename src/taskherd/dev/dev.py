@@ -44,20 +44,22 @@ def run(*, services_only: bool, data: Path = DATA) -> int:
         Misconfigured: if a service is not available, or another process uses the folder.
         Unavailable: if a service was found but does not start.
     """
-    with suppress(KeyboardInterrupt), interruptible(_say):
-        _end_leftovers(data)
-        with services.start(data, announce=_say) as running:
-            chosen = choose_ports()
-            environment = write_env(data, running, chosen.ops)
-            if services_only:
-                _say_env(data)
-                _say("RabbitMQ and PostgreSQL are running; Ctrl-C stops both")
-                threading.Event().wait()
-            migrate.upgrade(running.database_url)
-            if not apply_directory({**os.environ, **environment}, EXAMPLE):
-                _say("the directory stays as it is")
-            inherited = runner_environment.inherited_variables(running.database_url)
-            return _serve(data, environment, create_users(running, _RUNNER_NAME), chosen, inherited)
+    with (
+        suppress(KeyboardInterrupt),
+        interruptible(_say),
+        services.start(data, announce=_say, before=lambda: _end_leftovers(data)) as running,
+    ):
+        chosen = choose_ports()
+        environment = write_env(data, running, chosen.ops)
+        if services_only:
+            _say_env(data)
+            _say("RabbitMQ and PostgreSQL are running; Ctrl-C stops both")
+            threading.Event().wait()
+        migrate.upgrade(running.database_url)
+        if not apply_directory({**os.environ, **environment}, EXAMPLE):
+            _say("the directory stays as it is")
+        inherited = runner_environment.inherited_variables(running.database_url)
+        return _serve(data, environment, create_users(running, _RUNNER_NAME), chosen, inherited)
     return 0
 
 
@@ -245,7 +247,7 @@ def _await(process: subprocess.Popen[bytes], is_up: Callable[[], bool], problem:
 
 
 def _end_leftovers(data: Path) -> None:
-    """End processes of this folder that a killed ``taskherd dev`` left behind."""
+    """End processes of this folder that a killed ``taskherd dev`` left behind; the caller has locked the folder."""
     processes.end(processes.belonging_to(_home(data)), gently=signal.SIGTERM, within=_GRACE)
     _end_agents(data)
 

@@ -40,7 +40,12 @@ class Services:
 
 @contextmanager
 def start(
-    data: Path, *, announce: Announce, fast: bool = False, environ: Mapping[str, str] = os.environ
+    data: Path,
+    *,
+    announce: Announce,
+    fast: bool = False,
+    environ: Mapping[str, str] = os.environ,
+    before: Callable[[], None] = lambda: None,
 ) -> Iterator[Services]:
     """Start both services concurrently, and stop those that were started at the end of the block.
 
@@ -49,12 +54,14 @@ def start(
         announce: called with a line for each service, which says where it comes from.
         fast: run PostgreSQL without fsync, and discard the data of containers; for disposable data.
         environ: where ``TASKHERD_AMQP_URL`` and ``TASKHERD_DATABASE_URL`` are read from.
+        before: called before anything starts, when no other process can use the folder.
 
     Raises:
-        Misconfigured: if a service is not available; the message says what to install.
+        Misconfigured: if a service is not available, with what to install; or if another process uses the folder.
         Unavailable: if a service was found but does not start.
     """
     with _lock_folder(data), ThreadPoolExecutor(2, thread_name_prefix="services") as pool:
+        before()
         broker = pool.submit(_rabbitmq, data / "rabbitmq", environ, announce, fast)
         database = pool.submit(_postgres, data / "postgres", environ, announce, fast)
         try:
