@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import os
 import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from taskherd.dev import dev, services
+
+SESSION = """
+import fcntl, signal, sys, termios
+from pathlib import Path
 from taskherd.dev import dev
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+folder = Path(sys.argv[1])
+code = dev.run(services_only=True, data=folder)
+(folder / "code").write_text(str(code))
+"""
+"""Runs ``taskherd dev`` on the terminal that is its stdin, and writes its exit code into its folder."""
 
 
 class _InterruptedFile(io.RawIOBase):
@@ -27,12 +46,87 @@ class _InterruptedFile(io.RawIOBase):
         return len(memoryview(data))  # type: ignore[arg-type]
 
 
-def test_without_an_event_loop_it_is_raised_at_once() -> None:
-    """Synchronous code is interrupted where it is."""
+class _GoneTerminal(io.TextIOBase):
+    """A terminal that was closed."""
+
+    def write(self, _text: str, /) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@contextmanager
+def hangup_handled_by(handler: Callable[..., None] | signal.Handlers) -> Iterator[None]:
+    """Set what SIGHUP does during the block: it may be anything where the tests run, as with nohup."""
+    previous = signal.signal(signal.SIGHUP, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def fail(*_: object) -> None:
+    """Handle a signal that was to be handled by another one."""
+    raise AssertionError
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_without_an_event_loop_it_is_raised_at_once(number: signal.Signals) -> None:
+    """Synchronous code is interrupted where it is; the cleanup is not, whatever comes, and the handlers come back."""
     announced: list[str] = []
-    with pytest.raises(KeyboardInterrupt), dev.interruptible(announced.append):
-        os.kill(os.getpid(), signal.SIGINT)
-    assert announced == ["stopping"]
+
+    @contextmanager
+    def cleanup() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            for again in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+                os.kill(os.getpid(), again)
+            announced.append("stopped")
+
+    with hangup_handled_by(fail):
+        with pytest.raises(KeyboardInterrupt), dev.interruptible(announced.append), cleanup():
+            os.kill(os.getpid(), number)
+        assert signal.getsignal(signal.SIGHUP) is fail
+    assert announced == ["stopping", "stopped"]
+
+
+def test_a_hangup_stays_ignored_where_it_was() -> None:
+    """As with nohup, which is there for that."""
+    with hangup_handled_by(signal.SIG_IGN):
+        with dev.interruptible(pytest.fail):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def test_an_interrupt_that_cannot_be_announced_is_one_too() -> None:
+    """The terminal is gone."""
+    terminal = _GoneTerminal()
+    with pytest.raises(KeyboardInterrupt), dev.interruptible(lambda line: print(line, file=terminal)):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_closing_the_terminal_ends_everything_in_order(tmp_path: Path) -> None:
+    """It is like Ctrl-C, although nothing can be written any more."""
+    terminal, inner = os.openpty()
+    env = {**os.environ, services.AMQP_URL: "amqp://somewhere/", services.DATABASE_URL: "postgresql://somewhere/x"}
+    command = [sys.executable, "-c", SESSION, str(tmp_path)]
+    process = subprocess.Popen(command, env=env, stdin=inner, stdout=inner, stderr=inner, start_new_session=True)
+    os.close(inner)
+    try:
+        with open(terminal, "rb", buffering=0) as screen:  # noqa: PTH123 - it is a file descriptor
+            seen = b""
+            while b"Ctrl-C stops both" not in seen:
+                seen += screen.read(4096)
+        process.wait(60)
+    finally:
+        process.kill()
+        process.wait(30)
+    assert (tmp_path / "code").read_text() == "0"
+
+
+def test_a_line_that_nobody_can_read_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The terminal may be gone before its signal arrives, and an error would begin a cleanup that this interrupts."""
+    monkeypatch.setattr(sys, "stdout", _GoneTerminal())
+    dev._say("running")
 
 
 def test_an_interrupt_in_the_middle_of_a_line_is_one_too() -> None:

@@ -38,7 +38,7 @@ _POLL_INTERVAL: Final = 0.2
 
 
 def run(*, services_only: bool, data: Path = DATA) -> int:
-    """Start everything, wait for Ctrl-C or SIGTERM, stop everything, and return the exit code.
+    """Start everything, wait for Ctrl-C, SIGTERM or SIGHUP, stop everything, and return the exit code.
 
     Raises:
         Misconfigured: if a service is not available, or another process uses the folder.
@@ -266,17 +266,24 @@ def _agents(data: Path) -> Path:
 
 @contextmanager
 def interruptible(announce: Callable[[str], None]) -> Iterator[None]:
-    """Raise KeyboardInterrupt on the first SIGINT or SIGTERM and ignore further ones, so that the cleanup completes.
+    """Raise KeyboardInterrupt on the first SIGINT, SIGTERM or SIGHUP and ignore others, so that the cleanup completes.
 
-    ``announce`` is called with a line when that happens, unless the signal came while the same stream was written to,
-    which refuses a second line in the middle of the first. In an event loop the exception is raised between two
-    callbacks: raised within one it could end any task, also one inside a library that another task then waits for.
+    SIGHUP, which says that the terminal was closed, stays ignored where it was, as with nohup.
+
+    ``announce`` is called with a line when that happens. It may fail: the terminal is gone, or the signal came while
+    the same stream was written to, which refuses a second line in the middle of the first.
+
+    In an event loop the exception is raised between two callbacks: raised within one it could end any task, also one
+    inside a library that another task then waits for.
     """
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers:
             signal.signal(number, signal.SIG_IGN)
-        with suppress(RuntimeError):
+        with suppress(RuntimeError, OSError):
             announce("stopping")
         try:
             loop = asyncio.get_running_loop()
@@ -284,7 +291,7 @@ def interruptible(announce: Callable[[str], None]) -> Iterator[None]:
             raise KeyboardInterrupt from None
         loop.call_soon_threadsafe(_raise_interrupt)
 
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
@@ -329,4 +336,5 @@ def isolate_agents(data: Path, path: str) -> tuple[dict[str, str], str]:
 
 
 def _say(line: str) -> None:
-    print(f"taskherd dev: {line}", flush=True)
+    with suppress(OSError):  # the terminal may be gone
+        print(f"taskherd dev: {line}", flush=True)
