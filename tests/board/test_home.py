@@ -608,7 +608,7 @@ async def test_a_hidden_tab_says_what_needs_a_person(board: Board) -> None:
     await page.tab.call("Page.addScriptToEvaluateOnNewDocument", source=_HIDING)
     await page.go("/")
     await page.tab.until(READY)
-    before = int((await page.tab.evaluate("document.title")).partition(")")[0].removeprefix("(") or 0)
+    before = int(await page.tab.evaluate("document.title.match(/^[(]([0-9]+)[)] /)?.[1] ?? 0"))
     await page.tab.evaluate("hide()")
     await status(board, first["id"], "idle", "Which way?")
     await page.tab.until(f"document.title.startsWith('({before + 1}) ')")
