@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
 import pytest
 
+from taskherd.cli import bulk as commands
 from taskherd.client import bulk, tasks
-from taskherd.client.errors import ApiError, ExitCode
+from taskherd.client.errors import ApiError, ExitCode, Unreachable
 from taskherd.client.http import Client
 
 BROKEN = b"Transfer-Encoding: chunked\r\n\r\nno size\r\n"
@@ -19,19 +21,36 @@ BROKEN = b"Transfer-Encoding: chunked\r\n\r\nno size\r\n"
 
 
 @asynccontextmanager
-async def server(*answers: bytes) -> AsyncIterator[Client]:
-    """Yield a client of a server that gives an answer to each request: its status, headers and body."""
-    left = list(answers)
+async def server(*answers: bytes | None, heads: list[bytes] | None = None) -> AsyncIterator[Client]:
+    """Yield a client of a server that gives an answer to each request, and refuses connections after the last one.
+
+    Args:
+        answers: the status, headers and body of each; None closes the connection without an answer.
+        heads: the list to which the head of each request is added.
+    """
+    left, seen = list(answers), [] if heads is None else heads
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 " + left.pop(0))
-        await writer.drain()
+        seen.append(await reader.readuntil(b"\r\n\r\n"))
+        answer = left.pop(0)
+        if not left:
+            listening.close()
+        if answer is not None:
+            writer.write(b"HTTP/1.1 " + answer)
+            await writer.drain()
         writer.close()
 
     listening = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with listening:
         yield Client(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", "token")
+
+
+@pytest.fixture
+def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the list of the seconds that a write waits before it is repeated, which take no time."""
+    found: list[float] = []
+    monkeypatch.setattr("taskherd.client.tasks.time.sleep", found.append)
+    return found
 
 
 @pytest.mark.parametrize("status", [HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE])
@@ -44,14 +63,64 @@ async def test_an_error_whose_body_breaks_off_is_that_of_its_status(status: HTTP
     assert found.value.code is (ExitCode.NOT_FOUND if status == HTTPStatus.NOT_FOUND else ExitCode.ERROR)
 
 
-async def test_a_write_waits_as_long_as_the_server_says(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_write_waits_as_long_as_the_server_says(naps: list[float]) -> None:
     """Up to a minute; less would only be refused again."""
-    naps: list[float] = []
-    monkeypatch.setattr("taskherd.client.tasks.time.sleep", naps.append)
     refusals = (b"429 Slow\r\nRetry-After: %d\r\nContent-Length: 2\r\n\r\n{}" % wait for wait in (40, 400))
     async with server(*refusals, b"200 OK\r\nContent-Length: 2\r\n\r\n{}") as client:
         await asyncio.to_thread(tasks.change, client, "POST", "tasks", "me")
     assert naps == [40, 60]
+
+
+async def test_a_write_whose_answer_is_lost_is_repeated_with_its_key(naps: list[float]) -> None:
+    """It may have been done, and the key says that it is the same one."""
+    heads: list[bytes] = []
+    async with server(None, None, b"200 OK\r\nContent-Length: 2\r\n\r\n{}", heads=heads) as client:
+        response = await asyncio.to_thread(tasks.change, client, "POST", "tasks", "me")
+    assert response.status == HTTPStatus.OK
+    keys = [line for head in heads for line in head.lower().split(b"\r\n") if line.startswith(b"idempotency-key: ")]
+    assert (len(keys), len(set(keys))) == (3, 1)
+    assert [0.8 <= naps[0] <= 1, 1.6 <= naps[1] <= 2, len(naps)] == [True, True, 2]
+
+
+async def test_a_write_is_repeated_a_limited_number_of_times(naps: list[float]) -> None:
+    """Also when the server, which may have done it, is away at the repeats; the error says that it may have."""
+    for answers in ([None] * tasks.MAX_ATTEMPTS, [None]):
+        naps.clear()
+        async with server(*answers) as client:
+            with pytest.raises(Unreachable) as found:
+                await asyncio.to_thread(tasks.change, client, "POST", "tasks", "me")
+        assert (found.value.may_have_arrived, len(naps)) == (True, tasks.MAX_ATTEMPTS - 1)
+
+
+async def test_a_refusal_after_a_lost_answer_does_not_say_that_nothing_was_done(
+    naps: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The token may have ended between the two, so the key is printed; a refusal of the first attempt does say so."""
+    refusal = b"401 Unauthorized\r\nContent-Length: 2\r\n\r\n{}"
+    for answers, advice in (((None, refusal), "Repeat it with the key.\n"), ((refusal,), "")):
+        async with server(*answers) as client:
+            with pytest.raises(ApiError) as found, commands.advise_repeat("Repeat it with the key."):
+                await asyncio.to_thread(tasks.change, client, "POST", "tasks", "me")
+        assert (capsys.readouterr().err, found.value.may_have_arrived) == (advice, bool(advice))
+    assert len(naps) == 1
+
+
+def test_a_write_that_cannot_have_arrived_fails_at_once(naps: list[float]) -> None:
+    """Nothing listens there, so whoever waits learns it now."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        client = Client(f"http://127.0.0.1:{bound.getsockname()[1]}", "token")
+        with pytest.raises(Unreachable, match="Connection refused") as found:
+            tasks.change(client, "POST", "tasks", "me")
+    assert (found.value.may_have_arrived, naps) == (False, [])
+
+
+async def test_a_write_to_another_server_fails_at_once(naps: list[float]) -> None:
+    """A page where an answer should be is not from the API, which has done nothing."""
+    async with server(b"200 OK\r\nContent-Length: 6\r\n\r\n<html>") as client:
+        with pytest.raises(Unreachable, match="not from the taskherd API") as found:
+            await asyncio.to_thread(tasks.change, client, "POST", "tasks", "me")
+    assert (found.value.may_have_arrived, naps) == (False, [])
 
 
 async def test_an_action_is_followed_only_as_long_as_there_is_time() -> None:

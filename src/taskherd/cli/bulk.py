@@ -341,6 +341,6 @@ def advise_repeat(advice: str) -> Iterator[None]:
     try:
         yield
     except (ClientError, KeyboardInterrupt) as error:
-        if isinstance(error, KeyboardInterrupt) or error.code is ExitCode.ERROR:
+        if isinstance(error, KeyboardInterrupt) or error.code is ExitCode.ERROR or error.may_have_arrived:
             print_note(advice)
         raise

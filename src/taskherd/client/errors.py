@@ -59,6 +59,8 @@ class ClientError(Exception):
         self.code = code
         self.message = message
         self.advice = advice
+        self.may_have_arrived = code is ExitCode.ERROR
+        """Whether the request may have taken effect although it failed."""
 
 
 class ApiError(ClientError):
@@ -94,5 +96,12 @@ class ApiError(ClientError):
 class Unreachable(ClientError):
     """The server did not answer, or its answer does not come from the API."""
 
-    def __init__(self, message: str, advice: str = "check TASKHERD_URL, and that `taskherd api` is running") -> None:
+    def __init__(
+        self,
+        message: str,
+        advice: str = "check TASKHERD_URL, and that `taskherd api` is running",
+        *,
+        may_have_arrived: bool = True,
+    ) -> None:
         super().__init__(ExitCode.ERROR, message, advice)
+        self.may_have_arrived = may_have_arrived

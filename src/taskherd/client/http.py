@@ -115,8 +115,8 @@ class Client:
             with error:
                 body = _read_error(error)
                 raise ApiError.from_response(error.code, body, error.headers.get("Retry-After")) from None
-        except URLError as error:
-            raise Unreachable(f"cannot reach {self._base}: {error.reason}") from None
+        except URLError as error:  # there was no connection, or it was lost before all of the request was sent
+            raise Unreachable(f"cannot reach {self._base}: {error.reason}", may_have_arrived=False) from None
         except (OSError, HTTPException) as error:
             raise Unreachable(f"cannot reach {self._base}: {str(error) or type(error).__name__}") from None
 
@@ -152,7 +152,8 @@ def _decode_json(raw: bytes) -> Any:
     try:
         return json.loads(raw)
     except ValueError:
-        raise Unreachable("the response is not JSON, so it is not from the taskherd API", f"check {URL}") from None
+        message = "the response is not JSON, so it is not from the taskherd API"
+        raise Unreachable(message, f"check {URL}", may_have_arrived=False) from None
 
 
 def _read_error(error: HTTPError) -> Any:

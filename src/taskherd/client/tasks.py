@@ -9,7 +9,7 @@ from typing import Any, Final
 from uuid import UUID, uuid4
 
 from taskherd.client import outages
-from taskherd.client.errors import ApiError, ClientError, ExitCode
+from taskherd.client.errors import ApiError, ClientError, ExitCode, Unreachable
 from taskherd.client.http import REQUEST_TIMEOUT, ApiResponse, Client
 
 Task = Mapping[str, Any]
@@ -22,7 +22,10 @@ MAX_DELETED: Final = 100
 MAX_DELETED_PAGES: Final = 20
 """Maximum number of requests for that list: a page may have few or none while others have deleted very many tasks."""
 MAX_ATTEMPTS: Final = 3
-"""Attempts to send a write while the server is unavailable or too busy; its Idempotency-Key makes repeats safe."""
+"""Attempts to send a write whose answer is lost, or that the server is unavailable or too busy for.
+
+Its ``Idempotency-Key`` makes repeats safe.
+"""
 MAX_RETRY_AFTER: Final = 60.0
 """Maximum wait before a write is repeated, in seconds; the server asks for up to a minute beyond a rate limit."""
 MAX_WAIT: Final = 25.0
@@ -130,7 +133,9 @@ def change(
     key: str | None = None,
     timeout: float = REQUEST_TIMEOUT,
 ) -> ApiResponse:
-    """Send a request that changes something; repeat it if the server is unavailable or too busy.
+    """Send a request that changes something; repeat it if its answer is lost, or the server unavailable or too busy.
+
+    It is not repeated if no attempt can have reached the server, as when nothing listens there.
 
     Args:
         client: the server and token to use.
@@ -140,15 +145,22 @@ def change(
         key: the ``Idempotency-Key``, with which a repeated request takes effect once; a random one by default.
         timeout: seconds without a byte from the server after which the request fails.
     """
-    headers = {"Idempotency-Key": key or str(uuid4())}
-    for is_last in (*[False] * (MAX_ATTEMPTS - 1), True):
+    headers, may_have_arrived = {"Idempotency-Key": key or str(uuid4())}, False
+    for attempt in range(1, MAX_ATTEMPTS + 1):
         try:
             return client.request(method, *path, body=body, headers=headers, timeout=timeout)
-        except ApiError as error:
-            if is_last or error.status not in outages.RETRIED:
+        except (ApiError, Unreachable) as error:
+            may_have_arrived = error.may_have_arrived = may_have_arrived or error.may_have_arrived
+            is_permanent = isinstance(error, ApiError) and error.status not in outages.RETRIED
+            if attempt == MAX_ATTEMPTS or is_permanent or not may_have_arrived:
                 raise
-            time.sleep(min(error.retry_after, MAX_RETRY_AFTER))
+            time.sleep(_delay(error, attempt))
     raise AssertionError  # the last attempt returns or raises
+
+
+def _delay(error: ApiError | Unreachable, attempt: int) -> float:
+    """Return the seconds to wait after a failed attempt to send a write."""
+    return min(error.retry_after, MAX_RETRY_AFTER) if isinstance(error, ApiError) else outages.BACKOFF.delay(attempt)
 
 
 def template_version(client: Client, name: str | None) -> str:
