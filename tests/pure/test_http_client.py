@@ -16,8 +16,12 @@ from taskherd.client import bulk, tasks
 from taskherd.client.errors import ApiError, ExitCode, Unreachable
 from taskherd.client.http import Client
 
-BROKEN = b"Transfer-Encoding: chunked\r\n\r\nno size\r\n"
-"""The rest of an answer whose body cannot be read."""
+BROKEN = (
+    b"Transfer-Encoding: chunked\r\n\r\nno size\r\n",
+    b"Content-Length: 9\r\n\r\n",
+    b"Content-Length: 9\r\n\r\n{}",
+)
+"""The rests of answers whose body cannot be read."""
 
 
 @asynccontextmanager
@@ -53,14 +57,36 @@ def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return found
 
 
+@pytest.mark.parametrize("rest", BROKEN)
 @pytest.mark.parametrize("status", [HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE])
-async def test_an_error_whose_body_breaks_off_is_that_of_its_status(status: HTTPStatus) -> None:
+async def test_an_error_whose_body_breaks_off_is_that_of_its_status(status: HTTPStatus, rest: bytes) -> None:
     """What the server says about it is lost, but not what it is."""
-    async with server(b"%d Error\r\nRetry-After: 7\r\n" % status + BROKEN) as client:
+    async with server(b"%d Error\r\nRetry-After: 7\r\n" % status + rest) as client:
         with pytest.raises(ApiError, match=f"answered with status {status}") as found:
             await asyncio.to_thread(client.request, "GET", "tasks")
     assert (found.value.status, found.value.retry_after) == (status, 7)
     assert found.value.code is (ExitCode.NOT_FOUND if status == HTTPStatus.NOT_FOUND else ExitCode.ERROR)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"Content-Length: 2\r\n\r\n",
+        b"Content-Length: 3\r\n\r\n{}",
+        b"Transfer-Encoding: chunked\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n",
+    ],
+)
+async def test_an_answer_whose_body_breaks_off_is_none(rest: bytes, naps: list[float]) -> None:
+    """Also before its first byte, or after what would be a whole document; a write is repeated."""
+    async with server(b"200 OK\r\n" + rest, b"200 OK\r\nContent-Length: 2\r\n\r\n{}") as client:
+        with pytest.raises(Unreachable, match="the response broke off") as found:
+            await asyncio.to_thread(client.request, "GET", "tasks")
+        assert found.value.may_have_arrived
+        assert (await asyncio.to_thread(client.request, "GET", "tasks")).body == {}
+    async with server(b"200 OK\r\n" + rest, b"204 No Content\r\n\r\n") as client:
+        assert (await asyncio.to_thread(tasks.change, client, "POST", "tasks", "me")).body is None
+    assert len(naps) == 1
 
 
 async def test_a_write_waits_as_long_as_the_server_says(naps: list[float]) -> None:

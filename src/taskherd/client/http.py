@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse, IncompleteRead
 from typing import Any, Final
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urlencode, urlsplit
@@ -79,7 +79,7 @@ class Client:
             timeout: seconds without a byte from the server after which the request fails.
         """
         with self.stream(method, *path, query=query, body=body, headers=headers, timeout=timeout) as response:
-            raw = response.read(MAX_BODY)
+            raw = _read_body(response)
             return ApiResponse(response.status, _headers_of(response), _decode_json(raw) if raw else None)
 
     @contextmanager
@@ -117,6 +117,8 @@ class Client:
                 raise ApiError.from_response(error.code, body, error.headers.get("Retry-After")) from None
         except URLError as error:  # there was no connection, or it was lost before all of the request was sent
             raise Unreachable(f"cannot reach {self._base}: {error.reason}", may_have_arrived=False) from None
+        except IncompleteRead:
+            raise Unreachable("the response broke off") from None
         except (OSError, HTTPException) as error:
             raise Unreachable(f"cannot reach {self._base}: {str(error) or type(error).__name__}") from None
 
@@ -148,6 +150,15 @@ def _headers_of(response: HTTPResponse) -> dict[str, str]:
     return {name.lower(): value for name, value in response.getheaders()}
 
 
+def _read_body(response: HTTPResponse | HTTPError) -> bytes:
+    """Return the body. Raise ``IncompleteRead`` if it breaks off, which ``read`` does for chunked bodies only."""
+    raw = response.read(MAX_BODY)
+    left: int | None = getattr(response, "length", None)  # an HTTPError has the attributes of its response
+    if left and len(raw) < MAX_BODY:
+        raise IncompleteRead(raw, left)
+    return raw
+
+
 def _decode_json(raw: bytes) -> Any:
     try:
         return json.loads(raw)
@@ -159,7 +170,7 @@ def _decode_json(raw: bytes) -> Any:
 def _read_error(error: HTTPError) -> Any:
     """Return the JSON of an error; None if it breaks off, or a proxy says with a page that it has no answer."""
     try:
-        return _decode_json(error.read(MAX_BODY))
+        return _decode_json(_read_body(error))
     except (OSError, HTTPException):
         return None
     except Unreachable:
