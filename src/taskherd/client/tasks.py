@@ -34,6 +34,8 @@ FAILURES: Final = ("failed", "error")
 """The agent's state, and the status, of a task that failed."""
 STARTING: Final = ("pending", "initializing")
 """The statuses of a task whose workspace or agent starts."""
+NOT_STARTING: Final = ("active", "paused", "unknown", "error")
+"""The other statuses."""
 ENDED: Final = "ended"
 """What a long poll waits for that is to end when the agent has ended or is lost."""
 LOST: Final = "agent has lost connection"
@@ -245,8 +247,8 @@ def wait(
                 if is_awaited:
                     return document, True
             is_over = not outages.repeat(lambda: _starts_again(client, path), sleep=sleep, left=left)
-            if not is_over:
-                poll((*awaited, *STARTING))
+            if not is_over:  # what it has already would end the poll at once
+                poll((*awaited, *(NOT_STARTING if document["status"] in STARTING else STARTING)))
         if is_over or now() >= deadline:
             return document, is_over
 
