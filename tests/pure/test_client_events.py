@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from taskherd.client.errors import ApiError, ClientError, ExitCode, Unreachable
-from taskherd.client.events import StreamEvent, stream_events
+from taskherd.client.events import MIN_DURATION, StreamEvent, stream_events
 from taskherd.client.http import Client
 from taskherd.client.outages import MAX_FAILURES
 
@@ -24,6 +24,9 @@ class Server(Client):
         self.positions: list[str | None] = []
         self.slept: list[float] = []
         self.notices: list[str] = []
+        self.time = 0.0
+        self.seconds = 0.0
+        """How long each stream lasts."""
 
     @contextmanager
     def stream(self, *_: str, headers: Mapping[str, str] | None = None, **__: Any) -> Iterator[Any]:
@@ -32,11 +35,14 @@ class Server(Client):
         answer = next(self._answers, Unreachable("away"))
         if isinstance(answer, ClientError):
             raise answer
+        self.time += self.seconds
         yield io.BytesIO(answer)
 
     def follow(self) -> Iterator[StreamEvent]:
         """Follow the stream without waiting."""
-        return stream_events(self, "tasks", "watch", notice=self.notices.append, sleep=self.slept.append)
+        return stream_events(
+            self, "tasks", "watch", notice=self.notices.append, sleep=self.slept.append, now=lambda: self.time
+        )
 
 
 def test_a_stream_is_resumed_at_its_last_position() -> None:
@@ -67,6 +73,26 @@ def test_waits_grow_while_nothing_is_received() -> None:
     assert 0.8 <= server.slept[1] <= 1
     assert server.slept[3:8] == sorted(server.slept[3:8])
     assert 12 <= server.slept[-1] <= 15
+
+
+def test_waits_grow_while_streams_end_soon() -> None:
+    """Each brings something, so that it is no failure, but a proxy or a server may end every one of them at once."""
+    server = Server(*[b": hi\n\n"] * 6)
+    with pytest.raises(ClientError):
+        list(server.follow())
+    assert server.slept[0] == 0
+    lows = (0.8, 1.6, 3.2, 6.4, 12)
+    assert [low <= wait <= 1.25 * low for low, wait in zip(lows, server.slept[1:6], strict=True)] == [True] * 5
+
+
+def test_a_stream_that_lasted_is_reconnected_at_once() -> None:
+    """Also after others that ended soon."""
+    server = Server(*[b"event: task.updated\ndata: 1\n\n"] * 6)
+    events = server.follow()
+    for lasts in (0, 0, 0, MIN_DURATION, MIN_DURATION, 0):
+        server.seconds = lasts
+        next(events)
+    assert [wait > 0 for wait in server.slept] == [False, True, True, False, False]
 
 
 def test_the_server_may_request_a_longer_wait() -> None:
