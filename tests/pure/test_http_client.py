@@ -12,9 +12,9 @@ from http import HTTPStatus
 import pytest
 
 from taskherd.cli import bulk as commands
-from taskherd.client import bulk, tasks
-from taskherd.client.errors import ApiError, ExitCode, Unreachable
-from taskherd.client.http import Client
+from taskherd.client import bulk, mcp_tools, tasks
+from taskherd.client.errors import ApiError, ClientError, ExitCode, Unreachable
+from taskherd.client.http import TOKEN, URL, Client, from_environment
 
 BROKEN = (
     b"Transfer-Encoding: chunked\r\n\r\nno size\r\n",
@@ -147,6 +147,65 @@ async def test_a_write_to_another_server_fails_at_once(naps: list[float]) -> Non
         with pytest.raises(Unreachable, match="not from the taskherd API") as found:
             await asyncio.to_thread(tasks.change, client, "POST", "tasks", "me")
     assert (found.value.may_have_arrived, naps) == (False, [])
+
+
+def open_client(names: tuple[str, str], url: str) -> Client:
+    """Return the client of the command line, or of the MCP tools that have such a token."""
+    url_name, token_name = names
+    environ = {url_name: url, token_name: "token"}
+    if token_name == TOKEN:
+        return from_environment(environ)
+    (*_, tool) = mcp_tools.available(environ)
+    client: Client = tool.call.__self__._client  # type: ignore[attr-defined]
+    return client
+
+
+VARIABLES = [(URL, TOKEN), ("TASKHERD_API_URL", "TASKHERD_AGENT_TOKEN"), ("CODER_URL", "CODER_SESSION_TOKEN")]
+"""The variables of a URL and its token: of a user, of an agent, and as Coder names them."""
+
+
+@pytest.mark.parametrize("names", VARIABLES)
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://alice:hunter2@localhost:7080",
+        "http://hunter2@localhost:7080",
+        "alice:hunter2@localhost:7080",
+        "http://alice:hunt/hunter2@localhost:7080",
+        "http://localhost:7080?password=hunter2",
+        "http://localhost:7080#hunter2",
+        "http://localhost:7080/?",
+        "http://localhost:0",
+        "http://[::1:7080",
+        "http://localhost:70800",
+        "http://localhost:port",
+        "http://local host:7080",
+        "http://localhost\n:7080",
+        "http://local..host:7080",
+        "http://localhost:7080/\u00e4",
+        "http://local\udc80host:7080",
+        "http://",
+        "http://:7080",
+        "localhost:7080",
+        "ftp://localhost",
+        " ",
+    ],
+)
+def test_a_url_that_is_none_of_a_server_is_refused_in_a_line(names: tuple[str, str], url: str) -> None:
+    """The line names the variable, and has no password: it may be logged, or shown to a model."""
+    with pytest.raises(ClientError, match=rf"^{names[0]}: [\x20-\x7e]*\Z") as found:
+        open_client(names, url)
+    assert found.value.code is ExitCode.USAGE
+    assert "hunter2" not in found.value.message + found.value.advice
+
+
+@pytest.mark.parametrize("names", VARIABLES)
+@pytest.mark.parametrize(
+    "url", ["https://taskherd.example/behind/a/proxy", "http://[::1]:7080", "http://b\u00fccher.example"]
+)
+def test_a_url_of_a_server_is_taken(names: tuple[str, str], url: str) -> None:
+    """Also with a path, of an address, with other letters, and with a slash or a space after it."""
+    assert open_client(names, f" {url}/ ").page() == url
 
 
 async def test_an_action_is_followed_only_as_long_as_there_is_time() -> None:

@@ -135,15 +135,35 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Client:
         if not environ.get(name):
             advice = f"set it to {value}; if `taskherd dev` is running, run: . .taskherd/env"
             raise ClientError(ExitCode.USAGE, f"{name} is not set", advice)
-    url, token = environ[URL], environ[TOKEN].strip()
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ClientError(
-            ExitCode.USAGE, f"{URL}: invalid server URL {url!r}", "expected a URL such as http://127.0.0.1:7080"
-        )
+    url, token = parse_url(URL, environ[URL]), environ[TOKEN].strip()
     if not (token.isascii() and token.isprintable()):
         raise ClientError(ExitCode.USAGE, f"{TOKEN} contains characters that no token has", "copy the token again")
     return Client(url, token)
+
+
+def parse_url(name: str, url: str) -> str:
+    """Return the base URL of a server without spaces around it.
+
+    Raise ``ClientError`` if it is malformed, or has a user, a password, a query or a fragment, which no request would
+    contain. The error names the variable, and quotes the URL only if no secret can be in it.
+    """
+    url = url.strip()
+    if _is_server_url(url):
+        return url
+    quoted = "" if {"@", "?", "#"}.intersection(url) else f" {url!a}"
+    advice = "expected a URL such as http://127.0.0.1:7080, without a user or a password"
+    raise ClientError(ExitCode.USAGE, f"{name}: invalid server URL{quoted}", advice)
+
+
+def _is_server_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").encode("idna"), parts.port
+    except ValueError:
+        return False
+    is_bare = "@" not in parts.netloc and not {"?", "#"}.intersection(url)
+    is_sendable = url.isprintable() and " " not in url and parts.path.isascii() and port != 0
+    return parts.scheme in {"http", "https"} and host != b"" and is_bare and is_sendable
 
 
 def _headers_of(response: HTTPResponse) -> dict[str, str]:

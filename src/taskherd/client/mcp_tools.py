@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
-from urllib.parse import urlsplit
 
-from taskherd.client import agent_requests, asking, tasks
+from taskherd.client import agent_requests, asking, http, tasks
 from taskherd.client.errors import ClientError, ExitCode
 from taskherd.client.http import TOKEN, URL, Client
 from taskherd.client.mcp_stdio import Argument, Tool
@@ -312,9 +311,5 @@ def _first_set(environ: Mapping[str, str], names: tuple[str, ...]) -> str:
 
 
 def _client(environ: Mapping[str, str], names: tuple[str, ...], token: str) -> Client:
-    url = _first_set(environ, names)
-    if urlsplit(url).scheme not in {"http", "https"}:
-        raise ClientError(
-            ExitCode.USAGE, f"{names[0]}: invalid server URL {url!r}", "expected a URL such as http://127.0.0.1:7080"
-        )
-    return Client(url, token)
+    name = next((each for each in names if environ.get(each)), names[0])
+    return Client(http.parse_url(name, environ.get(name, "")), token)
