@@ -1,6 +1,7 @@
 """Settings are validated at start, and all errors are reported together."""
 
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,21 @@ def test_an_invalid_duration_is_rejected(written: object) -> None:
 def test_a_formatted_duration_can_be_parsed_again(milliseconds: int) -> None:
     """Every duration that is shown can be copied into an environment variable."""
     assert durations.parse(durations.render(milliseconds / 1000)) == pytest.approx(milliseconds / 1000, rel=1e-5)
+
+
+def test_every_duration_has_a_maximum(environment: pytest.MonkeyPatch) -> None:
+    """A time that is so long ago can be computed; what is longer is refused at start, not when something is pruned."""
+    limits = {
+        name: max((each.le for each in field.metadata if hasattr(each, "le")), default=None)
+        for name, field in Settings.model_fields.items()
+        if any(getattr(each, "func", None) is durations.parse for each in field.metadata)
+    }
+    assert limits.keys() > {"history_retention", "log_retention", "deleted_retention", "action_retention"}
+    assert [name for name, limit in limits.items() if limit is None] == []
+    assert all(datetime.now(UTC) - timedelta(seconds=limit or 0) for limit in limits.values())
+    for name in limits:
+        environment.setenv(variable_of(name), "999999999999h")
+    assert problems().keys() == {variable_of(name) for name in limits}
 
 
 def test_settings_come_from_environment_variables(environment: pytest.MonkeyPatch) -> None:

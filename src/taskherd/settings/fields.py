@@ -34,6 +34,7 @@ PREFIX = "TASKHERD_"
 _INSTALLATION_BYTES = 4
 _HOUR = 3600.0
 _YEAR = 8784 * _HOUR
+_CENTURY = 100 * _YEAR
 
 
 class Settings(BaseSettings):
@@ -198,13 +199,17 @@ class Settings(BaseSettings):
     history_retention: Seconds = Field(
         2160 * _HOUR,
         ge=24 * _HOUR,
+        le=_CENTURY,
         description="How long change events are kept; readers of the change feed can resume within this time.",
     )
-    log_retention: Seconds = Field(2160 * _HOUR, ge=24 * _HOUR, description="How long the logs of tasks are kept.")
+    log_retention: Seconds = Field(
+        2160 * _HOUR, ge=24 * _HOUR, le=_CENTURY, description="How long the logs of tasks are kept."
+    )
 
     deleted_retention: Seconds = Field(
         720 * _HOUR,
         ge=0,
+        le=_CENTURY,
         description=(
             "How long the contents of a deleted task are kept: prompt, inputs, log, history and replies. 0: they are"
             " erased within about 15 seconds after the deletion was published."
