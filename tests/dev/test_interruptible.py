@@ -12,12 +12,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
 from taskherd.dev import dev, services
 
-SESSION = """
+ON_TERMINAL = """
 import fcntl, signal, sys, termios
 from pathlib import Path
 from taskherd.dev import dev
@@ -29,6 +30,16 @@ code = dev.run(services_only=True, data=folder)
 (folder / "code").write_text(str(code))
 """
 """Runs ``taskherd dev`` on the terminal that is its stdin, and writes its exit code into its folder."""
+ON_PIPE = """
+import sys
+from pathlib import Path
+from taskherd.dev import dev
+
+sys.exit(dev.run(services_only=True, data=Path(sys.argv[1])))
+"""
+"""Runs ``taskherd dev``, whose first line a thread prints."""
+EXTERNAL = {services.AMQP_URL: "amqp://somewhere/", services.DATABASE_URL: "postgresql://somewhere/x"}
+"""The environment in which it starts no services."""
 
 
 class _InterruptedFile(io.RawIOBase):
@@ -107,8 +118,8 @@ def test_an_interrupt_that_cannot_be_announced_is_one_too() -> None:
 def test_closing_the_terminal_ends_everything_in_order(tmp_path: Path) -> None:
     """It is like Ctrl-C, although nothing can be written any more."""
     terminal, inner = os.openpty()
-    env = {**os.environ, services.AMQP_URL: "amqp://somewhere/", services.DATABASE_URL: "postgresql://somewhere/x"}
-    command = [sys.executable, "-c", SESSION, str(tmp_path)]
+    command = [sys.executable, "-c", ON_TERMINAL, str(tmp_path)]
+    env = {**os.environ, **EXTERNAL}
     process = subprocess.Popen(command, env=env, stdin=inner, stdout=inner, stderr=inner, start_new_session=True)
     os.close(inner)
     try:
@@ -121,6 +132,49 @@ def test_closing_the_terminal_ends_everything_in_order(tmp_path: Path) -> None:
         process.kill()
         process.wait(30)
     assert (tmp_path / "code").read_text() == "0"
+
+
+@pytest.fixture
+def closed_pipe() -> Iterator[TextIO]:
+    """Yield a pipe that nobody reads any more; closing it writes what is left in its buffer."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stream:  # noqa: PTH123 - it is a file descriptor
+        yield stream
+
+
+def test_closing_the_pipe_ends_everything_in_order(tmp_path: Path, closed_pipe: TextIO) -> None:
+    """``taskherd dev | head -1`` has seen enough; which line, and which thread, finds that out makes no difference."""
+    command = [sys.executable, "-c", ON_PIPE, str(tmp_path)]
+    env = {**os.environ, **EXTERNAL}
+    process = subprocess.Popen(command, env=env, stdout=closed_pipe, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait(30)
+    assert (process.returncode, stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("first", [lambda: dev._say("running"), lambda: os.kill(os.getpid(), signal.SIGINT)])
+def test_a_closed_pipe_interrupts_once(
+    monkeypatch: pytest.MonkeyPatch, closed_pipe: TextIO, first: Callable[[], None]
+) -> None:
+    """A line of the cleanup does not interrupt it, also when Ctrl-C has ended the reader, too."""
+    cleaned: list[str] = []
+
+    @contextmanager
+    def cleanup() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            dev._say("stopping the broker")
+            cleaned.append("broker")
+
+    monkeypatch.setattr(sys, "stdout", closed_pipe)
+    with pytest.raises(KeyboardInterrupt), dev.interruptible(dev._say), cleanup():
+        first()
+    assert cleaned == ["broker"]
 
 
 def test_a_line_that_nobody_can_read_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,8 @@ _POLL_INTERVAL: Final = 0.2
 def run(*, services_only: bool, data: Path = DATA) -> int:
     """Start everything, wait for Ctrl-C, SIGTERM or SIGHUP, stop everything, and return the exit code.
 
+    A pipe on stdout that is closed ends it, too, with the next line.
+
     Raises:
         Misconfigured: if a service is not available, or another process uses the folder.
         Unavailable: if a service was found but does not start.
@@ -336,5 +338,21 @@ def isolate_agents(data: Path, path: str) -> tuple[dict[str, str], str]:
 
 
 def _say(line: str) -> None:
-    with suppress(OSError):  # the terminal may be gone
+    """Print a line from any thread. A pipe that nobody reads any more ends everything, as SIGTERM does."""
+    try:
         print(f"taskherd dev: {line}", flush=True)
+    except BrokenPipeError:
+        _discard_stdout()
+        os.kill(os.getpid(), signal.SIGTERM)
+    except OSError:
+        pass  # the terminal is gone, of which SIGHUP tells unless it was to be ignored
+
+
+def _discard_stdout() -> None:
+    """Write stdout to nowhere: what is left in its buffer would fail again at the exit, with a message.
+
+    See https://docs.python.org/3/library/signal.html#note-on-sigpipe.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
