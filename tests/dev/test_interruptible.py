@@ -60,7 +60,12 @@ class _InterruptedFile(io.RawIOBase):
 class _GoneTerminal(io.TextIOBase):
     """A terminal that was closed."""
 
-    def write(self, _text: str, /) -> int:
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: list[str] = []
+
+    def write(self, text: str, /) -> int:
+        self.refused.append(text)
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
@@ -179,8 +184,11 @@ def test_a_closed_pipe_interrupts_once(
 
 def test_a_line_that_nobody_can_read_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """The terminal may be gone before its signal arrives, and an error would begin a cleanup that this interrupts."""
-    monkeypatch.setattr(sys, "stdout", _GoneTerminal())
-    dev._say("running")
+    terminal = _GoneTerminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with dev.interruptible(pytest.fail):
+        dev._say("running")
+    assert terminal.refused == ["taskherd dev: running"]
 
 
 def test_an_interrupt_in_the_middle_of_a_line_is_one_too() -> None:
