@@ -76,6 +76,15 @@ def test_every_duration_has_a_maximum(environment: pytest.MonkeyPatch) -> None:
     assert problems().keys() == {variable_of(name) for name in limits}
 
 
+def test_every_number_has_a_maximum(environment: pytest.MonkeyPatch) -> None:
+    """One that PostgreSQL has no type for is refused at start, not when a statement needs it."""
+    numbers = [name for name, field in Settings.model_fields.items() if field.annotation is int]
+    for name in numbers:
+        environment.setenv(variable_of(name), str(2**63))
+    assert "tasks_running_most" in numbers
+    assert problems().keys() == {variable_of(name) for name in numbers}
+
+
 def test_settings_come_from_environment_variables(environment: pytest.MonkeyPatch) -> None:
     """A setting is read from the variable with its name in capitals; an empty variable counts as not set."""
     environment.setenv("TASKHERD_AGENT_LOST_AFTER", "1500ms")
