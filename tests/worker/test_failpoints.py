@@ -83,6 +83,7 @@ async def test_interrupts_have_failpoints_of_their_own(harness: WorkerHarness, r
     await report_state(harness, task_id, "working")
     reached.clear()
     interrupt_id = await interrupt(harness, task_id)
+    await harness.until(lambda: harness.document(task_id)["interrupt"])
     assert reached.special() == OF_INTERRUPTS
     await harness.report(
         make_report("app.status", other, state="working", message=f"In {other}"),

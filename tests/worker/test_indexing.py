@@ -17,7 +17,8 @@ async def test_all_changes_are_indexed_for_which_there_is_time(
     start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More changes than one transaction takes are applied after the same sweep, unless its time has passed."""
-    monkeypatch.setattr(indexer, "MAX_INDEXED", 1)
+    for name in ("MIN_INDEXED", "MAX_INDEXED"):
+        monkeypatch.setattr(indexer, name, 1)
     async with start_worker(sweep_every=60) as harness:
         for _ in range(4):
             await harness.create()
