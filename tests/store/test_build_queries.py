@@ -162,8 +162,8 @@ async def test_the_history_of_one_build(engine: AsyncEngine, reader: ReadPool) -
     await execute_script(engine, HISTORY)
 
     async def versions(*changes: str, after: int = 0, limit: int = 10, number: int = 1) -> list[int]:
-        rows = await builds.history(reader, OF_ALICE, number, changes, after=after, limit=limit)
-        return [row["version"] for row in rows]
+        page = await builds.history(reader, OF_ALICE, number, changes, after=after, limit=limit)
+        return [row["version"] for row in page.rows]
 
     assert await versions("current_state") == [2, 3, 4, 6]
     assert await versions("status", "unknown") == [5, 6]
@@ -171,7 +171,7 @@ async def test_the_history_of_one_build(engine: AsyncEngine, reader: ReadPool) -
     assert await versions("current_state", after=3) == [4, 6]
     assert await versions("current_state", limit=2) == [2, 3]
     assert await versions("current_state", number=2) == [7]
-    last = (await builds.history(reader, OF_ALICE, 1, ["current_state"], after=5, limit=1))[0]
+    last = (await builds.history(reader, OF_ALICE, 1, ["current_state"], after=5, limit=1)).rows[0]
     fields = ("workspace_status", "lifecycle", "healthy", "reason")
     assert [last[name] for name in fields] == ["running", "ready", True, "fine"]
 
@@ -181,10 +181,10 @@ async def test_the_statuses_that_the_app_of_one_build_reported(engine: AsyncEngi
     await execute_script(engine, HISTORY)
 
     async def states(number: int, limit: int) -> list[str]:
-        return [row["state"] for row in await builds.app_statuses(reader, OF_ALICE, number, limit)]
+        return [row["state"] for row in (await builds.app_statuses(reader, OF_ALICE, number, limit)).rows]
 
     assert await states(1, 10) == ["complete", "idle", "working"]
     assert await states(1, 2) == ["complete", "idle"]
     assert await states(2, 10) == ["next"]
-    newest = (await builds.app_statuses(reader, OF_ALICE, 1, 1))[0]
+    newest = (await builds.app_statuses(reader, OF_ALICE, 1, 1)).rows[0]
     assert (newest["version"], newest["message"], newest["uri"]) == (6, "Done", "pr")

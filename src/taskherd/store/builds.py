@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import text
@@ -19,6 +19,7 @@ from taskherd.store.statements import ColumnArrays, assignments, changing, colum
 from taskherd.store.tables import task_builds
 from taskherd.store.task_queries import CAN_SEE
 from taskherd.store.task_state_codec import APP_SLUG
+from taskherd.store.version_search import version_search
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,27 +90,52 @@ WHERE b.task_id = ANY($2::uuid[]) AND l.is_latest AND t.deleted_at IS NULL AND {
 ORDER BY t.created_at DESC, t.id DESC
 """
 
-# The history of one build; ``$4``: only versions that changed one of these fields.
-HISTORY: Final = """
-SELECT e.version, e.occurred_at, e.document ->> 'workspace_status' AS workspace_status,
-       e.document ->> 'workspace_agent_lifecycle' AS lifecycle,
-       CAST(e.document -> 'workspace_agent_health' ->> 'healthy' AS boolean) AS healthy,
-       e.document -> 'workspace_agent_health' ->> 'reason' AS reason
-FROM task_events AS e
-WHERE e.task_id = $1 AND e.version > $2 AND CAST(e.document ->> 'workspace_build_number' AS bigint) = $3
-  AND e.changes && $4::text[]
-ORDER BY e.version LIMIT $5
+_NUMBER: Final = "COALESCE(CAST(e.document ->> 'workspace_build_number' AS bigint), 0)"
+
+# The steps of a build's start are among its first versions, and those of its end among its last ones. So many versions
+# are looked at on either side: hence all of a build that reports every 5 seconds for 5 hours.
+STEPS_WINDOW: Final = 2_000
+
+# The history of one build after version ``$2``; ``$4``: only versions that changed one of these fields. Build numbers
+# rise with versions, so those of a build are found without reading those of others. ``until``: the last version.
+HISTORY: Final = f"""
+WITH RECURSIVE
+{version_search("first", "task_events", task_id="$1", start="$2::bigint + 1", is_before=f"{_NUMBER} < $3")},
+{version_search("stop", "task_events", task_id="$1", start="$2::bigint + 1", is_before=f"{_NUMBER} <= $3")}
+SELECT b.stop - 1 AS until, h.* FROM (
+    SELECT COALESCE((SELECT max(low) FROM first), $2 + 1) AS first,
+           COALESCE((SELECT max(low) FROM stop), $2 + 1) AS stop) AS b
+LEFT JOIN LATERAL (
+    SELECT e.version, e.occurred_at, e.document ->> 'workspace_status' AS workspace_status,
+           e.document ->> 'workspace_agent_lifecycle' AS lifecycle,
+           CAST(e.document -> 'workspace_agent_health' ->> 'healthy' AS boolean) AS healthy,
+           e.document -> 'workspace_agent_health' ->> 'reason' AS reason
+    FROM (VALUES (b.first, LEAST(b.first + {STEPS_WINDOW}, b.stop)),
+                 (GREATEST(b.first + {STEPS_WINDOW}, b.stop - {STEPS_WINDOW}), b.stop)) AS w(first, stop)
+    CROSS JOIN LATERAL (
+        SELECT * FROM task_events WHERE task_id = $1 AND version >= w.first AND version < w.stop
+        ORDER BY version LIMIT {STEPS_WINDOW}) AS e
+    WHERE e.changes && $4::text[]
+    ORDER BY e.version LIMIT $5) AS h ON true
+ORDER BY h.version
 """
 
+# Nearly every version of a running agent is one of a status, of which the newest 100 are shown.
+STATUSES_WINDOW: Final = 2_000
 
-# What the app of one build reported, the newest first.
-APP_STATUSES: Final = """
-SELECT e.version, e.occurred_at, e.document -> 'current_state' ->> 'state' AS state,
-       e.document -> 'current_state' ->> 'message' AS message, e.document -> 'current_state' ->> 'uri' AS uri
-FROM task_events AS e
-WHERE e.task_id = $1 AND CAST(e.document ->> 'workspace_build_number' AS bigint) = $2
-  AND 'current_state' = ANY(e.changes) AND e.document -> 'current_state' ->> 'state' IS NOT NULL
-ORDER BY e.version DESC LIMIT $3
+# What the app of the latest build reported after version ``$4``, the newest first. ``until``: the task's last version.
+APP_STATUSES: Final = f"""
+SELECT n.version AS until, h.* FROM (
+    SELECT version FROM task_events WHERE task_id = $1 ORDER BY version DESC LIMIT 1) AS n
+LEFT JOIN LATERAL (
+    SELECT e.version, e.occurred_at, e.document -> 'current_state' ->> 'state' AS state,
+           e.document -> 'current_state' ->> 'message' AS message, e.document -> 'current_state' ->> 'uri' AS uri
+    FROM task_events AS e
+    WHERE e.task_id = $1 AND e.version > $4 AND e.version > n.version - {STATUSES_WINDOW}
+      AND 'current_state' = ANY(e.changes) AND {_NUMBER} = $2
+      AND e.document -> 'current_state' ->> 'state' IS NOT NULL
+    ORDER BY e.version DESC LIMIT $3) AS h ON true
+ORDER BY h.version DESC
 """
 
 
@@ -152,9 +178,25 @@ async def of_tasks(pool: Reader, caller: UUID, task_ids: Sequence[UUID]) -> Sequ
     return await pool.fetch(OF_TASKS, caller, list(task_ids))
 
 
-async def app_statuses(pool: Reader, task_id: UUID, number: int, limit: int) -> Sequence[Row]:
-    """Return up to ``limit`` statuses that the app of a build reported, newest first. Pruned history is missing."""
-    return await pool.fetch(APP_STATUSES, task_id, number, limit)
+class HistoryPage(NamedTuple):
+    """What was found in the history of a task."""
+
+    rows: Sequence[Row]
+    until: int
+    """The last version that was looked at."""
+
+
+def _history_page(rows: Sequence[Row], after: int) -> HistoryPage:
+    until = rows[0]["until"] if rows else after
+    return HistoryPage([row for row in rows if row["version"] is not None], until)
+
+
+async def app_statuses(pool: Reader, task_id: UUID, number: int, limit: int, *, after: int = 0) -> HistoryPage:
+    """Return up to ``limit`` statuses that the app of the task's latest build reported after a version, newest first.
+
+    Pruned history is missing, and what is older than the task's last ``STATUSES_WINDOW`` versions.
+    """
+    return _history_page(await pool.fetch(APP_STATUSES, task_id, number, limit, after), 0)
 
 
 async def of_agent(pool: Reader, caller: UUID, agent_id: UUID) -> Row | None:
@@ -164,9 +206,9 @@ async def of_agent(pool: Reader, caller: UUID, agent_id: UUID) -> Row | None:
 
 async def history(
     pool: Reader, task_id: UUID, number: int, changes: Sequence[str], *, after: int, limit: int
-) -> Sequence[Row]:
+) -> HistoryPage:
     """Return up to ``limit`` versions after ``after`` that changed any field in ``changes`` of a build, oldest first.
 
-    Pruned history is missing.
+    Pruned history is missing. Of more than twice ``STEPS_WINDOW`` versions, those in the middle are not looked at.
     """
-    return await pool.fetch(HISTORY, task_id, after, number, list(changes), limit)
+    return _history_page(await pool.fetch(HISTORY, task_id, after, number, list(changes), limit), after)

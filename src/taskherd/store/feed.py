@@ -14,6 +14,7 @@ from taskherd.store.pages import MAX_PAGE_BYTES, bytes_before
 from taskherd.store.read_pool import Reader, Row
 from taskherd.store.task_queries import CAN_SEE, can_see
 from taskherd.store.task_state_codec import STATE_SINCE
+from taskherd.store.version_search import version_search
 
 LATEST: Final = "SELECT COALESCE(max(position), 0) AS position FROM task_feed"
 
@@ -100,8 +101,16 @@ WITH page AS MATERIALIZED (SELECT * FROM task_feed WHERE position > $2 ORDER BY 
       AND ($5::uuid IS NULL OR t.owner_id = $5) AND ($6::uuid IS NULL OR t.organization_id = $6)""",
 )
 
-CATCH_UP_ONE: Final = """
-WITH page AS MATERIALIZED (SELECT * FROM task_feed WHERE task_id = $5 AND position > $2 ORDER BY version LIMIT $3)
+
+def _first_after(task_id: str, position: str) -> str:
+    """Return the expression ``first``: a task's first version after a position; both rise together."""
+    return version_search("first", "task_feed", task_id=task_id, start="0", is_before=f"e.position <= {position}")
+
+
+CATCH_UP_ONE: Final = f"""
+WITH RECURSIVE {_first_after("$5", "$2")},
+page AS MATERIALIZED (
+    SELECT * FROM task_feed WHERE task_id = $5 AND version >= (SELECT max(low) FROM first) ORDER BY version LIMIT $3)
 """ + _CATCH_UP.format(change=_CHANGE, bytes_before=_BYTES_BEFORE, joins=_CHANGE_JOINS, condition=CAN_SEE)
 
 # Deleted tasks too, so that subscribers of a task receive its deletion.
@@ -121,11 +130,12 @@ _TIMELINE_SIZE: Final = """octet_length(CAST(e.document AS text)) + COALESCE(oct
 
 
 def _timeline(order: str) -> str:
-    """Return the statement of a timeline: versions and positions of a task rise together.
+    """Return the statement of a timeline.
 
     ``$3`` is the position to continue after. Without a change there is one row with only the id of the task.
     """
     return f"""
+WITH RECURSIVE {_first_after("$2", "$3")}
 SELECT * FROM (
     SELECT s.id, f.position, f.version, f.occurred_at, e.changes, CAST(e.cause AS text) AS cause,
            CAST(e.document AS text) AS core_document, p.prompt, CAST(b.document AS text) AS core_document_before,
@@ -133,7 +143,8 @@ SELECT * FROM (
            count(*) OVER () AS found, {bytes_before(_TIMELINE_SIZE, f"ORDER BY f.version {order}")} AS bytes_before
     FROM (SELECT t.id FROM tasks AS t WHERE t.id = $2 AND t.deleted_at IS NULL AND {CAN_SEE}) AS s
     LEFT JOIN LATERAL (
-        SELECT * FROM task_feed WHERE task_id = s.id AND position > $3 ORDER BY version {order} LIMIT $4) AS f ON true
+        SELECT * FROM task_feed WHERE task_id = s.id AND version >= (SELECT max(low) FROM first)
+        ORDER BY version {order} LIMIT $4) AS f ON true
     LEFT JOIN LATERAL (
         SELECT * FROM task_events WHERE task_id = f.task_id AND version = f.version AND occurred_at = f.occurred_at
         LIMIT 1) AS e ON true

@@ -11,6 +11,7 @@ from uuid import UUID
 import orjson
 import pytest
 
+from taskherd import retry
 from taskherd.api.context import RequestContext
 from taskherd.api.http.authenticator import Caller
 from taskherd.api.http.errors import HTTPError
@@ -19,6 +20,7 @@ from taskherd.api.http.websocket import NORMAL, POLICY_VIOLATION, TRY_AGAIN_LATE
 from taskherd.api.workspaces import log_stream, logs, watch
 from taskherd.errors import Retry, Unavailable
 from taskherd.store import builds
+from taskherd.store.builds import HistoryPage
 from tests.pure.api.test_build_documents import BUILD, MADE, TASK, row
 from tests.pure.api.test_subscribers import at, new_feed
 
@@ -77,13 +79,31 @@ def shown(**fields: Any) -> Row:
     return row(agent_id=None, **fields)
 
 
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list of the failures in a row after each of which a stream waits; the wait is left out."""
+    waits: list[int] = []
+
+    def delay(failures: int) -> float:
+        waits.append(failures)
+        return 0.0
+
+    monkeypatch.setattr(retry, "delay", delay)
+    return waits
+
+
 def name_of(workspace: bytes | None) -> str | None:
     """Return the name of a workspace."""
     return None if workspace is None else str(orjson.loads(workspace)["name"])
 
 
-async def test_a_workspace_is_read_again_after_an_outage(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Meanwhile nothing is sent, and nothing but signs of life while it is the same; the end of the process ends it."""
+async def test_a_workspace_is_read_again_after_an_outage(
+    workspace: Workspace, waits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Meanwhile nothing is sent, and nothing but signs of life while it is the same; the end of the process ends it.
+
+    Each read that fails is followed by a longer wait, whatever changes meanwhile.
+    """
     monkeypatch.setattr(watch, "PING_INTERVAL", 0.001)
     outage = Unavailable("no database")
     workspace.rows = [outage, Retry("the plan is stale"), shown(), outage, shown()]
@@ -94,6 +114,7 @@ async def test_a_workspace_is_read_again_after_an_outage(workspace: Workspace, m
         workspace.stopping.set()
         assert [each async for each in workspaces] == []
     assert workspace.seen == [ALICE, ALICE]
+    assert waits == [1, 2, 1]
     assert (workspace.feed._subscriber_count, len(workspace.feed._subscribers)) == (0, 0)
 
 
@@ -163,11 +184,11 @@ class Steps:
 
     async def history(
         self, reader: object, task_id: UUID, number: int, *_: object, after: int, limit: int
-    ) -> list[Row]:
-        """Return the steps after one."""
+    ) -> HistoryPage:
+        """Return the steps after one, and that version 9 is the last."""
         assert (reader, task_id, number, limit) == ("reader", TASK, 3, 1_000)
         self.reads.append(after)
-        return [step(version) for version in (7, 8) if version > after]
+        return HistoryPage([step(version) for version in (7, 8) if version > after], until=9)
 
 
 @pytest.fixture
@@ -194,6 +215,51 @@ async def test_a_log_of_an_agent_has_frames_of_several_entries(workspace: Worksp
 def kind_of(lookup: BuildLookup) -> logs.LogSpec:
     """Return the log of a build that is looked up like this."""
     return logs.LogSpec(lookup, logs.BUILD.changes, logs.BUILD.entry, logs.BUILD.complete, arrays=False)
+
+
+async def test_a_log_waits_longer_after_each_failed_read(
+    workspace: Workspace, steps: Steps, waits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read that takes too long is not repeated at once by each change; a success ends the row of failures."""
+    monkeypatch.setattr(log_stream, "OUTAGE_POLL_INTERVAL", 0)
+    running, timeout = row(job_status="running", task_id=TASK), Unavailable("the statement took too long")
+    workspace.rows = [timeout, timeout, running, timeout, row(task_id=TASK)]
+    stream = log_stream._LogStream(workspace.request(), kind_of(builds.of_task), None)
+    async with asyncio.timeout(30):
+        assert await stream.stream(running, 8, nothing_sent) == NORMAL
+    assert waits == [1, 2, 1]
+    assert steps.reads == [8, 9, 9]
+
+
+async def test_only_new_statuses_of_a_workspace_are_read(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the last version that was looked at, until another build begins or a failover has lost it."""
+    pages: dict[tuple[int, int], list[HistoryPage]] = {
+        (3, 0): [HistoryPage([status(5), status(4)], 6), HistoryPage([status(4)], 5)],
+        (3, 6): [HistoryPage([status(8)], 8)],
+        (3, 8): [HistoryPage([], 9)],
+        (3, 9): [HistoryPage([], 5)],
+        (4, 0): [HistoryPage([status(9)], 9)],
+    }
+
+    async def app_statuses(reader: object, task_id: UUID, number: int, limit: int, *, after: int) -> HistoryPage:
+        assert (reader, task_id, limit) == ("reader", TASK, 100)
+        return pages[number, after].pop(0)
+
+    monkeypatch.setattr(builds, "app_statuses", app_statuses)
+    statuses, request = watch._Statuses(), workspace.request()
+
+    async def read(**fields: Any) -> list[int]:
+        return [each["version"] for each in await statuses.read(request, row(task_id=TASK, **fields))]
+
+    assert [await read() for _ in range(4)] == [[5, 4], [8, 5, 4], [8, 5, 4], [4]]
+    assert await read(agent_id=None) == []
+    assert await read(number=4) == [9]
+    assert [len(each) for each in pages.values()] == [0] * 5
+
+
+def status(version: int) -> Row:
+    """Return what the app reported in a version."""
+    return cast("Row", {"version": version})
 
 
 async def test_a_log_that_may_be_seen_no_more_ends(

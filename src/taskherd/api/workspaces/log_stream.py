@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import orjson
 
+from taskherd import retry
 from taskherd.api.changes import ChangeFilter
 from taskherd.api.http.errors import HTTPError
 from taskherd.api.http.websocket import NORMAL, POLICY_VIOLATION, SendText, serve
@@ -54,14 +54,19 @@ class _LogStream:
         The row is read before the entries, so if it says that the log is complete, the entries read next are too.
         """
         current: Row | None = row
+        failures = 0
         while True:
-            with suppress(Unavailable, Retry):  # during an outage the socket stays open, and catches up later
+            try:  # during an outage the socket stays open, and catches up later
                 current = current or await self._reload()
                 if current is None:
                     return POLICY_VIOLATION
                 after = await self._send(current, after, send_text)
                 if self.kind.complete(current):
                     return NORMAL
+                failures = 0
+            except (Unavailable, Retry):
+                failures += 1
+                await retry.wait(self.request.api.stopping, retry.delay(failures))
             current = None
             await self._wait_change()
 
@@ -73,14 +78,14 @@ class _LogStream:
             await self.subscriber.next(POLL_INTERVAL)
 
     async def _send(self, row: Row, after: int, send_text: SendText) -> int:
-        """Send the entries after the id ``after`` and return the id of the last one."""
-        while page := await logs.entries(self.request, self.kind, row, after):
-            entries = [entry for _, entry in page]
-            for frame in [entries] if self.kind.arrays else entries:
+        """Send the entries after the id ``after`` and return the id after which the next ones follow."""
+        more = True
+        while more:
+            page = await logs.read_page(self.request, self.kind, row, after)
+            frames = [page.entries] if self.kind.arrays and page.entries else page.entries
+            for frame in frames:
                 await send_text(orjson.dumps(frame).decode())
-            after = page[-1][0]
-            if len(page) < logs.MAX_ENTRIES:
-                break
+            after, more = page.until, page.more
         return after
 
     async def _reload(self) -> Row | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import Field
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from taskherd.api.context import RequestContext
     from taskherd.store.read_pool import Row
 
-Entries: TypeAlias = "Sequence[tuple[int, dict[str, Any]]]"
 MAX_ENTRIES: Final = 1_000
 """Maximum number of entries that one statement reads; a build has a few."""
 _STAGES: Final[Mapping[str, tuple[str, str]]] = {
@@ -42,6 +41,16 @@ class LogQuery(QueryModel):
         0, description="ID of an entry; only entries after it are returned. Empty or 0: all entries."
     )
     follow: str = Field("", description="Ignored: a WebSocket always follows the log.")
+
+
+@dataclass(frozen=True, slots=True)
+class LogPage:
+    """Entries of a log, and the id after which the next ones follow."""
+
+    entries: Sequence[dict[str, Any]]
+    until: int
+    more: bool
+    """Whether there may be further entries now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +78,17 @@ async def agent_logs(request: RequestContext) -> BufferedResponse:
 async def _log_response(request: RequestContext, log: LogSpec) -> BufferedResponse:
     after = request.parameters(LogQuery).after
     row = await get_or_404(request, log.lookup)
-    return json([entry for _, entry in await entries(request, log, row, after)])
+    return json((await read_page(request, log, row, after)).entries)
 
 
-async def entries(request: RequestContext, log: LogSpec, row: Row, after: int) -> Entries:
-    """Return up to ``MAX_ENTRIES`` entries after the id ``after``, each with its id."""
-    steps = await builds.history(
+async def read_page(request: RequestContext, log: LogSpec, row: Row, after: int) -> LogPage:
+    """Return up to ``MAX_ENTRIES`` entries after the id ``after``."""
+    page = await builds.history(
         request.reader, row["task_id"], row["number"], log.changes, after=after, limit=MAX_ENTRIES
     )
-    return [(step["version"], log.entry(row, step)) for step in steps]
+    more = len(page.rows) == MAX_ENTRIES
+    entries = [log.entry(row, step) for step in page.rows]
+    return LogPage(entries, page.rows[-1]["version"] if more else max(after, page.until), more)
 
 
 def _build_entry(row: Row, step: Row) -> dict[str, Any]:

@@ -82,7 +82,8 @@ async def full_workspace(request: RequestContext, row: Row) -> dict[str, Any]:
     """Return the JSON of a workspace with all that its app has reported in the latest build."""
     statuses: Sequence[Row] = ()
     if row["agent_id"] is not None:
-        statuses = await builds.app_statuses(request.reader, row["task_id"], row["number"], MAX_STATUSES)
+        page = await builds.app_statuses(request.reader, row["task_id"], row["number"], MAX_STATUSES)
+        statuses = page.rows
     return workspace_json(row, statuses)
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Final
 
 import orjson
 
+from taskherd import retry
 from taskherd.api.changes import ChangeFilter
 from taskherd.api.http.sse import PING, EventStream
 from taskherd.api.http.websocket import NORMAL, TRY_AGAIN_LATER, SendText, serve
-from taskherd.api.workspaces.queries import full_workspace, get_or_404
+from taskherd.api.workspaces.queries import get_or_404, workspace_json
+from taskherd.api.workspaces.resources import MAX_STATUSES
 from taskherd.errors import Retry, Unavailable
 from taskherd.store import builds
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from taskherd.api.change_feed import Subscriber
     from taskherd.api.context import RequestContext
+    from taskherd.store.builds import HistoryPage
     from taskherd.store.read_pool import Row
 
 PING_INTERVAL: Final = 10.0
@@ -78,22 +81,52 @@ async def _workspaces(request: RequestContext, row: Row) -> AsyncGenerator[bytes
         subscriber = feed.subscribe(ChangeFilter(request.caller.user_id, task=row["task_id"]), await feed.position())
         try:
             yield None
-            shown = b""
+            shown, statuses, failures = b"", _Statuses(), 0
             while True:
-                with suppress(Unavailable, Retry):
+                try:
                     current = await builds.of_task(request.api.reader, request.caller.user_id, row["task_id"])
                     if current is None:
                         return
                     request.mark_seen()
-                    workspace = orjson.dumps(await full_workspace(request, current), default=str)
+                    document = workspace_json(current, await statuses.read(request, current))
+                    workspace = orjson.dumps(document, default=str)
                     yield workspace if workspace != shown else None
-                    shown = workspace
+                    shown, failures = workspace, 0
+                except (Unavailable, Retry):
+                    failures += 1
+                    await retry.wait(request.api.stopping, retry.delay(failures))
                 await _wait_change(subscriber)
                 if request.api.stopping.is_set():
                     return
         finally:
             if subscriber is not None:
                 feed.unsubscribe(subscriber)
+
+
+class _Statuses:
+    """What the app has reported in the latest build, of which only what is new is read."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._until = 0
+        self._rows: Sequence[Row] = ()
+
+    async def read(self, request: RequestContext, row: Row) -> Sequence[Row]:
+        """Return the newest statuses, newest first. Read all again of another build, or if the history went back."""
+        if row["agent_id"] is None:
+            return ()
+        if row["number"] != self._number:
+            self._number, self._until, self._rows = row["number"], 0, ()
+        page = await self._read_page(request, row)
+        if page.until < self._until:  # a failover has lost the last versions
+            self._until, self._rows = 0, ()
+            page = await self._read_page(request, row)
+        self._rows = [*page.rows, *self._rows][:MAX_STATUSES]
+        self._until = page.until
+        return self._rows
+
+    async def _read_page(self, request: RequestContext, row: Row) -> HistoryPage:
+        return await builds.app_statuses(request.reader, row["task_id"], row["number"], MAX_STATUSES, after=self._until)
 
 
 async def _wait_change(subscriber: Subscriber | None) -> None:
