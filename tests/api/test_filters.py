@@ -221,6 +221,21 @@ async def test_a_page_of_named_tasks_is_of_those_that_match(api_harness: ApiHarn
     assert await found(api_harness.alice, "name:fix", limit="1") == ["fix-4"]
 
 
+async def test_a_page_of_named_tasks_goes_on_after_those_that_are_not_found(api_harness: ApiHarness) -> None:
+    """A task with such a name may be deleted before the page is read, or not be indexed yet; older ones still are."""
+    tasks = {name: (await api_harness.create(name=name))["id"] for name in ("fix-1", "fix-2", "fix-3", "fix-4")}
+    await index_settles(api_harness)
+    for missing, pages in (("fix-4", [["fix-3"], ["fix-2"], ["fix-1"]]), ("fix-3", [["fix-2"], ["fix-1"]])):
+        await api_harness.worker.database.execute("DELETE FROM task_index WHERE task_id = $1", tasks[missing])
+        read: list[list[str]] = []
+        page: dict[str, Any] = {"next": ""}
+        while page["next"] is not None:
+            query = {"q": "name:fix", "limit": "1", **({"after": page["next"]} if page["next"] else {})}
+            page = (await api_harness.alice.get("/tasks", params=query)).json()
+            read.append([task["name"] for task in page["tasks"]])
+        assert read == pages
+
+
 async def test_a_list_by_age_has_what_was_created_in_that_time(api_harness: ApiHarness) -> None:
     """To the second, unlike the last change."""
     for name in ("of-today", "of-an-hour-ago"):

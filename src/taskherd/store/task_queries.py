@@ -9,7 +9,7 @@ LIMIT 1, which is an index lookup per row whatever the planner assumes about a L
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -94,6 +94,8 @@ class TaskFilter:
     oldest_first: bool = False
     ids: Sequence[UUID] | None = None
     """Only those of these tasks that the caller may see: who found them earlier may have lost access since."""
+    further_ids: Sequence[UUID] = ()
+    """Ids that follow ``ids``, looked up only if some of those are not found; ``ids`` are more than ``limit`` then."""
     after: tuple[datetime, UUID] | None = None
     name: str | None = None
     """A lowercase part of the name."""
@@ -206,6 +208,13 @@ class TaskPage(NamedTuple):
 
 async def tasks(pool: Reader, criteria: TaskFilter) -> TaskPage:
     """Return up to ``limit`` tasks; fewer, at least one, if their documents reach ``max_bytes``."""
+    page = await _page(pool, criteria)
+    if page.more or not criteria.further_ids:
+        return page
+    return await _page(pool, replace(criteria, ids=[*(criteria.ids or ()), *criteria.further_ids], further_ids=()))
+
+
+async def _page(pool: Reader, criteria: TaskFilter) -> TaskPage:
     statement = Statement(criteria.caller)
     indexed = criteria.indexed
     if indexed is None:

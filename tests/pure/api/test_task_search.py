@@ -158,17 +158,20 @@ def test_an_age_may_be_given_once_in_each_direction() -> None:
 
 
 def test_a_page_of_named_tasks_begins_after_the_one_before() -> None:
-    """Only those that the page may have are looked up, and one more, which tells whether there is another page."""
+    """Only those that the page may have are looked up, and one more, which tells whether there is another page.
+
+    The others follow, in case some of these are not found.
+    """
     found = [(EPOCH + number * MINUTE, UUID(int=number)) for number in range(9, 0, -1)]
 
-    def page(**fields: object) -> list[int]:
-        selected = TaskFilter(ALICE, **{"limit": 2, **fields})  # type: ignore[arg-type]
-        return [task_id.int for _, task_id in search._page(found, selected)]
+    def page(**fields: object) -> tuple[list[int], list[int]]:
+        selected = search._page(found, TaskFilter(ALICE, **{"limit": 2, **fields}))  # type: ignore[arg-type]
+        return [each.int for each in selected.ids or ()], [each.int for each in selected.further_ids]
 
-    assert page() == [9, 8, 7]
-    assert page(after=found[2]) == [6, 5, 4]
-    assert page(after=(found[2][0], UUID(int=2**64))) == [7, 6, 5]
-    assert page(after=found[8]) == []
-    assert page(created=Between(after=EPOCH + 7 * MINUTE)) == [9, 8]
-    assert page(created=Between(before=EPOCH + 7 * MINUTE)) == [6, 5, 4]
-    assert page(created=Between(EPOCH + 2 * MINUTE, EPOCH + 5 * MINUTE)) == [4, 3]
+    assert page() == ([9, 8, 7], [6, 5, 4, 3, 2, 1])
+    assert page(after=found[2]) == ([6, 5, 4], [3, 2, 1])
+    assert page(after=(found[2][0], UUID(int=2**64))) == ([7, 6, 5], [4, 3, 2, 1])
+    assert page(after=found[8]) == ([], [])
+    assert page(created=Between(after=EPOCH + 7 * MINUTE)) == ([9, 8], [])
+    assert page(created=Between(before=EPOCH + 7 * MINUTE)) == ([6, 5, 4], [3, 2, 1])
+    assert page(created=Between(EPOCH + 2 * MINUTE, EPOCH + 5 * MINUTE)) == ([4, 3], [])

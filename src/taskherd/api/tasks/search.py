@@ -208,7 +208,7 @@ async def task_filter(request: RequestContext, query: ListQuery | WatchQuery | T
         return selected
     found = await named(request, selected, searchable(terms, "name"))
     if page.paged and selected.listed == Listed() and not selected.by_change:
-        found = _page(found, selected)
+        return _page(found, selected)
     return replace(selected, ids=[task_id for _, task_id in found])
 
 
@@ -235,16 +235,21 @@ def listed(terms: Mapping[str, str]) -> Listed:
     )
 
 
-def _page(found: Sequence[tuple[datetime, UUID]], selected: TaskFilter) -> Sequence[tuple[datetime, UUID]]:
-    """Return those of the sorted tasks that the page may have, which saves looking the others up."""
+def _page(found: Sequence[tuple[datetime, UUID]], selected: TaskFilter) -> TaskFilter:
+    """Return the filter for those of the sorted tasks that the page may have.
+
+    It has the first of them, so the others are not looked up, unless some are deleted meanwhile or not indexed yet.
+    """
     after, before = selected.created.after, selected.created.before
-    return [
-        each
+    ids = [
+        each[1]
         for each in found
         if (selected.after is None or each < selected.after)
         and (after is None or each[0] > after)
         and (before is None or each[0] < before)
-    ][: selected.limit + 1]
+    ]
+    first = selected.limit + 1
+    return replace(selected, ids=ids[:first], further_ids=ids[first:])
 
 
 async def named(request: RequestContext, selected: TaskFilter, prefix: str) -> Sequence[tuple[datetime, UUID]]:
