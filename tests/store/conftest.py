@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -73,6 +73,15 @@ async def reading_whole_tables(database_url: str) -> AsyncIterator[ReadPool]:
         await pool.fetch(f"SET enable_{kind} = off")
     yield pool
     await pool.close()
+
+
+def rows_read(plan: Mapping[str, Any]) -> float:
+    """Return how many rows the scans of a plan have read, also those that did not match."""
+    own = 0.0
+    if plan["Node Type"].endswith("Scan") and "Relation Name" in plan:
+        removed = plan.get("Rows Removed by Filter", 0) + plan.get("Rows Removed by Index Recheck", 0)
+        own = (plan["Actual Rows"] + removed) * plan["Actual Loops"]
+    return own + sum(rows_read(part) for part in plan.get("Plans", ()))
 
 
 def document_of(task_id: UUID, version: int, status: str) -> str:

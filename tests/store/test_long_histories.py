@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
@@ -13,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from taskherd.store import builds, feed
 from taskherd.store.pages import MAX_PAGE_BYTES
 from taskherd.store.read_pool import ReadPool
-from tests.store.conftest import execute_script
+from tests.store.conftest import execute_script, rows_read
 from tests.store.world import ALICE, OF_ALICE, WORLD
 
 STEPS = ("workspace_status", "workspace_build_number")
@@ -47,15 +46,6 @@ async def reader(database_url: str, engine: AsyncEngine) -> AsyncIterator[ReadPo
     pool = ReadPool(database_url, size=1, application_name="taskherd-tests")
     yield pool
     await pool.close()
-
-
-def rows_read(plan: Mapping[str, Any]) -> float:
-    """Return how many rows the scans of a plan have read, also those that did not match."""
-    own = 0.0
-    if plan["Node Type"].endswith("Scan") and "Relation Name" in plan:
-        removed = plan.get("Rows Removed by Filter", 0) + plan.get("Rows Removed by Index Recheck", 0)
-        own = (plan["Actual Rows"] + removed) * plan["Actual Loops"]
-    return own + sum(rows_read(part) for part in plan.get("Plans", ()))
 
 
 async def read_by(database_url: str, statement: str, *values: str) -> float:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from datetime import date
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
+import asyncpg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.store import usage_queries
-from taskherd.store.read_pool import ReadPool
+from taskherd.store.engine import session_settings
+from taskherd.store.read_pool import Reader, ReadPool
 from taskherd.store.usage_queries import UsageFilter
-from tests.store.conftest import execute_script, reading_whole_tables
-from tests.store.world import ACME, ADA, ALICE, BETA, BETAS, BOB, CLAUDE, DORA, EVE, WORLD, ZED
+from tests.store.conftest import execute_script, reading_whole_tables, rows_read
+from tests.store.world import ACME, ADA, ALICE, BETA, BETAS, BOB, CLAUDE, DORA, EVE, WORLD, ZED, ZERO
 
 REMOVED = UUID(int=0x99)
 """A template that the directory does not have any more."""
@@ -41,6 +44,20 @@ async def reader(database_url: str, engine: AsyncEngine) -> AsyncIterator[ReadPo
     await execute_script(engine, USAGE)
     async with reading_whole_tables(database_url) as pool:
         yield pool
+
+
+class ExplainingReader:
+    """A reader that executes a statement only to count the rows that it reads."""
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self.connection = connection
+        self.read = 0.0
+
+    async def fetch(self, statement: str, *values: Any) -> list[Any]:
+        """Return nothing, and add to the rows that were read."""
+        explained = await self.connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", *values)
+        self.read += rows_read(json.loads(explained)[0]["Plan"])
+        return []
 
 
 async def sums(reader: ReadPool, caller: UUID, *dimensions: str, days: tuple[int, int] = (1, 4), limit: int = 9) -> Any:
@@ -86,3 +103,33 @@ async def test_sums_are_grouped_and_in_order(reader: ReadPool) -> None:
         ("haiku", first, "", 1000, zero), ("haiku", first, "USD", 0, Decimal("1.25")),
         ("haiku", second, "USD", 0, Decimal("0.5")), ("opus", second, "", 10, zero),
     ]  # fmt: skip
+
+
+MANY = f"""
+INSERT INTO daily_usage (day, organization_id, user_id, template_id, model, currency, input_tokens, output_tokens,
+                         cache_read_tokens, cache_write_tokens, amount)
+SELECT date '2026-01-01' + n % 90, CASE WHEN n % 2 = 0 THEN uuid '{ZERO}' ELSE uuid '{ACME}' END,
+       CASE WHEN n % 100 = 1 THEN uuid '{BOB}' ELSE md5(n::text)::uuid END, '{CLAUDE}', 'm' || n, '', 1, 0, 0, 0, 0
+FROM generate_series(1, 20000) AS n;
+ANALYZE daily_usage;
+"""
+
+
+@pytest.mark.parametrize(("caller", "most"), [(EVE, 0), (ALICE, 10), (BOB, 250), (ADA, 10_100)])
+async def test_only_what_the_caller_may_see_is_read(
+    database_url: str, engine: AsyncEngine, caller: UUID, most: int
+) -> None:
+    """Not what all tenants used on the same days, nor what others of the same organization did."""
+    await execute_script(engine, USAGE + MANY)
+    connection = await asyncpg.connect(
+        database_url, timeout=30, command_timeout=30, server_settings=session_settings("taskherd-tests")
+    )
+    try:
+        reader = ExplainingReader(connection)
+        wanted = UsageFilter(caller, date(2026, 1, 1), date(2026, 4, 1), ["day"], 1_000)
+        assert await usage_queries.sums(cast("Reader", reader), wanted) == []
+    finally:
+        await connection.close(timeout=30)
+    few = 20
+    """The rows of memberships, templates and so on."""
+    assert reader.read <= most + few

@@ -21,6 +21,7 @@ from taskherd.api.http.responses import BufferedResponse
 from taskherd.api.usage import handlers
 from taskherd.api.usage.handlers import MAX_ROWS, UsageQuery
 from taskherd.domain.usage import COUNTERS
+from taskherd.store.engine import StatementTimeout
 
 if TYPE_CHECKING:
     from taskherd.api.context import ApiContext, RequestContext
@@ -39,6 +40,14 @@ class Reader:
         """Return the sums."""
         self.asked.append(values)
         return self.rows
+
+
+class SlowReader(Reader):
+    """A database whose sums take longer than a statement may."""
+
+    async def fetch(self, _statement: str, *_values: Any) -> Sequence[dict[str, Any]]:
+        """Take too long."""
+        raise StatementTimeout("canceling statement due to statement timeout")
 
 
 def ask(query: str, reader: Reader) -> BufferedResponse:
@@ -61,9 +70,9 @@ def days(query: str) -> tuple[date, date] | str:
         ask(query, reader)
     except HTTPError as error:
         return f"{error.response.status}: {json.loads(error.response.body)['validations'][0]['field']}"
-    ((caller, since, until, limit),) = reader.asked
+    ((caller, since, number, limit),) = reader.asked
     assert (caller, limit) == (ALICE, 20_001)
-    return since, until
+    return since, since + timedelta(days=number)
 
 
 @pytest.mark.parametrize(
@@ -169,3 +178,14 @@ def test_a_response_has_so_many_rows(count: int, status: int) -> None:
         response = error.response
     assert (MAX_ROWS, response.status) == (20_000, status)
     assert (b"20000 rows" in response.body) is (status == 400)
+
+
+def test_sums_that_take_too_long_are_refused_with_what_to_ask_for() -> None:
+    """The same request would take as long again, so it is no error after which to repeat it."""
+    with pytest.raises(HTTPError) as raised:
+        ask("from=2026-01-01&to=2026-12-31", SlowReader())
+    assert raised.value.response.status == 400
+    assert json.loads(raised.value.response.body) == {
+        "message": "It takes too long to add up the usage of so many days.",
+        "detail": "Ask for fewer days, or group by less.",
+    }

@@ -18,6 +18,7 @@ from taskherd.api.http.responses import BufferedResponse
 from taskherd.domain.usage import COUNTERS, NOTHING, UsageAmounts, total_of
 from taskherd.messages.usage import render_amounts
 from taskherd.store import usage_queries
+from taskherd.store.engine import StatementTimeout
 from taskherd.store.usage import NO_CURRENCY
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ MAX_DAYS: Final = 366
 DEFAULT_DAYS: Final = 30
 MAX_ROWS: Final = 20_000
 """Maximum number of rows, of which each currency of a group is one, in a response."""
+_ADVICE: Final = "Ask for fewer days, or group by less."
 _DATE_TEXT: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 CSV: Final = "text/csv; charset=utf-8"
 DAY: Final = timedelta(days=1)
@@ -87,10 +89,12 @@ async def usage(request: RequestContext) -> BufferedResponse:
     query = request.parameters(UsageQuery)
     since, until = _period(query)
     wanted = usage_queries.UsageFilter(request.caller.user_id, since, until, query.by, MAX_ROWS + 1)
-    rows = await usage_queries.sums(request.reader, wanted)
+    try:
+        rows = await usage_queries.sums(request.reader, wanted)
+    except StatementTimeout as error:
+        raise HTTPError(400, "It takes too long to add up the usage of so many days.", _ADVICE) from error
     if len(rows) > MAX_ROWS:
-        advice = "Ask for fewer days, or group by less."
-        raise HTTPError(400, f"The result has more than {MAX_ROWS} rows.", advice)
+        raise HTTPError(400, f"The result has more than {MAX_ROWS} rows.", _ADVICE)
     groups = _groups(rows, usage_queries.fields_of(query.by))
     if query.format == "csv":
         name = f"usage-{since}-{until}.csv"
