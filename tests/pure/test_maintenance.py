@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from taskherd.errors import Retry, Unavailable
 from taskherd.observability.metrics import Metrics
-from taskherd.store import partitions
+from taskherd.store import erasure, partitions
 from taskherd.store.engine import DataError, LockTimeout, StatementTimeout
 from taskherd.store.parked_reports import ParkedReport
 from taskherd.worker import maintenance as maintenance_module
@@ -89,6 +89,8 @@ class RecordingMaintenance(Maintenance):
         self.erased.append(self.seconds)
         erased = min(self.erasable, MAX_ERASED)
         self.erasable -= erased
+        is_last = erased < MAX_ERASED
+        self._erased_until = erasure.START if is_last else erasure.Place(NOON, UUID(int=self.erasable + 1))
         return erased
 
     async def _count(self, now: datetime) -> None:

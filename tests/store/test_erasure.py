@@ -35,7 +35,7 @@ async def test_which_tasks_are_due(engine: AsyncEngine) -> None:
 
     async def due(age: timedelta, limit: int = 10) -> list[UUID]:
         async with transaction(engine) as connection:
-            return await erasure.due(connection, NOW - age, limit)
+            return list((await erasure.due(connection, NOW - age, limit)).ids)
 
     assert live.task.id not in await due(timedelta(0))
     assert await due(2 * HOUR) == [early.task.id]
@@ -46,13 +46,38 @@ async def test_which_tasks_are_due(engine: AsyncEngine) -> None:
     assert await due(2 * HOUR, 1) == [unpublished.task.id]
 
 
+async def test_tasks_that_stay_are_due_after_all_others(engine: AsyncEngine) -> None:
+    """Of those deleted at the same time in the order of their ids; those that are not published hold up no other."""
+    rows = sorted((task_row() for _ in range(5)), key=lambda row: row.task.id)
+    ids = [row.task.id for row in rows]
+    async with transaction(engine) as connection:
+        await insert_tasks(connection, rows)
+        deleted = [next_version(row, 2, deleted_at=NOW - 2 * HOUR) for row in rows]
+        deleted[0] = next_version(rows[0], 2, deleted_at=NOW - HOUR)
+        await tasks.save(connection, deleted, [event(ids[1], 2), event(ids[2], 2)])
+
+    async def pages(limit: int) -> list[list[UUID]]:
+        found, after = [], erasure.START
+        while True:
+            async with transaction(engine) as connection:
+                page = await erasure.due(connection, NOW, limit, after)
+            found.append(list(page.ids))
+            after = page.until
+            if after == erasure.START:
+                return found
+
+    assert await pages(2) == [[], [ids[3], ids[4]], [ids[0]]]
+    assert await pages(5) == [[ids[3], ids[4], ids[0]], []]
+    assert await pages(9) == [[ids[3], ids[4], ids[0]]]
+
+
 async def test_no_table_is_scanned_for_it(engine: AsyncEngine) -> None:
     """Due tasks, and the commands of a task, are found by an index."""
     async with transaction(engine) as connection:
         await connection.execute(text("SET LOCAL enable_seqscan = off"))
         plans = []
         for statement, values in (
-            (erasure.DUE, {"before": NOW, "limit": 1}),
+            (erasure.DUE, {"before": NOW, "limit": 1, **erasure.START._asdict()}),
             (erasure.REPLACE_REPLIES, {"ids": [UUID(int=1)], "documents": ["{}"]}),
         ):
             rows = await connection.execute(text(f"EXPLAIN {statement.text}"), values)
@@ -190,7 +215,7 @@ async def test_the_tasks_that_were_deleted_first_are_erased_first(engine: AsyncE
         ]
         await tasks.save(connection, deleted, [])
         await ignore_indexes(connection)
-        assert set(await erasure.due(connection, NOW - HOUR, 2)) == {rows[1].task.id, rows[3].task.id}
-        assert set(await erasure.due(connection, NOW - HOUR, 9)) == {row.task.id for row in rows}
+        assert set((await erasure.due(connection, NOW - HOUR, 2)).ids) == {rows[1].task.id, rows[3].task.id}
+        assert set((await erasure.due(connection, NOW - HOUR, 9)).ids) == {row.task.id for row in rows}
         later = NOW - HOUR - timedelta(microseconds=1)
-        assert set(await erasure.due(connection, later, 9)) == {rows[number].task.id for number in (0, 1, 3)}
+        assert set((await erasure.due(connection, later, 9)).ids) == {rows[number].task.id for number in (0, 1, 3)}

@@ -295,6 +295,22 @@ async def test_tasks_whose_contents_are_not_all_erased_wait(
     assert resting.metric("taskherd_tasks_erased_total") == 1
 
 
+async def test_tasks_that_cannot_be_erased_hold_up_no_later_ones(resting: WorkerHarness) -> None:
+    """One run reaches all that are due, however many of those deleted before them fail; the next one tries them again.
+
+    Those that have failed a moment ago are looked at, and postponed.
+    """
+    damaged = await add_deleted(resting, *([DELETED + MOMENT] * (DUE_TOGETHER + 1)))
+    others = await add_deleted(resting, DELETED, DELETED)
+    await resting.database.execute("UPDATE tasks SET state = '{}' WHERE id = ANY($1::uuid[])", damaged)
+    await resting.worker._maintenance._erase(NOW)
+    assert await erased(resting) == set(others)
+    assert resting.metric("taskherd_timer_checks_failed_total") == DUE_TOGETHER + 1
+    late = await add_deleted(resting, DELETED)
+    await resting.worker._maintenance._erase(NOW)
+    assert await erased(resting) == {*others, *late}
+
+
 async def test_so_many_tasks_are_erased_together(resting: WorkerHarness) -> None:
     """Those that were deleted first; when none is left that is due, a single statement finds that out."""
     tasks = await add_deleted(resting, *(DELETED + number * MOMENT for number in range(DUE_TOGETHER + 1)))

@@ -7,8 +7,8 @@ Rows are deleted in bounded steps by ``delete_contents``, without a lock, becaus
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Final
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import text
@@ -16,9 +16,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 # Tasks with unpublished events wait, because publishing reads the contents. The limit bounds the rows looked at.
 DUE: Final = text("""
-SELECT c.id
-FROM (SELECT id FROM tasks WHERE deleted_at <= :before AND erased_at IS NULL ORDER BY deleted_at LIMIT :limit) AS c
-WHERE NOT EXISTS (SELECT 1 FROM outbox AS o WHERE o.task_id = c.id)
+SELECT c.id, c.deleted_at, NOT EXISTS (SELECT 1 FROM outbox AS o WHERE o.task_id = c.id) AS is_published
+FROM (
+    SELECT id, deleted_at FROM tasks
+    WHERE deleted_at <= :before AND erased_at IS NULL
+      AND (deleted_at, id) > (CAST(:deleted_at AS timestamptz), CAST(:task_id AS uuid))
+    ORDER BY deleted_at, id LIMIT :limit
+) AS c ORDER BY c.deleted_at, c.id
 """)
 
 _STEP: Final = """
@@ -75,9 +79,32 @@ WHERE c.task_id = e.task_id AND c.reply IS NOT NULL
 """)
 
 
-async def due(connection: AsyncConnection, before: datetime, limit: int) -> list[UUID]:
-    """Return up to ``limit`` tasks that were deleted at or before ``before``, whose events are published."""
-    return list((await connection.execute(DUE, {"before": before, "limit": limit})).scalars())
+class Place(NamedTuple):
+    """A place in the order in which deleted tasks are erased."""
+
+    deleted_at: datetime
+    task_id: UUID
+
+
+START: Final = Place(datetime(1, 1, 1, tzinfo=UTC), UUID(int=0))
+
+
+class DuePage(NamedTuple):
+    """Tasks to erase, and the place to continue after: the start if no more are due."""
+
+    ids: Sequence[UUID]
+    until: Place
+
+
+async def due(connection: AsyncConnection, before: datetime, limit: int, after: Place = START) -> DuePage:
+    """Look at up to ``limit`` tasks after a place that were deleted at or before ``before``.
+
+    Return those whose events are published. Those whose erasure fails are due again only after all others.
+    """
+    values = {"before": before, "limit": limit, **after._asdict()}
+    rows = (await connection.execute(DUE, values)).all()
+    until = Place(rows[-1].deleted_at, rows[-1].id) if len(rows) == limit else START
+    return DuePage([row.id for row in rows if row.is_published], until)
 
 
 async def delete_contents(

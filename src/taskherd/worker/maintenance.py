@@ -141,6 +141,8 @@ class Maintenance:
         self._tables_due_at = self._partitions_due_at = self._totals_due_at = monotonic()
         self._past_due_at = monotonic()
         self._deleting_from = monotonic()
+        self._erased_until = erasure.START
+        """The place of the last deleted task that was to be erased; ``START`` after all were."""
 
     def on_jump(self) -> None:
         """Delete nothing by its age for ``SETTLED_AFTER``: by a clock that is wrongly ahead, everything is too old."""
@@ -232,10 +234,16 @@ class Maintenance:
         return build_dead_letter(names, origin.routing_key, body, headers)
 
     async def erase_once(self, now: datetime) -> int:
-        """Erase the contents of deleted tasks whose retention time has passed, and return their number."""
+        """Erase the contents of the next deleted tasks whose retention time has passed, and return their number.
+
+        The following call goes on after them, whether they could be erased or not, and after the last ones at the start
+        again; but with the same ones if they have contents left.
+        """
         context = self._context
+        after = self._erased_until
         async with transaction(context.engine) as connection:
-            ids = await erasure.due(connection, now - context.retention.deleted_retention, MAX_ERASED)
+            before = now - context.retention.deleted_retention
+            ids, self._erased_until = await erasure.due(connection, before, MAX_ERASED, after)
         if not ids:
             return 0
         forgotten = now - context.retention.command_retention
@@ -244,7 +252,8 @@ class Maintenance:
                 if await erasure.delete_contents(connection, ids, MAX_ROWS, forgotten) < MAX_ROWS:
                     break
         else:
-            return 0  # the next run continues with the same tasks
+            self._erased_until = after  # the next run continues with the same tasks
+            return 0
         check = TimerCheck(None, erase=True)
         erased = await self._timer_checks.run(dict.fromkeys(ids, check))
         context.metrics.tasks_erased.inc(erased)
@@ -252,7 +261,9 @@ class Maintenance:
 
     async def _erase(self, now: datetime) -> None:
         for _ in range(MAX_ROUNDS):
-            if await self.erase_once(now) < MAX_ERASED:
+            after = self._erased_until
+            await self.erase_once(now)
+            if self._erased_until in {erasure.START, after}:
                 break
 
     async def _maintain_partitions(self, now: datetime) -> None:
