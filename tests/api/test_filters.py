@@ -310,6 +310,18 @@ async def test_totals_count_what_the_caller_sees(api_harness: ApiHarness) -> Non
     assert (await totals(alice))["attention"] == {"idle": 1}
 
 
+async def test_nobody_has_the_nil_id(api_harness: ApiHarness) -> None:
+    """It owns no tasks in totals and lists, also for an admin, before and after the totals are up to date."""
+    await fleet(api_harness)
+    carol, nobody = api_harness.carol, f"owner:{uuid.UUID(int=0)}"
+    for _ in range(2):
+        assert (await totals(carol))["total"] == 5
+        assert (await totals(carol, nobody))["total"] == 0
+        assert (await totals(carol, f"{nobody} status:active"))["total"] == 0
+        assert await found(carol, f"{nobody} status:active") == []
+        await index_settles(api_harness)
+
+
 async def test_failed_tasks_are_those_that_the_totals_count(api_harness: ApiHarness) -> None:
     """A build that failed and an agent that failed are found with one term; a stream tells when one is resumed."""
     await fleet(api_harness)

@@ -27,7 +27,7 @@ async def totals(
         owned = "(a.role = 'admin' OR {row}.owner_id = $1)"
     else:
         chosen = statement.bind(owner)
-        rows_of = f"k.owner_id = {chosen} AND (a.role = 'admin' OR {chosen} = $1)"
+        rows_of = f"k.owner_id = {chosen} AND {chosen} <> {ALL_OWNERS} AND (a.role = 'admin' OR {chosen} = $1)"
         owned = f"{{row}}.owner_id = {chosen} AND (a.role = 'admin' OR {{row}}.owner_id = $1)"
     text = f"""
     WITH {backlog()}, seen AS MATERIALIZED (
