@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Annotated, Final, Literal, TypeAlias
@@ -13,6 +14,7 @@ from taskherd.directory_file.document import Location
 from taskherd.directory_file.run import RunConfig
 
 MAX_POOL: Final = 64
+_ID: Final = re.compile(r"(?:[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", re.IGNORECASE)
 _MARKS: Final = frozenset("\u061c\u200e\u200f")
 _DIRECTIONS: Final = frozenset({"LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"})
 """The classes of characters that, with ``_MARKS``, control the direction of text (Unicode Standard Annex 9)."""
@@ -22,6 +24,19 @@ def _not_nil(value: UUID) -> UUID:
     if value.int == 0:
         raise ValueError("the nil UUID means no id; expected another UUID")
     return value
+
+
+def _not_an_id(name: str) -> str:
+    """Return a name as it is; raise ``ValueError`` if requests to the API would take it for an id."""
+    if _ID.fullmatch(name):
+        raise ValueError("is a UUID, which the API takes for an id; expected another name")
+    return name
+
+
+def _not_me(username: str) -> str:
+    if username.lower() == "me":
+        raise ValueError("is the caller in requests to the API; expected another username")
+    return username
 
 
 def _no_control_characters(text: str) -> str:
@@ -41,6 +56,8 @@ def _valid_run(run: dict[str, JsonValue]) -> dict[str, JsonValue]:
 
 Id: TypeAlias = Annotated[UUID, AfterValidator(_not_nil)]
 Slug: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+(?:[-_.][A-Za-z0-9]+)*$", max_length=64)]
+Name: TypeAlias = Annotated[Slug, AfterValidator(_not_an_id)]
+"""A slug that names an entry in requests that may also name it by its id."""
 Title: TypeAlias = Annotated[str, Field(max_length=64), AfterValidator(_no_control_characters)]
 TargetName: TypeAlias = Annotated[str, Field(pattern=r"^[a-z0-9-]+$", max_length=MAX_POOL)]
 Link: TypeAlias = Annotated[str, Field(max_length=2048)]
@@ -56,7 +73,7 @@ class OrganizationPart(DirectoryPart):
     """An organization in the file."""
 
     id: Id
-    name: Slug
+    name: Name
     display_name: Title = ""
 
 
@@ -64,7 +81,7 @@ class UserPart(DirectoryPart):
     """A user, with the organizations that the user is a member of."""
 
     id: Id
-    username: Slug
+    username: Annotated[Name, AfterValidator(_not_me)]
     name: Title = ""
     email: Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+$", max_length=254)]
     avatar_url: Link = ""
@@ -95,7 +112,7 @@ class TemplatePart(DirectoryPart):
 
     id: Id
     organization: Slug
-    name: Slug
+    name: Name
     display_name: Title = ""
     icon: Link = ""
     description: Annotated[str, Field(max_length=2000), AfterValidator(_no_control_characters)] = ""

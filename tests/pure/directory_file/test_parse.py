@@ -234,6 +234,37 @@ def test_no_name_can_look_like_another(character: str) -> None:
     assert [each.partition(":")[0] for each in found] == ["line 2", "line 10", "line 16", "line 17", "line 22"]
 
 
+@pytest.mark.parametrize(("before", "line"), [("name: acme}", 2), ("username: bob", 9), ("    name: claude\n", 14)])
+@pytest.mark.parametrize(
+    "name", ["0b5f6a1c-2d3e-4f50-8a6b-7c8d9e0f1a2b", "0B5F6A1C2D3E4F508A6B7C8D9E0F1A2B", '"' + "1" * 32 + '"']
+)
+def test_no_name_is_an_id(before: str, line: int, name: str) -> None:
+    """Requests name users, organizations and templates by either, and would never find those."""
+    old = before.partition(": ")[2].strip("}\n")
+    found = problems(edited((before, before.replace(old, name))))
+    assert any(
+        each.startswith(f"line {line}: ")
+        and each.endswith("is a UUID, which the API takes for an id; expected another name")
+        for each in found
+    ), found
+
+
+@pytest.mark.parametrize("name", ["me", "Me", "ME"])
+def test_nobody_is_called_me(name: str) -> None:
+    """Requests mean the caller by that; an organization or a template may have the name."""
+    (found,) = problems(edited(("username: bob", f"username: {name}")))
+    assert found == "line 9: users[1].username: is the caller in requests to the API; expected another username"
+    directory = parse(edited(("    name: claude\n", f"    name: {name}\n")).encode())
+    assert directory.templates[0].name == name
+
+
+@pytest.mark.parametrize("name", ["mee", "0b5f6a1c-2d3e-4f50-8a6b-7c8d9e0f1a2", "0b5f6a1c2d3e-4f508a6b7c8d9e0f1a2b"])
+def test_names_that_only_resemble_ids_are_accepted(name: str) -> None:
+    """Requests take them for names."""
+    directory = parse(edited(("username: bob", f"username: {name}")).encode())
+    assert directory.users[1].username == name
+
+
 def test_names_of_any_script_are_accepted() -> None:
     """Right-to-left ones, and joiners that scripts and emoji need; a description has lines."""
     names = [
