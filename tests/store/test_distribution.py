@@ -51,6 +51,7 @@ RARE: Final = {
     "erasure": "once for each task, long after it was deleted",
     "fleet_queries": "a page of the fleet, of which a snapshot is kept for seconds",
     "partitions": "maintenance, by one worker",
+    "prompts": "maintenance, by one worker, a few of them",
     "stats": "the metrics, by one worker",
 }
 """The other modules with statements that read hot tables, and when."""

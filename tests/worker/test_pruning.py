@@ -207,6 +207,20 @@ async def test_so_many_parts_are_deleted_in_one_run(resting: WorkerHarness, monk
     assert await left(resting, "task_feed") == times[-1:]
 
 
+async def test_each_run_looks_at_some_prompts(resting: WorkerHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were replaced go once no history has them, and the next run goes on after those of this one."""
+    (task_id,) = await add_deleted(resting, MOMENT)
+    await resting.database.execute("UPDATE tasks SET prompt_version = 25 WHERE id = $1", task_id)
+    await resting.database.execute(
+        "INSERT INTO task_prompts SELECT $1, version, '' FROM generate_series(2, 25) AS version", task_id
+    )
+    monkeypatch.setattr(maintenance, "MAX_ROWS", 3)
+    for first in (4, 6, 6):
+        await resting.worker._maintenance._prune(NOW)
+        query = "SELECT min(version) FROM task_prompts WHERE task_id = $1"
+        assert await resting.database.fetchval(query, task_id) == first
+
+
 async def test_the_parts_before_one_that_fails_stay_deleted(
     resting: WorkerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:

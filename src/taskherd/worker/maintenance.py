@@ -25,6 +25,7 @@ from taskherd.store import (
     erasure,
     parked_reports,
     partitions,
+    prompts,
     rates,
     stats,
     task_actions,
@@ -141,6 +142,7 @@ class Maintenance:
         self._tables_due_at = self._partitions_due_at = self._totals_due_at = monotonic()
         self._past_due_at = monotonic()
         self._deleting_from = monotonic()
+        self._prompts_until = prompts.START
         self._erased_until = erasure.START
         """The place of the last deleted task that was to be erased; ``START`` after all were."""
 
@@ -317,6 +319,12 @@ class Maintenance:
         await self._prune_in_rounds(command_log.prune, now - retention.command_retention)
         await self._prune_in_rounds(rates.prune, now - RATES_RETENTION)
         await self._prune_in_rounds(_prune_actions, now - retention.action_retention)
+        await self._prune_prompts()
+
+    async def _prune_prompts(self) -> None:
+        """Look at ``MAX_ROWS`` prompts, which go with the history of their versions; the next run looks at others."""
+        async with transaction(self._context.engine) as connection:
+            self._prompts_until = await prompts.prune(connection, self._prompts_until, MAX_ROWS)
 
     async def _update_tables(self, now: datetime) -> None:
         context = self._context
