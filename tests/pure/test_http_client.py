@@ -221,3 +221,21 @@ async def test_an_action_is_followed_only_as_long_as_there_is_time() -> None:
     async with server(*[b"200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)] * 2) as client:
         await asyncio.to_thread(follow, client)
     assert seen == [action] * 3
+
+
+async def test_the_attempts_of_a_write_take_no_longer_than_one(naps: list[float]) -> None:
+    """A server that says nothing has had its time after the first one: whoever waits may give up and try again."""
+    heads: list[bytes] = []
+    given_up = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        await given_up.wait()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+        client = Client(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", "token")
+        with pytest.raises(Unreachable) as found:
+            await asyncio.to_thread(tasks.change, client, "POST", "tasks", "me", timeout=0.5)
+        given_up.set()
+    assert (len(heads), found.value.may_have_arrived, naps) == (1, True, [])

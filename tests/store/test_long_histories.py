@@ -71,6 +71,7 @@ async def test_the_steps_of_each_build_of_a_long_history(reader: ReadPool) -> No
             assert page.until == LAST_OF[number]
     beyond = await builds.history(reader, OF_ALICE, 3, STEPS, after=30_005, limit=1_000)
     assert beyond == ([], 30_005)
+    assert await builds.history(reader, OF_ALICE, 3, STEPS, after=2**63 - 1, limit=1_000) == ([], builds.BEYOND)
     assert await builds.history(reader, OF_ALICE, 4, STEPS, after=0, limit=1_000) == ([], 30_000)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from uuid import UUID
 
@@ -11,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from taskherd.store import prompts
 from taskherd.store.engine import transaction
 from taskherd.store.prompts import START, Place
-from tests.store.conftest import execute_script
+from tests.store.conftest import execute_script, rows_read
 from tests.store.world import OF_ALICE, OF_BOB, OF_EVE, OF_ZED, WORLD
 
 KEPT = 20
@@ -90,3 +91,22 @@ async def test_a_step_scans_no_table(engine: AsyncEngine) -> None:
         plan = "\n".join(rows.scalars())
     assert "task_prompts_pkey" in plan
     assert "Seq Scan" not in plan
+
+
+async def test_the_history_that_follows_is_not_read(engine: AsyncEngine) -> None:
+    """A prompt without a version of its own is found by the first version that follows, however many do."""
+    history = f"""
+        INSERT INTO task_events (task_id, version, occurred_at, kind, document, changes, cause, prompt_version)
+        SELECT '{OF_ALICE}', v, '2026-01-01T00:00Z', 'updated', '{{}}', '{{}}', '{{}}', 60
+        FROM generate_series(1000, 3000) AS v;
+        ANALYZE task_events, task_prompts, tasks;
+    """
+    await execute_script(engine, WORLD + add(OF_ALICE, range(1, 61), current=60) + history)
+    values = {**START._asdict(), "limit": 500, "newest": KEPT}
+    async with transaction(engine) as connection:
+        await connection.execute(text("SET LOCAL enable_seqscan = off"))
+        explain = text(f"EXPLAIN (ANALYZE, FORMAT JSON) {prompts.PRUNE.text}")
+        [explained] = (await connection.execute(explain, values)).scalars()
+    plan = json.loads(explained) if isinstance(explained, str) else explained
+    assert rows_read(plan[0]["Plan"]) < 2_000
+    assert await left(engine, OF_ALICE) == list(range(41, 61))

@@ -145,19 +145,27 @@ def change(
         path: the path's segments below ``/api/v2``.
         body: a value to send as JSON.
         key: the ``Idempotency-Key``, with which a repeated request takes effect once; a random one by default.
-        timeout: seconds without a byte from the server after which the request fails.
+        timeout: seconds without a byte from the server after which the request fails; attempts whose answer was lost
+            take no longer together.
     """
-    headers, may_have_arrived = {"Idempotency-Key": key or str(uuid4())}, False
+    headers, may_have_arrived, left = {"Idempotency-Key": key or str(uuid4())}, False, timeout
     for attempt in range(1, MAX_ATTEMPTS + 1):
+        began = time.monotonic()
         try:
-            return client.request(method, *path, body=body, headers=headers, timeout=timeout)
+            return client.request(method, *path, body=body, headers=headers, timeout=left)
         except (ApiError, Unreachable) as error:
             may_have_arrived = error.may_have_arrived = may_have_arrived or error.may_have_arrived
-            is_permanent = isinstance(error, ApiError) and error.status not in outages.RETRIED
-            if attempt == MAX_ATTEMPTS or is_permanent or not may_have_arrived:
+            if isinstance(error, Unreachable):
+                left -= time.monotonic() - began
+            if attempt == MAX_ATTEMPTS or left <= 0 or not may_have_arrived or _is_permanent(error):
                 raise
             time.sleep(_delay(error, attempt))
     raise AssertionError  # the last attempt returns or raises
+
+
+def _is_permanent(error: ApiError | Unreachable) -> bool:
+    """Return whether a write fails again if it is repeated."""
+    return isinstance(error, ApiError) and error.status not in outages.RETRIED
 
 
 def _delay(error: ApiError | Unreachable, attempt: int) -> float:

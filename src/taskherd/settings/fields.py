@@ -35,7 +35,8 @@ _INSTALLATION_BYTES = 4
 _HOUR = 3600.0
 _YEAR = 8784 * _HOUR
 _CENTURY = 100 * _YEAR
-_TIB = 1024**4
+_MAX_COUNT = 2**31 - 1
+_MAX_BYTES = 2**60
 
 
 class Settings(BaseSettings):
@@ -229,7 +230,7 @@ class Settings(BaseSettings):
     log_bytes_rate: int = Field(
         256 * 1024,
         ge=1024,
-        le=_TIB,
+        le=_MAX_BYTES,
         description="Bytes per second that one agent may add to its task's log by its runner, and as many through each "
         "API process, after a burst of 4 times as many. What an agent prints faster waits on the runner's disk; where "
         "that is full, the log says what was left out.",
@@ -246,21 +247,21 @@ class Settings(BaseSettings):
     log_bytes_most: int = Field(
         64 * 1024 * 1024,
         ge=64 * 1024,
-        le=1024 * _TIB,
+        le=_MAX_BYTES,
         description="Bytes of log entries that are kept of one task. Later entries are left out, and the last entry of "
         "the log says how many.",
     )
     log_entries_most: int = Field(
         100_000,
         ge=100,
-        le=1_000_000_000,
+        le=_MAX_COUNT,
         description="Number of log entries that are kept of one task. Later entries are left out, and the last entry "
         "of the log says how many.",
     )
     tasks_running_most: int = Field(
         100,
         ge=0,
-        le=1_000_000_000,
+        le=_MAX_COUNT,
         description="Maximum number of running tasks of one user: another create or resume is refused until one is "
         "paused or deleted, or its agent has ended; 0: unlimited.",
     )
@@ -454,7 +455,7 @@ class Settings(BaseSettings):
     runner_buffer_most: int = Field(
         64 * 1024 * 1024,
         ge=1024 * 1024,
-        le=1024 * _TIB,
+        le=_MAX_BYTES,
         description="Bytes of unsent reports that a runner keeps while the broker is unreachable; at the limit it "
         "stops reading agent output.",
     )

@@ -92,6 +92,9 @@ ORDER BY t.created_at DESC, t.id DESC
 
 _NUMBER: Final = "COALESCE(CAST(e.document ->> 'workspace_build_number' AS bigint), 0)"
 
+BEYOND: Final = 2**62
+"""More than any version, with which the statements can still compute."""
+
 # The steps of a build's start are among its first versions, and those of its end among its last ones. So many versions
 # are looked at on either side: hence all of a build that reports every 5 seconds for 5 hours.
 STEPS_WINDOW: Final = 2_000
@@ -211,4 +214,5 @@ async def history(
 
     Pruned history is missing. Of more than twice ``STEPS_WINDOW`` versions, those in the middle are not looked at.
     """
-    return _history_page(await pool.fetch(HISTORY, task_id, after, number, list(changes), limit), after)
+    start = min(after, BEYOND)
+    return _history_page(await pool.fetch(HISTORY, task_id, start, number, list(changes), limit), after)

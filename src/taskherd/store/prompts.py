@@ -21,7 +21,8 @@ class Place(NamedTuple):
 START: Final = Place(UUID(int=0), 0)
 
 # A prompt is that of the versions from its own to before that of the next prompt. It stays while it is the task's
-# current one, while the history has one of these versions, and while logs are compared with it (``given_texts``).
+# current one, while the history has one of these versions, and while logs are compared with it (``given_texts``). The
+# first version from its own on tells that; NOT EXISTS would read all that follow.
 PRUNE: Final = text("""
 WITH page AS MATERIALIZED (
     SELECT task_id, version FROM task_prompts
@@ -37,8 +38,9 @@ WITH page AS MATERIALIZED (
     WHERE p.version < t.prompt_version
       AND p.version < (
           SELECT version FROM task_prompts WHERE task_id = p.task_id ORDER BY version DESC LIMIT 1 OFFSET :newest - 1)
-      AND NOT EXISTS (
-          SELECT 1 FROM task_events WHERE task_id = p.task_id AND version >= p.version AND version < n.version)
+      AND n.version <= COALESCE((
+          SELECT version FROM task_events WHERE task_id = p.task_id AND version >= p.version
+          ORDER BY version LIMIT 1), n.version)
 ), pruned AS (
     DELETE FROM task_prompts AS d USING unused AS u WHERE d.task_id = u.task_id AND d.version = u.version
 )

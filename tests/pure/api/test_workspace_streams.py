@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from taskherd import retry
+from taskherd.api.changes import ChangeFilter
 from taskherd.api.context import RequestContext
 from taskherd.api.http.authenticator import Caller
 from taskherd.api.http.errors import HTTPError
@@ -130,6 +131,32 @@ async def test_a_workspace_is_polled_without_a_subscriber(
         workspace.feed._end_all()
         assert name_of(await anext(workspaces)) == "renamed"
         assert [each async for each in workspaces] == []
+    assert (workspace.feed._subscriber_count, len(workspace.feed._subscribers)) == (0, 0)
+
+
+async def test_all_statuses_are_read_again_when_a_failover_has_lost_some(
+    workspace: Workspace, waits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an outage, and when the feed of changes has gone back: others may have the same versions now."""
+    monkeypatch.setattr(watch, "OUTAGE_INTERVAL", 0.001)
+    monkeypatch.setattr(watch, "PING_INTERVAL", 0.001)
+    reads: list[int] = []
+
+    async def app_statuses(*_: object, after: int) -> HistoryPage:
+        reads.append(after)
+        return HistoryPage([], 6)
+
+    monkeypatch.setattr(builds, "app_statuses", app_statuses)
+    running = row(task_id=TASK)
+    workspace.rows = [running, running, Unavailable("no database"), running, running]
+    async with asyncio.timeout(30), aclosing(workspace.stream()) as workspaces:
+        for _ in range(5):
+            await anext(workspaces)
+        workspace.feed._end_all()
+        await anext(workspaces)
+        await anext(workspaces)
+    assert reads == [0, 6, 0, 6, 0, 6]
+    assert waits == [1]
 
 
 async def test_the_events_of_a_workspace(workspace: Workspace) -> None:
@@ -206,8 +233,8 @@ async def test_a_log_of_an_agent_has_frames_of_several_entries(workspace: Worksp
     async def send_text(text: str) -> None:
         sent.append(orjson.loads(text))
 
-    stream = log_stream._LogStream(workspace.request(), logs.AGENT, None)
-    assert await stream.stream(row(is_latest=False, task_id=TASK), 0, send_text) == NORMAL
+    stream = log_stream._LogStream(workspace.request(), logs.AGENT, None, 0)
+    assert await stream.stream(row(is_latest=False, task_id=TASK), send_text) == NORMAL
     assert [[each["id"] for each in frame] for frame in sent] == [[7, 8]]
     assert steps.reads == [0]
 
@@ -220,15 +247,39 @@ def kind_of(lookup: BuildLookup) -> logs.LogSpec:
 async def test_a_log_waits_longer_after_each_failed_read(
     workspace: Workspace, steps: Steps, waits: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A read that takes too long is not repeated at once by each change; a success ends the row of failures."""
+    """A read that takes too long is not repeated at once by each change; a success ends the row of failures.
+
+    What was looked at is looked at again then, as another server may answer.
+    """
     monkeypatch.setattr(log_stream, "OUTAGE_POLL_INTERVAL", 0)
     running, timeout = row(job_status="running", task_id=TASK), Unavailable("the statement took too long")
-    workspace.rows = [timeout, timeout, running, timeout, row(task_id=TASK)]
-    stream = log_stream._LogStream(workspace.request(), kind_of(builds.of_task), None)
+    workspace.rows = [timeout, timeout, running, running, timeout, row(task_id=TASK)]
+    stream = log_stream._LogStream(workspace.request(), kind_of(builds.of_task), None, 8)
     async with asyncio.timeout(30):
-        assert await stream.stream(running, 8, nothing_sent) == NORMAL
+        assert await stream.stream(running, nothing_sent) == NORMAL
     assert waits == [1, 2, 1]
-    assert steps.reads == [8, 9, 9]
+    assert steps.reads == [8, 8, 9, 8]
+
+
+async def test_a_log_is_looked_at_again_when_a_failover_has_lost_its_end(
+    workspace: Workspace, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other changes have the versions now that were looked at before; what was sent is not sent again."""
+    monkeypatch.setattr(log_stream, "OUTAGE_POLL_INTERVAL", 0)
+    running, sent = row(job_status="running", task_id=TASK), []
+
+    async def send_text(text: str) -> None:
+        sent.append(orjson.loads(text)["id"])
+        if len(sent) == 2:
+            workspace.feed._end_all()
+
+    workspace.rows = [running, running, row(task_id=TASK)]
+    subscriber = workspace.feed.subscribe(ChangeFilter(ALICE, task=TASK), 5)
+    stream = log_stream._LogStream(workspace.request(), kind_of(builds.of_task), subscriber, 6)
+    async with asyncio.timeout(30):
+        assert await stream.stream(running, send_text) == NORMAL
+    assert sent == [7, 8]
+    assert steps.reads == [6, 8, 9, 9]
 
 
 async def test_only_new_statuses_of_a_workspace_are_read(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,8 +323,8 @@ async def test_a_log_that_may_be_seen_no_more_ends(
         return None
 
     kind = kind_of(gone)
-    stream = log_stream._LogStream(workspace.request(), kind, None)
-    assert await stream.stream(row(job_status="running", task_id=TASK), 8, nothing_sent) == POLICY_VIOLATION
+    stream = log_stream._LogStream(workspace.request(), kind, None, 8)
+    assert await stream.stream(row(job_status="running", task_id=TASK), nothing_sent) == POLICY_VIOLATION
     assert steps.reads == [8]
     with pytest.raises(HTTPError) as raised:
         await log_stream._follow(workspace.request(), cast("Any", None), kind)
@@ -292,15 +343,16 @@ async def test_a_log_waits_for_a_change_of_its_task(workspace: Workspace, monkey
         slept.append(seconds)
 
     subscriber = SimpleNamespace(ended=False, next=wait)
-    stream = log_stream._LogStream(workspace.request(), logs.BUILD, cast("Any", subscriber))
+    stream = log_stream._LogStream(workspace.request(), logs.BUILD, cast("Any", subscriber), 0)
     with monkeypatch.context() as patched:
         patched.setattr(asyncio, "sleep", sleep)
-        await stream._wait_change()
-        assert (waited, slept) == ([5], [])
+        assert not await stream._wait_change()
         subscriber.ended = True
-        await stream._wait_change()
-        await log_stream._LogStream(workspace.request(), logs.BUILD, None)._wait_change()
-    assert (waited, slept) == ([5], [1, 1])
+        assert await stream._wait_change()
+        assert (waited, slept) == ([5, 5], [])
+        assert not await stream._wait_change()
+        assert not await log_stream._LogStream(workspace.request(), logs.BUILD, None, 0)._wait_change()
+    assert (waited, slept) == ([5, 5], [1, 1])
 
 
 @pytest.mark.parametrize(("text", "after"), [(None, 0), ("", 0), ("0", 0), ("7", 7)])

@@ -40,21 +40,26 @@ async def agent(request: RequestContext, socket: WebSocket) -> None:
     await _follow(request, socket, logs.AGENT)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _LogStream:
     """One client that follows one log."""
 
     request: RequestContext
     kind: LogSpec
     subscriber: Subscriber | None
+    sent: int
+    """The id of the last entry that the client has."""
+    has_gone_back: bool = False
+    """Whether the subscription has ended, as it does when a failover has lost changes."""
 
-    async def stream(self, row: Row, after: int, send_text: SendText) -> int:
+    async def stream(self, row: Row, send_text: SendText) -> int:
         """Send entries until the log is complete or the caller may no longer see it. Return the close code.
 
         The row is read before the entries, so if it says that the log is complete, the entries read next are too.
+        Only what is new is looked at, but after an outage all that follows the last entry: its end may have been lost.
         """
         current: Row | None = row
-        failures = 0
+        failures, after = 0, self.sent
         while True:
             try:  # during an outage the socket stays open, and catches up later
                 current = current or await self._reload()
@@ -66,16 +71,20 @@ class _LogStream:
                 failures = 0
             except (Unavailable, Retry):
                 failures += 1
+                after = self.sent
                 await retry.wait(self.request.api.stopping, retry.delay(failures))
             current = None
-            await self._wait_change()
+            if await self._wait_change():
+                after = self.sent
 
-    async def _wait_change(self) -> None:
-        """Wait for a change of the task, or until the next read is due."""
-        if self.subscriber is None or self.subscriber.ended:
+    async def _wait_change(self) -> bool:
+        """Wait for a change of the task, or until the next read is due. Return whether changes may have been lost."""
+        if self.subscriber is None or self.has_gone_back:
             await asyncio.sleep(OUTAGE_POLL_INTERVAL)
-        else:
-            await self.subscriber.next(POLL_INTERVAL)
+            return False
+        await self.subscriber.next(POLL_INTERVAL)
+        self.has_gone_back = self.subscriber.ended
+        return self.has_gone_back
 
     async def _send(self, row: Row, after: int, send_text: SendText) -> int:
         """Send the entries after the id ``after`` and return the id after which the next ones follow."""
@@ -85,6 +94,7 @@ class _LogStream:
             frames = [page.entries] if self.kind.arrays and page.entries else page.entries
             for frame in frames:
                 await send_text(orjson.dumps(frame).decode())
+            self.sent = page.entries[-1]["id"] if page.entries else self.sent
             after, more = page.until, page.more
         return after
 
@@ -107,8 +117,8 @@ async def _follow(request: RequestContext, socket: WebSocket, kind: LogSpec) -> 
         subscriber = feed.subscribe(change_filter, await feed.position())
         try:
             row = await get_or_404(request, kind.lookup)  # includes all changes before the subscription
-            log_stream = _LogStream(request, kind, subscriber)
-            await serve(request, socket, row["task_id"], lambda send_text: log_stream.stream(row, after, send_text))
+            log_stream = _LogStream(request, kind, subscriber, after)
+            await serve(request, socket, row["task_id"], lambda send_text: log_stream.stream(row, send_text))
         finally:
             if subscriber is not None:
                 feed.unsubscribe(subscriber)

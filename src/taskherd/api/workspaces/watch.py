@@ -94,8 +94,12 @@ async def _workspaces(request: RequestContext, row: Row) -> AsyncGenerator[bytes
                     shown, failures = workspace, 0
                 except (Unavailable, Retry):
                     failures += 1
+                    statuses = _Statuses()
                     await retry.wait(request.api.stopping, retry.delay(failures))
                 await _wait_change(subscriber)
+                if subscriber is not None and subscriber.ended:
+                    feed.unsubscribe(subscriber)
+                    subscriber, statuses = None, _Statuses()
                 if request.api.stopping.is_set():
                     return
         finally:
