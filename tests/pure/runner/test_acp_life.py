@@ -303,6 +303,22 @@ async def test_a_start_that_ends_says_how(life: AcpLife) -> None:
     assert life.follower.start_outcome == "It wants a key."
 
 
+@pytest.mark.parametrize("is_open", [False, True])
+async def test_how_an_agent_ended_is_in_the_log_once(life: AcpLife, *, is_open: bool) -> None:
+    """Also if its runner is killed before its journal says that it has told the end, and the next one tells it."""
+    if is_open:
+        await life.open()
+    (life.folder.log / f"{0:020d}").write_text("No space\n")
+    told: list[Any] = []
+    for _ in range(2):
+        life.follow_again()
+        await life.follower.conclude(ExitRecord("exited", code=3))
+        told.append((life.notices, life.states[-1]))
+    assert told[0] == told[1]
+    start = "The agent could not be started: The agent ended with exit status 3. No space"
+    assert told[1][0] == ["the agent's last output:\nNo space", *[start] * (not is_open)]
+
+
 @pytest.mark.parametrize(
     ("shim", "answers", "was_given"),
     [

@@ -253,3 +253,4 @@ def test_ids_of_log_entries_are_the_same_in_every_release() -> None:
     """An entry replaces one with its id, so the ranges of different sources must not overlap, nor ever change."""
     ids = (log_ids.FIRST_ERROR_ID, log_ids.FIRST_NOTICE_ID, log_ids.LAST_OUTPUT_ID, log_ids.FIRST_INPUT_ID)
     assert ids == (2**40, 2**41, 2**42, 2**43)
+    assert log_ids.FAILED_START_ID == 2**42 + 1

@@ -659,6 +659,22 @@ async def test_the_end_of_an_agent(life: StreamLife, ended: ExitRecord, *, is_to
         assert life.states[-1][0] == ("working" if ended.reason == "stopped" else "failed")
 
 
+@pytest.mark.parametrize("code", [0, 3])
+async def test_an_end_is_told_alike_by_the_next_runner(life: StreamLife, code: int) -> None:
+    """One that is killed before its journal says that it has told the end changes neither the state nor the log."""
+    life.read(INIT)
+    (life.folder.log / f"{0:020d}").write_text("No space\n")
+    ended: list[Any] = []
+    for _ in range(2):
+        life.follow_again()
+        await life.follower.conclude(ExitRecord("exited", code=code))
+        ended.append((life.states[-1], life.contents))
+    assert ended[0] == ended[1]
+    words = "The agent ended with exit status 3." if code else follower._IN_TURN
+    assert ended[1][0] == ("failed", f"{words} Last output: No space")
+    assert ended[1][1] == [("notice", "taskherd: the agent's last output:\nNo space")] * bool(code)
+
+
 @pytest.mark.parametrize("said_so", [False, True])
 async def test_the_last_words_of_an_agent_that_said_nothing(life: StreamLife, *, said_so: bool) -> None:
     """Are those of its stderr; a turn that has failed is told also if it ended just before the agent."""

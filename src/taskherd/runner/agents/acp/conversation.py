@@ -106,10 +106,10 @@ class Conversation:
         """Let the next input take the place of the latest entry, which is that of an input that was never given."""
         self._next -= 1
 
-    def add_notice(self, text: str) -> None:
-        """Add a notice by the runner."""
+    def add_notice(self, text: str, *, entry: int | None = None) -> None:
+        """Add a notice by the runner; as this ``entry``, which it may replace, if one is given."""
         self._end_message()
-        self._change({"entry": self._allocate(), "notice": f"taskherd: {text}"})
+        self._change({"entry": self._allocate() if entry is None else entry, "notice": f"taskherd: {text}"})
 
     def tool(self, call_id: str) -> dict[str, Any] | None:
         """Return what is known of a tool call: ``title``, ``kind``."""

@@ -45,6 +45,7 @@ from taskherd.runner.agents.context import (
     shorten,
 )
 from taskherd.runner.agents.words import last_words
+from taskherd.runner.log_ids import FAILED_START_ID, LAST_OUTPUT_ID
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -221,9 +222,9 @@ class AcpFollower:
         words = last_words(output.tail(self._context.folder.log, TAIL_BYTES))
         agent_exit = self._ending.judge(agent_exit)
         if words and agent_exit.reason not in {"stopped", "interrupted"} and not agent_exit.succeeded:
-            self._conversation.add_notice(f"the agent's last output:\n{words}")
+            self._conversation.add_notice(f"the agent's last output:\n{words}", entry=LAST_OUTPUT_ID)
         if self._opening.session is None and self._opening.failure is None:
-            self._opening.fail(f"{agent_exit.describe()} {words}".strip())
+            self._opening.fail(f"{agent_exit.describe()} {words}".strip(), entry=FAILED_START_ID)
         if self._turn.is_open:
             self._recorder.commit()
         else:

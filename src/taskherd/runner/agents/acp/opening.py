@@ -46,11 +46,11 @@ class SessionOpening:
         """Call ``initialize``."""
         self._call("initialize", handshake.initialize_params(self._context.run))
 
-    def fail(self, reason: str) -> None:
-        """Give up; the first reason counts."""
+    def fail(self, reason: str, *, entry: int | None = None) -> None:
+        """Give up; the first reason counts. The log says why, as this ``entry`` if one is given."""
         if self.failure is None:
             self.failure = reason
-            self._conversation.add_notice(reason)
+            self._conversation.add_notice(reason, entry=entry)
 
     def handle(self, response: AgentResponse) -> None:
         """Take the next step after a response; at the end ``session`` or ``failure`` is set."""

@@ -207,15 +207,15 @@ class EventStreamFollower(FollowerWithoutRequests):
         self._report_start()
         await self._read_rest()
         self._note_session()  # saved together with the exit
-        in_turn, self._stream.in_turn = self._stream.in_turn, False
         self._stream.close_calls()
         words = last_words(output.tail(self._context.folder.log, TAIL_BYTES))
         if words and agent_exit.reason not in {"stopped", "interrupted"} and not agent_exit.succeeded:
-            self._stream.add(LogSource.OUTPUT, f"taskherd: the agent's last output:\n{words}", LogKind.NOTICE)
-        if in_turn and agent_exit.succeeded:
+            self._stream.add_last_output(words)
+        if self._stream.in_turn and agent_exit.succeeded:
             agent_exit = replace(agent_exit, ended_because=_IN_TURN)
         state = self._stream.state
         self._record(*([] if self._status[0] in {"", self._reported[0]} else [self._take_status()]))
+        self._stream.in_turn = False  # not on disk: a next runner that repeats this must judge the exit alike
         last = shorten(self._stream.last_words or words.rpartition("\n")[2])
         report_exit(self._context, agent_exit, state, last, words)
 

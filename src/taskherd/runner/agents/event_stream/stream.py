@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from taskherd.domain.reports import AgentState, LogKind, LogSource, LogStatus
 from taskherd.messages.limits import MAX_TITLE_CHARACTERS
 from taskherd.runner.agents.words import MAX_WORDS, last_sentence
+from taskherd.runner.log_ids import LAST_OUTPUT_ID
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,6 +87,11 @@ class AgentEventStream(ABC):
         """Add an entry to the log."""
         self._show({"entry": self._next, "source": source, "text": text, "kind": kind})
         self._next += 1
+
+    def add_last_output(self, words: str) -> None:
+        """Add what the agent wrote last, once: an entry of a runner that was killed meanwhile is replaced."""
+        text = f"taskherd: the agent's last output:\n{words}"
+        self._show({"entry": LAST_OUTPUT_ID, "source": LogSource.OUTPUT, "text": text, "kind": LogKind.NOTICE})
 
     def close_calls(self) -> None:
         """Close tool calls that the agent left unfinished."""
