@@ -270,6 +270,13 @@ def test_without_an_agent_nobody_reads_inputs(folder: RunFolder, record: str | N
     assert not stdin.has_reader(folder)
 
 
+def test_an_input_may_have_a_reader_that_cannot_be_looked_for(folder: RunFolder) -> None:
+    """A record that cannot be read, for want of descriptors for example, says nothing about the agent."""
+    os.mkfifo(folder.input)
+    folder.started.mkdir()
+    assert stdin.has_reader(folder)
+
+
 def test_an_input_has_a_reader_while_a_process_of_the_agent_has_the_fifo_open(folder: RunFolder) -> None:
     """Until it closes it, or the exit of the agent is recorded."""
     os.mkfifo(folder.input)

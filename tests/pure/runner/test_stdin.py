@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Never
 
 import pytest
 
@@ -129,7 +131,7 @@ def test_no_more_is_taken_back_than_was_there(agent: Agent, monkeypatch: pytest.
     with monkeypatch.context() as patch:
         patch.setattr(os, "read", refill)
         patch.setattr(stdin, "_READ_BYTES", 25_000)
-        assert stdin._take_back(agent.folder.input, agent.descriptor) == 60_000
+        assert stdin._take_back(agent.descriptor) == 60_000
     assert reads == [25_000, 25_000, 10_000]
 
 
@@ -146,7 +148,7 @@ def test_what_the_agent_reads_meanwhile_is_not_taken_back(agent: Agent, monkeypa
     os.write(agent.descriptor, b"hello\n")
     with monkeypatch.context() as patch:
         patch.setattr(os, "read", share)
-        assert stdin._take_back(agent.folder.input, agent.descriptor) == 2
+        assert stdin._take_back(agent.descriptor) == 2
     assert agent.unread == 4
 
 
@@ -162,6 +164,62 @@ async def test_an_agent_that_ends_reads_no_more(agent: Agent, monkeypatch: pytes
         os.read(agent.descriptor, 1)
         agent.folder.exit.write_text("{}")
         assert (await agent.error(task)).startswith("DeliveryUnknown: The agent exited before it read the input. It")
+
+
+def without_descriptors(*_: object, **__: object) -> Never:
+    """Fail as a process does that has no file descriptor left."""
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+async def test_what_is_not_read_is_taken_back_without_another_descriptor(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the agent would get what was told as not delivered, and perhaps was sent again."""
+    async with agent.writing("hello", within=0.05) as task:
+        monkeypatch.setattr(os, "open", without_descriptors)
+        late = "The agent did not read the input from its stdin within 0.05 s."
+        assert await agent.error(task) == f"NotDelivered: {late}"
+
+
+async def test_an_input_is_awaited_though_nobody_can_look_for_a_reader(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For want of descriptors or threads, before it is written and meanwhile."""
+    monkeypatch.setattr(stdin, "READER_CHECK_INTERVAL", 0)
+    looks: list[bool] = []
+
+    def fail(_: RunFolder) -> Never:
+        looks.append(True)
+        if len(looks) % 2:
+            without_descriptors()
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(stdin, "has_reader", fail)
+    async with agent.writing("hello") as task, asyncio.timeout(30):
+        while len(looks) < 4:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0)
+        assert not task.done()
+        assert os.read(agent.descriptor, 99) == b"hello\n"
+        await task
+
+
+@pytest.mark.parametrize("opened", [0, 1])
+async def test_nothing_is_written_without_the_descriptors_to_take_it_back(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, opened: int
+) -> None:
+    """The attempt is not recorded, and the outcome names the reason."""
+    opens, descriptors = os.open, iter(range(opened))
+
+    def open_some(*args: Any) -> int:
+        for _ in descriptors:
+            return opens(*args)
+        without_descriptors()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", open_some)
+        with pytest.raises(NotDelivered, match=r"^The runner cannot open the agent's stdin: Too many open files\.$"):
+            await stdin.write(agent.folder, "hello", agent.record)
+    assert (agent.recorded, agent.unread) == ([], 0)
 
 
 async def test_nothing_is_tried_without_a_reader(agent: Agent) -> None:

@@ -7,12 +7,13 @@ so that what the outcome says stays true.
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import json
 import os
 import struct
 import termios
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from taskherd.runner import process_table
@@ -48,20 +49,36 @@ async def write(
     folder: RunFolder, text: str, record_attempt: RecordAttempt, *, read_timeout: float = READ_TIMEOUT
 ) -> None:
     """Write an input and a newline, and wait until they are read. Raise ``NotDelivered`` or ``DeliveryUnknown``."""
-    try:
-        descriptor = os.open(folder.input, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:  # ENXIO: no process has it open for reading; ENOENT: it was never created
-        raise NotDelivered(NOT_RUNNING) from error
-    try:
-        if not await asyncio.to_thread(has_reader, folder):
+    with ExitStack() as stack:
+        descriptor = _open(folder.input, os.O_WRONLY)
+        stack.callback(os.close, descriptor)
+        reader = _open(folder.input, os.O_RDONLY)  # now: there may be no descriptor left when it is needed
+        stack.callback(os.close, reader)
+        if not await _may_have_reader(folder):
             raise NotDelivered(EXITED if folder.exit.exists() else CLOSED)
         await record_attempt()
-        await _write(folder, descriptor, text.encode() + b"\n", read_timeout)
-    finally:
-        os.close(descriptor)
+        await _write(folder, descriptor, reader, text.encode() + b"\n", read_timeout)
 
 
-async def _write(folder: RunFolder, descriptor: int, content: bytes, read_timeout: float) -> None:
+def _open(fifo: Path, mode: int) -> int:
+    """Open an end of the pipe. Raise ``NotDelivered`` if that fails."""
+    try:
+        return os.open(fifo, mode | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        is_gone = error.errno in {errno.ENXIO, errno.ENOENT}  # no process has it open for reading; it was never created
+        words = NOT_RUNNING if is_gone else f"The runner cannot open the agent's stdin: {error.strerror}."
+        raise NotDelivered(words) from error
+
+
+async def _may_have_reader(folder: RunFolder) -> bool:
+    """Return whether a process of the agent has its stdin open; also if no thread can look."""
+    try:
+        return await asyncio.to_thread(has_reader, folder)
+    except (OSError, RuntimeError):
+        return True
+
+
+async def _write(folder: RunFolder, descriptor: int, reader: int, content: bytes, read_timeout: float) -> None:
     loop = asyncio.get_running_loop()
     deadline, check_at = loop.time() + read_timeout, loop.time() + READER_CHECK_INTERVAL
     written, problem = 0, ""
@@ -75,11 +92,11 @@ async def _write(folder: RunFolder, descriptor: int, content: bytes, read_timeou
         elif loop.time() > deadline:
             problem = f"The agent did not read the input from its stdin within {read_timeout:g} s."
         elif loop.time() > check_at:
-            problem = "" if await asyncio.to_thread(has_reader, folder) else CLOSED
+            problem = "" if await _may_have_reader(folder) else CLOSED
             check_at = loop.time() + READER_CHECK_INTERVAL
         else:
             await asyncio.sleep(_POLL_INTERVAL)
-    read = written - min(written, _take_back(folder.input, descriptor))
+    read = written - min(written, _take_back(reader))
     if not read:
         raise NotDelivered(problem)
     if read < len(content):
@@ -98,8 +115,10 @@ def has_reader(folder: RunFolder) -> bool:
         started = json.loads(folder.started.read_text())
         shim_pid = started["pid"]
         fifo = folder.input.stat()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return False
+    except OSError:
+        return True
     if folder.exit.exists():
         return False
     parents = process_table.parents()
@@ -124,21 +143,17 @@ def _holds(pid: int, file_id: tuple[int, int]) -> bool:
     return False
 
 
-def _take_back(fifo: Path, descriptor: int) -> int:
+def _take_back(reader: int) -> int:
     """Remove what nobody has read from the pipe, and return the number of bytes.
 
-    ``descriptor`` keeps the pipe's content alive, also after the agent has exited. The agent may write to the pipe, so
-    no more is removed than is in it now.
+    ``reader`` keeps the pipe's content alive, also after the agent has exited. The agent may write to the pipe, so no
+    more is removed than is in it now.
     """
-    taken, wanted = 0, unread_bytes(descriptor)
-    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        with suppress(BlockingIOError):
-            while taken < wanted:
-                size = min(wanted - taken, _READ_BYTES)
-                taken += len(data := os.read(reader, size))
-                if len(data) < size:  # the agent has read the rest
-                    break
-    finally:
-        os.close(reader)
+    taken, wanted = 0, unread_bytes(reader)
+    with suppress(BlockingIOError):
+        while taken < wanted:
+            size = min(wanted - taken, _READ_BYTES)
+            taken += len(data := os.read(reader, size))
+            if len(data) < size:  # the agent has read the rest
+                break
     return taken
