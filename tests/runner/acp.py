@@ -150,7 +150,7 @@ class AcpRun:
         """Deliver an input as ``TaskWorkspace.deliver`` does."""
         assert self.session is not None
         try:
-            await self.session.run_while_alive(self.session.follower.deliver(text, record_attempt))
+            await self.session.deliver(text, record_attempt)
         except (NotDelivered, DeliveryUnknown) as error:
             return str(error)
         return None

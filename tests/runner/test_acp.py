@@ -316,6 +316,24 @@ async def test_an_input_that_is_recorded_while_the_agent_ends_begins_no_turn(
         assert run.outbox.checkpoint["turn"] is None
 
 
+async def test_an_input_that_waits_is_given_by_the_follower_that_takes_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one in which it waits for the end of the turn fails, and does not see that any more."""
+    async with acp_run(tmp_path) as run:
+        await run.start("wait: go\nline: one")
+        await run.until_state("working")
+        await eventually(lambda: run.journal.was_given("wait: go\nline: one"))
+        sending, failed = asyncio.create_task(run.send("line: two")), run.follower
+        await eventually(failed._delivery.locked)
+        monkeypatch.setattr(failed._reading, "read", lambda: 1 / 0)
+        await eventually(lambda: run.follower is not failed)
+        run.touch("go")
+        assert await asyncio.wait_for(sending, TIMEOUT) is None
+        await run.until_state("idle", "two")
+        assert [text.strip() for text in run.texts()] == ["one", "two"]
+
+
 @pytest.mark.parametrize("traits", [(), ("ignore-sigint",), ("ignore-sigint", "ignore-sigterm")])
 async def test_an_interrupt_always_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, traits: tuple[str, ...]

@@ -207,7 +207,7 @@ async def test_a_delivery_ends_with_its_follower(life: AcpLife) -> None:
         life.take(".open")
     told = life.said
     async with asyncio.timeout(20):
-        with pytest.raises(DeliveryUnknown, match="The agent is not running"):
+        with pytest.raises(DeliveryUnknown, match="The runner failed to follow the agent; its log"):
             await delivery
     assert life.said == told
     assert life.works()

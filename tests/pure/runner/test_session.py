@@ -15,7 +15,7 @@ from taskherd import retry
 from taskherd.domain.reports import InterruptOutcome
 from taskherd.runner.agents import conclusion, session
 from taskherd.runner.agents.conclusion import conclude
-from taskherd.runner.agents.context import NotDelivered
+from taskherd.runner.agents.context import NotDelivered, RecordAttempt
 from taskherd.runner.agents.session import AgentSession
 from taskherd.runner.workspaces.processes import ExitRecord
 from tests.pure.runner.contexts import make_context, reports_of
@@ -59,6 +59,8 @@ class Follower:
         self._run = run
         self.start_outcome: str | None = ""
         self.is_following = False
+        self.may_deliver = asyncio.Event()
+        self.may_fail = asyncio.Event()
 
     async def follow(self) -> None:
         """Follow until cancelled, or fail."""
@@ -66,9 +68,18 @@ class Follower:
             raise self._run.failures.pop(0)
         self.is_following = True
         try:
-            await asyncio.Event().wait()
+            await self.may_fail.wait()
+            raise RuntimeError("it fails")
         finally:
             self.is_following = False
+
+    async def deliver(self, text: str, record_attempt: RecordAttempt) -> None:
+        """Deliver an input once a test says so."""
+        self._run.deeds.append(f"waits: {text}")
+        await self.may_deliver.wait()
+        await record_attempt()
+        self._run.deeds.append(f"given: {text}")
+        await self._run.may_end.wait()
 
     async def interrupt(self) -> InterruptOutcome:
         """End the turn when a test says so."""
@@ -253,6 +264,77 @@ async def test_a_delivery_ends_with_the_agent(run: Run) -> None:
     await run.end()
     with pytest.raises(NotDelivered, match="The agent exited before it received the input"):
         await delivering
+
+
+async def nothing() -> None:
+    """Record nothing."""
+
+
+async def test_an_input_waits_in_the_current_follower(run: Run) -> None:
+    """One that fails before it gives it to the agent is replaced; one that has tried says itself what became of it."""
+    delivering = asyncio.create_task(run.session.deliver("one", nothing))
+    await steps()
+    run.followers[0].may_fail.set()
+    await eventually(lambda: run.deeds == ["waits: one"] * 2)
+    run.followers[0].may_deliver.set()
+    run.followers[1].may_deliver.set()
+    await eventually(lambda: run.deeds[2:] == ["given: one"])
+    run.followers[1].may_fail.set()
+    await eventually(lambda: len(run.followers) == 3)
+    assert not delivering.done()
+    run.may_end.set()
+    await asyncio.wait_for(delivering, 30)
+    assert run.deeds[3:] == []
+    await run.end()
+
+
+async def test_an_input_is_not_given_by_a_follower_that_failed_while_the_attempt_was_recorded(run: Run) -> None:
+    """It is given by the next one, for which it is recorded again."""
+    records: list[bool] = []
+
+    async def record() -> None:
+        records.append(True)
+        if len(records) == 1:
+            run.followers[0].may_fail.set()
+            await eventually(lambda: len(run.followers) == 2)
+            run.followers[1].may_deliver.set()
+
+    run.followers[0].may_deliver.set()
+    run.may_end.set()
+    await asyncio.wait_for(run.session.deliver("one", record), 30)
+    assert (len(records), run.deeds) == (2, ["waits: one", "waits: one", "given: one"])
+    await run.end()
+
+
+@pytest.mark.parametrize("fails", ["each", "none is made"])
+async def test_an_input_does_not_wait_for_a_follower_for_ever(
+    run: Run, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """It was not delivered, and may be sent again."""
+    if fails == "none is made":
+        monkeypatch.setattr(session, "FOLLOWER_TIMEOUT", 0)
+        monkeypatch.setattr(run.session, "_make_follower", lambda: 1 / 0)
+        run.followers[0].may_fail.set()
+        await eventually(run.session._failed.is_set)
+    delivering = asyncio.create_task(run.session.deliver("one", nothing))
+    for number in range(session.MAX_FOLLOWERS if fails == "each" else 0):
+        await eventually(lambda at=number: len(run.deeds) == at + 1)  # type: ignore[misc]
+        run.followers[number].may_fail.set()
+    with pytest.raises(NotDelivered, match="The runner failed to follow the agent"):
+        await asyncio.wait_for(delivering, 30)
+    assert run.deeds == ["waits: one"] * (session.MAX_FOLLOWERS if fails == "each" else 0)
+
+
+async def test_a_delivery_that_is_cancelled_leaves_nothing(run: Run) -> None:
+    """As when the runner stops."""
+    run.followers[0].may_deliver.set()
+    delivering = asyncio.create_task(run.session.deliver("one", nothing))
+    await eventually(lambda: run.deeds[1:])
+    before = asyncio.all_tasks()
+    delivering.cancel()
+    await asyncio.wait({delivering})
+    await eventually(lambda: len(asyncio.all_tasks()) < len(before) - 1)
+    assert delivering.cancelled()
 
 
 async def test_a_turn_ends_as_its_follower_says(run: Run) -> None:

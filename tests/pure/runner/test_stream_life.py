@@ -17,7 +17,7 @@ from taskherd.messages.limits import LOG_BURST
 from taskherd.runner import outbox
 from taskherd.runner.agents import interrupting, output
 from taskherd.runner.agents.acp.lines import LineWriter
-from taskherd.runner.agents.context import DeliveryUnknown, NotDelivered
+from taskherd.runner.agents.context import NOT_FOLLOWED, DeliveryUnknown, NotDelivered
 from taskherd.runner.agents.event_stream import follower
 from taskherd.runner.agents.event_stream.follower import EventStreamFollower
 from taskherd.runner.agents.log_budget import LOG_SHARE, READ_COST, LogBudget, LogRates
@@ -198,14 +198,69 @@ async def test_an_input_changes_nothing_about_an_agent_that_has_ended(life: Stre
 
     async with life.followed():
         await life.until(lambda: life.states)
-    delivery = asyncio.create_task(life.follower.deliver("hello", recorded if is_submitted else end))
+        delivery = asyncio.create_task(life.follower.deliver("hello", recorded if is_submitted else end))
+        if is_submitted:
+            await life.until(life.waiting)
+            life.folder.exit.write_text("{}")
+        else:
+            await asyncio.wait({delivery}, timeout=30)
     if is_submitted:
-        await life.until(life.waiting)
-        await end()
+        await life.follower.conclude(ExitRecord("exited", code=3))
     with pytest.raises(NotDelivered, match="The agent is not running"):
         await delivery
     assert life.states[-1][0] == "failed"
     assert (life.waiting(), life.follower._stream.in_turn) == ({}, False)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "error"),
+    [
+        (".done", ""),
+        (".failed", "NotDelivered: The agent is not running."),
+        (".open", f"DeliveryUnknown: {NOT_FOLLOWED} It may have received a part of the input."),
+        (None, f"NotDelivered: {NOT_FOLLOWED}"),
+    ],
+)
+async def test_an_input_whose_follower_failed(life: StreamLife, suffix: str | None, error: str) -> None:
+    """Its outcome is told at once, and the next one goes on without what is taken back; nothing else is recorded."""
+    async with life.followed():
+        await life.until(lambda: life.states)
+        delivery = asyncio.create_task(life.follower.deliver("hello", recorded))
+        await life.until(life.waiting)
+        if suffix is not None:
+            life.take(suffix)
+    old, checkpoint = life.follower, life.context.outbox.checkpoint
+    life.follow_again()
+    life.follower._recover()  # it forgets the line
+    is_given = suffix in {".done", ".open"}
+    assert life.follower._stream.in_turn is is_given
+    life.write(DONE)
+    life.read()
+    after = life.context.outbox.checkpoint
+    assert after["offset"] > checkpoint["offset"]
+    raised = ""
+    try:
+        await asyncio.wait_for(delivery, 30)
+    except (NotDelivered, DeliveryUnknown) as exception:
+        raised = f"{type(exception).__name__}: {exception}"
+    assert (raised, life.context.outbox.checkpoint) == (error, after)
+    with pytest.raises(NotDelivered):
+        await old.deliver("another", recorded)
+    assert (life.waiting(), life.context.outbox.checkpoint) == ({}, after)
+
+
+async def test_an_input_that_an_agent_did_not_get_before_its_end_was_no_turn(life: StreamLife) -> None:
+    """It had ended the one before, and so its work."""
+    life.context.journal.ready_reported = True
+    async with life.followed():
+        await life.until(lambda: life.states)
+        delivery = asyncio.create_task(life.follower.deliver("hello", recorded))
+        await life.until(life.waiting)
+        life.folder.exit.write_text("{}")
+    await life.follower.conclude(ExitRecord("exited", code=0))
+    with pytest.raises(NotDelivered, match="The agent is not running"):
+        await delivery
+    assert life.states[-1][0] == "complete"
 
 
 @pytest.mark.parametrize("fails", ["the record", "the line"])

@@ -50,9 +50,8 @@ class Session:
         """Return whether the agent has exited."""
         return self.exited
 
-    async def run_while_alive(self, work: Any) -> None:
+    async def deliver(self, *_: object) -> None:
         """Raise the error."""
-        work.close()
         if self.error is not None:
             raise self.error
 

@@ -37,6 +37,8 @@ ENTRIES_PER_REPORT = 4
 """Maximum number of log entries in one report, so that it fits a message."""
 NOT_RUNNING = "The agent is not running."
 """The error of an input for an agent that has exited."""
+NOT_FOLLOWED = "The runner failed to follow the agent; its log says why."
+"""The error of an input that was not given to the agent because of that."""
 
 RecordAttempt: TypeAlias = Callable[[], Awaitable[None]]
 """A function that records on disk that the agent may have received an input from now on."""

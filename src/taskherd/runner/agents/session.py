@@ -10,12 +10,12 @@ import structlog
 from taskherd import retry
 from taskherd.domain.reports import InterruptOutcome
 from taskherd.runner.agents.conclusion import conclude
-from taskherd.runner.agents.context import NotDelivered
+from taskherd.runner.agents.context import NOT_FOLLOWED, NotDelivered
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
-    from taskherd.runner.agents.context import AgentContext, Follower
+    from taskherd.runner.agents.context import AgentContext, Follower, RecordAttempt
     from taskherd.runner.workspaces.processes import ExitRecord, ShimHandle
 
 log = structlog.get_logger(__name__)
@@ -25,6 +25,10 @@ SETTLE_TIMEOUT = 2.0
 """Seconds that the delivery of an input, and an interrupt, may go on after the agent has exited."""
 EXIT_TIMEOUT = 10.0
 """Seconds for which the outcome of an interrupt waits until the agent's exit was reported."""
+FOLLOWER_TIMEOUT = 60.0
+"""Seconds for which an input waits for a new follower after one has failed."""
+MAX_FOLLOWERS = 3
+"""Maximum number of followers to which an input is handed, each after the one before has failed without trying it."""
 
 
 class AgentSession:
@@ -45,6 +49,11 @@ class AgentSession:
         self._context = context
         self._on_exit = on_exit
         self._exited = asyncio.Event()
+        self._failed = asyncio.Event()
+        """Set once the current follower has failed; each has an event of its own."""
+        self._replaced = asyncio.Event()
+        """Cleared from then on until there is a new one."""
+        self._replaced.set()
         self._loop = asyncio.create_task(self._run(), name="session")
 
     async def stop(self) -> ExitRecord:
@@ -106,6 +115,49 @@ class AgentSession:
         await asyncio.gather(self._loop, return_exceptions=True)
         self._shim.close()
 
+    async def deliver(self, text: str, record_attempt: RecordAttempt) -> None:
+        """Deliver an input, after awaiting ``record_attempt``. Raise ``NotDelivered`` or ``DeliveryUnknown``.
+
+        An input that a follower has not tried to give the agent before it failed is delivered by the next one.
+        """
+        await self.run_while_alive(self._deliver(text, record_attempt))
+
+    async def _deliver(self, text: str, record_attempt: RecordAttempt) -> None:
+        for _ in range(MAX_FOLLOWERS):
+            try:
+                await asyncio.wait_for(self._replaced.wait(), FOLLOWER_TIMEOUT)
+            except TimeoutError:
+                break
+            if await self._is_decided(text, record_attempt):
+                return
+        raise NotDelivered(NOT_FOLLOWED)
+
+    async def _is_decided(self, text: str, record_attempt: RecordAttempt) -> bool:
+        """Let the current follower deliver an input; return False if it has failed before it tried."""
+        failed, is_tried = self._failed, False
+
+        async def record() -> None:
+            nonlocal is_tried
+            await record_attempt()
+            if failed.is_set():  # what it knows is no longer true
+                raise NotDelivered(NOT_FOLLOWED)
+            is_tried = True
+
+        work = asyncio.create_task(self.follower.deliver(text, record))
+        failure = asyncio.create_task(failed.wait())
+        try:
+            await asyncio.wait({work, failure}, return_when=asyncio.FIRST_COMPLETED)
+            if is_tried:
+                await asyncio.wait({work})
+        finally:
+            work.cancel()
+            failure.cancel()
+            await asyncio.gather(work, failure, return_exceptions=True)
+        if failed.is_set() and not is_tried:
+            return False
+        work.result()
+        return True
+
     async def run_while_alive(self, work: Coroutine[None, None, None]) -> None:
         """Await ``work``; raise ``NotDelivered`` if the agent exits first.
 
@@ -158,9 +210,15 @@ class AgentSession:
         failures = 0
         while True:
             try:
-                await (self._renew_follower() if failures else self.follower).follow()
+                if failures:
+                    self._renew_follower()
+                    self._failed = asyncio.Event()
+                    self._replaced.set()
+                await self.follower.follow()
             except Exception:
                 log.exception("follower failed, restarting it")
+            self._failed.set()
+            self._replaced.clear()
             failures += 1
             await asyncio.sleep(retry.delay(failures))
 

@@ -194,7 +194,7 @@ class TaskWorkspace:
         if session is None:
             return NOT_RUNNING
         try:
-            await session.run_while_alive(session.follower.deliver(text, record_attempt))
+            await session.deliver(text, record_attempt)
         except (NotDelivered, DeliveryUnknown) as error:
             return str(error)
         except OSError as error:

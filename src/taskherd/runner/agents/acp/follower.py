@@ -36,6 +36,7 @@ from taskherd.runner.agents.acp.terminals import Terminals
 from taskherd.runner.agents.acp.turns import Turn
 from taskherd.runner.agents.acp.usage import UsageMeter
 from taskherd.runner.agents.context import (
+    NOT_FOLLOWED,
     NOT_RUNNING,
     TAIL_BYTES,
     AnswerOutcome,
@@ -44,6 +45,7 @@ from taskherd.runner.agents.context import (
     report_exit,
     shorten,
 )
+from taskherd.runner.agents.interrupting import has_exited
 from taskherd.runner.agents.words import last_words
 from taskherd.runner.log_ids import FAILED_START_ID, LAST_OUTPUT_ID
 
@@ -390,7 +392,7 @@ class AcpFollower:
         except TimeoutError:
             words = f"The agent did not read the input from its stdin within {connections.WRITE_TIMEOUT:g} s."
         else:
-            words = NOT_RUNNING
+            words = NOT_FOLLOWED if self._is_detached and not has_exited(self._context) else NOT_RUNNING
         was_written = self._awaited.pop(line)
         if was_written is None:
             with suppress(OSError):  # then it is unknown

@@ -26,6 +26,7 @@ from taskherd.messages.limits import MAX_CONTENT_BYTES
 from taskherd.runner.agents import output
 from taskherd.runner.agents.acp.lines import LineReader, LineWriter
 from taskherd.runner.agents.context import (
+    NOT_FOLLOWED,
     NOT_RUNNING,
     TAIL_BYTES,
     DeliveryUnknown,
@@ -116,6 +117,12 @@ class EventStreamFollower(FollowerWithoutRequests):
         self._dropped = 0
         """Number of bytes of plain lines that were not."""
         self._delivery = asyncio.Lock()
+        self._awaited: int | None = None
+        """The line whose writing a caller awaits."""
+        self._found: tuple[bool | None, bool] = None, False
+        """What became of it by the end of ``follow``: whether it was written, None if not yet, or is taken back."""
+        self._is_detached = False
+        """True once ``follow`` has ended: another follower may go on from the checkpoint."""
         self._is_concluded = False
         """True once it is being reported how the agent ended."""
         self._has_begun = asyncio.Event()
@@ -123,6 +130,12 @@ class EventStreamFollower(FollowerWithoutRequests):
 
     async def follow(self) -> None:
         """Report what the agent does, until cancelled."""
+        try:
+            await self._follow()
+        finally:
+            self._detach()
+
+    async def _follow(self) -> None:
         context, loop = self._context, asyncio.get_running_loop()
         self._recover()
         self._report_start()
@@ -151,7 +164,7 @@ class EventStreamFollower(FollowerWithoutRequests):
             raise NotDelivered(f"The agent takes no inputs: its template has `stdin: {kind}`.")
         async with self._delivery:
             await record_attempt()
-            if self._has_exited:
+            if self._is_over:
                 raise NotDelivered(NOT_RUNNING)
             self._line, self._next_line = self._next_line, self._next_line + 1
             line = self._line
@@ -400,29 +413,50 @@ class EventStreamFollower(FollowerWithoutRequests):
         message = {"type": "user", "message": {"role": "user", "content": text}}
         self._writer.submit(line, orjson.dumps(message))
 
+    def _detach(self) -> None:
+        """Find out what became of an input before another follower does; what can be taken back is."""
+        self._is_detached = True
+        if self._awaited is not None:
+            was_written = self._ending_of(self._awaited)
+            self._found = was_written, was_written is None and self._writer.take_back(self._awaited)
+            if was_written is False or self._found[1]:
+                self._line, self._stream.in_turn, self._stream.state = None, False, AgentState.IDLE
+
     async def _wait_written(self, line: int) -> None:
         """Wait until the agent was given an input. Raise ``NotDelivered`` or ``DeliveryUnknown`` if it was not."""
+        self._awaited = line
+        try:
+            words, was_written, is_back = await self._outcome_of(line)
+        finally:
+            self._awaited = None
+        if was_written is None and not is_back:
+            raise DeliveryUnknown(f"{words} It may have received a part of the input.")
+        if not self._is_detached:
+            self._line = None
+            if was_written:
+                self._was_given = True
+            else:
+                self._stream.in_turn, self._stream.state = False, AgentState.IDLE
+            self._commit()
+            if self._context.outbox.is_saved:  # else the next runner looks again
+                self._writer.forget(line)
+        if not was_written:
+            raise NotDelivered(words)
+
+    async def _outcome_of(self, line: int) -> tuple[str, bool | None, bool]:
+        """Return why an input was not written in time, whether it was, None if that is not known, or is taken back."""
         words, was_written = NOT_RUNNING, None
         try:
             async with asyncio.timeout(WRITE_TIMEOUT):
-                while (was_written := self._ending_of(line)) is None and not self._has_exited:  # noqa: ASYNC110 - files send no notification
+                while (was_written := self._ending_of(line)) is None and not self._is_over:  # noqa: ASYNC110 - files send no notification
                     await asyncio.sleep(POLL_INTERVAL)
         except TimeoutError:
             words = f"The agent did not read the input from its stdin within {WRITE_TIMEOUT:g} s."
-        is_back = was_written is None and self._writer.take_back(line)
-        if was_written is None and not is_back:
-            raise DeliveryUnknown(f"{words} It may have received a part of the input.")
-        self._line = None
-        if was_written:
-            self._was_given = True
-        elif not self._is_concluded:  # else the state after its end stands
-            self._stream.in_turn, self._stream.state = False, AgentState.IDLE
-        if not self._is_concluded:
-            self._commit()
-        if self._context.outbox.is_saved:  # else the next runner looks again
-            self._writer.forget(line)
-        if not was_written:
-            raise NotDelivered(words)
+        if self._is_detached:
+            was_written, is_back = self._found
+            words = NOT_FOLLOWED if was_written is None and not self._has_exited else NOT_RUNNING
+            return words, was_written, is_back
+        return words, was_written, was_written is None and self._writer.take_back(line)
 
     def _ending_of(self, line: int) -> bool | None:
         """Return whether the agent was given a line; None if that is not known yet, or cannot be found out now."""
@@ -433,3 +467,8 @@ class EventStreamFollower(FollowerWithoutRequests):
     @property
     def _has_exited(self) -> bool:
         return self._is_concluded or self._context.folder.exit.exists()
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether the agent is not given anything any more by this follower."""
+        return self._is_detached or self._has_exited
