@@ -9,6 +9,7 @@ import os
 import stat
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Never
 
 import pytest
@@ -398,3 +399,24 @@ def test_a_line_with_a_gap_is_left_out(folder: RunFolder) -> None:
     reader = LineReader(folder, 0, skipping=False)
     assert lines_of(reader) == [b"one", None, b"three"]
     assert reader.offset == reader.position == 28
+
+
+def test_no_time_passes_while_nothing_is_read(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is anything late then; what an agent has written meanwhile is in time if it was before."""
+    now = 1000.0
+    monkeypatch.setattr("taskherd.runner.agents.acp.connection.time", SimpleNamespace(monotonic=lambda: now))
+    connection = Connection(folder, {})
+    call = connection.calls[connection.call("a", {}, 5)]
+    line = connection.lines[call["line"]]
+    now += 4
+    with connection.paused():
+        now += 100
+        assert not connection.is_late(call)
+        assert not connection.is_late(line)
+    assert (call["deadline"], line["deadline"]) == (1105, 1160)
+    now += 1
+    assert not connection.is_late(call)
+    now += 1
+    assert connection.is_late(call)
+    connection.allow_catch_up()
+    assert (call["deadline"], line["deadline"]) == (1108, 1160)

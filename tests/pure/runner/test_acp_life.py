@@ -563,6 +563,39 @@ async def test_a_turn_that_is_late_is_cancelled_and_then_its_agent_ended(life: A
     assert (life.stops, life.context.journal.ended_because, life.notices[1:]) == (1, late, [late])
 
 
+async def test_a_turn_is_not_late_while_its_output_is_not_read(life: AcpLife, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read while reports wait for the broker; its end was written in time."""
+    monkeypatch.setattr(connection, "CATCH_UP_TIME", -1.0)
+    await life.open()
+    number = await life.begin()
+    budget = life.context.outbox._budget
+    budget.maximum = 0
+    budget.room.clear()
+    async with life.followed():
+        await life.until(lambda: life.follower._connection._paused_at is not None)
+        life.follower._connection.calls[number]["deadline"] = life.follower._connection._paused_at
+        life.respond(number, stopReason="end_turn")
+        await life.follower._check_deadlines()
+        assert life.follower._turn.is_open
+        budget.maximum = 10**9
+        budget.room.set()
+        await life.until(lambda: not life.follower._turn.is_open)
+    assert life.notices == []
+
+
+async def test_the_next_runner_reads_before_anything_is_late(life: AcpLife) -> None:
+    """Nobody has read meanwhile."""
+    await life.open()
+    number = await life.begin()
+    life.follower._connection.calls[number]["deadline"] = time.monotonic() - 1000
+    life.follower._recorder.commit()
+    life.respond(number, stopReason="end_turn")
+    life.follow_again()
+    async with life.followed():
+        await life.until(lambda: not life.follower._turn.is_open)
+    assert life.notices == []
+
+
 async def test_a_call_that_is_late_fails_the_start(life: AcpLife) -> None:
     """Once; a prompt whose turn is over is none that anybody waits for."""
     await life.open()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from taskherd.domain.reports import InterruptOutcome
+from taskherd.runner import process_table
 from taskherd.runner.activity import ProcessTable
 from taskherd.runner.agents import interrupting, reaction
 from taskherd.runner.agents.acp import cancelling
@@ -212,6 +214,7 @@ def life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cancelled:
     monkeypatch.setattr(cancelling, "CANCEL_TIMEOUT", 0.1)
     monkeypatch.setattr(cancelling, "INTERRUPT_TIMEOUT", 0.1)
     monkeypatch.setattr(interrupting, "KILL_TIMEOUT", 0.1)
+    monkeypatch.setattr(interrupting, "LINGER_TIMEOUT", 0.1)
     return Cancelled(tmp_path)
 
 
@@ -269,6 +272,43 @@ async def test_a_turn_that_goes_on_is_interrupted(life: Cancelled, monkeypatch: 
     assert await asyncio.wait_for(waiting, LONG) is InterruptOutcome.STOPPED
     assert (life.signals, life.stops, life.context.journal.interrupted) == ([True], 0, False)
     assert life.saved == [False, False]
+
+
+async def test_an_agent_that_ends_its_turn_and_exits_was_interrupted(
+    life: Cancelled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As programs do on SIGINT: it has not failed."""
+    monkeypatch.setattr(cancelling, "INTERRUPT_TIMEOUT", LONG)
+    monkeypatch.setattr(interrupting, "LINGER_TIMEOUT", LONG)
+    await life.in_turn()
+    waiting = asyncio.create_task(life.follower._cancellation.interrupt())
+    await life.until(lambda: life.signals)
+    life.end_turn()
+    await life.step()
+    assert not waiting.done()
+    life.exit()
+    assert await asyncio.wait_for(waiting, LONG) is InterruptOutcome.STOPPED
+    assert (life.stops, life.context.journal.interrupted) == (0, True)
+
+
+@pytest.mark.parametrize(("agent", "goes_on"), [("this process", True), ("gone", False), ("not known", True)])
+async def test_an_agent_whose_shim_ends_what_it_has_left_has_exited(
+    life: Cancelled, monkeypatch: pytest.MonkeyPatch, agent: str, *, goes_on: bool
+) -> None:
+    """That takes as long as the template's grace time, and what comes after the interrupt waits for it."""
+    waits: list[float] = []
+
+    async def exits(_: object, seconds: float) -> bool:
+        waits.append(seconds)
+        return False
+
+    monkeypatch.setattr(interrupting, "_exits", exits)
+    record = {"agent": os.getpid(), "agent_start": process_table.start_ticks(os.getpid()) + (agent == "gone")}
+    life.folder.started.write_text("{" if agent == "not known" else json.dumps(record))
+    life.context.journal.interrupted = True
+    await interrupting.settle_interrupt(life.context)
+    assert life.context.journal.interrupted is not goes_on
+    assert waits == [interrupting.LINGER_TIMEOUT, *[interrupting.TERM_TIMEOUT] * (not goes_on)]
 
 
 async def test_the_end_of_an_agent_that_was_interrupted_is_that_of_the_interrupt(

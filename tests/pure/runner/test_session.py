@@ -15,9 +15,10 @@ from taskherd import retry
 from taskherd.domain.reports import InterruptOutcome
 from taskherd.runner.agents import conclusion, session
 from taskherd.runner.agents.conclusion import conclude
-from taskherd.runner.agents.context import NotDelivered, RecordAttempt
+from taskherd.runner.agents.context import DeliveryUnknown, NotDelivered, RecordAttempt
 from taskherd.runner.agents.session import AgentSession
 from taskherd.runner.workspaces.processes import ExitRecord
+from tests.harness.runner import eventually
 from tests.pure.runner.contexts import make_context, reports_of
 
 DONE = ExitRecord("exited", code=0)
@@ -330,11 +331,33 @@ async def test_a_delivery_that_is_cancelled_leaves_nothing(run: Run) -> None:
     run.followers[0].may_deliver.set()
     delivering = asyncio.create_task(run.session.deliver("one", nothing))
     await eventually(lambda: run.deeds[1:])
-    before = asyncio.all_tasks()
     delivering.cancel()
     await asyncio.wait({delivering})
-    await eventually(lambda: len(asyncio.all_tasks()) < len(before) - 1)
+    await eventually(lambda: not any("deliver at " in str(task.get_coro()) for task in asyncio.all_tasks()))
     assert delivering.cancelled()
+    await run.end()
+
+
+async def test_a_delivery_that_ends_with_its_follower_is_in_doubt(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent was just given the input, and is not given it again."""
+
+    async def cancelled(_: str, record_attempt: RecordAttempt) -> None:
+        await record_attempt()
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(run.followers[0], "deliver", cancelled)
+    with pytest.raises(DeliveryUnknown, match="It may have received the input"):
+        await asyncio.wait_for(run.session.deliver("one", nothing), 30)
+    await run.end()
+
+
+async def test_an_input_is_handed_over_only_for_a_while(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A follower may wait for the end of a turn nearly as long as the worker waits for the input's outcome."""
+    monkeypatch.setattr(session, "HANDOVER_TIMEOUT", -1)
+    with pytest.raises(NotDelivered, match="The runner failed to follow the agent"):
+        await asyncio.wait_for(run.session.deliver("one", nothing), 30)
+    assert run.deeds == []
+    await run.end()
 
 
 async def test_a_turn_ends_as_its_follower_says(run: Run) -> None:

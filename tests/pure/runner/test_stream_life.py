@@ -749,6 +749,7 @@ async def test_the_last_words_of_an_agent_that_said_nothing(life: StreamLife, *,
 async def test_an_interrupt_of_an_agent_that_waits(life: StreamLife, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is left alone; one whose prompt is not given in time is interrupted."""
     monkeypatch.setattr(follower, "REACTION_TIMEOUT", 0.05)
+    monkeypatch.setattr(interrupting, "LINGER_TIMEOUT", 0.05)
     signals: list[str] = []
     life.change(interrupt_agent=lambda: signals.append("INT"))
     life.follower._has_begun.set()
@@ -765,6 +766,7 @@ async def test_an_interrupt_of_an_agent_that_works(
 ) -> None:
     """It goes on if it ends its turn; otherwise its end is that of an interrupt, and it is ended if need be."""
     monkeypatch.setattr(follower, "REACTION_TIMEOUT", 0.2)
+    monkeypatch.setattr(interrupting, "LINGER_TIMEOUT", 0.05)
     monkeypatch.setattr(interrupting, "KILL_TIMEOUT", 0.2)
     life.read(INIT)
     life.follower._has_begun.set()

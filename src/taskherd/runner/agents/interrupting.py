@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from taskherd.domain.reports import InterruptOutcome
 from taskherd.observability.failpoints import Failpoint
+from taskherd.runner import process_table
 from taskherd.runner.agents.context import NotInterrupted
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ TERM_TIMEOUT: Final = 10.0
 """Maximum number of seconds from SIGTERM to SIGKILL; a shorter ``grace`` of the template counts."""
 KILL_TIMEOUT: Final = 20.0
 """Seconds within which the processes of an agent must have ended after SIGKILL."""
+LINGER_TIMEOUT: Final = 2.0
+"""Seconds within which an agent that has ended its turn on SIGINT exits, too, if it does."""
 _POLL_INTERVAL: Final = 0.1
 
 INTERRUPTED: Final = "The turn was interrupted."
@@ -45,6 +49,30 @@ async def send_interrupt(context: AgentContext) -> None:
     await mark_interrupted(context, interrupted=True)
     context.interrupt_agent()
     context.failpoint(Failpoint.INTERRUPT_SIGNAL)
+
+
+async def settle_interrupt(context: AgentContext) -> None:
+    """Wait a moment whether an agent that has ended its turn on SIGINT exits, too; else its end is its own again.
+
+    Programs exit a moment later, and what the worker sends after the interrupt must not go to one that is exiting.
+    """
+    if await _exits(context, LINGER_TIMEOUT):
+        return
+    if _runs(context):
+        await mark_interrupted(context, interrupted=False)
+    else:
+        await _exits(context, TERM_TIMEOUT)  # its shim ends what it has left behind
+
+
+def _runs(context: AgentContext) -> bool:
+    """Return whether the agent itself runs; also if that cannot be found out."""
+    try:
+        started = json.loads(context.folder.started.read_text())
+        return bool(process_table.start_ticks(started["agent"]) == started["agent_start"])
+    except (FileNotFoundError, ProcessLookupError):
+        return not context.folder.started.exists()
+    except (OSError, ValueError, LookupError, TypeError):
+        return True
 
 
 async def end_agent(context: AgentContext) -> InterruptOutcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import structlog
@@ -10,7 +11,7 @@ import structlog
 from taskherd import retry
 from taskherd.domain.reports import InterruptOutcome
 from taskherd.runner.agents.conclusion import conclude
-from taskherd.runner.agents.context import NOT_FOLLOWED, NotDelivered
+from taskherd.runner.agents.context import NOT_FOLLOWED, DeliveryUnknown, NotDelivered
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -29,6 +30,9 @@ FOLLOWER_TIMEOUT = 60.0
 """Seconds for which an input waits for a new follower after one has failed."""
 MAX_FOLLOWERS = 3
 """Maximum number of followers to which an input is handed, each after the one before has failed without trying it."""
+HANDOVER_TIMEOUT = 200.0
+"""Seconds after which an input is handed to no further follower: that waits for the end of a turn for 300 s itself, and
+after ``TASKHERD_REQUEST_TTL`` the worker says that nobody took the input."""
 
 
 class AgentSession:
@@ -123,10 +127,13 @@ class AgentSession:
         await self.run_while_alive(self._deliver(text, record_attempt))
 
     async def _deliver(self, text: str, record_attempt: RecordAttempt) -> None:
+        began = time.monotonic()
         for _ in range(MAX_FOLLOWERS):
             try:
                 await asyncio.wait_for(self._replaced.wait(), FOLLOWER_TIMEOUT)
             except TimeoutError:
+                break
+            if time.monotonic() - began > HANDOVER_TIMEOUT:
                 break
             if await self._is_decided(text, record_attempt):
                 return
@@ -155,6 +162,8 @@ class AgentSession:
             await asyncio.gather(work, failure, return_exceptions=True)
         if failed.is_set() and not is_tried:
             return False
+        if work.cancelled():  # with its follower, while the agent was given the input
+            raise DeliveryUnknown(f"{NOT_FOLLOWED} It may have received the input.")
         work.result()
         return True
 

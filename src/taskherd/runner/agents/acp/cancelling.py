@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from taskherd.domain.reports import InterruptOutcome
-from taskherd.runner.agents.interrupting import end_agent, has_exited, mark_interrupted, send_interrupt
+from taskherd.runner.agents.interrupting import end_agent, has_exited, send_interrupt, settle_interrupt
 
 if TYPE_CHECKING:
     from taskherd.runner.agents.acp.parts import Parts
@@ -53,8 +53,7 @@ class TurnCancellation:
         await send_interrupt(context)
         if not await self._ends(turn, INTERRUPT_TIMEOUT):
             return await end_agent(context)
-        if not has_exited(context):
-            await mark_interrupted(context, interrupted=False)
+        await settle_interrupt(context)
         return InterruptOutcome.STOPPED
 
     async def _ends(self, turn: int, seconds: float) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import orjson
@@ -18,12 +18,14 @@ import orjson
 from taskherd.runner.agents.acp.lines import LineReader, LineWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from taskherd.runner.workspaces.folders import RunFolder
 
 WRITE_TIMEOUT: Final = 60.0
 """Seconds within which the agent must take a line from its stdin."""
+CATCH_UP_TIME: Final = 2.0
+"""Seconds for which no deadline is over when a runner begins to follow an agent that another one has followed."""
 MAX_ANSWERS: Final = 64
 """Number of answers that the agent has not taken yet at which its further requests wait."""
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
@@ -92,6 +94,8 @@ class Connection:
         self._given: list[RpcId] = checkpoint.get("given", [])
         """Requests of the agent that are not read yet (again), and were answered before a record was lost."""
         self._recorded: dict[int, bytes] = {}
+        self._paused_at: float | None = None
+        """When the time of deadlines was stopped, None while it passes."""
         self.is_closed = False
         """True once the agent has ended."""
         self._unrecorded: list[dict[str, Any]] | None = None
@@ -185,6 +189,31 @@ class Connection:
         The wall clock may be set, and would end turns that are in flight.
         """
         return time.monotonic() + seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let no time of a deadline pass during the block, in which nothing is read that the agent writes."""
+        began = self._paused_at = time.monotonic()
+        try:
+            yield
+        finally:
+            self._paused_at = None
+            self._postpone(time.monotonic() - began)
+
+    def allow_catch_up(self) -> None:
+        """Let no deadline be over for ``CATCH_UP_TIME``: nobody has read for a while what the agent wrote."""
+        earliest = self.deadline(CATCH_UP_TIME)
+        for item in (*self.calls.values(), *self.lines.values()):
+            item["deadline"] = max(item["deadline"], earliest)
+
+    def is_late(self, item: Mapping[str, Any]) -> bool:
+        """Return whether the deadline of an open call or of a line is over."""
+        now = self.deadline(0) if self._paused_at is None else self._paused_at
+        return bool(item["deadline"] < now)
+
+    def _postpone(self, seconds: float) -> None:
+        for item in (*self.calls.values(), *self.lines.values()):
+            item["deadline"] += seconds
 
     @property
     def has_room(self) -> bool:

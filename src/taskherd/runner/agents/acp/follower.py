@@ -236,6 +236,7 @@ class AcpFollower:
 
     def _recover(self) -> None:
         """Deal with what an earlier runner recorded and did not submit, or submitted and did not record."""
+        self._connection.allow_catch_up()
         unrecorded = self._connection.unrecorded  # before anything is changed, if it cannot be found out
         lost_lines = self._connection.lost_lines()
         if self._turn.number is not None and self._turn.number not in self._connection.calls:
@@ -276,7 +277,9 @@ class AcpFollower:
     async def _read(self) -> None:
         """Handle what the agent writes."""
         while True:
-            await self._context.outbox.wait_room()
+            if self._context.outbox.full:
+                with self._connection.paused():
+                    await self._context.outbox.wait_room()
             has_read = self._reading.read()
             if has_read:
                 await self._notify()
@@ -312,12 +315,11 @@ class AcpFollower:
             await self._ending.end("The agent has closed its stdin.")
 
     async def _check_deadlines(self) -> None:
-        now = self._connection.deadline(0)
+        is_late = self._connection.is_late
         lines = self._connection.lines.items()
-        if any(line["deadline"] < now for number, line in lines if number not in self._awaited):
+        if any(is_late(line) for number, line in lines if number not in self._awaited):
             await self._ending.end(f"The agent did not read from its stdin for {connections.WRITE_TIMEOUT:g} s.")
-        late = [(number, call) for number, call in self._connection.calls.items() if call["deadline"] < now]
-        for number, call in late:
+        for number, call in [each for each in self._connection.calls.items() if is_late(each[1])]:
             if number == self._turn.number:
                 grace = cancelling.CANCEL_TIMEOUT + cancelling.INTERRUPT_TIMEOUT
                 call["deadline"] = self._connection.deadline(grace)

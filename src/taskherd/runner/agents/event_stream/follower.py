@@ -44,8 +44,8 @@ from taskherd.runner.agents.interrupting import (
     as_interrupted,
     end_agent,
     has_exited,
-    mark_interrupted,
     send_interrupt,
+    settle_interrupt,
 )
 from taskherd.runner.agents.log_budget import LINE_COST, LOG_SHARE, READ_COST
 from taskherd.runner.agents.status_pace import CHANGE_EVERY, STATUS_EVERY
@@ -196,8 +196,7 @@ class EventStreamFollower(FollowerWithoutRequests):
         await send_interrupt(context)
         if not await self._turn_ends():
             return await end_agent(context)
-        if not has_exited(context):
-            await mark_interrupted(context, interrupted=False)
+        await settle_interrupt(context)
         return InterruptOutcome.STOPPED
 
     async def _turn_ends(self) -> bool:
