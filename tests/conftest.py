@@ -10,6 +10,7 @@ import tempfile
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -126,14 +127,23 @@ def amqp_url(services: Services) -> str:
     return services.amqp_url
 
 
+@asynccontextmanager
+async def open_amqp_prefix(amqp_url: str) -> AsyncIterator[str]:
+    """Yield a prefix for AMQP names that nobody else uses; its exchanges and shared queues are deleted afterwards."""
+    prefix = f"t{uuid.uuid4().hex[:8]}"
+    try:
+        yield prefix
+    finally:
+        async with await aio_pika.connect(amqp_url, timeout=30) as connection:
+            channel = await connection.channel()
+            for queue in QUEUES:
+                await channel.queue_delete(f"{prefix}.{queue}", timeout=30)
+            for exchange in EXCHANGES:
+                await channel.exchange_delete(f"{prefix}.{exchange}", timeout=30)
+
+
 @pytest.fixture
 async def amqp_prefix(amqp_url: str) -> AsyncIterator[str]:
-    """Yield a prefix for AMQP names for this test alone; its exchanges and shared queues are deleted afterwards."""
-    prefix = f"t{uuid.uuid4().hex[:8]}"
-    yield prefix
-    async with await aio_pika.connect(amqp_url, timeout=30) as connection:
-        channel = await connection.channel()
-        for queue in QUEUES:
-            await channel.queue_delete(f"{prefix}.{queue}", timeout=30)
-        for exchange in EXCHANGES:
-            await channel.exchange_delete(f"{prefix}.{exchange}", timeout=30)
+    """Yield a prefix for AMQP names for this test alone."""
+    async with open_amqp_prefix(amqp_url) as prefix:
+        yield prefix

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncIterator, Callable
 
-import aio_pika
 import pytest
 
 from taskherd.dev.services import Services
 from tests.board.pages import Board
-from tests.conftest import EXCHANGES, QUEUES
+from tests.conftest import open_amqp_prefix
 from tests.harness.api import open_api_harness
 from tests.harness.browser import find_chromium, run_browser
 from tests.harness.databases import Databases
@@ -28,16 +26,10 @@ async def close_tabs(request: pytest.FixtureRequest) -> AsyncIterator[None]:
 @pytest.fixture(scope="module")
 async def board(services: Services, databases: Databases, announce: Callable[[str], None]) -> AsyncIterator[Board]:
     """Run an API, a worker and a browser on a database and queues of their own."""
-    prefix = f"t{uuid.uuid4().hex[:8]}"
     async with (
+        open_amqp_prefix(services.amqp_url) as prefix,
         databases.lend() as url,
         open_api_harness(url, services.amqp_url, prefix, agent_lost_after=3_600) as harness,
         run_browser(find_chromium(announce)) as browser,
     ):
         yield Board(harness, browser)
-    async with await aio_pika.connect(services.amqp_url, timeout=30) as connection:
-        channel = await connection.channel()
-        for queue in QUEUES:
-            await channel.queue_delete(f"{prefix}.{queue}", timeout=30)
-        for exchange in EXCHANGES:
-            await channel.exchange_delete(f"{prefix}.{exchange}", timeout=30)

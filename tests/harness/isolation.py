@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +24,12 @@ CGROUP = "cgroup"
 """A placeholder for the cgroup of a test in ``Mode.settings``."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mode:
     """A mode of isolation: settings of the runner, fields of the template's ``run``, and the runner's user.
 
-    ``uid`` is an ordinary user's; by default the runner has the user of the tests.
+    ``uid`` is an ordinary user's; by default the runner has the user of the tests. Modes are compared by identity: they
+    must be hashable for pytest to run the tests of each one after the other.
     """
 
     name: str
@@ -69,7 +70,13 @@ Only root can give users and cgroups of their own, and start a runner as another
 The first three are those of an ordinary user where the tests run as one.
 """
 
-every_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+
+def in_modes(modes: Iterable[Mode]) -> pytest.MarkDecorator:
+    """Return the mark for tests that run in each of these modes; all tests of a file in one mode run together."""
+    return pytest.mark.parametrize("mode", [*modes], ids=lambda mode: mode.name, scope="module")
+
+
+every_mode = in_modes(MODES)
 
 
 VAR_TMP = "/var/tmp"  # noqa: S108 - a sandbox has a /tmp of its own, and so shows nothing below the machine's

@@ -17,13 +17,16 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
 
+from taskherd.dev.services import Services
 from taskherd.runner import template
 from taskherd.runner.workspaces.cgroups import Cgroups
+from tests.conftest import open_amqp_prefix
+from tests.harness.databases import Databases
 from tests.harness.isolation import (
     BOTH,
     BWRAP,
@@ -42,6 +45,7 @@ from tests.harness.isolation import (
     Mode,
     cgroup,
     every_mode,
+    in_modes,
     kill_all,
     open_folder,
     running,
@@ -103,16 +107,20 @@ HELD: dict[str, set[str]] = {
 """The attacks that fail in each mode; root also reads the environment of a process that hides it."""
 
 
+RUNNER_SCOPE: Literal["module", "function"] = "function" if "MUTATION_OUTCOMES" in os.environ else "module"
+"""Tests share runners, but not under ``make mutants``: what a process executes counts for the test that started it."""
+WORKER_SETTINGS = {"request_backoff_first": 0.5, "request_backoff_most": 1, "log_level": "warning"}
+
+
 @pytest.fixture
 async def harness(
     database_url: str, amqp_url: str, amqp_prefix: str, announce: Callable[[str], None]
 ) -> AsyncIterator[RunnerHarness]:
-    """Yield a harness whose folder other users may enter."""
+    """Yield a harness for this test alone, without a runner, whose folder other users may enter."""
     find_program("bwrap", "bubblewrap", announce)
-    settings = {"request_backoff_first": 0.5, "request_backoff_most": 1, "log_level": "warning"}
     with open_folder() as folder:
         async with (
-            worker_harness(database_url, amqp_url, amqp_prefix, **settings) as worker,
+            worker_harness(database_url, amqp_url, amqp_prefix, **WORKER_SETTINGS) as worker,
             runner_harness(worker, folder) as harness,
         ):
             yield harness
@@ -120,12 +128,49 @@ async def harness(
 
 @pytest.fixture
 async def start(harness: RunnerHarness, mode: Mode) -> AsyncIterator[Callable[[], Any]]:
-    """Yield a function that starts a runner in this mode."""
+    """Yield a function that starts a runner in this mode, which the test may kill."""
+    with settings_of(mode) as settings:
+        yield lambda: harness.start(prefix=become(harness, mode), **settings)
+
+
+@pytest.fixture(scope=RUNNER_SCOPE)
+async def mode_harness(
+    mode: Mode, services: Services, databases: Databases, announce: Callable[[str], None]
+) -> AsyncIterator[RunnerHarness]:
+    """Yield a harness with a runner in this mode, for all tests that leave it as it is."""
+    find_program("bwrap", "bubblewrap", announce)
+    with settings_of(mode) as settings, open_folder() as folder:
+        async with (
+            databases.lend() as database_url,
+            open_amqp_prefix(services.amqp_url) as amqp_prefix,
+            worker_harness(database_url, services.amqp_url, amqp_prefix, **WORKER_SETTINGS) as worker,
+            runner_harness(worker, folder) as harness,
+        ):
+            await harness.start(prefix=become(harness, mode), **settings)
+            yield harness
+
+
+@pytest.fixture
+async def shared(mode_harness: RunnerHarness) -> AsyncIterator[RunnerHarness]:
+    """Yield the harness of the mode; afterwards delete all tasks, so that the next test finds nothing of them."""
+    (runner,) = mode_harness.runners
+    assert runner.process.returncode is None, runner.log.read_text()
+    yield mode_harness
+    tasks = await mode_harness.worker.database.fetch("SELECT id, deleted_at FROM tasks")
+    for task in tasks:
+        if task["deleted_at"] is None:
+            assert (await mode_harness.worker.command("task.delete", task["id"]))["ok"]
+    await eventually(lambda: not any((mode_harness.root / str(task["id"])).exists() for task in tasks), 60)
+
+
+@contextmanager
+def settings_of(mode: Mode) -> Iterator[dict[str, str]]:
+    """Yield the settings of a runner in this mode, with a cgroup of its own if it gets one."""
     if mode.settings.get("runner_cgroup") != CGROUP:
-        yield lambda: harness.start(prefix=become(harness, mode), **mode.settings)
+        yield mode.settings
         return
     with cgroup() as path:
-        yield lambda: harness.start(prefix=OWN_PROCESS, runner_cgroup=str(path))
+        yield {**mode.settings, "runner_cgroup": str(path)}
 
 
 def become(harness: RunnerHarness, mode: Mode) -> tuple[str, ...]:
@@ -157,23 +202,22 @@ def is_shell(pid: int) -> bool:
 
 
 @every_mode
-async def test_what_an_agent_can_do_to_others(harness: RunnerHarness, mode: Mode, start: Callable[[], Any]) -> None:
+async def test_what_an_agent_can_do_to_others(shared: RunnerHarness, mode: Mode) -> None:
     """In each mode exactly the attacks fail that the documentation says."""
-    runner: RunnerSubprocess = await start()
-    credential = harness.folder / "credential"
+    credential = shared.folder / "credential"
     credential.write_text("credential")
     credential.chmod(0o600)
     os.chown(credential, *(2 * [-1 if mode.uid is None else mode.uid]))
     left = Path(f"/tmp/taskherd-test-{uuid.uuid4().hex}")  # noqa: S108 - the attack is on this folder
     planted = left.with_suffix(".planted")
-    victim = await shell(harness, mode, f"umask 022; echo private | tee file >{left}; echo up; read line")
-    await harness.until_output(victim, "up")
+    victim = await shell(shared, mode, f"umask 022; echo private | tee file >{left}; echo up; read line")
+    await shared.until_output(victim, "up")
     with socket.create_server(("127.0.0.1", 0)) as listener, removed(left, planted):
         values = {
-            "victim": agent_of(harness, victim),
-            "shim": harness.agent(victim)["pid"],
-            "runner": runner.process.pid,
-            "folder": harness.root,
+            "victim": agent_of(shared, victim),
+            "shim": shared.agent(victim)["pid"],
+            "runner": shared.runners[0].process.pid,
+            "folder": shared.root,
             "task": victim,
             "credential": credential,
             "system": f"/usr/{left.name}",
@@ -186,10 +230,10 @@ async def test_what_an_agent_can_do_to_others(harness: RunnerHarness, mode: Mode
             f'if {attack.format(**values)} >/dev/null 2>&1; then echo "could: {name}"; else echo "failed: {name}"; fi'
             for name, attack in ATTACKS.items()
         ]
-        attacker = await shell(harness, mode, "\n".join([*lines, "echo attacked; read line"]))
-        await harness.until_output(attacker, "attacked")
+        attacker = await shell(shared, mode, "\n".join([*lines, "echo attacked; read line"]))
+        await shared.until_output(attacker, "attacked")
         has_planted = planted.exists()
-    output = "\n".join(await harness.output(attacker)).splitlines()
+    output = "\n".join(await shared.output(attacker)).splitlines()
     assert {line.removeprefix("failed: ") for line in output if line.startswith("failed: ")} == HELD[mode.name]
     assert {line.removeprefix("could: ") for line in output if line.startswith("could: ")} == (
         set(ATTACKS) - HELD[mode.name]
@@ -253,18 +297,13 @@ def test_the_documentation_says_what_holds() -> None:
 POSES = "poses as another agent's AgentAPI, and so gets its prompt"
 SERVER = Path(__file__).parent / "agentapi.py"
 """The program that agents run gets its text: they may not enter the folder of this file everywhere."""
-every_mode_of_agentapi = pytest.mark.parametrize(
-    "mode", [each for each in MODES if each not in (NO_NETWORK, CGROUPS)], ids=lambda mode: mode.name
-)
+every_mode_of_agentapi = in_modes(each for each in MODES if each not in (NO_NETWORK, CGROUPS))
 """A server needs a network, and a cgroup changes nothing about ports."""
 
 
 @every_mode_of_agentapi
-async def test_a_prompt_goes_to_nobody_who_took_the_port_of_its_agent(
-    harness: RunnerHarness, mode: Mode, start: Callable[[], Any]
-) -> None:
+async def test_a_prompt_goes_to_nobody_who_took_the_port_of_its_agent(shared: RunnerHarness, mode: Mode) -> None:
     """Whoever listens there before the agent does is sent nothing, and the start fails with words that say why."""
-    await start()
     arrived = bytearray()
 
     async def pose(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -276,14 +315,14 @@ async def test_a_prompt_goes_to_nobody_who_took_the_port_of_its_agent(
         writer.close()
 
     script = 'echo "$TASKHERD_AGENT_PORT" > port; exec sleep 1000'
-    task_id = await shell(harness, mode, script, agent="agentapi")
-    told = harness.work(task_id) / "port"
+    task_id = await shell(shared, mode, script, agent="agentapi")
+    told = shared.work(task_id) / "port"
     await eventually(lambda: told.exists() and told.read_text().strip())
     async with await asyncio.start_server(pose, "127.0.0.1", int(told.read_text())):
-        await harness.until_state(task_id, "failed", "Another process than the agent listens on the agent's port")
-        await harness.until_output(task_id, "Another process than the agent listens")
-        await harness.until_status(task_id, "error")
-        await eventually(lambda: not harness.marked(task_id))
+        await shared.until_state(task_id, "failed", "Another process than the agent listens on the agent's port")
+        await shared.until_output(task_id, "Another process than the agent listens")
+        await shared.until_status(task_id, "error")
+        await eventually(lambda: not shared.marked(task_id))
     assert arrived == b""
 
 
@@ -325,27 +364,24 @@ async def plant(harness: RunnerHarness, mode: Mode, argument: str) -> uuid.UUID:
 
 @pytest.mark.parametrize("command", ["task.pause", "task.delete"])
 @every_mode
-async def test_nothing_outlives_its_task(
-    harness: RunnerHarness, mode: Mode, start: Callable[[], Any], command: str
-) -> None:
+async def test_nothing_outlives_its_task(shared: RunnerHarness, mode: Mode, command: str) -> None:
     """Daemons in sessions of their own, without the run's marker, end with the task, except in ``UNCONTAINED`` modes.
 
     Before, the agent kills its parent process with SIGKILL, which is its shim unless its isolation prevents that.
     """
-    await start()
     argument = f"9{uuid.uuid4().int % 10**8:08}"
-    task_id = await plant(harness, mode, argument)
-    (harness.work(task_id) / "go").touch()
-    if mode in (*UNCONTAINED, CGROUPS):  # its shim is killed, so it is lost
-        await harness.until_state(task_id, "failed", "lost")
-    else:
-        await eventually(lambda: len(running(argument)) == 2**DEPTH + 4)
-    assert (await harness.worker.command(command, task_id))["ok"]
-    if command == "task.delete":
-        await eventually(lambda: not (harness.root / str(task_id)).exists())
-    else:
-        await harness.until_status(task_id, "paused")
     try:
+        task_id = await plant(shared, mode, argument)
+        (shared.work(task_id) / "go").touch()
+        if mode in (*UNCONTAINED, CGROUPS):  # its shim is killed, so it is lost
+            await shared.until_state(task_id, "failed", "lost")
+        else:
+            await eventually(lambda: len(running(argument)) == 2**DEPTH + 4)
+        assert (await shared.worker.command(command, task_id))["ok"]
+        if command == "task.delete":
+            await eventually(lambda: not (shared.root / str(task_id)).exists())
+        else:
+            await shared.until_status(task_id, "paused")
         assert bool(running(argument)) == (mode in UNCONTAINED)
     finally:
         kill_all(argument)
@@ -373,9 +409,8 @@ async def test_nothing_outlives_an_interrupted_start(
 
 
 @every_mode
-async def test_an_agent_has_what_it_needs(harness: RunnerHarness, mode: Mode, start: Callable[[], Any]) -> None:
+async def test_an_agent_has_what_it_needs(shared: RunnerHarness, mode: Mode) -> None:
     """Prompt, HOME, temporary folder, working directory, standard streams and inputs work in every mode."""
-    await start()
     script = """
         set -e
         test "$(cat "$TASKHERD_PROMPT_FILE")" = "$TASKHERD_PROMPT"
@@ -389,40 +424,34 @@ async def test_an_agent_has_what_it_needs(harness: RunnerHarness, mode: Mode, st
         echo "got $line" > /dev/stderr
         while :; do sleep 0.05 || :; done
     """
-    task_id = await shell(harness, mode, script, workdir="a/b", grace=30)
-    await harness.until_output(task_id, "up")
-    await harness.until_status(task_id, "active")
-    assert (await harness.worker.command("task.send", task_id, input="over here"))["ok"]
-    await harness.until_output(task_id, "got over here")
-    assert (await harness.worker.command("task.pause", task_id))["ok"]
-    await harness.until_status(task_id, "paused")
-    assert (harness.work(task_id) / "a/b/terminated").exists()
-    record = json.loads((harness.state(task_id) / "run-1/exit.json").read_text())
+    task_id = await shell(shared, mode, script, workdir="a/b", grace=30, idle_after=0.5)
+    await shared.until_output(task_id, "up")
+    await shared.until_status(task_id, "active")
+    assert (await shared.worker.command("task.send", task_id, input="over here"))["ok"]
+    await shared.until_output(task_id, "got over here")
+    assert (await shared.worker.command("task.pause", task_id))["ok"]
+    await shared.until_status(task_id, "paused")
+    assert (shared.work(task_id) / "a/b/terminated").exists()
+    record = json.loads((shared.state(task_id) / "run-1/exit.json").read_text())
     assert (record["reason"], record["code"]) == ("stopped", 3)
 
 
-@pytest.mark.parametrize("mode", [each for each in MODES if each.run or each is NONE], ids=lambda mode: mode.name)
-async def test_an_agent_in_a_sandbox_that_closed_its_stdin_takes_no_inputs(
-    harness: RunnerHarness, mode: Mode, start: Callable[[], Any]
-) -> None:
+@in_modes(each for each in MODES if each.run or each is NONE)
+async def test_an_agent_in_a_sandbox_that_closed_its_stdin_takes_no_inputs(shared: RunnerHarness, mode: Mode) -> None:
     """The sandbox around the agent keeps stdin open, but does not count."""
-    await start()
-    task_id = await shell(harness, mode, "exec 0</dev/null; echo up; exec sleep 1000")
-    await harness.until_output(task_id, "up")
-    await harness.until_status(task_id, "active")
-    assert (await harness.worker.command("task.send", task_id, input="hello"))["ok"]
-    await harness.until_output(task_id, "The agent has closed its stdin")
+    task_id = await shell(shared, mode, "exec 0</dev/null; echo up; exec sleep 1000", idle_after=0.5)
+    await shared.until_output(task_id, "up")
+    await shared.until_status(task_id, "active")
+    assert (await shared.worker.command("task.send", task_id, input="hello"))["ok"]
+    await shared.until_output(task_id, "The agent has closed its stdin")
 
 
-@pytest.mark.parametrize("mode", [each for each in MODES if each is not NONE], ids=lambda mode: mode.name)
-async def test_a_command_that_does_not_exist_is_reported(
-    harness: RunnerHarness, mode: Mode, start: Callable[[], Any]
-) -> None:
+@in_modes(each for each in MODES if each is not NONE)
+async def test_a_command_that_does_not_exist_is_reported(shared: RunnerHarness, mode: Mode) -> None:
     """The task says which program is missing; inside a sandbox it is the sandbox that says so."""
-    await start()
-    await harness.template({"command": ["/no/such/program"], **mode.run})
-    task_id = await harness.worker.create(input="Run nothing")
-    await harness.until_state(task_id, "failed", "/no/such/program")
+    await shared.template({"command": ["/no/such/program"], **mode.run})
+    task_id = await shared.worker.create(input="Run nothing")
+    await shared.until_state(task_id, "failed", "/no/such/program")
 
 
 @pytest.mark.parametrize(
@@ -646,19 +675,16 @@ while read line; do :; done
 
 
 @every_mode
-async def test_a_command_beside_an_agent_is_held_as_the_agent_is(
-    harness: RunnerHarness, start: Callable[[], Any], mode: Mode
-) -> None:
+async def test_a_command_beside_an_agent_is_held_as_the_agent_is(shared: RunnerHarness, mode: Mode) -> None:
     """A command that runs through the runner has the agent's user, root and cgroup, and its end spares it."""
-    await start()
-    task_id = await shell(harness, mode, COMMAND_BESIDE, agent="acp", client_terminals=True)
-    work = harness.work(task_id)
+    task_id = await shell(shared, mode, COMMAND_BESIDE, agent="acp", client_terminals=True)
+    work = shared.work(task_id)
     await until_command_ended(work)
     for name in ("user", "root", "cgroup"):
         assert (work / f"command.{name}").read_text() == (work / f"agent.{name}").read_text()
-    assert len(harness.marked(task_id)) >= 2
-    assert (await harness.worker.command("task.delete", task_id))["ok"]
-    await eventually(lambda: not harness.marked(task_id), 60)
+    assert len(shared.marked(task_id)) >= 2
+    assert (await shared.worker.command("task.delete", task_id))["ok"]
+    await eventually(lambda: not shared.marked(task_id), 60)
 
 
 COMMAND_WITH_LIBRARY = """
@@ -678,12 +704,11 @@ while read line; do :; done
 
 @every_mode
 async def test_variables_of_a_command_beside_an_agent_have_no_effect_outside_its_sandbox(
-    harness: RunnerHarness, start: Callable[[], Any], mode: Mode
+    shared: RunnerHarness, mode: Mode
 ) -> None:
     """The program that makes the sandbox loads no library that they name: it would run in the runner's place."""
-    await start()
-    task_id = await shell(harness, mode, COMMAND_WITH_LIBRARY, agent="acp", client_terminals=True)
-    work = harness.work(task_id)
+    task_id = await shell(shared, mode, COMMAND_WITH_LIBRARY, agent="acp", client_terminals=True)
+    work = shared.work(task_id)
     await until_command_ended(work)
     assert (work / "word").read_text() == "a b\n"
     linked = "".join(each.read_text() for each in work.glob("linked.*"))
