@@ -72,7 +72,10 @@ def json_objects(text: str) -> list[Any]:
 async def test_the_printed_commands_and_those_of_the_readme_work(
     tmp_path: Path, announce: Callable[[str], None]
 ) -> None:
-    """The printed curl commands, the README's commands, and ``taskherd task`` with ``.taskherd/env``."""
+    """The printed curl commands, the README's commands, ``taskherd task`` with ``.taskherd/env``, and ``try.py``.
+
+    That program of the README may send commands as the developer's user, though senders are checked.
+    """
     find_program("curl", "curl", announce)
     env = make_folder(tmp_path)
     async with session(tmp_path, env) as lines:
@@ -99,6 +102,10 @@ async def test_the_printed_commands_and_those_of_the_readme_work(
             await shell(". .taskherd/env; .venv/bin/python -m taskherd task list -o json", tmp_path, env)
         )
         assert [each["id"] for each in listed_by_cli] == [created["id"]]
+
+        (program,) = re.findall(r"save this as `try\.py`:\n\n```python\n(.*?)```", README, re.DOTALL)
+        (tmp_path / "try.py").write_text(program)
+        assert "Reading the log" in await shell(". .taskherd/env; .venv/bin/python try.py", tmp_path, env)
     assert alarming(lines) == []
 
 
@@ -250,16 +257,6 @@ if os.geteuid() == 0:
             assert "ran as root" in agent_users.obstacle(folder / "runner", os.defpath)
             os.chown(folder / "runner/task", 0, int(agent_users.RANGE.partition("-")[0]) + 5)
             assert agent_users.obstacle(folder / "runner", os.defpath) == ""
-
-
-async def test_the_program_in_the_readme_may_send_commands(tmp_path: Path) -> None:
-    """``try.py`` of the README works with the developer's user in ``.taskherd/env``, though senders are checked."""
-    env = make_folder(tmp_path)
-    (program,) = re.findall(r"save this as `try\.py`:\n\n```python\n(.*?)```", README, re.DOTALL)
-    (tmp_path / "try.py").write_text(program)
-    async with session(tmp_path, env):
-        output = await shell(". .taskherd/env; .venv/bin/python try.py", tmp_path, env)
-    assert "Reading the log" in output
 
 
 def test_the_users_have_the_rights_of_users_py(tmp_path: Path) -> None:
