@@ -85,6 +85,19 @@ def test_every_number_has_a_maximum(environment: pytest.MonkeyPatch) -> None:
     assert problems().keys() == {variable_of(name) for name in numbers}
 
 
+def test_what_is_missing_is_named_beside_what_is_wrong(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """So that a second start does not find more; what is given by a file is not missing."""
+    environment.delenv("TASKHERD_DATABASE_URL")
+    environment.setenv("TASKHERD_AMQP_URL", "")
+    environment.setenv("TASKHERD_PREFETCH", "many")
+    assert problems().keys() == {"TASKHERD_PREFETCH", "TASKHERD_DATABASE_URL", "TASKHERD_AMQP_URL"}
+    assert problems("secret_key").keys() == {"TASKHERD_PREFETCH"}
+    environment.delenv("TASKHERD_SECRET_KEY")
+    (tmp_path / "key").write_text(KEY)
+    environment.setenv("TASKHERD_SECRET_KEY_FILE", str(tmp_path / "key"))
+    assert problems("secret_key", "amqp_url").keys() == {"TASKHERD_PREFETCH", "TASKHERD_AMQP_URL"}
+
+
 def test_settings_come_from_environment_variables(environment: pytest.MonkeyPatch) -> None:
     """A setting is read from the variable with its name in capitals; an empty variable counts as not set."""
     environment.setenv("TASKHERD_AGENT_LOST_AFTER", "1500ms")

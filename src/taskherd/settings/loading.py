@@ -68,19 +68,21 @@ def load(*required: str) -> Settings:
     """
     from_files, problems = _read_files(os.environ)
     values: dict[str, Any] = dict(from_files)
+    settings: Settings | None = None
     try:
         settings = Settings(**values)
     except ValidationError as error:
         problems += [_explain(one, from_files) for one in error.errors(include_url=False, include_context=False)]
-    else:
-        named = {variable for variable, _ in problems}
-        problems += [
-            (variable_of(name), f"not set; expected {expected_of(name)}")
-            for name in required or REQUIRED
-            if not getattr(settings, name) and not named & {variable_of(name), f"{variable_of(name)}_FILE"}
-        ]
-        if not problems:
-            return settings
+    given = {name: values.get(name) or os.environ.get(variable_of(name)) for name in required or REQUIRED}
+    named = {variable for variable, _ in problems}
+    problems += [
+        (variable_of(name), f"not set; expected {expected_of(name)}")
+        for name, value in given.items()
+        if not (getattr(settings, name) if settings else value)
+        and not named & {variable_of(name), f"{variable_of(name)}_FILE"}
+    ]
+    if settings and not problems:
+        return settings
     raise Misconfigured.several(problems) from None
 
 
