@@ -90,7 +90,7 @@ class RecordingMaintenance(Maintenance):
         erased = min(self.erasable, MAX_ERASED)
         self.erasable -= erased
         is_last = erased < MAX_ERASED
-        self._erased_until = erasure.START if is_last else erasure.Place(NOON, UUID(int=self.erasable + 1))
+        self._erased_until = erasure.START if is_last else erasure.ErasureCursor(NOON, UUID(int=self.erasable + 1))
         return erased
 
     async def _count(self, now: datetime) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskherd.store import prompts
 from taskherd.store.engine import transaction
-from taskherd.store.prompts import START, Place
+from taskherd.store.prompts import START, PromptCursor
 from tests.store.conftest import execute_script, rows_read
 from tests.store.world import OF_ALICE, OF_BOB, OF_EVE, OF_ZED, WORLD
 
@@ -31,9 +31,9 @@ def add(task_id: UUID, versions: Iterable[int], *, current: int, events: Iterabl
     )
 
 
-async def pruned(engine: AsyncEngine, limit: int) -> list[Place]:
+async def pruned(engine: AsyncEngine, limit: int) -> list[PromptCursor]:
     """Look at all prompts, and return the places at which each of the steps but the last one ended."""
-    places: list[Place] = []
+    places: list[PromptCursor] = []
     place = START
     while True:
         async with transaction(engine) as connection:
@@ -77,9 +77,9 @@ async def test_prompts_are_looked_at_in_bounded_steps(engine: AsyncEngine) -> No
     """Each goes on where the one before has ended, across tasks, and after the last one at the start again."""
     script = add(OF_ZED, range(1, 24), current=23) + add(OF_ALICE, range(1, 24), current=23)
     await execute_script(engine, WORLD + script)
-    assert await pruned(engine, 20) == [Place(OF_ZED, 20), Place(OF_ALICE, 17)]
+    assert await pruned(engine, 20) == [PromptCursor(OF_ZED, 20), PromptCursor(OF_ALICE, 17)]
     assert await left(engine, OF_ZED) == await left(engine, OF_ALICE) == list(range(4, 24))
-    assert await pruned(engine, 40) == [Place(OF_ALICE, 23)]
+    assert await pruned(engine, 40) == [PromptCursor(OF_ALICE, 23)]
 
 
 async def test_a_step_scans_no_table(engine: AsyncEngine) -> None:

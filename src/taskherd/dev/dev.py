@@ -338,7 +338,7 @@ def isolate_agents(data: Path, path: str) -> tuple[dict[str, str], str]:
 
 
 def _say(line: str) -> None:
-    """Print a line from any thread. A pipe that nobody reads any more ends everything, as SIGTERM does."""
+    """Print a line, from any thread. If stdout is a closed pipe, stop everything as SIGTERM does."""
     try:
         print(f"taskherd dev: {line}", flush=True)
     except BrokenPipeError:

@@ -96,7 +96,7 @@ BEYOND: Final = 2**62
 """More than any version, with which the statements can still compute."""
 
 # The steps of a build's start are among its first versions, and those of its end among its last ones. So many versions
-# are looked at on either side: hence all of a build that reports every 5 seconds for 5 hours.
+# are looked at on either side, which is everything a build reports in 5 hours at one report every 5 seconds.
 STEPS_WINDOW: Final = 2_000
 
 # The history of one build after version ``$2``; ``$4``: only versions that changed one of these fields. Build numbers

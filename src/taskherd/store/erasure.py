@@ -79,31 +79,31 @@ WHERE c.task_id = e.task_id AND c.reply IS NOT NULL
 """)
 
 
-class Place(NamedTuple):
+class ErasureCursor(NamedTuple):
     """A place in the order in which deleted tasks are erased."""
 
     deleted_at: datetime
     task_id: UUID
 
 
-START: Final = Place(datetime(1, 1, 1, tzinfo=UTC), UUID(int=0))
+START: Final = ErasureCursor(datetime(1, 1, 1, tzinfo=UTC), UUID(int=0))
 
 
 class DuePage(NamedTuple):
     """Tasks to erase, and the place to continue after: the start if no more are due."""
 
     ids: Sequence[UUID]
-    until: Place
+    until: ErasureCursor
 
 
-async def due(connection: AsyncConnection, before: datetime, limit: int, after: Place = START) -> DuePage:
+async def due(connection: AsyncConnection, before: datetime, limit: int, after: ErasureCursor = START) -> DuePage:
     """Look at up to ``limit`` tasks after a place that were deleted at or before ``before``.
 
     Return those whose events are published. Those whose erasure fails are due again only after all others.
     """
     values = {"before": before, "limit": limit, **after._asdict()}
     rows = (await connection.execute(DUE, values)).all()
-    until = Place(rows[-1].deleted_at, rows[-1].id) if len(rows) == limit else START
+    until = ErasureCursor(rows[-1].deleted_at, rows[-1].id) if len(rows) == limit else START
     return DuePage([row.id for row in rows if row.is_published], until)
 
 

@@ -11,14 +11,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from taskherd.store.agent_queries import MAX_PROMPTS
 
 
-class Place(NamedTuple):
+class PromptCursor(NamedTuple):
     """A place in the order in which prompts are looked at."""
 
     task_id: UUID
     version: int
 
 
-START: Final = Place(UUID(int=0), 0)
+START: Final = PromptCursor(UUID(int=0), 0)
 
 # A prompt is that of the versions from its own to before that of the next prompt. It stays while it is the task's
 # current one, while the history has one of these versions, and while logs are compared with it (``given_texts``). The
@@ -48,11 +48,11 @@ SELECT task_id, version, (SELECT count(*) FROM page) AS found FROM page ORDER BY
 """)
 
 
-async def prune(connection: AsyncConnection, after: Place, limit: int) -> Place:
+async def prune(connection: AsyncConnection, after: PromptCursor, limit: int) -> PromptCursor:
     """Look at up to ``limit`` prompts after a place and delete those that nothing refers to.
 
     Return the place to continue after: the start if there are no more prompts.
     """
     values: dict[str, Any] = {**after._asdict(), "limit": limit, "newest": MAX_PROMPTS}
     last = (await connection.execute(PRUNE, values)).one_or_none()
-    return START if last is None or last.found < limit else Place(last.task_id, last.version)
+    return START if last is None or last.found < limit else PromptCursor(last.task_id, last.version)

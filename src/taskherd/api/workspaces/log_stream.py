@@ -49,8 +49,6 @@ class _LogStream:
     subscriber: Subscriber | None
     sent: int
     """The id of the last entry that the client has."""
-    has_gone_back: bool = False
-    """Whether the subscription has ended, as it does when a failover has lost changes."""
 
     async def stream(self, row: Row, send_text: SendText) -> int:
         """Send entries until the log is complete or the caller may no longer see it. Return the close code.
@@ -79,12 +77,14 @@ class _LogStream:
 
     async def _wait_change(self) -> bool:
         """Wait for a change of the task, or until the next read is due. Return whether changes may have been lost."""
-        if self.subscriber is None or self.has_gone_back:
+        if self.subscriber is None:
             await asyncio.sleep(OUTAGE_POLL_INTERVAL)
             return False
         await self.subscriber.next(POLL_INTERVAL)
-        self.has_gone_back = self.subscriber.ended
-        return self.has_gone_back
+        if not self.subscriber.ended:
+            return False
+        self.subscriber = None  # it ends when a failover has lost changes, for example
+        return True
 
     async def _send(self, row: Row, after: int, send_text: SendText) -> int:
         """Send the entries after the id ``after`` and return the id after which the next ones follow."""

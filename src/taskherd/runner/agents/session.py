@@ -31,8 +31,8 @@ FOLLOWER_TIMEOUT = 60.0
 MAX_FOLLOWERS = 3
 """Maximum number of followers to which an input is handed, each after the one before has failed without trying it."""
 HANDOVER_TIMEOUT = 200.0
-"""Seconds after which an input is handed to no further follower: that waits for the end of a turn for 300 s itself, and
-after ``TASKHERD_REQUEST_TTL`` the worker says that nobody took the input."""
+"""Seconds after which an input is not handed to another follower. A follower may wait 300 s for a turn to end, and the
+worker gives the input up after ``TASKHERD_REQUEST_TTL``."""
 
 
 class AgentSession:

@@ -201,7 +201,7 @@ class Connection:
             self._postpone(time.monotonic() - began)
 
     def allow_catch_up(self) -> None:
-        """Let no deadline be over for ``CATCH_UP_TIME``: nobody has read for a while what the agent wrote."""
+        """Extend deadlines to at least ``CATCH_UP_TIME`` from now, since the agent's output was not being read."""
         earliest = self.deadline(CATCH_UP_TIME)
         for item in (*self.calls.values(), *self.lines.values()):
             item["deadline"] = max(item["deadline"], earliest)
