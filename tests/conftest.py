@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from taskherd.dev.services import Services, start
-from tests.harness import lent_rabbitmq
+from tests.harness import broker_health, lent_rabbitmq
 from tests.harness.pgbouncer import StartPgBouncer, running_pgbouncer
 
 if TYPE_CHECKING:
@@ -122,8 +122,10 @@ def start_pgbouncer(database_url: str, tmp_path: Path, announce: Callable[[str],
 
 
 @pytest.fixture
-def amqp_url(services: Services) -> str:
-    """Return the URL of the RabbitMQ of this run."""
+def amqp_url(services: Services, request: pytest.FixtureRequest) -> str:
+    """Return the URL of the RabbitMQ of this run, which must work: it is looked at once a test has failed."""
+    if request.session.testsfailed and (problem := broker_health.problem(services)) is not None:
+        pytest.fail(problem, pytrace=False)
     return services.amqp_url
 
 
