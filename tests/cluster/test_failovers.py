@@ -298,10 +298,10 @@ async def test_agents_live_through_it_and_those_that_die_are_found(
         for process in (worker, api):
             await process.until_ready()
         lost = await fleet.until_lost()
-        lines = await fleet.end()
+        ended = await fleet.end()
     for process in (worker, api):
         await harness.stop_worker(process)
-    agents.record(figures, fault, lines, lost)
+    agents.record(figures, fault, ended, lost)
 
 
 @dataclass(slots=True)
