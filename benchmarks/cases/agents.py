@@ -202,8 +202,8 @@ def _processes(services: BenchmarkServices, folder: Path) -> Iterator[Processes]
             started[command] = _start(command, {**environment, "TASKHERD_OPS_PORT": str(port)}, folder)
         for command, port in (("api", api_port), *zip(started, ops, strict=True)):
             log = folder / f"{command}.log"
-            is_open = partial(ports.is_open, port)
-            processes.await_ready(started[command], is_open, what=command, log=log, within=120)
+            listens = partial(processes.listens, started[command].pid, port)
+            processes.await_ready(started[command], listens, what=command, log=log, within=120)
         by_name = {name: psutil.Process(process.pid) for name, process in started.items()}
         yield Processes(by_name, f"http://{ports.HOST}:{api_port}", folder)
     finally:

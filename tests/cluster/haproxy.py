@@ -54,7 +54,7 @@ def running_haproxy(
     log = folder / "haproxy.log"
     process = processes.spawn([program, "-db", "-f", "haproxy.cfg"], home=folder, env=dict(os.environ), log=log)
     try:
-        processes.await_ready(process, lambda: ports.is_open(port), what="HAProxy", log=log, within=30)
+        processes.await_ready(process, lambda: processes.listens(process.pid, port), what="HAProxy", log=log, within=30)
         yield f"{ports.HOST}:{port}"
     finally:
         processes.kill(process)

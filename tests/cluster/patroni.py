@@ -69,8 +69,8 @@ class PatroniMember:
     def until_etcd_serves(self) -> None:
         """Wait until this member of etcd has joined the others."""
         assert self._etcd is not None
-        is_open = partial(ports.is_open, self.etcd_port)
-        processes.await_ready(self._etcd, is_open, what="etcd", log=self._etcd_log, within=60)
+        listens = partial(processes.listens, self._etcd.pid, self.etcd_port)
+        processes.await_ready(self._etcd, listens, what="etcd", log=self._etcd_log, within=60)
 
     def start(self, program: str, members: Sequence[PatroniMember]) -> None:
         """Start Patroni and PostgreSQL with their data, if they have any."""

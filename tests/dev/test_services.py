@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import aio_pika
 import asyncpg
 import pytest
 
-from taskherd.dev import docker_engine, ports, postgres, processes, services
+from taskherd.dev import docker_engine, ports, postgres, processes, rabbitmq, services
+from taskherd.dev.sources import Missing
 from taskherd.errors import Misconfigured, Unavailable
 from tests.dev.conftest import HOMES
 
@@ -64,6 +69,45 @@ def test_a_server_whose_port_was_taken_for_a_moment_starts_again() -> None:
     with pytest.raises(Unavailable, match="no memory"):
         ports.start_on_free(start, lambda: chosen[-1])
     assert len(chosen) == 3
+
+
+class RacedNode(rabbitmq.RabbitNode):
+    """A node whose AMQP port another broker takes when the node is about to listen, as two that start together may."""
+
+    other: socketserver.ThreadingTCPServer | None = None
+
+    def _write_configuration(self) -> None:
+        super()._write_configuration()
+        if self.other is None:
+            self.other = socketserver.ThreadingTCPServer((ports.HOST, self._identity.amqp_port or 0), OtherBroker)
+            threading.Thread(target=self.other.serve_forever, daemon=True).start()
+
+
+class OtherBroker(socketserver.BaseRequestHandler):
+    """Answers as a broker does."""
+
+    def handle(self) -> None:
+        """Send the beginning of a frame."""
+        self.request.recv(8)
+        self.request.sendall(b"\x01")
+
+
+async def test_a_node_does_not_take_another_broker_for_itself(tmp_path: Path) -> None:
+    """It starts again on another port, and its URL leads to it."""
+    binaries = rabbitmq.find()
+    assert not isinstance(binaries, Missing)
+    node = RacedNode(binaries, tmp_path / "rabbitmq")
+    try:
+        await asyncio.to_thread(node.start)
+        assert node.other is not None
+        assert urlsplit(node.url).port != node.other.server_address[1]
+        async with await aio_pika.connect(node.url, timeout=30) as amqp:
+            await amqp.channel()
+    finally:
+        await asyncio.to_thread(node.stop)
+        if node.other is not None:
+            node.other.shutdown()
+            node.other.server_close()
 
 
 @contextmanager

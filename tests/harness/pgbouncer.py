@@ -83,7 +83,9 @@ async def running_pgbouncer(
         command += ["--inh-caps=+dac_override", "--ambient-caps=+dac_override", "--", program, configuration]
     process = processes.spawn(command, home=folder, env=dict(os.environ), log=log)
     try:
-        processes.await_ready(process, lambda: ports.is_open(port), what="PgBouncer", log=log, within=_START_TIMEOUT)
+        processes.await_ready(
+            process, lambda: processes.listens(process.pid, port), what="PgBouncer", log=log, within=_START_TIMEOUT
+        )
         netloc = f"{server.username}:{server.password}@{ports.HOST}:{port}"
         yield PgBouncer(urlunsplit(server._replace(netloc=netloc, query="")))
     finally:

@@ -189,7 +189,7 @@ def _serve(
             _process(data, "runner", runner_settings, inherited) as runner,
         ):
             what = f"the API does not accept connections on port {chosen.api}"
-            _await(api, lambda: ports.is_open(chosen.api), what)
+            _await(api, lambda: processes.listens(api.pid, chosen.api), what)
             for line in first_steps.lines(url, token):
                 _say(line)
             _say_env(data)

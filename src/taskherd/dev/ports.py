@@ -19,8 +19,6 @@ HOST: Final = "127.0.0.1"
 _RANGE: Final = range(20_000, 32_000)
 _ATTEMPTS: Final = 200
 _MAX_STARTS: Final = 3
-_CONNECT_TIMEOUT: Final = 0.5
-"""Seconds to wait for a port to accept a connection."""
 
 
 def find_free(wanted: list[int | None]) -> list[int]:
@@ -47,13 +45,6 @@ def start_on_free(start: Callable[[], None], chosen: Callable[[], Sequence[int |
                 raise
         else:
             return
-
-
-def is_open(port: int) -> bool:
-    """Return whether the port accepts connections."""
-    with closing(socket.socket()) as probe:
-        probe.settimeout(_CONNECT_TIMEOUT)
-        return probe.connect_ex((HOST, port)) == 0
 
 
 def _names(error: Unavailable, numbers: Sequence[int | None]) -> bool:

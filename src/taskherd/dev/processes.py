@@ -28,6 +28,7 @@ __all__ = [
     "end",
     "is_named",
     "kill",
+    "listens",
     "marked",
     "send",
     "spawn",
@@ -86,6 +87,17 @@ def tree(pid: int) -> list[Process]:
         root = Process(pid)
         return [root, *root.children(recursive=True)]
     return []
+
+
+def listens(pid: int, port: int) -> bool:
+    """Return whether this process or a descendant accepts TCP connections on a port; only root sees other users'."""
+    for process in tree(pid):
+        with suppress(*_GONE):
+            if any(
+                each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in process.net_connections("tcp")
+            ):
+                return True
+    return False
 
 
 def is_named(pid: int, name: str) -> bool:

@@ -141,19 +141,22 @@ class RabbitNode:
         server = self.binaries.folder / "rabbitmq-server"
         self._server = processes.spawn([server], home=self.home, env=self._env(), log=log)
         try:
-            processes.await_ready(
-                self._server, lambda: speaks_amqp(identity.amqp_port), what="RabbitMQ", log=log, within=_START_TIMEOUT
-            )
+            processes.await_ready(self._server, self._is_ready, what="RabbitMQ", log=log, within=_START_TIMEOUT)
         except BaseException:
             self.stop()
             raise
+
+    def _is_ready(self) -> bool:
+        """Return whether this node accepts AMQP connections, and not another one that has taken its port."""
+        pid, port = self.pid, self._identity.amqp_port
+        return pid is not None and port is not None and processes.listens(pid, port) and speaks_amqp(port)
 
     def _start_epmd(self) -> None:
         port = self._identity.epmd_port or 0
         command = [_epmd(), "-port", str(port), "-address", ports.HOST]
         log = self.home / "epmd.out"
-        self._epmd = processes.spawn(command, home=self.home, env=self._env(), log=log)
-        processes.await_ready(self._epmd, lambda: ports.is_open(port), what="epmd", log=log, within=10)
+        self._epmd = epmd = processes.spawn(command, home=self.home, env=self._env(), log=log)
+        processes.await_ready(epmd, lambda: processes.listens(epmd.pid, port), what="epmd", log=log, within=10)
 
     def stop(self) -> None:
         """Stop the node and its epmd with SIGTERM; kill what is still running after 30 seconds."""
