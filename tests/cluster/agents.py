@@ -8,7 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -49,22 +49,6 @@ WHERE task_id = $1 AND document->'workspace_agent_health'->>'reason' = '{LOST_CO
 """
 USE_AGENT: Final = "UPDATE template_versions SET run = $1"
 REREAD_DIRECTORY: Final = "UPDATE directory_revision SET revision = revision + 1"
-
-
-@dataclass(slots=True)
-class Ended:
-    """What agents wrote until they came to their end."""
-
-    lines: int = 0
-    late: int = 0
-    """How many lines were stored after the last one of their agent."""
-    late_by: float = 0.0
-    """Seconds until the last of these was there."""
-
-    def note_late(self, lines: int, seconds: float) -> None:
-        """Count the late lines of one agent."""
-        self.late += lines
-        self.late_by = max(self.late_by, seconds)
 
 
 @dataclass(slots=True)
@@ -126,25 +110,29 @@ class Fleet:
             await until(partial(self._fetch, LOST, task_id), bool, WITHIN)
         return len(lost)
 
-    async def end(self) -> Ended:
-        """Let the agents that live come to their end: each line they wrote must be in the log once, in its place.
-
-        Lines of batches that failed during the fault may be stored after later ones.
-        """
-        ended = Ended()
+    async def end(self) -> int:
+        """Let the agents that live come to their end; return how many lines they wrote, each of which is there once."""
+        written = 0
         for task_id in self.of(LIVES) - self.of(DIES):  # a lost agent may have been started again
             (self.root(LIVES) / str(task_id) / "work" / STOP).touch()
             lines = await until(partial(self.lines, task_id), _has_ended, WITHIN)
-            since, expected = time.monotonic(), _expected(lines[-1])
-            if missing := len(expected) - len(lines):
-                with suppress(TimeoutError):
-                    await until(partial(self.lines, task_id), expected.__eq__, WITHIN)
-                ended.note_late(missing, time.monotonic() - since)
-            lines = await self.lines(task_id)
-            assert lines == expected, f"not there {WITHIN:.0f} s later: {sorted({*expected} - {*lines})[:20]}"
+            expected = _expected(lines[-1])
+            assert lines == expected, await self._describe_missing(task_id, lines, expected)
             assert await self._fetch(LOST, task_id) == [], "an agent that lives was declared lost"
-            ended.lines += len(lines)
-        return ended
+            written += len(lines)
+        return written
+
+    async def _describe_missing(self, task_id: uuid.UUID, lines: list[str], expected: list[str]) -> str:
+        """Return which lines were not there, and whether they come later."""
+        since = time.monotonic()
+        try:
+            await until(partial(self.lines, task_id), expected.__eq__, WITHIN)
+        except TimeoutError:
+            later = f"not {WITHIN:.0f} s later either"
+        else:
+            later = f"but {time.monotonic() - since:.1f} s later"
+        missing = [line for line in expected if line not in lines]
+        return f"when the last line was there, {len(missing)} of {len(expected)} were not, {later}: {missing[:20]}"
 
     async def lines(self, task_id: uuid.UUID) -> list[str]:
         """Return the lines of the task's agents, in the order of its log."""
@@ -190,11 +178,9 @@ async def running_fleet(harness: ChaosHarness, client: httpx.AsyncClient, amqp_u
             kill_agents(fleet.root(name))
 
 
-def record(figures: Figures, fault: str, ended: Ended, lost: int) -> None:
-    """Record the row of a fault during which agents wrote lines, each of which was there once."""
+def record(figures: Figures, fault: str, lines: int, lost: int) -> None:
+    """Record the row of a fault during which agents wrote these lines, each of which was there once."""
     note = (
         f"the inputs are lines of agents, none of which was declared lost; {lost} of a runner that died meanwhile were"
     )
-    if ended.late:
-        note += f"; {ended.late} lines were there up to {ended.late_by:.1f} s after the last one of their agent"
-    figures.record(f"{fault}, agents of runners", faults=1, sent=ended.lines, lost=0, duplicated=0, note=note)
+    figures.record(f"{fault}, agents of runners", faults=1, sent=lines, lost=0, duplicated=0, note=note)

@@ -298,10 +298,10 @@ async def test_agents_live_through_it_and_those_that_die_are_found(
         for process in (worker, api):
             await process.until_ready()
         lost = await fleet.until_lost()
-        ended = await fleet.end()
+        lines = await fleet.end()
     for process in (worker, api):
         await harness.stop_worker(process)
-    agents.record(figures, fault, ended, lost)
+    agents.record(figures, fault, lines, lost)
 
 
 @dataclass(slots=True)
