@@ -239,8 +239,12 @@ class PatroniCluster:
                         return leader
                     await asyncio.sleep(0.2)
         except TimeoutError:
-            logs = "\n".join(f"{member.name}:\n{member.log_tail()}" for member in self.members)
-            raise AssertionError(f"not healthy within {within:g} s: {members}\n{logs}") from None
+            raise AssertionError(f"not healthy within {within:g} s: {members}\n{self._log_tails()}") from None
+
+    async def until_healthy_under(self, leader: PatroniMember) -> None:
+        """Wait until the cluster is healthy, and check that no other member has become the leader meanwhile."""
+        now = await self.until_healthy()
+        assert now is leader, f"a second failover, from {leader.name} to {now.name}\n{self._log_tails()}"
 
     async def switch_over(self, leader: PatroniMember) -> None:
         """Ask Patroni for a planned change of the leader, to the synchronous standby."""
@@ -252,6 +256,9 @@ class PatroniCluster:
         """Let all Patronis leave PostgreSQL alone as in maintenance, or look after it again."""
         url = f"http://{ports.HOST}:{self.members[0].rest_port}/config"
         (await self._http.patch(url, json={"pause": paused or None}, timeout=60)).raise_for_status()
+
+    def _log_tails(self) -> str:
+        return "\n".join(f"{member.name}:\n{member.log_tail()}" for member in self.members)
 
     async def _get(self, member: PatroniMember, path: str) -> dict[str, Any] | None:
         with suppress(httpx.HTTPError):
