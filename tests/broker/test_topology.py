@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 from aiormq.abc import AbstractChannel
@@ -13,6 +17,9 @@ from taskherd.broker.publisher import OutgoingMessage, Publisher, PublishOutcome
 from taskherd.broker.subscription import Source
 from taskherd.broker.topology import TopologyNames
 from taskherd.errors import Misconfigured, Unavailable
+from taskherd.observability.metrics import Metrics
+from taskherd.runner.outbox import Budget, Outbox
+from taskherd.runner.report_sender import ReportSender
 from tests.broker.conftest import ConnectTo, ConsumeReports, until
 
 
@@ -151,36 +158,61 @@ async def test_an_exclusive_queue_drops_the_oldest(
     assert kept == [b"3", b"4", b""]
 
 
-async def test_adding_and_removing_partitions_loses_no_report(
-    *, names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo
-) -> None:
-    """Each task's reports go to one partition, and without partitions to the unpartitioned queue again."""
+@pytest.fixture
+async def partitions(names: TopologyNames, amqp_url: str, connect_to: ConnectTo) -> AsyncIterator[Consumer]:
+    """Yield a consumer of three partitions, which are declared, and deleted afterwards."""
     connection = connect_to(amqp_url, "test")
-    channel = await connection.channel()
-    partitions = [names.partition(index) for index in range(3)]
 
     async def prepare(_: AbstractChannel) -> list[Source]:
         return [Source(queue, priority=5) for queue in names.report_queues(3)]
 
     consumer = Consumer(connection, prepare, prefetch=10)
     try:
-        await topology.declare(channel, names, 3)
-        messages = [OutgoingMessage(names.reports, f"task {n}", b"%d" % n, mandatory=True) for n in range(60)] * 2
-        assert set(await publisher.publish_many(messages)) == {PublishOutcome.CONFIRMED}
+        await topology.declare(await connection.channel(), names, 3)
         consumer.start()
-        deliveries = await _consume(consumer, 120)
-        assert {each.queue for each in deliveries} == set(partitions)
-        assert len({(each.queue, each.body) for each in deliveries}) == 60
-        await topology.declare(channel, names, 1)
-        assert await publisher.publish(names.reports, "task", b"x", mandatory=True) is PublishOutcome.CONFIRMED
-        [plain] = await _consume(consumer, 1)
-        assert (plain.queue, plain.body) == (names.reports, b"x")
+        yield consumer
     finally:
         await consumer.close()
         channel = await connection.channel()
-        for queue in partitions:
-            await channel.queue_delete(queue)
+        for index in range(3):
+            await channel.queue_delete(names.partition(index))
         await channel.exchange_delete(names.report_hash)
+
+
+async def test_adding_and_removing_partitions_loses_no_report(
+    *, names: TopologyNames, publisher: Publisher, amqp_url: str, connect_to: ConnectTo, partitions: Consumer
+) -> None:
+    """Each task's reports go to one partition, and without partitions to the unpartitioned queue again."""
+    messages = [OutgoingMessage(names.reports, f"task {n}", b"%d" % n, mandatory=True) for n in range(60)] * 2
+    assert set(await publisher.publish_many(messages)) == {PublishOutcome.CONFIRMED}
+    deliveries = await _consume(partitions, 120)
+    assert {each.queue for each in deliveries} == {names.partition(index) for index in range(3)}
+    assert len({(each.queue, each.body) for each in deliveries}) == 60
+    await topology.declare(await connect_to(amqp_url, "test").channel(), names, 1)
+    assert await publisher.publish(names.reports, "task", b"x", mandatory=True) is PublishOutcome.CONFIRMED
+    [plain] = await _consume(partitions, 1)
+    assert (plain.queue, plain.body) == (names.reports, b"x")
+
+
+async def test_runners_share_the_partitions_and_each_keeps_to_one(
+    names: TopologyNames, publisher: Publisher, partitions: Consumer, tmp_path: Path
+) -> None:
+    """All messages of a runner are in one partition, in the order sent; forty runners use all three."""
+    senders = {f"r{n}": ReportSender(publisher, names, f"r{n}", Metrics(), pytest.fail) for n in range(40)}
+    for number in range(2):
+        for runner, sender in senders.items():
+            Outbox(tmp_path / f"{runner}-{number}", Budget(10**9), sender.schedule).append([f'"{runner} {number}"'])
+            await sender.flush()
+    received: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+    for delivery in await _consume(partitions, 80):
+        body = json.loads(delivery.body)
+        received[body.split()[0]].append((delivery.queue, body))
+    assert {runner: [body for _, body in found] for runner, found in received.items()} == {
+        runner: [f"{runner} 0", f"{runner} 1"] for runner in senders
+    }
+    used = [{queue for queue, _ in found} for found in received.values()]
+    assert {len(queues) for queues in used} == {1}
+    assert set.union(*used) == {names.partition(index) for index in range(3)}
 
 
 async def _consume(consumer: Consumer, count: int) -> list[Delivery]:

@@ -80,7 +80,11 @@ def schema_of(message: str) -> dict[str, Any]:
 
 
 def _channels() -> dict[str, Any]:
-    task_id = {"taskId": {"description": "The task's UUID."}}
+    task_id = {
+        "taskId": {
+            "description": "The task's UUID. For the reports of a runner, which may be of many tasks: runner.<name>."
+        }
+    }
     target = {
         "type": {"enum": list(WORK)},
         "target": {"description": "Name of a runner or pool."},

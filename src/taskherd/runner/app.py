@@ -99,7 +99,7 @@ class RunnerProcess:
         self._connections = BrokerConnections(settings.amqp_url, f"runner {self._name}", self.metrics, self._readiness)
         publisher = Publisher(self._connections.publish, identified=True)
         self._consumer = Consumer(self._connections.consume, self._prepare, prefetch=PREFETCH, on_error=self._on_error)
-        self._sender = ReportSender(publisher, self._names, self.metrics, self._on_error)
+        self._sender = ReportSender(publisher, self._names, self._name, self.metrics, self._on_error)
         self._claims = CommandClient(publisher, self._names.claims, timeout=REPLY_TIMEOUT)
         check = partial(check_queues, self._connections.consume, self._names)
         self._hellos = Hellos(self._claims, check, self._names, RunnerHello(self._name, settings.runner_pool))

@@ -25,17 +25,25 @@ MAX_REPORTS = 100
 """Maximum number of reports in one message."""
 MAX_REPORTS_OF_TASK = 20
 """Maximum number of reports of one task in a message, so that one task does not delay the others."""
-ROUTING_KEY = "runner"
+
+
+def routing_key(runner: str) -> str:
+    """Return the routing key of all reports of a runner: partitions are shared among runners, and each keeps its order.
+
+    A message has reports of many tasks, so it cannot have the key of one.
+    """
+    return f"runner.{runner}"
 
 
 class ReportSender:
-    """The sender of all reports of this runner."""
+    """The sender of all reports of the runner ``runner``."""
 
     def __init__(
-        self, publisher: Publisher, names: TopologyNames, metrics: Metrics, on_error: Callable[[str], None]
+        self, publisher: Publisher, names: TopologyNames, runner: str, metrics: Metrics, on_error: Callable[[str], None]
     ) -> None:
         self._publisher = publisher
         self._exchange = names.reports
+        self._routing_key = routing_key(runner)
         self._metrics = metrics
         self._on_error = on_error
         self._due: OrderedDict[int, Outbox] = OrderedDict()
@@ -127,7 +135,7 @@ class ReportSender:
 
     async def _publish(self, reports: list[bytes]) -> None:
         body = join_reports(reports) if len(reports) > 1 else reports[0]
-        published = await self._publisher.publish(self._exchange, ROUTING_KEY, body, mandatory=True)
+        published = await self._publisher.publish(self._exchange, self._routing_key, body, mandatory=True)
         if published is PublishOutcome.UNROUTED:
             raise Unavailable(f"no queue is bound to exchange {self._exchange}; run `taskherd topology apply`")
         self._metrics.runner_reports.inc(len(reports))

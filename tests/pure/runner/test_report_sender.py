@@ -52,7 +52,7 @@ class Sending:
         self.metrics = Metrics()
         self.errors: list[str] = []
         names = TopologyNames("herd")
-        self.sender = ReportSender(cast("Any", self.published), names, self.metrics, self.errors.append)
+        self.sender = ReportSender(cast("Any", self.published), names, "r1", self.metrics, self.errors.append)
         self._folder = folder
 
     def outbox(self, name: str) -> Outbox:
@@ -98,11 +98,11 @@ async def test_each_task_has_a_share_of_a_message(sending: Sending) -> None:
 
 
 async def test_a_single_report_is_no_array(sending: Sending) -> None:
-    """It goes to the exchange of reports, and is counted once it is confirmed."""
+    """It goes to the exchange of reports with the key of its runner, and is counted once it is confirmed."""
     outbox = sending.outbox("a")
     outbox.append(['{"seq":1}'])
     assert await sending.sender.send_once() == 1
-    assert sending.published.messages == [("herd.reports", "runner", b'{"seq":1}')]
+    assert sending.published.messages == [("herd.reports", "runner.r1", b'{"seq":1}')]
     assert (len(outbox), sending.counted) == (0, 1)
 
 
