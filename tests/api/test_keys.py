@@ -15,6 +15,7 @@ from taskherd.store.engine import dispose, open_engine, transaction
 from tests.api.test_access import until_refused
 from tests.api.test_open_requests import BOUND
 from tests.api.test_sse import until_subscribers
+from tests.api.test_strangers import failures
 from tests.harness.api import ALICE, BOB, CAROL, OTHER, ApiHarness
 
 REVOKE = "UPDATE api_tokens SET revoked_at = now() WHERE id = $1"
@@ -128,6 +129,26 @@ async def test_a_revoked_token_creates_no_key(api_harness: ApiHarness, monkeypat
     assert (await api_harness.alice.get("/tasks")).status_code == 200, "it is still in the cache"
     assert (await api_harness.alice.post("/users/me/keys")).status_code == 401
     assert await api_harness.worker.database.fetchval("SELECT count(*) FROM api_tokens WHERE user_id = $1", ALICE) == 1
+
+
+async def test_a_deleted_token_is_an_unknown_one(api_harness: ApiHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that ended long ago, and the key that was made with it; those of others work on."""
+    monkeypatch.setattr(authenticator, "CACHE_TTL", 0.0)
+    database = api_harness.worker.database
+    async with client_with(api_harness, await key_of(api_harness.alice)) as client:
+        for each in (api_harness.alice, client):
+            assert (await each.get("/tasks")).status_code == 200
+        await database.execute(
+            "UPDATE api_tokens SET revoked_at = now() - interval '1 year' WHERE id = $1",
+            api_harness.tokens["alice"][:10],
+        )
+        assert await database.fetchval("SELECT taskherd_prune_tokens(now(), 10)") == 2
+        for each in (api_harness.alice, client):
+            assert (await each.get("/tasks")).status_code == 401
+            assert (await each.post("/users/me/keys")).status_code == 401
+    assert (failures(api_harness, "unknown"), failures(api_harness, "revoked")) == (4, 0)
+    assert (await api_harness.bob.get("/tasks")).status_code == 200
+    assert ALICE not in {row[0] for row in await database.fetch("SELECT user_id FROM api_tokens")}
 
 
 async def test_keys_are_made_from_few_others(api_harness: ApiHarness) -> None:

@@ -44,18 +44,21 @@ async def become_role(connection: AsyncConnection, *grants: str) -> None:
 
 
 async def test_a_worker_writes_all_but_the_directory(connection: AsyncConnection) -> None:
-    """Each table that it may not write is named with what is missing, in order; one that does not exist is not."""
+    """Each table and function that it may not use is named with what is missing, in order; one that is gone is not."""
     await become_role(
         connection,
         "GRANT INSERT ON tasks TO doctor_test",
         "GRANT ALL ON inputs TO doctor_test",
         "REVOKE SELECT ON users FROM doctor_test",
         "DROP TABLE parked",
+        "DROP FUNCTION taskherd_drop_partitions",
+        "GRANT EXECUTE ON FUNCTION taskherd_add_partition TO doctor_test",
     )
     written = METADATA.tables.keys() - DIRECTORY - {"api_tokens", "inputs", "parked"}
     expected = dict.fromkeys(written, "DELETE, INSERT, UPDATE") | {"tasks": "DELETE, UPDATE", "users": "SELECT"}
+    expected["taskherd_prune_tokens"] = "EXECUTE"
     assert await diagnostics.missing_privileges(connection) == tuple(
-        f"{table} ({missing})" for table, missing in sorted(expected.items())
+        f"{name} ({missing})" for name, missing in sorted(expected.items())
     )
 
 

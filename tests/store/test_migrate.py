@@ -239,6 +239,55 @@ async def test_tasks_of_earlier_releases_are_listed_and_counted(empty_url: str) 
         await connection.close(timeout=30)
 
 
+OPEN_FUNCTIONS = """
+SELECT f.proname FROM pg_proc AS f
+WHERE f.prosecdef AND f.pronamespace = 'public'::regnamespace
+  AND (has_function_privilege('public', f.oid, 'EXECUTE') OR f.proconfig IS DISTINCT FROM $1)
+"""
+
+
+async def test_functions_with_the_rights_of_their_owner_are_closed(database_url: str) -> None:
+    """Only whom it was granted may call one, and none looks names up where its caller likes."""
+    connection = await asyncpg.connect(database_url, timeout=30)
+    try:
+        functions = await connection.fetch("SELECT proname FROM pg_proc WHERE prosecdef")
+        assert {row[0] for row in functions} == {
+            "taskherd_add_partition", "taskherd_drop_partitions", "taskherd_prune_tokens",
+        }  # fmt: skip
+        assert await connection.fetch(OPEN_FUNCTIONS, ["search_path=public, pg_temp"]) == []
+    finally:
+        await connection.close(timeout=30)
+
+
+async def test_who_may_drop_partitions_may_prune_tokens(empty_url: str) -> None:
+    """After the migration alone, without ``grants.sql``; nobody else may."""
+    await migrate.upgrade_async(empty_url, "0021")
+    worker, other = (f"{name}_{uuid.uuid4().hex[:8]}" for name in ('Worker "1"', "other"))
+    quoted = worker.replace('"', '""')
+    connection = await asyncpg.connect(empty_url, timeout=30)
+    try:
+        await connection.execute(f'CREATE ROLE "{quoted}"; CREATE ROLE {other}')
+        await connection.execute(
+            f'GRANT EXECUTE ON FUNCTION taskherd_drop_partitions(text, date) TO "{quoted}" WITH GRANT OPTION'
+        )
+        await migrate.upgrade_async(empty_url, "0022")
+        rows = await connection.fetch(
+            "SELECT has_function_privilege(name, 'taskherd_prune_tokens(timestamptz, integer)', 'EXECUTE')"
+            " FROM unnest($1::text[]) WITH ORDINALITY AS roles(name, n) ORDER BY n",
+            [worker, other],
+        )
+        assert [row[0] for row in rows] == [True, False]
+        await connection.execute(f'SET ROLE "{quoted}"')
+        assert await connection.fetchval("SELECT taskherd_prune_tokens(now(), 1)") == 0
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute("DELETE FROM api_tokens")
+    finally:
+        await connection.execute("RESET ROLE")
+        for role in (f'"{quoted}"', other):
+            await connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+        await connection.close(timeout=30)
+
+
 def test_the_revisions_are_those_of_alembic() -> None:
     """The revisions that are read from the names of files, without Alembic, are one line that ends at its head."""
     directory = ScriptDirectory.from_config(migrate.alembic_config())

@@ -1,7 +1,8 @@
-"""Tokens: which are valid, which of them a client may use, and who may have one issued for whom."""
+"""Tokens: which are valid, which of them a client may use, who may have one issued for whom, and which are deleted."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -327,3 +328,175 @@ async def test_an_open_request_needs_its_token_and_its_task(engine: AsyncEngine,
     }
     lost = await access_queries.lost(reader, list(keys))
     assert lost == {key: signed_in for key, signed_in in keys.items() if signed_in is not None}
+
+
+DAYS = "now() - interval '1 day' *"
+ENDED = f"""
+INSERT INTO api_tokens (id, user_id, secret_hash, created_at, expires_at, revoked_at, issued_from, issued_by) VALUES
+    ('revoked-9', '{BOB}', 'r', {DAYS} 20, now() + interval '70 days', {DAYS} 9, NULL, NULL),
+    ('revoked-2', '{BOB}', 'r', {DAYS} 20, now() + interval '70 days', {DAYS} 2, NULL, NULL),
+    ('expired-8', '{EVE}', 'x', {DAYS} 20, {DAYS} 8, NULL, NULL, NULL),
+    ('expired-7', '{BOB}', 'x', {DAYS} 20, {DAYS} 7, {DAYS} 1, NULL, NULL),
+    ('expired-2', '{BOB}', 'x', {DAYS} 20, {DAYS} 2, NULL, NULL, NULL),
+    ('child', '{BOB}', 'c', {DAYS} 15, now() + interval '1 day', NULL, 'revoked-9', '{BOB}'),
+    ('child-of-child', '{BOB}', 'c', {DAYS} 15, now() + interval '1 day', NULL, 'child', '{BOB}'),
+    ('young-child', '{BOB}', 'c', {DAYS} 15, now() + interval '1 day', {DAYS} 2, 'revoked-9', '{BOB}'),
+    ('child-of-young', '{BOB}', 'c', {DAYS} 15, now() + interval '1 day', NULL, 'revoked-2', '{BOB}'),
+    ('old-child-of-young', '{BOB}', 'c', {DAYS} 15, {DAYS} 6, NULL, 'revoked-2', '{BOB}'),
+    ('old-child-of-active', '{ALICE}', 'c', {DAYS} 15, {DAYS} 6, NULL, 'forever', '{ALICE}');
+"""
+GONE = {
+    "revoked-9", "expired-8", "expired-7", "child", "child-of-child", "young-child", "old-child-of-young",
+    "old-child-of-active",
+}  # fmt: skip
+FIVE_DAYS = text("SELECT now() - interval '5 days'")
+
+
+async def prune(engine: AsyncEngine, most: int = 100) -> int:
+    """Delete up to ``most`` tokens that ended more than five days ago, and return how many were."""
+    async with transaction(engine) as connection:
+        return await tokens.prune(connection, (await connection.execute(FIVE_DAYS)).scalar_one(), most)
+
+
+async def kept(engine: AsyncEngine) -> set[str]:
+    """Return the ids of all tokens."""
+    async with transaction(engine) as connection:
+        return set((await connection.execute(text("SELECT id FROM api_tokens"))).scalars())
+
+
+async def test_tokens_that_ended_long_ago_are_deleted(engine: AsyncEngine, reader: ReadPool) -> None:
+    """Revoked or expired, with all that was issued from them; what may be valid again is kept, however old it is."""
+    await execute_script(engine, ENDED)
+    await execute(engine, "UPDATE api_tokens SET created_at = now() - interval '1 year', last_used_at = NULL")
+    async with transaction(engine) as connection:
+        states = {row.id: row.state for row in await tokens.list_tokens(connection, None, 100)}
+    assert {states["of-eve"], states["by-former-admin"]} == {"deactivated", "suspended"}
+    assert await prune(engine) == len(GONE)
+    assert await kept(engine) == states.keys() - GONE
+    assert await prune(engine) == 0
+    assert {row["id"] for row in await reader.fetch(tokens.VALID_HASHES, 100)} == VALID
+    assert await reader.fetch_one(tokens.HOLDER, "revoked-9") is None
+    async with transaction(engine) as connection:
+        assert not await tokens.is_valid(connection, "child")
+        assert not await tokens.revoke(connection, "revoked-9")
+        assert not await tokens.issue(connection, NewToken("new", b"n", BOB, "revoked-9"), WEEK)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+async def test_a_call_deletes_no_more_tokens_than_it_may(engine: AsyncEngine, reader: ReadPool, most: int) -> None:
+    """As many as there are, though, and never one of which there are others left."""
+    assert reader is not None
+    await execute_script(engine, ENDED)
+    everything = await kept(engine)
+    deleted = [await prune(engine, most) for _ in range(len(GONE) // most + 1)]
+    assert deleted == [most] * (len(GONE) // most) + [len(GONE) % most]
+    assert await kept(engine) == everything - GONE
+
+
+async def test_the_tokens_that_ended_first_are_deleted_first(engine: AsyncEngine, reader: ReadPool) -> None:
+    """After those that were issued from them."""
+    assert reader is not None
+    await execute_script(engine, ENDED)
+    gone: list[str] = []
+    before = await kept(engine)
+    while await prune(engine, 1):
+        after = await kept(engine)
+        gone += before - after
+        before = after
+    assert set(gone[:3]) == {"child-of-child", "child", "young-child"}
+    assert gone[3:6] == ["revoked-9", "expired-8", "expired-7"]
+    assert set(gone[6:]) == {"old-child-of-young", "old-child-of-active"}
+
+
+async def test_a_token_with_many_others_is_deleted_in_parts(engine: AsyncEngine, reader: ReadPool) -> None:
+    """Of each part none is left out, on whichever level there is more than fits into it, and others go after it."""
+    assert reader is not None
+    everything = await kept(engine)
+    await execute_script(engine, ENDED)
+    await execute(
+        engine,
+        f"""
+        INSERT INTO api_tokens (id, user_id, secret_hash, issued_from, issued_by)
+        SELECT 'many-' || n, '{BOB}', 'm', 'revoked-9', '{BOB}' FROM generate_series(1, 50) AS n""",
+    )
+    await execute(
+        engine,
+        f"""
+        INSERT INTO api_tokens (id, user_id, secret_hash, issued_from, issued_by)
+        SELECT 'more-' || n || '-' || m, '{BOB}', 'm', 'many-' || n, '{BOB}'
+        FROM generate_series(1, 50) AS n, generate_series(1, n % 3 * 5) AS m""",
+    )
+    for _ in range(8):  # one from the other, as deep as they may be
+        await execute(
+            engine,
+            f"""
+            INSERT INTO api_tokens (id, user_id, secret_hash, issued_from, issued_by)
+            SELECT id || '+', '{BOB}', 'm', id, '{BOB}' FROM api_tokens
+            WHERE id LIKE 'more-7%' AND NOT EXISTS (SELECT FROM api_tokens AS c WHERE c.issued_from = api_tokens.id)""",
+        )
+    count = len(await kept(engine) - everything) - len({"revoked-2", "expired-2", "child-of-young"})
+    deleted = [await prune(engine, 10) for _ in range(count // 10 + 1)]
+    assert deleted == [10] * (count // 10) + [count % 10]
+    assert await kept(engine) == everything | {"revoked-2", "expired-2", "child-of-young"}
+
+
+@pytest.mark.parametrize("most", [1, 2, 100])
+async def test_a_token_that_somebody_has_locked_keeps_no_others(
+    engine: AsyncEngine, reader: ReadPool, most: int
+) -> None:
+    """It is left for later, with those that it was issued from, also if these come first; nobody waits for anybody."""
+    assert reader is not None
+    await execute_script(engine, ENDED)
+    everything = await kept(engine)
+    left = {"child-of-child", "child", "revoked-9", "expired-7"}
+    locked = "SELECT FROM api_tokens WHERE id IN ('child-of-child', 'expired-7') FOR NO KEY UPDATE"
+    async with transaction(engine) as connection:
+        await connection.execute(text(locked))
+        while await prune(engine, most):
+            continue
+        assert await kept(engine) == everything - (GONE - left)
+    assert sum([await prune(engine, most) for _ in left]) == len(left)
+    assert await kept(engine) == everything - GONE
+
+
+async def test_a_token_that_is_being_issued_keeps_the_one_that_it_is_issued_from(
+    engine: AsyncEngine, reader: ReadPool
+) -> None:
+    """Also if that ended long ago: the other one goes with it later."""
+    assert reader is not None
+    issued = f"""
+        INSERT INTO api_tokens (id, user_id, secret_hash, issued_from, issued_by)
+        VALUES ('new', '{EVE}', 'n', 'expired-8', '{EVE}')"""
+    await execute_script(engine, ENDED)
+    async with transaction(engine) as connection:
+        await connection.execute(text(issued))
+        assert await prune(engine) == len(GONE) - 1
+    assert {"expired-8", "new"} <= await kept(engine)
+    assert await prune(engine) == 2
+
+
+async def test_tokens_are_deleted_once_by_workers_side_by_side(engine: AsyncEngine, reader: ReadPool) -> None:
+    """All of them, however the workers share them."""
+    assert reader is not None
+    await execute_script(engine, ENDED)
+    everything = await kept(engine)
+    assert sum(await asyncio.gather(*(prune(engine, 3) for _ in range(8)))) <= len(GONE)
+    while await prune(engine, 3):
+        continue
+    assert await kept(engine) == everything - GONE
+
+
+async def test_no_token_is_deleted_that_has_not_ended(engine: AsyncEngine, reader: ReadPool) -> None:
+    """Whatever time the caller gives: a worker's role may end none by that."""
+    assert reader is not None
+    await execute_script(engine, ENDED)
+    ended = GONE | {"revoked-2", "expired-2", "child-of-young", "of-expired", "of-of-expired", "of-revoked"}
+    everything = await kept(engine)
+    async with transaction(engine) as connection:
+        count = (await connection.execute(text("SELECT taskherd_prune_tokens('infinity', 100)"))).scalar_one()
+    assert count == len(ended | {"expired", "revoked"})
+    assert await kept(engine) == everything - ended - {"expired", "revoked"}
+    async with transaction(engine) as connection:
+        for arguments in ("NULL, 100", "'infinity', NULL", "'infinity', 0", "'infinity', -1"):
+            count = (await connection.execute(text(f"SELECT taskherd_prune_tokens({arguments})"))).scalar_one()
+            assert not count

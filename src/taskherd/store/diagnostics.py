@@ -33,7 +33,12 @@ _MISSING_PRIVILEGES: Final = text(
        AND (privilege = 'SELECT' OR tables.name <> ALL (CAST(:read_only AS text[])))
        AND NOT has_table_privilege(to_regclass(tables.name), privilege)
      GROUP BY tables.name
-     ORDER BY tables.name
+     UNION ALL
+    SELECT split_part(functions.name, '(', 1) || ' (EXECUTE)'
+      FROM unnest(CAST(:functions AS text[])) AS functions(name)
+     WHERE to_regprocedure(functions.name) IS NOT NULL
+       AND NOT has_function_privilege(to_regprocedure(functions.name), 'EXECUTE')
+     ORDER BY 1
     """
 )
 
@@ -95,8 +100,13 @@ READ_ONLY: Final = (
 """Tables that a worker only reads: the directory, which ``taskherd directory apply`` writes."""
 
 NOT_FOR_WORKERS: Final = ("api_tokens",)
-"""Tables that a worker does not use: the API reads them and ``taskherd token`` writes them."""
+"""Tables that a worker may not use but by ``FUNCTIONS``: the API reads them and ``taskherd token`` writes them."""
 
+FUNCTIONS: Final = (
+    "taskherd_add_partition(text, date)", "taskherd_drop_partitions(text, date)",
+    "taskherd_prune_tokens(timestamptz, integer)",
+)  # fmt: skip
+"""Functions that a worker calls, which have the rights of their owner."""
 
 WRITTEN_BY_API: Final = ("task_actions", "task_action_tasks")
 """Tables in which the API stores its jobs."""
@@ -163,9 +173,10 @@ async def schema_state(connection: AsyncConnection) -> migrate.SchemaState:
 
 
 async def missing_privileges(connection: AsyncConnection) -> tuple[str, ...]:
-    """Return the tables on which this user lacks privileges that a worker needs, each with the missing privileges."""
+    """Return tables and functions on which this user lacks privileges that a worker needs, with the missing ones."""
     tables = [table.name for table in METADATA.sorted_tables if table.name not in NOT_FOR_WORKERS]
-    return tuple((await connection.execute(_MISSING_PRIVILEGES, {"tables": tables, "read_only": READ_ONLY})).scalars())
+    values = {"tables": tables, "read_only": READ_ONLY, "functions": FUNCTIONS}
+    return tuple((await connection.execute(_MISSING_PRIVILEGES, values)).scalars())
 
 
 async def missing_privileges_of_api(connection: AsyncConnection) -> tuple[str, ...]:

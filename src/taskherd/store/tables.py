@@ -564,6 +564,8 @@ api_tokens = Table(
     ),
     Column("issued_by", Uuid, ForeignKey("users.id"), comment="the user of issued_from then"),
     Index("api_tokens_user_id_idx", "user_id"),
+    Index("api_tokens_issued_from_idx", "issued_from", postgresql_where=text("issued_from IS NOT NULL")),
+    Index("api_tokens_ended_idx", text("LEAST(revoked_at, expires_at)")),
     comment="API tokens of users",
 )
 

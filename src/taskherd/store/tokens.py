@@ -156,6 +156,8 @@ FROM unnest(CAST(:ids AS text[]), CAST(:seconds_ago AS float8[])) AS uses(id, se
 WHERE k.id = uses.id
 """)
 
+PRUNE: Final = text("SELECT taskherd_prune_tokens(:before, :limit)")
+
 
 async def add(
     connection: AsyncConnection, token_id: str, secret_hash: bytes, username: str, lifetime: timedelta | None
@@ -228,3 +230,11 @@ async def record_use(connection: AsyncConnection, seconds_ago: Mapping[str, floa
     """Store when tokens were last used, given as seconds ago by token id."""
     ids = sorted(seconds_ago)
     await connection.execute(RECORD_USE, {"ids": ids, "seconds_ago": [seconds_ago[token_id] for token_id in ids]})
+
+
+async def prune(connection: AsyncConnection, before: datetime, limit: int) -> int:
+    """Delete up to ``limit`` tokens that were revoked or expired before ``before``, with those issued from them.
+
+    Return the number deleted. One that may be valid again, as of a deactivated user, has not ended.
+    """
+    return int((await connection.execute(PRUNE, {"before": before, "limit": limit})).scalar_one())
