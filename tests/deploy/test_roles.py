@@ -300,6 +300,7 @@ async def test_a_role_has_no_other_privileges(installation: Installation) -> Non
             "CREATE TABLE x ()",
             "DELETE FROM taskherd_schema",
             "SELECT * FROM api_tokens",
+            "DELETE FROM api_tokens",
         ),
         "taskherd_api": (
             "DELETE FROM tasks",
@@ -309,6 +310,7 @@ async def test_a_role_has_no_other_privileges(installation: Installation) -> Non
             "UPDATE api_tokens SET revoked_at = NULL",
             "DELETE FROM task_actions",
             "SELECT taskherd_drop_partitions('task_logs', 'today')",
+            "SELECT taskherd_prune_tokens('today', 1)",
         ),
     }
     for role, statements in forbidden.items():
@@ -318,6 +320,22 @@ async def test_a_role_has_no_other_privileges(installation: Installation) -> Non
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 await connection.execute(statement)
         await connection.close()
+
+
+async def test_a_worker_deletes_tokens_that_ended_long_ago(installation: Installation, harness: WorkerHarness) -> None:
+    """With the privilege on the function alone."""
+    owner_urls, harness.urls = (
+        harness.urls,
+        (installation.database_as("taskherd_worker"), installation.amqp_as("worker")),
+    )
+    await harness.database.execute(
+        "INSERT INTO api_tokens (id, user_id, secret_hash, expires_at)"
+        " VALUES ('old', $1, '', now() - interval '1 year'), ('young', $1, '', now())",
+        ALICE,
+    )
+    async with running_worker(harness, migrate="never"):
+        await harness.until_row("SELECT array_agg(id) FROM api_tokens", is_=["young"])
+    harness.urls = owner_urls
 
 
 async def test_a_provisioner_may_only_publish_reports(installation: Installation, harness: WorkerHarness) -> None:

@@ -31,6 +31,7 @@ DUE_TOGETHER = 100
 KEPT = {
     "task_feed": HISTORY, "command_log": COMMANDS, "task_rates": timedelta(days=8),
     "dead_letter_rates": timedelta(days=8), "task_actions": ACTIONS, "workers": timedelta(minutes=10),
+    "api_tokens": HISTORY,
 }  # fmt: skip
 
 BOB = UUID(int=0xB0B)
@@ -50,6 +51,7 @@ ROWS = {
         SELECT gen_random_uuid(), '{ALICE}', 'token', 'pause', '', 0, at, at, at""",
     ),
     "workers": ("seen_at", "(worker_id, started_at, seen_at) SELECT 'worker ' || n, at, at"),
+    "api_tokens": ("expires_at", f"(id, user_id, secret_hash, expires_at) SELECT 'token ' || n, '{ALICE}', '', at"),
 }
 """Of each table the column with the time by which its rows are old, and how a row of a time is inserted."""
 
@@ -174,7 +176,7 @@ async def test_a_run_deletes_no_more_parts_than_it_may(resting: WorkerHarness, m
     monkeypatch.setattr(maintenance, "MAX_ROWS", 1)
     monkeypatch.setattr(maintenance, "MAX_ROUNDS", 3)
     monkeypatch.setattr(maintenance, "EVERY", 0.0)
-    tables = ("task_feed", "command_log", "task_rates")
+    tables = ("task_feed", "command_log", "task_rates", "api_tokens")
     times = [LONG_AGO + number * MOMENT for number in range(4)]
     for table in tables:
         await add(resting, table, *times)
@@ -185,7 +187,7 @@ async def test_a_run_deletes_no_more_parts_than_it_may(resting: WorkerHarness, m
     assert [await left(resting, table) for table in tables] == [times[-1:]] * len(tables)
     assert await resting.database.fetchval(results) == 1
     await resting.worker._maintenance.run_maintenance(NOW, None)
-    assert [await left(resting, table) for table in (*tables, "task_actions")] == [[]] * 4
+    assert [await left(resting, table) for table in (*tables, "task_actions")] == [[]] * 5
     assert await resting.database.fetchval(results) == 0
 
 
@@ -233,6 +235,22 @@ async def test_the_parts_before_one_that_fails_stay_deleted(
     with pytest.raises(DataError, match="pins"):
         await resting.worker._maintenance._prune(NOW)
     assert await left(resting, "task_feed") == times[2:]
+
+
+@pytest.mark.parametrize(("count", "calls"), [(FULL - 1, 1), (FULL, 2)])
+async def test_a_token_goes_with_those_that_were_issued_from_it(resting: WorkerHarness, count: int, calls: int) -> None:
+    """By its end, and as other rows until fewer than fit into a part are found."""
+    await add(resting, "api_tokens", LONG_AGO, NOW + timedelta(days=365))
+    await resting.database.execute(
+        "INSERT INTO api_tokens (id, user_id, secret_hash, issued_from, issued_by)"
+        " SELECT 'of ' || n, $1, '', 'token 1', $1 FROM generate_series(1, $2::int) AS n",
+        ALICE, count - 1,
+    )  # fmt: skip
+    with noted_statements(resting) as noted:
+        await resting.worker._maintenance.run_maintenance(NOW, None)
+    assert sum("taskherd_prune_tokens" in statement for statement, _ in noted) == calls
+    assert await left(resting, "api_tokens") == [NOW + timedelta(days=365)]
+    assert resting.metric("taskherd_maintenance_failures_total") == 0
 
 
 async def add_deleted(harness: WorkerHarness, *ages: timedelta) -> list[UUID]:

@@ -202,7 +202,10 @@ class Settings(BaseSettings):
         2160 * _HOUR,
         ge=24 * _HOUR,
         le=_CENTURY,
-        description="How long change events are kept; readers of the change feed can resume within this time.",
+        description=(
+            "How long change events are kept; readers of the change feed can resume within this time. API tokens that"
+            " were revoked or have expired are kept as long."
+        ),
     )
     log_retention: Seconds = Field(
         2160 * _HOUR, ge=24 * _HOUR, le=_CENTURY, description="How long the logs of tasks are kept."

@@ -30,6 +30,7 @@ from taskherd.store import (
     stats,
     task_actions,
     task_index,
+    tokens,
     workers,
 )
 from taskherd.store.engine import StatementTimeout, transaction
@@ -320,6 +321,7 @@ class Maintenance:
         await self._prune_in_rounds(rates.prune, now - RATES_RETENTION)
         await self._prune_in_rounds(_prune_actions, now - retention.action_retention)
         await self._prune_prompts()
+        await self._prune_in_rounds(tokens.prune, now - retention.history_retention)
 
     async def _prune_prompts(self) -> None:
         """Look at ``MAX_ROWS`` prompts, which go with the history of their versions; the next run looks at others."""
