@@ -1,18 +1,16 @@
-"""A PostgreSQL cluster as people run it: Patroni and etcd on three members, and HAProxy to their leader."""
+"""A PostgreSQL cluster as people run it: Patroni on three machines, etcd on three others, and HAProxy to the leader."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
-import re
 import secrets
 import shutil
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +19,7 @@ import yaml
 
 from taskherd.dev import apt, ports, postgres, processes
 from taskherd.dev.postgres import PostgresBinaries, PostgresNode
+from tests.cluster.etcd import EtcdMember, until_leads
 from tests.cluster.haproxy import LEADER, Server, running_haproxy
 from tests.harness.programs import find_program
 from tests.harness.replication import find_binaries
@@ -32,50 +31,24 @@ ETCD_CLIENT: Final = Path("/usr/lib/python3/dist-packages/etcd")
 HEALTHY_WITHIN: Final = 180.0
 CONFIGURATION: Final = Path(__file__).parents[2] / "deploy" / "cluster" / "patroni.yml"
 """The settings that deploy/ recommends; the members of the tests differ in addresses, folders and sizes."""
-COMPOSE: Final = Path(__file__).parents[2] / "deploy" / "compose.cluster.yaml"
-"""Where the command line of etcd is."""
-
-
-def compaction() -> list[str]:
-    """Return the options with which the etcd of deploy/ forgets what its keys were."""
-    return re.findall(r"--auto-compaction-\S+", COMPOSE.read_text())
 
 
 class PatroniMember:
-    """One machine: a member of etcd, a Patroni, and the PostgreSQL that it runs."""
+    """One machine: a Patroni, and the PostgreSQL that it runs."""
 
     def __init__(self, name: str, home: Path, binaries: PostgresBinaries, password: str) -> None:
         self.name = name
         self.home = home.absolute()
         self.binaries = binaries
-        self.rest_port, self.port, self.etcd_port, self.etcd_peer_port, self.etcd_metrics_port = ports.find_free(
-            [None] * 5
-        )
+        self.rest_port, self.port = ports.find_free([None] * 2)
         self._password = password
         self._process: subprocess.Popen[bytes] | None = None
-        self._etcd: subprocess.Popen[bytes] | None = None
 
-    def start_etcd(self, program: str, members: Sequence[PatroniMember]) -> None:
-        """Start this member of etcd with its data, if it has any; ``members`` are all, which it has to know."""
+    def start(self, program: str, etcd: Sequence[EtcdMember]) -> None:
+        """Start Patroni and PostgreSQL with their data, if they have any; ``etcd`` are all members of that."""
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        client, peer = f"http://{ports.HOST}:{self.etcd_port}", self.etcd_peer_url
-        command: list[str | Path] = [program, "--data-dir", self.home / "etcd", "--unsafe-no-fsync"]
-        command += ["--listen-client-urls", client, "--advertise-client-urls", client, "--name", self.name]
-        command += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
-        command += ["--initial-cluster", ",".join(f"{each.name}={each.etcd_peer_url}" for each in members)]
-        command += [*compaction(), "--listen-metrics-urls", f"http://{ports.HOST}:{self.etcd_metrics_port}"]
-        self._etcd = processes.spawn(command, home=self.home, env=dict(os.environ), log=self._etcd_log)
-
-    def until_etcd_serves(self) -> None:
-        """Wait until this member of etcd has joined the others."""
-        assert self._etcd is not None
-        listens = partial(processes.listens, self._etcd.pid, self.etcd_port)
-        processes.await_ready(self._etcd, listens, what="etcd", log=self._etcd_log, within=60)
-
-    def start(self, program: str, members: Sequence[PatroniMember]) -> None:
-        """Start Patroni and PostgreSQL with their data, if they have any."""
         configuration = self.home / "patroni.json"  # JSON is YAML
-        configuration.write_text(json.dumps(self._configuration([each.etcd_port for each in members])))
+        configuration.write_text(json.dumps(self._configuration(etcd)))
         if (user := postgres._other_user()) is not None:
             shutil.chown(self.home, user.pw_uid, user.pw_gid)
         prefix = PostgresNode(self.binaries, self.home)._as_user()
@@ -85,9 +58,8 @@ class PatroniMember:
 
     def kill(self) -> None:
         """Kill everything on the machine with SIGKILL, as its crash would."""
-        for process in (self._process, self._etcd):
-            if process is not None:
-                processes.kill(process)
+        if self._process is not None:
+            processes.kill(self._process)
         processes.end(processes.belonging_to(self.home), gently=signal.SIGKILL, within=10)
 
     def kill_postgres(self) -> None:
@@ -107,16 +79,7 @@ class PatroniMember:
         """Return the end of Patroni's log."""
         return "\n".join((self.home / "patroni.log").read_text(errors="replace").splitlines()[-20:])
 
-    @property
-    def etcd_peer_url(self) -> str:
-        """Where the other members of etcd reach this one."""
-        return f"http://{ports.HOST}:{self.etcd_peer_port}"
-
-    @property
-    def _etcd_log(self) -> Path:
-        return self.home / "etcd.log"
-
-    def _configuration(self, etcd_ports: Sequence[int]) -> dict[str, Any]:
+    def _configuration(self, etcd: Sequence[EtcdMember]) -> dict[str, Any]:
         address, rest = f"{ports.HOST}:{self.port}", f"{ports.HOST}:{self.rest_port}"
         login = {"password": self._password}
         recommended = yaml.safe_load(CONFIGURATION.read_text())
@@ -124,7 +87,7 @@ class PatroniMember:
             "scope": recommended["scope"],
             "name": self.name,
             "restapi": {"listen": rest, "connect_address": rest},
-            "etcd3": {"hosts": [f"{ports.HOST}:{port}" for port in etcd_ports]},
+            "etcd3": {"hosts": [f"{ports.HOST}:{each.port}" for each in etcd]},
             "bootstrap": {
                 "dcs": recommended["bootstrap"]["dcs"],
                 "initdb": [{"encoding": "UTF8"}, {"locale": "C"}, "no-sync"],
@@ -158,6 +121,7 @@ class PatroniCluster:
         self._etcd_program = find_program("etcd", "etcd-server", announce)
         self._password = secrets.token_hex(16)
         binaries = find_binaries()
+        self.etcd = [EtcdMember(f"etcd{number}", folder / f"etcd{number}") for number in range(MEMBERS)]
         self.members = [
             PatroniMember(f"pg{number}", folder / f"pg{number}", binaries, self._password) for number in range(MEMBERS)
         ]
@@ -181,18 +145,21 @@ class PatroniCluster:
 
     async def start(self) -> None:
         """Start etcd, then all members, and wait until a leader has its standbys."""
+        for etcd in self.etcd:
+            etcd.start(self._etcd_program, self.etcd)
+        for etcd in self.etcd:
+            etcd.until_serves()
         for member in self.members:
-            member.start_etcd(self._etcd_program, self.members)
-        for member in self.members:
-            member.until_etcd_serves()
-        for member in self.members:
-            member.start(self._program, self.members)
+            member.start(self._program, self.etcd)
         await self.until_healthy(STARTS_WITHIN)
 
     def revive(self, member: PatroniMember) -> None:
         """Start a member that was killed."""
-        member.start_etcd(self._etcd_program, self.members)
-        member.start(self._program, self.members)
+        member.start(self._program, self.etcd)
+
+    def revive_etcd(self, etcd: EtcdMember) -> None:
+        """Start a member of etcd that was killed."""
+        etcd.start(self._etcd_program, self.etcd)
 
     async def stop(self) -> None:
         """Kill everything."""
@@ -200,12 +167,27 @@ class PatroniCluster:
         for member in self.members:
             member.unfreeze()
             member.kill()
+        for etcd in self.etcd:
+            etcd.unfreeze()
+            etcd.kill()
 
     async def leader(self) -> PatroniMember | None:
         """Return the member that says that it is the leader, None without one."""
         answers = await asyncio.gather(*(self._get(member, "/primary") for member in self.members))
         leaders = [member for member, answer in zip(self.members, answers, strict=True) if answer is not None]
         return leaders[0] if len(leaders) == 1 else None
+
+    async def etcd_leader(self) -> EtcdMember:
+        """Return the leader of etcd."""
+        return await until_leads(self.etcd, self._http)
+
+    async def end_leases(self) -> None:
+        """End all leases of etcd, and with them the leader's lock."""
+        await self.etcd[0].end_leases(self._http)
+
+    async def until_etcd_leader_other_than(self, before: EtcdMember) -> EtcdMember:
+        """Wait until the other members of etcd agree on one of them as the leader, and return it."""
+        return await until_leads([etcd for etcd in self.etcd if etcd is not before], self._http)
 
     async def standbys(self) -> tuple[PatroniMember, PatroniMember]:
         """Return the standbys of the healthy cluster: the synchronous one, which leads next, and the other one."""

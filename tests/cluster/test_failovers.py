@@ -22,6 +22,7 @@ from tests.chaos.fault_injection import fault_under_load
 from tests.chaos.figures import Figures
 from tests.chaos.pair import Pair, replicated_pair
 from tests.cluster import agents
+from tests.cluster.etcd import EtcdMember
 from tests.cluster.load import POST_TIMEOUT, steady_load
 from tests.cluster.patroni import PatroniCluster, PatroniMember
 from tests.harness.api import TLS, token_for
@@ -35,6 +36,8 @@ MOVED_ON_WITHIN = 120.0
 READ_INTERVAL = 0.2
 WRITE_INTERVAL = 0.05
 ENOUGH_READS = 20
+LONGER_THAN_LEASES = 30.0
+"""Seconds; Patroni's leases are valid for its ``ttl``, 20 s."""
 STILL_FROZEN = 10.0
 """Seconds for which the former leader stays frozen while the new one serves."""
 ANSWERED_WITHIN = 8.0
@@ -81,6 +84,37 @@ FAULTS: dict[str, tuple[Fault, int]] = {
 """By row: what is done, and how often."""
 
 
+async def _kill_etcd(cluster: PatroniCluster, leader: EtcdMember) -> None:
+    """Kill the leader of etcd, and start it again once another leads."""
+    leader.kill()
+    await cluster.until_etcd_leader_other_than(leader)
+    cluster.revive_etcd(leader)
+
+
+async def _end_leases(cluster: PatroniCluster, _: EtcdMember) -> None:
+    """Take its lock from PostgreSQL's leader, as an etcd may that was frozen and goes on."""
+    await cluster.end_leases()
+
+
+async def _freeze_etcd(cluster: PatroniCluster, leader: EtcdMember) -> None:
+    """Freeze the leader of etcd for longer than its leases are valid, of which it then believes that they have expired.
+
+    The other members have renewed them meanwhile, and PostgreSQL's leader its lock; etcd 3.5 may end them all the same.
+    """
+    leader.freeze()
+    await cluster.until_etcd_leader_other_than(leader)
+    await asyncio.sleep(LONGER_THAN_LEASES)
+    leader.unfreeze()
+
+
+ETCD_FAULTS: dict[str, tuple[Callable[[PatroniCluster, EtcdMember], Awaitable[None]], int]] = {
+    "PostgreSQL stays, etcd leader killed, then back": (_kill_etcd, 1),
+    "PostgreSQL stays, etcd ends all leases and with them the lock": (_end_leases, 3),
+    "PostgreSQL stays, etcd leader frozen (SIGSTOP) for longer than its leases, then back": (_freeze_etcd, 3),
+}
+"""By row: what is done, and how often."""
+
+
 BEHIND_PGBOUNCER = ["through PgBouncer (transaction)", "through PgBouncer (session)"]
 
 
@@ -123,6 +157,29 @@ async def test_nothing_is_lost_in_a_failover(
     mode = settings.get("database_url", "").partition("?pgbouncer=")[2]
     note = f"worker behind PgBouncer in {mode} mode" if mode else ""
     await figures.record_run(harness, f"{row}{note and ', '}{note}", faults=times, seconds=seconds)
+
+
+@pytest.mark.parametrize("row", ETCD_FAULTS)
+async def test_nothing_is_lost_if_etcd_changes_its_leader(
+    harness: ChaosHarness, cluster: PatroniCluster, figures: Figures, row: str
+) -> None:
+    """PostgreSQL keeps its leader, although etcd may take its lock away, and every input is processed once."""
+    fault, times = ETCD_FAULTS[row]
+    worker = await harness.start()
+    await worker.until_ready()
+    seconds = []
+    for number in range(times):
+        leader = await cluster.until_healthy()
+        async with fault_under_load(harness, row, number):
+            await fault(cluster, await cluster.etcd_leader())
+            ended_at = time.monotonic()
+            await _until_progress(harness)
+            seconds.append(time.monotonic() - ended_at)
+            await cluster.until_healthy_under(leader)
+    await worker.until_ready()
+    await harness.stop_worker(worker)
+    assert await harness.ledger.violations() == []
+    await figures.record_run(harness, row, faults=times, seconds=seconds)
 
 
 @dataclass(slots=True)

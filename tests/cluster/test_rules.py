@@ -28,8 +28,8 @@ async def test_members_of_postgresql_expose_what_the_rules_read(cluster: Patroni
     leader = await cluster.until_healthy()
     read = {name for rule in _rules() for name in re.findall(r"\b(?:etcd|patroni)_\w+", rule["expr"])}
     assert read
-    for member in cluster.members:
-        etcd, patroni = [await _scrape(port) for port in (member.etcd_metrics_port, member.rest_port)]
+    for member, member_of_etcd in zip(cluster.members, cluster.etcd, strict=True):
+        etcd, patroni = [await _scrape(port) for port in (member_of_etcd.metrics_port, member.rest_port)]
         exposed = _labels(etcd) | _labels(patroni)
         assert read <= exposed.keys()
         for name, labels in _unit_test_series():

@@ -22,11 +22,10 @@ from taskherd.errors import Unavailable
 from taskherd.settings import Settings
 from taskherd.store import role_settings
 from taskherd.store.engine import dispose, open_engine, transaction
+from tests.cluster.etcd import EtcdMember, compaction
 from tests.cluster.haproxy import RABBITMQ, Server, running_haproxy
-from tests.cluster.patroni import PatroniMember, compaction
 from tests.harness.pgbouncer import StartPgBouncer, recommended_settings
 from tests.harness.programs import find_program
-from tests.harness.replication import find_binaries
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 CLUSTER = DEPLOY / "cluster"
@@ -200,8 +199,8 @@ def test_the_documented_commands_bring_a_full_etcd_back(
     (shell,) = re.findall(r"(?ms)^```sh\n(revision=.*?)^```$", OPERATIONS)
     etcd, etcdctl = (find_program(*each, announce) for each in (("etcd", "etcd-server"), ("etcdctl", "etcd-client")))
     monkeypatch.setenv("ETCD_QUOTA_BACKEND_BYTES", "2000000")
-    members = [PatroniMember(f"etcd{n}", tmp_path / f"etcd{n}", find_binaries(), "") for n in (1, 2, 3)]
-    urls = {member.name: f"http://{ports.HOST}:{member.etcd_port}" for member in members}
+    members = [EtcdMember(f"etcd{n}", tmp_path / f"etcd{n}") for n in (1, 2, 3)]
+    urls = {member.name: member.url for member in members}
     cases = "".join(f'{name}) shift 4; exec {etcdctl} --endpoints {url} "$@" ;;\n' for name, url in urls.items())
     docker = tmp_path / "docker"
     docker.write_text(f'#!/bin/sh\n[ "$2" = up ] && echo "$@" >>up && exit\nshift; case $3 in\n{cases}esac\nexit 1\n')
@@ -213,9 +212,9 @@ def test_the_documented_commands_bring_a_full_etcd_back(
 
     try:
         for member in members:
-            member.start_etcd(etcd, members)
+            member.start(etcd, members)
         for member in members:
-            member.until_etcd_serves()
+            member.until_serves()
         lease = control("lease", "grant", "3600").stdout.split()[1]
         puts = (control("put", "key", "x" * 100_000) for _ in range(100))
         assert "database space exceeded" in next(put.stderr for put in puts if put.returncode)
