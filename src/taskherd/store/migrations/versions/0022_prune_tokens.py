@@ -18,8 +18,8 @@ INDEXES = (
 # have ended it deletes up to `most`, oldest end first, and before a token what was issued from it, which ended with it.
 # Each round takes tokens, then those issued from them and so on, and deletes the last ones. If more were issued than
 # fit, these fill the call. Else the next round deletes those that they were issued from: a round for each level.
-# A token is locked before what was issued from it is read, so that nothing is issued from it meanwhile. What somebody
-# else has locked is left for a later call, with all that it was issued from, up to 8 tokens (MAX_DEPTH): `kept`.
+# A token is locked before its children are read, so that none is issued from it meanwhile. A token that another
+# transaction has locked is left for a later call, with all that it was issued from, up to 8 (MAX_DEPTH): `kept`.
 # The subqueries leave the planner a single plan, which reads nothing but these tokens.
 PRUNE_TOKENS = """
 CREATE FUNCTION taskherd_prune_tokens(before timestamptz, most integer) RETURNS integer
@@ -79,7 +79,7 @@ END $$
 
 
 def upgrade() -> None:
-    """Index the tokens, and create the function; whoever issues or revokes one waits while the indexes are built."""
+    """Index the tokens and create the function; issuing and revoking tokens wait while the indexes are built."""
     run = op.get_bind().exec_driver_sql
     for statement in (*INDEXES, PRUNE_TOKENS, GUARD_FUNCTION):
         run(statement)
