@@ -90,6 +90,14 @@ class EtcdMember:
         return self.home / "etcd.log"
 
 
+def start_all(program: str, members: Sequence[EtcdMember]) -> None:
+    """Start all members, and wait until they serve."""
+    for member in members:
+        member.start(program, members)
+    for member in members:
+        member.until_serves()
+
+
 async def until_leads(members: Sequence[EtcdMember], client: httpx.AsyncClient, within: float = 30.0) -> EtcdMember:
     """Wait until these members agree on one of them as the leader, and return it."""
     async with asyncio.timeout(within):

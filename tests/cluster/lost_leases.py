@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import httpx
 
-from tests.cluster.etcd import EtcdMember, until_leads
+from tests.cluster.etcd import EtcdMember, start_all, until_leads
 from tests.harness.programs import find_program
 
 TTL: Final = 5
@@ -42,11 +42,7 @@ class Etcd:
 
     def start(self) -> None:
         """Start all, and wait until they serve."""
-        program = find_program("etcd", "etcd-server", _print)
-        for member in self.members:
-            member.start(program, self.members)
-        for member in self.members:
-            member.until_serves()
+        start_all(find_program("etcd", "etcd-server", _print), self.members)
 
     def stop(self) -> None:
         """Kill all."""

@@ -19,7 +19,7 @@ import yaml
 
 from taskherd.dev import apt, ports, postgres, processes
 from taskherd.dev.postgres import PostgresBinaries, PostgresNode
-from tests.cluster.etcd import EtcdMember, until_leads
+from tests.cluster.etcd import EtcdMember, start_all, until_leads
 from tests.cluster.haproxy import LEADER, Server, running_haproxy
 from tests.harness.programs import find_program
 from tests.harness.replication import find_binaries
@@ -145,10 +145,7 @@ class PatroniCluster:
 
     async def start(self) -> None:
         """Start etcd, then all members, and wait until a leader has its standbys."""
-        for etcd in self.etcd:
-            etcd.start(self._etcd_program, self.etcd)
-        for etcd in self.etcd:
-            etcd.until_serves()
+        start_all(self._etcd_program, self.etcd)
         for member in self.members:
             member.start(self._program, self.etcd)
         await self.until_healthy(STARTS_WITHIN)

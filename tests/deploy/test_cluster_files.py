@@ -22,7 +22,7 @@ from taskherd.errors import Unavailable
 from taskherd.settings import Settings
 from taskherd.store import role_settings
 from taskherd.store.engine import dispose, open_engine, transaction
-from tests.cluster.etcd import EtcdMember, compaction
+from tests.cluster.etcd import EtcdMember, compaction, start_all
 from tests.cluster.haproxy import RABBITMQ, Server, running_haproxy
 from tests.harness.pgbouncer import StartPgBouncer, recommended_settings
 from tests.harness.programs import find_program
@@ -211,10 +211,7 @@ def test_the_documented_commands_bring_a_full_etcd_back(
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     try:
-        for member in members:
-            member.start(etcd, members)
-        for member in members:
-            member.until_serves()
+        start_all(etcd, members)
         lease = control("lease", "grant", "3600").stdout.split()[1]
         puts = (control("put", "key", "x" * 100_000) for _ in range(100))
         assert "database space exceeded" in next(put.stderr for put in puts if put.returncode)
