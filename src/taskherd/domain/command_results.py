@@ -63,4 +63,7 @@ COMMAND_ID_REUSED = CommandRefused(409, "command_id was used for another command
 BUILD_ACTIVE = CommandRefused(409, "A workspace build is already active.")
 NOT_WORKING = CommandRefused(409, "The agent is not working.")
 ALREADY_RUNNING = CommandRefused(409, "Task workspace is already running.")
+INBOX_FULL = CommandRefused(
+    409, "Too many messages wait for the agent.", "Wait until it has got some of them, then try again."
+)
 NO_BUILDS_LEFT = CommandRefused(409, "This task has reached the maximum number of builds.")

@@ -17,6 +17,7 @@ from taskherd.domain.command_results import (
     ALREADY_RUNNING,
     BUILD_ACTIVE,
     COMMAND_ID_REUSED,
+    INBOX_FULL,
     NO_BUILDS_LEFT,
     NO_INPUT,
     NO_OWNER,
@@ -268,6 +269,8 @@ def _send(
 
 def _append_input(task: Task, command: Send, now: datetime, *, strict: bool) -> CommandAccepted | CommandRefused:
     """Append an input to the inbox of an active task, and interrupt an agent that works if the input is to steer it."""
+    if inbox.is_full(task.state):
+        return INBOX_FULL
     if command.interrupt and (interrupted := _begin_interrupt(task, command.command_id, now)):
         return _steer(interrupted, command.command_id, command.input)
     sent_now = task.state.inbox.queued == 0 and inbox.is_ready(task.state, now)
@@ -298,11 +301,14 @@ def _answer(
     refusal = agent_requests.refusal(task.state, record, command)
     if refusal is not None:
         return refusal
+    steers = not record.wants_text and not is_blank(command.text or "")
+    if steers and inbox.is_full(task.state):
+        return INBOX_FULL
     text = command.text if record.wants_text else None
     answer = agent_requests.RequestAnswer(command.option_id, text, command.actor_id, now, command.command_id)
     state, record = agent_requests.accept(task.state, record, answer, now)
     task = replace(task, state=state)
-    if record.wants_text or is_blank(command.text or ""):
+    if not steers:
         return CommandAccepted(task, answered=record)
     interrupted = _begin_interrupt(task, command.command_id, now) or CommandAccepted(task)
     return replace(_steer(interrupted, command.command_id, command.text), answered=record)

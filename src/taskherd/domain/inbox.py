@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 SETTLE_TIME = timedelta(seconds=5)
 """Maximum time to wait, after a delivery, for a new state of the agent before the next input is sent."""
 
+MAX_QUEUED = 1_000
+"""Maximum number of inputs of a task that wait. All undelivered ones of a task end in one batch, with its agent."""
+
 
 @value(frozen=True, slots=True)
 class QueuedInput:
@@ -113,6 +116,11 @@ def _was_interrupted(state: TaskState) -> bool:
     """Return whether the agent of the latest build was ended because a user interrupted it."""
     stamped = agent_exit_of(state)
     return stamped is not None and stamped.report.why is ExitReason.INTERRUPTED
+
+
+def is_full(state: TaskState) -> bool:
+    """Return whether no further input may be queued."""
+    return state.inbox.queued >= MAX_QUEUED
 
 
 def enqueue(state: TaskState) -> TaskState:

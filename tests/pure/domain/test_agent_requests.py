@@ -23,6 +23,7 @@ from taskherd.domain.agent_requests import (
     shown_state,
 )
 from taskherd.domain.command_results import (
+    INBOX_FULL,
     NO_INPUT,
     NOT_FOUND,
     REQUEST_NOT_FOUND,
@@ -31,9 +32,11 @@ from taskherd.domain.command_results import (
 )
 from taskherd.domain.commands import Answer, Delete, Interrupt, Pause, Resume, Send
 from taskherd.domain.explain import explain
+from taskherd.domain.inbox import MAX_QUEUED
 from taskherd.domain.outcome import DeadLetterReason, ReportOutcome
 from taskherd.domain.reports import AgentExit, AgentState, ExitReason, JobStatus, Transition
 from taskherd.domain.request_values import RequestState
+from taskherd.domain.task import Inbox
 from taskherd.domain.task_update import apply_command, apply_report, apply_timer_check, finalize
 from taskherd.domain.updates import TaskUpdate, TimerCheck
 from taskherd.domain.value import replace
@@ -494,6 +497,17 @@ def test_a_text_to_an_option_steers() -> None:
     starting = _desk_of(approval(), lifecycle(seq=5, at=lifecycle().lifecycle.STARTING))
     queued = starting.answer(APPROVAL, "reject", "later")
     assert (queued.interrupt_id, queued.queued, starting.state.inbox.queued) == (None, True, 1)
+
+
+def test_a_text_to_an_option_is_refused_while_the_inbox_is_full() -> None:
+    """The request stays open, and can be answered without the text; a text that is the answer needs no place."""
+    desk = _desk_of(approval(), agent_request(), status(AgentState.IDLE))
+    desk.task = replace(desk.task, state=replace(desk.state, inbox=Inbox(queued=MAX_QUEUED)))
+    assert desk.answer(APPROVAL, "reject", "Use make check") is INBOX_FULL
+    assert (desk.shown[APPROVAL], desk.state.interrupt) == (OPEN, None)
+    assert desk.answer(APPROVAL, "reject", " ").answered.report.request_id == APPROVAL
+    assert desk.answer(QUESTION, text="core").answered.report.request_id == QUESTION
+    assert desk.state.inbox.queued == MAX_QUEUED
 
 
 def test_an_agent_that_asks_is_busy_and_can_be_interrupted() -> None:

@@ -10,12 +10,12 @@ from uuid import UUID
 import pytest
 
 from taskherd.domain import inbox, labels
-from taskherd.domain.command_results import CommandAccepted, CommandRefused
+from taskherd.domain.command_results import INBOX_FULL, CommandAccepted, CommandRefused
 from taskherd.domain.commands import Create, Delete, Pause, Resume, Send, UpdateInput, UpdateLabels
 from taskherd.domain.handle_command import CommandContext, EarlierInput, TemplateVersionInfo, handle_command
 from taskherd.domain.reports import AgentState, JobStatus, Transition
 from taskherd.domain.request_values import RequestKind
-from taskherd.domain.task import OpenAgentRequest
+from taskherd.domain.task import Inbox, OpenAgentRequest
 from tests.harness.histories import NOON, TASK
 from tests.pure.domain.test_explain import folded, task_with
 from tests.pure.domain.test_fold import build, lifecycle, status
@@ -67,6 +67,20 @@ def test_an_input_for_a_busy_agent_is_queued() -> None:
     idle = active(status(AgentState.IDLE))
     in_flight = with_fields(idle, state=inbox.mark_sent(inbox.enqueue(idle.state), UUID(int=112)))
     assert accepted(in_flight, 113).queued
+
+
+@pytest.mark.parametrize("interrupt", [False, True])
+def test_a_limited_number_of_inputs_waits(*, interrupt: bool) -> None:
+    """Another one is refused, also one that steers, and interrupts nothing; one that was accepted is again."""
+    busy = active(status(AgentState.WORKING))
+    almost = with_fields(busy, state=with_fields(busy.state, inbox=Inbox(queued=inbox.MAX_QUEUED - 1)))
+    full = accepted(almost, 116).task
+    assert full.state.inbox.queued == inbox.MAX_QUEUED
+    command = with_fields(send(117), interrupt=interrupt)
+    assert handle_command(full, command, NOON, LENIENT) is INBOX_FULL
+    assert handle_command(full, command, NOON, STRICT) is INBOX_FULL
+    earlier = EarlierInput(TASK, command.input, ACTOR, queued=True)
+    assert accepted(full, 117, with_fields(LENIENT, earlier_inputs={command.command_id: earlier})).repeated
 
 
 def test_an_input_waits_for_a_question_that_is_not_known() -> None:
