@@ -18,6 +18,7 @@ AXE = Path(__file__).parent / "axe" / "axe.min.js.gz"
 AXE_SHA256 = "29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c"
 _RULES = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")
 SIGN_IN = "document.getElementById('token')"
+NEXT_FRAME = "new Promise((done) => requestAnimationFrame(() => done()))"
 _TOO_LATE = """
     const real = window.fetch;
     window.fetch = (path, options) => real(path, !String(path).includes("/tasks/watch") ? options
@@ -125,6 +126,12 @@ class Page:
             .map((each) => each.searchParams.get("q") ?? "")"""
         found: list[str] = await self.tab.evaluate(script)
         return found
+
+    async def until_reads(self, path: str, times: int = 1) -> None:
+        """Wait until the page has made so many requests as ``reads`` returns."""
+        async with asyncio.timeout(TIMEOUT):
+            while len(await self.reads(path)) < times:
+                await self.tab.evaluate(NEXT_FRAME)
 
     async def violations(self, *rules: str) -> list[str]:
         """Return what axe-core finds on the page, by these rules or all: each with the elements that break it."""

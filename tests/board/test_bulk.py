@@ -6,12 +6,11 @@ import uuid
 
 import pytest
 
-from tests.board.pages import Board, Page
+from tests.board.pages import NEXT_FRAME, Board, Page
 from tests.harness.worker import VERSION, make_report
 
 pytestmark = pytest.mark.timeout(240)  # a browser on a busy machine takes its time to start
 NAMES = "[...document.querySelectorAll('tbody tr .name')].map((name) => name.textContent).sort()"
-NEXT_FRAME = "new Promise((done) => requestAnimationFrame(() => done()))"
 NO_DIALOG = "!document.querySelector('dialog')"
 MANY = 60
 """More than a page of the list has."""
@@ -342,8 +341,7 @@ async def test_all_that_could_not_be_changed_are_there(board: Board) -> None:
     await page.sees("Show more: 20 are not shown", ".job")
     await page.tab.call("Fetch.enable", patterns=[{"urlPattern": "*/task-actions?*"}])  # held until disabled
     await page.go("/tasks?q=name:refuses")
-    while not await page.reads("/tasks?"):
-        await page.tab.evaluate(NEXT_FRAME)
+    await page.until_reads("/tasks?")
     await page.tab.evaluate(NEXT_FRAME)
     assert await page.tab.evaluate("document.querySelector('tbody')") is None
     await page.tab.call("Fetch.disable")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.board.pages import Board, Page
+from tests.board.pages import NEXT_FRAME, Board, Page
 from tests.harness.api import OTHER_VERSION
 from tests.harness.asking import asked
 from tests.harness.worker import VERSION, build_report, make_report
@@ -36,7 +36,6 @@ _SCROLLED = """
     history.replaceState({ entry: "here" }, "");
 """
 """Lets a page believe that somebody comes back to it, and records where it scrolls to."""
-_NEXT_FRAME = "new Promise((done) => requestAnimationFrame(() => done()))"
 HOSTILE = "<img src=x onerror=alert(1)> `code` </script>"
 
 
@@ -64,8 +63,8 @@ async def test_home_opens_with_one_answer(board: Board) -> None:
     await page.sees("Still reading", "section[aria-labelledby=running]")
     await page.tab.call("Page.addScriptToEvaluateOnNewDocument", source=_RECORDING)
     await page.go("/")
-    while len(asked := await page.tab.evaluate(_ASKED)) < 3:
-        await page.tab.evaluate(_NEXT_FRAME)
+    await page.becomes(f"{_ASKED}.length >= 3")
+    asked = await page.tab.evaluate(_ASKED)
     assert sorted(asked) == ["/api/v2/task-overview", "/api/v2/tasks/watch", "/api/v2/users/me"]
 
 
@@ -79,9 +78,8 @@ async def test_what_is_asked_before_the_scripts_are_there_is_used(board: Board, 
     await page.tab.call("Page.addScriptToEvaluateOnNewDocument", source=_RECORDING)
     await page.go("/")
     await page.sees("Asked early", "section[aria-labelledby=running]")
-    while len(found := await page.tab.evaluate("asked")) < 3:
-        await page.tab.evaluate(_NEXT_FRAME)
-    asked = [(early, path.partition("?")[0]) for early, path in found]
+    await page.becomes("asked.length >= 3")
+    asked = [(early, path.partition("?")[0]) for early, path in await page.tab.evaluate("asked")]
     early = [path.removeprefix("/api/v2") for is_early, path in asked if is_early]
     assert early == ["/users/me", "/task-overview"]
     assert [path for is_early, path in asked if not is_early] == ["/api/v2/tasks/watch"]
@@ -131,10 +129,9 @@ async def test_home_restores_its_scroll_position_once(board: Board) -> None:
     await page.tab.until(READY)
     await status(board, task["id"], "working", "Going on")
     await page.sees("Going on", "section[aria-labelledby=running]")
-    while not await page.reads("/task-totals"):
-        await page.tab.evaluate(_NEXT_FRAME)
+    await page.until_reads("/task-totals")
     for _ in range(3):
-        await page.tab.evaluate(_NEXT_FRAME)
+        await page.tab.evaluate(NEXT_FRAME)
     assert await page.tab.evaluate("scrolled") == [7]
 
 
@@ -529,8 +526,7 @@ async def test_what_was_deleted_while_home_was_read_stays_away(board: Board) -> 
     await page.tab.call("Fetch.enable", patterns=[{"urlPattern": "*/task-overview*", "requestStage": "Response"}])
     for task in tasks[:2]:  # so that there are too few rows, and all is read again
         await status(board, task["id"], "working", "Going on")
-    while (await page.tab.evaluate(_ASKED)).count("/api/v2/task-overview") < 2:
-        await page.tab.evaluate(_NEXT_FRAME)
+    await page.becomes(f"{_ASKED}.filter((each) => each === '/api/v2/task-overview').length >= 2")
     assert (await harness.carol.delete(f"/tasks/me/{tasks[2]['id']}")).status_code == 202
     await page.tab.until("!document.querySelector('.needs').innerText.includes('Queue as 02')")
     await page.tab.call("Fetch.disable")  # an answer of before the deletion

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.board.pages import Board
+from tests.board.pages import NEXT_FRAME, Board
 from tests.board.test_task import status
 from tests.harness.worker import make_report
 
 pytestmark = pytest.mark.timeout(180)  # a browser on a busy machine takes its time to start
-_NEXT_FRAME = "new Promise((done) => requestAnimationFrame(() => done()))"
 ROWS = "[...document.querySelectorAll('tbody tr .name')].map((name) => name.textContent)"
 
 
@@ -319,10 +318,9 @@ async def test_rows_stay_until_another_page_is_there(board: Board) -> None:
     assert await page.tab.evaluate(f"{_FIRST} && {ROWS}.length === 50")
     await page.tab.evaluate("hold = false")
     await page.tab.press(".")
-    while len(await page.reads("/tasks?")) < 3:
-        await page.tab.evaluate(_NEXT_FRAME)
+    await page.until_reads("/tasks?", 3)
     await page.tab.evaluate("release()")
-    await page.tab.evaluate(_NEXT_FRAME)
+    await page.tab.evaluate(NEXT_FRAME)
     assert await page.tab.evaluate(f"{_FIRST} && {ROWS}.join()") == ",".join(first)
     await page.tab.call("Network.enable")
     await page.tab.call("Network.setBlockedURLs", urls=["*after=*"])
@@ -385,9 +383,8 @@ async def test_many_are_changed_at_once_and_those_that_could_not_are_named(board
     await page.click(".job button", "Dismiss")
     await page.tab.call("Page.reload")
     await page.tab.until("document.querySelector('tbody tr')")
-    while not await page.reads("/task-actions?"):
-        await page.tab.evaluate(_NEXT_FRAME)
-    await page.tab.evaluate(_NEXT_FRAME)
+    await page.until_reads("/task-actions?")
+    await page.tab.evaluate(NEXT_FRAME)
     assert await page.tab.evaluate("document.querySelector('.job')") is None
     await page.tab.until("!document.querySelector('.job')")
     assert page.tab.errors == []
