@@ -214,6 +214,44 @@ async def test_a_message_that_a_proxy_has_answered_is_not_lost(board: Board) -> 
     assert page.tab.errors == []
 
 
+_IMPATIENT = """
+    const within = AbortSignal.timeout.bind(AbortSignal);
+    window.impatient = true;
+    AbortSignal.timeout = (ms) => within(impatient && ms === 30_000 ? 300 : ms);
+    const real = fetch; window.keys = [];
+    window.fetch = (path, options) => {
+        if (String(path).endsWith('/send')) keys.push(options.headers['Idempotency-Key']);
+        return real(path, options);
+    }
+"""
+"""Has a page give up the answer to a write much sooner while ``impatient``; the keys of messages are in ``keys``."""
+
+
+async def test_an_answer_to_a_message_that_never_comes_is_given_up(board: Board) -> None:
+    """The page says so, what was written stays, and it is sent with the same key."""
+    task_id = (await board.harness.active(name="silent", display_name="No answer"))["id"]
+    await status(board, task_id, "idle", "Ready")
+    page = await board.open("/new")
+    await page.tab.call("Page.addScriptToEvaluateOnNewDocument", source=_IMPATIENT)
+    await page.go("/tasks/alice/silent")
+    await page.tab.until("document.querySelector('.page.task[data-ready]')")
+    await page.tab.call("Fetch.enable", patterns=[{"urlPattern": "*/send"}])  # held until disabled
+    await page.tab.press("m")
+    await page.tab.until("document.activeElement.name === 'input'")
+    await page.tab.type("Into the silence")
+    await page.sees("The server cannot be reached.", ".toast.bad")
+    assert await page.tab.evaluate("document.querySelector('.composer textarea').value") == "Into the silence"
+    await page.tab.evaluate("impatient = false")
+    await page.tab.call("Fetch.disable")
+    await page.tab.press("Enter")
+    await page.tab.until("document.querySelector('.composer textarea').value === ''")
+    keys = await page.tab.evaluate("keys")
+    assert (len(keys), len(set(keys))) == (3, 1)  # each attempt without an answer is repeated once
+    actions = (await board.harness.alice.get("/tasks/me/silent/events")).json()["actions"]
+    assert [each["input"] for each in actions] == ["Into the silence"]
+    assert page.tab.errors == []
+
+
 POSITIONS = """window.real = fetch, window.named = [];
 window.fetch = async (path, options) => {
     named.push([options.method, options.headers['X-Taskherd-LSN'] || '']);

@@ -5,6 +5,7 @@ import * as session from "./session.js";
 const BASE = "/api/v2";
 const MAX_CACHED = 60;
 const LONGEST = 20_000; // milliseconds after which the answer to a read is not waited for any more
+const LONGEST_WRITE = 30_000; // the same of a write, for which the API waits up to TASKHERD_API_COMMAND_TIMEOUT
 const UNREACHABLE = "The server cannot be reached.";
 const CHECK = "Check the connection, then try again.";
 const FOREIGN = "The answer is not from taskherd.";
@@ -172,7 +173,7 @@ function attempt(handle) {
  */
 async function request(method, path, { signal, headers = {}, body, stream = false }) {
   const early = method === "GET" && begun.get(path);
-  const stop = method === "GET" && !stream ? within(signal) : signal;
+  const stop = stream ? signal : within(method === "GET" ? LONGEST : LONGEST_WRITE, signal);
   const token = early ? early.token : session.token(), user = session.user();
   let response, text, value;
   try {
@@ -209,11 +210,12 @@ async function request(method, path, { signal, headers = {}, body, stream = fals
 }
 
 /**
- * Return a signal that aborts with this one, or once an answer has taken too long.
+ * Return a signal that aborts with this one, or once an answer has taken so many milliseconds.
+ * @param {number} longest
  * @param {AbortSignal} [signal]
  */
-function within(signal) {
-  const limit = AbortSignal.timeout(LONGEST);
+function within(longest, signal) {
+  const limit = AbortSignal.timeout(longest);
   return signal ? AbortSignal.any([signal, limit]) : limit;
 }
 
