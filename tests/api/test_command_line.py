@@ -297,6 +297,22 @@ async def test_the_last_state_of_an_agent_that_ended_is_awaited(
     assert (await shell.code("wait", "w", "--until", "idle", "--timeout", "60s"))[0] == 3
 
 
+async def test_wait_ends_if_the_agent_ends_before_it_is_ready(api_harness: ApiHarness) -> None:
+    """Such a task stays ``initializing``, although nothing starts any more; ``logs -f`` ends, too."""
+    task = uuid.UUID((await api_harness.create(name="w"))["id"])
+    shell = Shell(api_harness)
+    await api_harness.worker.report(
+        build_report(task, 1, "start", "succeeded", agent_id=str(uuid.uuid4()), runner="r1"),
+        make_report("agent.lifecycle", task, lifecycle="starting"),
+        make_report("agent.exit", task, why="exited", status=0),
+    )
+    code, stderr = await shell.code("wait", "w", "--timeout", "60s")
+    assert (code, "the agent exited with status 0" in stderr) == (3, True)
+    assert api_harness.worker.document(task)["status"] == "initializing"
+    assert (await shell.code("logs", "w", "-f"))[0] == 0
+    assert (await shell.code("resume", "w"))[0] == 0
+
+
 async def test_wait_ends_when_the_agent_is_lost(start_api: StartApi) -> None:
     """Though no report says so, and the state that it reported stands."""
     async with start_api(agent_lost_after=1) as api_harness:

@@ -280,9 +280,16 @@ def _long_poll(client: Client, path: tuple[str, ...], until: Iterable[str], wait
 
 
 def _starts_again(client: Client, path: tuple[str, ...]) -> bool:
-    """Return whether the agent will be started again without anybody asking for it, or a start is in progress."""
+    """Return whether the agent will be started again without anybody asking for it, or a start is in progress.
+
+    A task whose agent ended, or was lost, before it was ready has the status of one that starts.
+    """
     body = client.request("GET", *path, "explain").body
-    return body["restart_at"] is not None or body["status"]["value"] in STARTING
+    if body["restart_at"] is not None:
+        return True
+    health = body["health"]["value"] or {}
+    is_gone = body["agent_exit"]["value"] is not None or health.get("reason") == LOST
+    return body["status"]["value"] in STARTING and not is_gone
 
 
 def explain(client: Client, task: str) -> Mapping[str, Any]:
