@@ -109,6 +109,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="measure little, within two minutes")
     parser.add_argument("--reports", type=int, metavar="N", help="reports in the queue (100000; with --quick 20000)")
+    parser.add_argument("--tasks", type=int, metavar="N", default=10_000, help="compare: number of tasks (10000)")
     parser.add_argument("--rounds", type=int, metavar="N", default=3, help="rounds of each row, at least 3")
     parser.add_argument("--write", action=argparse.BooleanOptionalAction, help="write the results (unless --quick)")
     parser.add_argument("--arrays", action="store_true", help="profile: send reports in arrays of 100")
@@ -130,6 +131,7 @@ async def run(arguments: argparse.Namespace) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     options = Options(
         reports=arguments.reports or (20_000 if arguments.quick else 100_000),
+        tasks=arguments.tasks,
         rounds=arguments.rounds,
         quick=arguments.quick,
         arrays=arguments.arrays,

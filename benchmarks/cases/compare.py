@@ -19,7 +19,7 @@ THIS_CHECKOUT = Path(__file__).parents[2]
 
 
 async def measure(run: Run) -> str:
-    """Compare CPU per report and rate of both checkouts, with single reports and with arrays.
+    """Compare CPU per report, rate and memory of both checkouts, with single reports and with arrays.
 
     The other checkout runs in this one's virtual environment.
     """
@@ -29,8 +29,8 @@ async def measure(run: Run) -> str:
         "| workload | measured | other checkout | this one | median ratio of pairs (range) |",
         "|---|---|---:|---:|---:|",
     ]
-    reports = run.options.reports
-    for work in (Workload(10_000, reports), Workload(10_000, 2 * reports, arrays=True)):
+    reports, tasks = run.options.reports, run.options.tasks
+    for work in (Workload(tasks, reports), Workload(tasks, 2 * reports, arrays=True)):
         run.log(work.description)
         pairs = [
             await _pair(run.services, work, checkout, this_first=bool(number % 2))
@@ -39,7 +39,9 @@ async def measure(run: Run) -> str:
         shape = "in arrays of 100" if work.arrays else "one report per message"
         lines.append(f"| {shape} | CPU, µs per report | {_cells([(old.cpu, new.cpu) for old, new in pairs])} |")
         lines.append(f"| {shape} | reports/s | {_cells([(old.rate, new.rate) for old, new in pairs])} |")
-        run.log("\n".join(lines[-2:]))
+        memory = [(old.resident / 2**20, new.resident / 2**20) for old, new in pairs]
+        lines.append(f"| {shape} | memory, MiB | {_cells(memory)} |")
+        run.log("\n".join(lines[-3:]))
     return "\n".join(lines)
 
 

@@ -15,9 +15,10 @@ MIN_ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The command line. ``reports``: how many reports wait in the queue."""
+    """The command line. ``reports``: how many reports wait in the queue; ``tasks``: of how many tasks."""
 
     reports: int
+    tasks: int
     rounds: int
     quick: bool
     arrays: bool

@@ -241,6 +241,18 @@ async def test_what_a_worker_that_stops_cannot_save_is_left(outside: Outside) ->
     assert (outside.buffer.acked, outside.probed, outside.letters) == ([], [], [])
 
 
+async def test_a_probe_after_what_a_worker_that_stops_cannot_save_is_left(outside: Outside) -> None:
+    """Its reply would say that what came before it is saved. What is saved is acknowledged."""
+    await sizes(outside, *(about(tag, *range(10 * tag, 10 * tag + 10)) for tag in range(3)))
+    outside.buffer.acked.clear()
+    outside.failing = {1: Unavailable("no database")}
+    outside.stopping.set()
+    await outside.handle(about(1, *range(20)), about(2, *range(20, 40)), Message(BODY, 3), limit=20)
+    assert (outside.buffer.acked, outside.probed) == ([2], [])
+    await outside.handle(delivery(4, status(2)), Message(BODY, 5))
+    assert (outside.buffer.acked, outside.probed) == ([2, 4], [])
+
+
 async def test_a_batch_is_acknowledged_after_the_one_before(outside: Outside, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even if it was saved sooner, so that a probe in it says that all before it is saved."""
     saved = asyncio.Event()
@@ -264,6 +276,73 @@ async def test_a_batch_is_acknowledged_after_the_one_before(outside: Outside, mo
     await asyncio.wait_for(running, 20)
 
 
+def about(tag: int, *numbers: int) -> Message:
+    """Return a delivery of an array of reports about the tasks with these numbers."""
+    return delivery(tag, [status(number) for number in numbers])
+
+
+async def sizes(outside: Outside, *deliveries: Message) -> list[int]:
+    """Return the numbers of reports in the batches of some deliveries that are taken at once, up to 20 at a time."""
+    outside.batches.clear()
+    await outside.handle(*deliveries, limit=20)
+    return [len(numbers) for numbers, _ in outside.batches]
+
+
+async def test_a_batch_ends_with_the_delivery_that_fills_it_with_tasks(outside: Outside) -> None:
+    """While deliveries are about different tasks, as those that were taken before; at first that is not known."""
+    different = [about(tag, *range(10 * tag, 10 * tag + 9)) for tag in range(7)]
+    assert await sizes(outside, *different) == [63]
+    assert await sizes(outside, *different) == [27, 27, 9]
+    assert outside.buffer.acked == [*range(7)] * 2
+    assert await sizes(outside, about(1, *range(20)), about(2, 1)) == [20, 1]
+    assert await sizes(outside, about(1, *range(19)), about(2, *range(5))) == [24]
+    assert await sizes(outside, about(1, *range(50)), about(2, 1)) == [50, 1]
+
+
+async def test_a_batch_of_deliveries_that_repeat_their_tasks_has_any_number(outside: Outside) -> None:
+    """The further reports of a task cost little. Takes of few tasks say nothing of the others."""
+    different = [about(tag, *range(10 * tag, 10 * tag + 10)) for tag in range(3)]
+    repeated = [about(tag, *range(15 * (tag % 2), 15 * (tag % 2) + 15)) for tag in range(4)]
+    assert await sizes(outside, *different) == [30]
+    assert await sizes(outside, *repeated) == [30, 30]
+    assert await sizes(outside, *repeated) == [60]
+    assert await sizes(outside, about(1, 1), about(2, 2)) == [2]
+    assert await sizes(outside, *repeated) == [60]
+    assert await sizes(outside, *different) == [30]
+    assert await sizes(outside, *different) == [20, 10]
+
+
+async def test_the_reports_of_a_task_in_one_delivery_count_once(outside: Outside) -> None:
+    """They share a batch in any case."""
+    numbers = [[10 * tag + number % 10 for number in range(50)] for tag in range(3)]
+    deliveries = [about(tag, *tasks) for tag, tasks in enumerate(numbers)]
+    assert await sizes(outside, *deliveries) == [150]
+    assert await sizes(outside, *deliveries) == [100, 50]
+
+
+async def test_a_batch_that_waits_to_be_decoded_counts(outside: Outside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its deliveries are taken, so a worker that stops has to wait for them."""
+    await sizes(outside, *(about(tag, *range(10 * tag, 10 * tag + 10)) for tag in range(3)))
+    saving = asyncio.Event()
+    reconcile = outside.reconcile
+
+    async def slow(context: WorkerContext, batch: Batch, now: datetime) -> BatchResult:
+        await saving.wait()
+        return await reconcile(context, batch, now)
+
+    monkeypatch.setattr(report_consumer, "reconcile", slow)
+    running = asyncio.create_task(outside.consumer.run(20, 1))
+    outside.buffer.put(*(about(tag, *range(20 * tag, 20 * tag + 20)) for tag in range(4)))
+    await until(lambda: not outside.buffer.deliveries)
+    assert outside.consumer.in_flight == 4
+    saving.set()
+    await until(lambda: outside.consumer.in_flight == 0)
+    assert outside.buffer.acked[-4:] == [0, 1, 2, 3]
+    outside.buffer.stopped = True
+    outside.buffer.changed.set()
+    await asyncio.wait_for(running, 20)
+
+
 async def test_some_tasks_of_a_batch_are_logged(outside: Outside) -> None:
     """The first five."""
     with capture_logs() as logged:
@@ -278,5 +357,5 @@ def test_possible_poison_runs_alone() -> None:
     poison._properties.headers = {"x-delivery-count": 3}
     assert poison.possible_poison
     for deliveries, alone in (([delivery(1, [])], False), ([delivery(1, []), poison], True), ([poison], True)):
-        footprint = DecodedBatch(deliveries).footprint
+        footprint = DecodedBatch([*deliveries]).footprint
         assert (footprint.size, footprint.alone, footprint.tasks) == (len(deliveries), alone, frozenset())

@@ -269,7 +269,13 @@ class Settings(BaseSettings):
         "paused or deleted, or its agent has ended; 0: unlimited.",
     )
 
-    batch_most: int = Field(1000, ge=1, le=10_000, description="Maximum number of report deliveries in one batch.")
+    batch_most: int = Field(
+        1000,
+        ge=1,
+        le=10_000,
+        description="Maximum number of report deliveries in one batch; also of tasks, or a little more, while the "
+        "deliveries are about different ones.",
+    )
     batch_wait: Seconds = Field(
         0.0,
         ge=0,

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import structlog
 
@@ -34,9 +35,10 @@ from taskherd.worker.dead_letters import untrusted_sender
 from taskherd.worker.probe import is_probe
 from taskherd.worker.reconcile import reconcile
 from taskherd.worker.sender_pools import NO_POOL
+from taskherd.worker.task_limit import TaskLimit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from taskherd.broker.consumer import Consumer
     from taskherd.broker.delivery import Delivery
@@ -65,21 +67,24 @@ MAX_LOGGED = 5
 class DecodedBatch:
     """The reports in some deliveries, each with its delivery and array index; the invalid elements; the probes.
 
-    ``pools`` has the pools of each report's sender; it is empty if senders are not checked.
+    ``pools`` has the pools of each report's sender; it is empty if senders are not checked. ``mentions`` is the sum of
+    the numbers of different tasks in each delivery.
     """
 
-    deliveries: Sequence[Delivery]
+    deliveries: list[Delivery] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)
     origins: list[tuple[Delivery, int | None]] = field(default_factory=list)
     pools: list[Pools] = field(default_factory=list)
     invalid: list[tuple[Delivery, InvalidMessage]] = field(default_factory=list)
     probes: list[Delivery] = field(default_factory=list)
+    tasks: set[UUID] = field(default_factory=set)
+    mentions: int = 0
 
     @property
     def footprint(self) -> BatchFootprint:
         """The tasks and the number of deliveries of this batch; one with possible poison runs alone."""
-        tasks = frozenset([report.task_id for report in self.reports])
-        return BatchFootprint(tasks, len(self.deliveries), alone=any(each.possible_poison for each in self.deliveries))
+        alone = any(each.possible_poison for each in self.deliveries)
+        return BatchFootprint(frozenset(self.tasks), len(self.deliveries), alone=alone)
 
     @property
     def traces(self) -> list[Carrier]:
@@ -97,19 +102,23 @@ class ReportConsumer:
         self._relay = relay
         self._probe = probe
         self._scheduler: BatchScheduler | None = None
+        self._taken = 0
+        self._has_abandoned = False
         self._received_until = MIN_TIME
+        self._task_limit = TaskLimit()
         self._pace = pacing.Pace(monotonic)
         self._bisection = Bisection(context)
         self._dead_letters = DeadLetterSender(consumer, context)
 
     @property
     def in_flight(self) -> int:
-        """Number of deliveries that are being processed."""
-        return self._scheduler.in_flight if self._scheduler else 0
+        """Number of deliveries that were taken and are not processed yet."""
+        return self._taken + (self._scheduler.in_flight if self._scheduler else 0)
 
     async def run(self, limit: int, wait: float) -> None:
         """Process batches of up to ``limit`` deliveries until consuming has stopped and the buffer is empty.
 
+        While reports are about different tasks, a batch also ends with the delivery that brings it to ``limit`` tasks.
         ``wait`` is the time in seconds that a batch may take to fill; 0: as ``pacing`` says.
         """
         async with self._dead_letters.sending(), asyncio.TaskGroup() as group:
@@ -124,10 +133,16 @@ class ReportConsumer:
         else:
             deliveries = await self._consumer.next_batch(limit, self._pace.wait(self._consumer.buffered), pacing.ENOUGH)
         self._pace.note(len(deliveries))
+        self._taken = len(deliveries)
+        mentions, tasks = 0, set[UUID]()
         for part in isolate_possible_poison(deliveries):
             self._context.failpoint(Failpoint.RECEIVE)
-            decoded = self._decode(part)
-            await scheduler.submit(decoded.footprint, partial(self._process, decoded))
+            for decoded in self._decode(part, self._task_limit.limit(limit)):
+                mentions += decoded.mentions
+                tasks |= decoded.tasks
+                await scheduler.submit(decoded.footprint, partial(self._process, decoded))
+                self._taken -= len(decoded.deliveries)
+        self._task_limit.note(mentions, len(tasks), limit)
         return len(deliveries)
 
     async def _process(self, decoded: DecodedBatch, previous: asyncio.Task[None] | None) -> None:
@@ -139,11 +154,15 @@ class ReportConsumer:
         except Unavailable as error:
             reason = str(error)
             log.warning("batch abandoned, the broker redelivers it", deliveries=len(decoded.deliveries), reason=reason)
+            self._has_abandoned = True
             return
         if previous is not None and not previous.done():
             await asyncio.wait({previous})
         rejected = _rejected(decoded, outcomes)
         waiting = {id(delivery) for delivery, _ in rejected}
+        if self._has_abandoned:  # a reply would say that what was abandoned is saved
+            waiting.update(map(id, decoded.probes))
+            decoded.probes.clear()
         acked = await self._consumer.ack([each for each in decoded.deliveries if id(each) not in waiting])
         self._context.failpoint(Failpoint.POST_ACK)
         for delivery in decoded.probes:
@@ -158,35 +177,51 @@ class ReportConsumer:
         )
         await self._dead_letters.add(rejected)
 
-    def _decode(self, deliveries: Sequence[Delivery]) -> DecodedBatch:
-        now = max(self._context.now(), self._received_until)
-        decoded = DecodedBatch(deliveries)
-        senders = self._context.senders
+    def _decode(self, deliveries: Sequence[Delivery], max_tasks: int | None) -> Iterator[DecodedBatch]:
+        """Yield the deliveries as batches; each but the last ends with the delivery that brings it to ``max_tasks``."""
+        decoded = self._begin_batch()
         for delivery in deliveries:
-            if delivery.redelivered:
-                self._context.metrics.redeliveries.inc()
-            if is_probe(delivery):
-                decoded.probes.append(delivery)
+            if max_tasks is not None and len(decoded.tasks) >= max_tasks:
+                yield decoded
+                decoded = self._begin_batch()
+            self._decode_delivery(delivery, decoded)
+        yield decoded
+
+    def _begin_batch(self) -> DecodedBatch:
+        self._received_until = max(self._context.now(), self._received_until)
+        return DecodedBatch()
+
+    def _decode_delivery(self, delivery: Delivery, decoded: DecodedBatch) -> None:
+        """Add a delivery and what it contains to ``decoded``."""
+        decoded.deliveries.append(delivery)
+        if delivery.redelivered:
+            self._context.metrics.redeliveries.inc()
+        if is_probe(delivery):
+            decoded.probes.append(delivery)
+            return
+        senders = self._context.senders
+        pools = senders.pools_of(delivery)
+        if pools == NO_POOL:
+            decoded.invalid.append((delivery, untrusted_sender(delivery, "TASKHERD_REPORT_SENDERS")))
+            return
+        elements = decode_reports(delivery.body, self._received_until, delivery.original_length)
+        self._received_until += len(elements) * SEQ_STEP  # so that reports without a seq keep the order received
+        single = not delivery.body.lstrip().startswith(b"[")
+        tasks = []
+        for index, element in enumerate(elements):
+            if isinstance(element, InvalidMessage):
+                decoded.invalid.append((delivery, element))
                 continue
-            pools = senders.pools_of(delivery)
-            if pools == NO_POOL:
-                decoded.invalid.append((delivery, untrusted_sender(delivery, "TASKHERD_REPORT_SENDERS")))
-                continue
-            elements = decode_reports(delivery.body, now, delivery.original_length)
-            now += len(elements) * SEQ_STEP  # so that reports without a seq keep the order received
-            single = not delivery.body.lstrip().startswith(b"[")
-            for index, element in enumerate(elements):
-                if isinstance(element, InvalidMessage):
-                    decoded.invalid.append((delivery, element))
-                else:
-                    decoded.reports.append(element.report)
-                    decoded.origins.append((delivery, None if single else index))
-                    if senders.restricted:
-                        decoded.pools.append(pools)
-                    for change, count in element.sanitize_counts.items():
-                        self._context.metrics.texts_cleaned.labels(change).inc(count)
-        self._received_until = now
-        return decoded
+            tasks.append(element.report.task_id)
+            decoded.reports.append(element.report)
+            decoded.origins.append((delivery, None if single else index))
+            if senders.restricted:
+                decoded.pools.append(pools)
+            for change, count in element.sanitize_counts.items():
+                self._context.metrics.texts_cleaned.labels(change).inc(count)
+        different: Collection[UUID] = tasks if single else set(tasks)
+        decoded.tasks.update(different)
+        decoded.mentions += len(different)
 
     async def _reconcile(self, reports: Sequence[Report], pools: Sequence[Pools]) -> list[ReportOutcome]:
         """Reconcile reports and return their outcomes."""

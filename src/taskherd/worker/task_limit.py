@@ -1,0 +1,34 @@
+"""Whether a batch of reports is limited by its number of tasks.
+
+What a task costs grows with the number of tasks in the batch: the documents of a few thousand tasks outgrow the
+processor's caches and are collected late. Arrays of 100 reports bring so many deliveries' worth of tasks that a batch
+limited by its deliveries has thousands. But the second report of a task in a batch is nearly free, so where reports
+repeat their tasks a larger batch costs less (docs/adr/0061).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+REPEATED_FROM: Final = 1.3
+"""The number of deliveries per task, each counted once for each of its tasks, above which batches are not limited."""
+
+
+class TaskLimit:
+    """Whether batches are limited, as the deliveries of the last ones were."""
+
+    def __init__(self) -> None:
+        self._repeats = True
+
+    def limit(self, most: int) -> int | None:
+        """Return ``most`` while deliveries are about different tasks; None if a batch may have any number of tasks."""
+        return None if self._repeats else most
+
+    def note(self, mentions: int, tasks: int, most: int) -> None:
+        """Note deliveries that were taken at once, with so many different tasks.
+
+        ``mentions`` is the sum of the numbers of different tasks in each delivery. Fewer than ``most`` tasks, which no
+        limit divides, say nothing.
+        """
+        if tasks >= most:
+            self._repeats = mentions > REPEATED_FROM * tasks
