@@ -1,17 +1,17 @@
 """Whether a batch of reports is limited by its number of tasks.
 
 What a task costs grows with the number of tasks in the batch: the documents of a few thousand tasks outgrow the
-processor's caches and are collected late. Arrays of 100 reports bring so many deliveries' worth of tasks that a batch
-limited by its deliveries has thousands. But the second report of a task in a batch is nearly free, so where reports
-repeat their tasks a larger batch costs less (docs/adr/0061).
+processor's caches and are collected late. A batch that is limited only by its number of deliveries has as many, if they
+are arrays. But the second report of a task in a batch is nearly free, so where reports repeat their tasks a larger
+batch costs less (docs/adr/0061).
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-REPEATED_FROM: Final = 1.3
-"""The number of deliveries per task, each counted once for each of its tasks, above which batches are not limited."""
+MAX_DELIVERIES_PER_TASK: Final = 1.3
+"""Up to so many deliveries per task, each counted once for each of its tasks, batches are limited."""
 
 
 class TaskLimit:
@@ -31,4 +31,4 @@ class TaskLimit:
         limit divides, say nothing.
         """
         if tasks >= most:
-            self._repeats = mentions > REPEATED_FROM * tasks
+            self._repeats = mentions > MAX_DELIVERIES_PER_TASK * tasks
